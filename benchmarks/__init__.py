@@ -1,0 +1,1 @@
+"""Speed claims, measured: each module compares its contenders in one run."""

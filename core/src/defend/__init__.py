@@ -1,0 +1,68 @@
+"""`defend`: defends image classifiers against adversarial examples, and tells the truth about how well.
+
+Names are imported when first used, so that `import defend` (and the command line's `--help`) does
+not wait for torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from defend.errors import DefendError
+from defend.hookspecs import hookimpl
+from defend.options import option, options
+from defend.stages import Paper, StageSpec, Task
+from defend.values import Report, RunConfig, Verdict
+
+if TYPE_CHECKING:
+    from defend.attacks.host import craft
+    from defend.attacks.target import Target
+    from defend.build import load_defence as load
+    from defend.build import open_dataset as dataset
+    from defend.defence import Defence
+    from defend.runner import run
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Defence",
+    "DefendError",
+    "Paper",
+    "Report",
+    "RunConfig",
+    "StageSpec",
+    "Target",
+    "Task",
+    "Verdict",
+    "craft",
+    "dataset",
+    "hookimpl",
+    "load",
+    "option",
+    "options",
+    "run",
+]
+
+_LAZY = {
+    "Defence": ("defend.defence", "Defence"),
+    "Target": ("defend.attacks.target", "Target"),
+    "craft": ("defend.attacks.host", "craft"),
+    "dataset": ("defend.build", "open_dataset"),
+    "load": ("defend.build", "load_defence"),
+    "run": ("defend.runner", "run"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'defend' has no attribute {name!r}")
+    import importlib
+
+    module, attribute = _LAZY[name]
+    value = getattr(importlib.import_module(module), attribute)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,139 @@
+"""Many gradients within an L-inf ball: BIM and PGD."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from defend.attacks.goals import Goal, choose_goal, sign_step
+from defend.attacks.host import project_linf
+from defend.attacks.options import BimOptions, PgdOptions, bim_steps
+from defend.attacks.target import Objective, Target, cross_entropy
+from defend.randomness import keyed, uniform_like
+
+
+def climb_linf(
+    target: Target,
+    images: Tensor,
+    start: Tensor,
+    goal: Goal,
+    *,
+    eps: Tensor,
+    keys: Tensor,
+    steps: int,
+    step_size: Tensor,
+    early_stop: bool = True,
+    objective: Objective = cross_entropy,
+    stream: str = "climb",
+) -> Tensor:
+    """Take `steps` projected sign steps from `start`, at most eps [B] from `images`.
+
+    With `early_stop`, an image is left as it is from the first iterate that reaches the goal: the
+    logits of the gradient's own forward pass tell, so it costs nothing. The result is where the last
+    step ended, which has not been queried.
+    """
+    early_stop = early_stop and not target.random
+    compact_every = target.compact_every or (1 if images.device.type == "cpu" else max(steps // 4, 1))
+    result = start.clone()
+    place = torch.arange(len(images), device=images.device)
+    current, origin, budget, size, identity = start, images, eps, step_size, keys
+    for step in range(steps):
+        slope = target.slope(current, goal.labels, identity, f"{stream}/{step}", objective)
+        moved = project_linf(current + sign_step(slope.gradient, goal, size), origin, budget)
+        if not early_stop:
+            current = moved
+            continue
+        fooled = goal.reached(slope.logits)
+        if target.precision is not None:
+            fooled = _recheck(fooled, target, goal, current, identity, f"{stream}/{step}")
+        current = torch.where(fooled.view(-1, 1, 1, 1), current, moved)
+        if (step + 1) % compact_every == 0 and step + 1 < steps:
+            result[place] = current
+            keep = (~fooled).nonzero()[:, 0]
+            if len(keep) == 0:
+                return result
+            if len(keep) < len(place):
+                place, current, origin, goal = place[keep], current[keep], origin[keep], goal.part(keep)
+                budget, size, identity = budget[keep], size[keep], identity[keep]
+    result[place] = current
+    return result
+
+
+def _recheck(fooled: Tensor, target: Target, goal: Goal, images: Tensor, keys: Tensor, step: str) -> Tensor:
+    """Confirm in full precision what looks fooled in reduced: the judge may still get a few of them right."""
+    maybe = fooled.nonzero()[:, 0]
+    if len(maybe) == 0:
+        return fooled
+    certain = goal.part(maybe).reached(target.logits(images[maybe], keys[maybe], step))
+    return fooled.index_copy(0, maybe, certain)
+
+
+class Bim:
+    """The basic iterative method (Kurakin et al. 2017): no random start."""
+
+    norm = "linf"
+
+    def __init__(self, config: BimOptions) -> None:
+        self._config = config
+
+    def __call__(self, target: Target, images: Tensor, labels: Tensor, *, eps: Tensor, keys: Tensor) -> Tensor:
+        """See `defend.stages.Attack`."""
+        config = self._config
+        goal = choose_goal(config, target, images, labels, keys)
+        size = eps / 10 if config.step_size is None else torch.full_like(eps, config.step_size)
+        steps = [config.steps or bim_steps(*pair) for pair in zip(eps.tolist(), size.tolist(), strict=True)]
+        result = images.clone()
+        for count in sorted(set(steps)):  # one value, unless the budgets differ from image to image
+            some = torch.tensor([own == count for own in steps], device=images.device).nonzero()[:, 0]
+            result[some] = climb_linf(
+                target, images[some], images[some], goal.part(some),
+                eps=eps[some], keys=keys[some], steps=count, step_size=size[some], early_stop=config.early_stop,
+            )  # fmt: skip
+        return result
+
+
+class Pgd:
+    """Projected gradient descent (Madry et al. 2018): random start, restarts."""
+
+    norm = "linf"
+
+    def __init__(self, config: PgdOptions, objective: Objective = cross_entropy, judged: bool = True) -> None:
+        """`judged` is False where the objective's logits are not the target's own, so they decide no success."""
+        self._config, self._objective, self._judged = config, objective, judged
+
+    def __call__(self, target: Target, images: Tensor, labels: Tensor, *, eps: Tensor, keys: Tensor) -> Tensor:
+        """See `defend.stages.Attack`."""
+        config = self._config
+        goal = choose_goal(config, target, images, labels, keys)
+        size = 2.5 * eps / config.steps if config.step_size is None else torch.full_like(eps, config.step_size)
+        best = images
+        open_cases = torch.arange(len(images), device=images.device)
+        for restart in range(config.restarts):
+            some, budget, identity, aim = images[open_cases], eps[open_cases], keys[open_cases], goal.part(open_cases)
+            start = some
+            if config.random_start:
+                with keyed(identity, seed=target.seed, stream=f"pgd/start/{restart}"):
+                    start = some + uniform_like(some, -1, 1) * budget.view(-1, 1, 1, 1)
+                start = project_linf(start, some, budget)
+            found = climb_linf(
+                target, some, start, aim,
+                eps=budget, keys=identity, steps=config.steps, step_size=size[open_cases],
+                early_stop=config.early_stop and self._judged, objective=self._objective, stream=f"pgd/{restart}",
+            )  # fmt: skip
+            best = best.index_copy(0, open_cases, found)
+            if restart + 1 < config.restarts:
+                fooled = aim.reached(target.logits(found, identity, f"pgd/judge/{restart}"))
+                open_cases = open_cases[~fooled]
+                if len(open_cases) == 0:
+                    break
+        return best
+
+
+def bim(config: BimOptions) -> Bim:
+    """Build BIM."""
+    return Bim(config)
+
+
+def pgd(config: PgdOptions) -> Pgd:
+    """Build PGD."""
+    return Pgd(config)

@@ -1,0 +1,79 @@
+"""Options of the built-in attacks. Imports no torch."""
+
+from __future__ import annotations
+
+import math
+
+from defend.options import option, options
+
+
+@options
+class GoalOptions:
+    """Options that every attack with a gradient shares."""
+
+    labels: str = option(
+        "true", help="labels the gradient is taken for; predicted ones leak nothing", choices=("true", "predicted")
+    )
+    target: str = option(
+        "none",
+        help="none (untargeted), next (label + 1), least_likely (by the target's own logits)",
+        choices=("none", "next", "least_likely"),
+    )
+
+
+@options
+class FgsmOptions(GoalOptions):
+    """Options of `fgsm`."""
+
+
+@options
+class RfgsmOptions(GoalOptions):
+    """Options of `rfgsm`."""
+
+    variant: str = option("tramer", help="tramer, or apudae as paper 001's code does", choices=("tramer", "apudae"))
+    share: float = option(0.5, help="tramer: the random step as a share of eps", at_least=0, at_most=1)
+    random_step: float = option(2 / 255, help="apudae: bound of the uniform random step", at_least=0, at_most=1)
+    strict_code: bool = option(False, help="apudae: leave the total at eps + random_step, as its code does")
+
+
+@options
+class IteratedOptions(GoalOptions):
+    """Options that the iterated L-inf attacks share."""
+
+    step_size: float | None = option(None, help="size of a step (None: chosen from eps)", at_least=0, at_most=1)
+    early_stop: bool = option(True, help="stop attacking an image once it is fooled (never against a random defence)")
+
+
+@options
+class BimOptions(IteratedOptions):
+    """Options of `bim`: step_size None means eps/10."""
+
+    steps: int | None = option(None, help="steps (None: floor(2 eps / step_size + 2), paper 001)", at_least=1)
+
+
+@options
+class PgdOptions(IteratedOptions):
+    """Options of `pgd`: step_size None means 2.5 eps / steps (Madry et al. 2018)."""
+
+    steps: int = option(20, help="steps", at_least=1)
+    restarts: int = option(1, help="random starts; an image counts as fooled if any start fools it", at_least=1)
+    random_start: bool = option(True, help="start at a uniform point of the eps-ball")
+
+
+@options
+class CwOptions(GoalOptions):
+    """Options of `cw`. DeepRobust's MNIST setting, which paper 001 cites: 1,000 steps, lr 5e-3, confidence 1e-4."""
+
+    clip: str = option(
+        "linf", help="linf: the result clipped to eps, as paper 001 reports; none: minimal L2", choices=("linf", "none")
+    )
+    steps: int = option(100, help="Adam steps for each constant", at_least=1)
+    binary_search_steps: int = option(5, help="how many constants are tried", at_least=1)
+    initial_const: float = option(1e-2, help="the first constant", at_least=0)
+    confidence: float = option(0.0, help="margin by which the class must change", at_least=0)
+    lr: float = option(1e-2, help="Adam's learning rate in tanh space", at_least=0)
+
+
+def bim_steps(eps: float, step_size: float) -> int:
+    """Paper 001's n = floor(2 eps / step + 2), rounded first, as float32 is inexact: 8/255 by 1/255 gives 18."""
+    return math.floor(round(2 * eps / step_size + 2, 3)) if step_size > 0 else 1

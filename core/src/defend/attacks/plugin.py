@@ -1,0 +1,64 @@
+"""The attacks that core offers, through the same hook as any plugin's. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from defend.attacks.options import BimOptions, CwOptions, FgsmOptions, PgdOptions, RfgsmOptions
+from defend.hookspecs import hookimpl
+from defend.stages import Paper, StageSpec
+
+
+@hookimpl
+def defend_attacks() -> Sequence[StageSpec]:
+    """noise, fgsm, rfgsm, bim, pgd, cw."""
+    return [
+        StageSpec(
+            name="noise",
+            summary="uniform random noise of size eps",
+            build="defend.attacks.noise:build",
+            threats=("noise",),
+        ),
+        StageSpec(
+            name="fgsm",
+            summary="fast gradient sign method, one step (L-inf)",
+            build="defend.attacks.single_step:fgsm",
+            config=FgsmOptions,
+            paper=Paper("Explaining and Harnessing Adversarial Examples", "Goodfellow et al.", 2015, "arXiv:1412.6572"),
+        ),
+        StageSpec(
+            name="rfgsm",
+            summary="random step, then FGSM (L-inf)",
+            build="defend.attacks.single_step:rfgsm",
+            config=RfgsmOptions,
+            paper=Paper("Ensemble Adversarial Training", "Tramèr et al.", 2018, "arXiv:1705.07204"),
+        ),
+        StageSpec(
+            name="bim",
+            summary="basic iterative method (L-inf)",
+            build="defend.attacks.iterated:bim",
+            config=BimOptions,
+            paper=Paper("Adversarial Examples in the Physical World", "Kurakin et al.", 2017, "arXiv:1607.02533"),
+        ),
+        StageSpec(
+            name="pgd",
+            summary="projected gradient descent, random start and restarts (L-inf)",
+            build="defend.attacks.iterated:pgd",
+            config=PgdOptions,
+            paper=Paper(
+                "Towards Deep Learning Models Resistant to Adversarial Attacks",
+                "Madry et al.",
+                2018,
+                "arXiv:1706.06083",
+            ),
+        ),
+        StageSpec(
+            name="cw",
+            summary="Carlini and Wagner, minimal L2, clipped to the L-inf budget unless clip=none",
+            build="defend.attacks.cw:build",
+            config=CwOptions,
+            paper=Paper(
+                "Towards Evaluating the Robustness of Neural Networks", "Carlini and Wagner", 2017, "arXiv:1608.04644"
+            ),
+        ),
+    ]

@@ -1,0 +1,67 @@
+"""One gradient: FGSM and R-FGSM."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from defend.attacks.goals import choose_goal, sign_step
+from defend.attacks.host import project_linf
+from defend.attacks.options import FgsmOptions, RfgsmOptions
+from defend.attacks.target import Target
+from defend.randomness import keyed, sign_like, uniform_like
+
+
+class Fgsm:
+    """x + eps * sign(gradient) (Goodfellow et al. 2015)."""
+
+    norm = "linf"
+
+    def __init__(self, config: FgsmOptions) -> None:
+        self._config = config
+
+    def __call__(self, target: Target, images: Tensor, labels: Tensor, *, eps: Tensor, keys: Tensor) -> Tensor:
+        """See `defend.stages.Attack`."""
+        goal = choose_goal(self._config, target, images, labels, keys)
+        gradient = target.slope(images, goal.labels, keys, 0).gradient
+        return project_linf(images + sign_step(gradient, goal, eps), images, eps)
+
+
+class Rfgsm:
+    """A random step, then FGSM from there.
+
+    Variant "tramer" (Tramèr et al. 2018): a random sign step of a = share * eps, then a gradient step of
+    eps - a. Variant "apudae" (the code of paper 001): a uniform step of up to 2/255, then a full gradient
+    step; projected to eps, unless `strict_code`, which leaves it eps + 2/255.
+    """
+
+    norm = "linf"
+
+    def __init__(self, config: RfgsmOptions) -> None:
+        self._config = config
+        self.excess = config.random_step if config.variant == "apudae" and config.strict_code else 0.0
+
+    def __call__(self, target: Target, images: Tensor, labels: Tensor, *, eps: Tensor, keys: Tensor) -> Tensor:
+        """See `defend.stages.Attack`."""
+        config = self._config
+        goal = choose_goal(config, target, images, labels, keys)
+        with keyed(keys, seed=target.seed, stream="rfgsm"):
+            if config.variant == "tramer":
+                first = config.share * eps
+                start = images + sign_like(images) * first.view(-1, 1, 1, 1)
+                step = eps - first
+            else:
+                start = images + uniform_like(images, -config.random_step, config.random_step)
+                step = eps
+        start = start.clamp(0, 1)
+        gradient = target.slope(start, goal.labels, keys, 0).gradient
+        return project_linf(start + sign_step(gradient, goal, step), images, eps + self.excess)
+
+
+def fgsm(config: FgsmOptions) -> Fgsm:
+    """Build FGSM."""
+    return Fgsm(config)
+
+
+def rfgsm(config: RfgsmOptions) -> Rfgsm:
+    """Build R-FGSM."""
+    return Rfgsm(config)

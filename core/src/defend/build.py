@@ -1,0 +1,215 @@
+"""Names to built stages: find the spec, find its weights, build, load."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+from torch import nn
+
+from defend.datasets.base import ImageDataset
+from defend.defence import Defence
+from defend.errors import ConfigError, ContractError, WeightsError
+from defend.options import describe
+from defend.plugins import Found, Registry, registry
+from defend.stages import Stage, Task
+from defend.weights import Card, load, locate, read_card
+
+
+@attrs.frozen
+class Built:
+    """A stage ready to use: its module, options, and the weights it was loaded from, if any."""
+
+    module: nn.Module
+    config: Any
+    path: Path | None
+    card: Card | None
+
+
+def open_dataset(
+    name: str, data_dir: str | None = None, options: Mapping[str, Any] | None = None, found_in: Registry | None = None
+) -> ImageDataset:
+    """Open a data set by name.
+
+    Args:
+        name: for example "digits".
+        data_dir: where its files lie, for those that have files.
+        options: its options.
+
+    Raises:
+        UnknownNameError, ConfigError, DataError.
+    """
+    found = (found_in or registry()).find("dataset", name)
+    values = dict(options or {})
+    if data_dir is not None and any(option.name == "data_dir" for option in describe(found.spec.config)):
+        values.setdefault("data_dir", data_dir)
+    dataset = found.spec.resolve(found.spec.build)(found.config(values))
+    if not isinstance(dataset, ImageDataset):
+        raise ContractError(
+            f"data set {name} built {type(dataset).__name__}, expected a defend.datasets.base.ImageDataset"
+        )
+    return dataset
+
+
+def train_command(stage: str, name: str, dataset: str, options: Mapping[str, Any] | None = None) -> str:
+    """Return the command that trains what is missing."""
+    chosen = "".join(f" --set {key}={value}" for key, value in (options or {}).items())
+    return f"defend train {stage} {name} --dataset {dataset}{chosen}"
+
+
+def build_stage(
+    stage: Stage,
+    name: str,
+    task: Task,
+    options: Mapping[str, Any] | None = None,
+    weights: str | None = None,
+    found_in: Registry | None = None,
+) -> Built:
+    """Build one stage for a task and load its weights.
+
+    Raises:
+        UnknownNameError, ConfigError: a wrong name or option.
+        WeightsError: no weights for this data set (the message gives the command that trains them), or
+            weights that do not fit.
+    """
+    found = (found_in or registry()).find(stage, name)
+    options = dict(options or {})
+    path = locate(found, task.dataset, weights)
+    config = found.config(options)
+    if path is None and needs_weights(found, config):
+        command = train_command(stage, name, task.dataset, _architecture_asked(found, options))
+        raise WeightsError(f"no weights for {stage} {name} on {task.dataset}: run `{command}`, or add --train-missing")
+    card = None
+    if path is not None and needs_weights(found, config):
+        card = read_card(path)
+        _check_task(card, task, path)
+        config = found.config(_with_architecture(found, options, card, path, task))
+    else:
+        path = None
+    module = build_module(found, config, task)
+    if path is not None:
+        load(path, module, stage, found.name)
+    return Built(module.eval(), config, path, card)
+
+
+def build_module(found: Found, config: Any, task: Task) -> nn.Module:
+    """Call a spec's `build`, and leave the stage's name on the module for error messages."""
+    module = found.spec.resolve(found.spec.build)(config, task)
+    if not isinstance(module, nn.Module):
+        raise ContractError(f"{found.entry.stage} {found.name} built {type(module).__name__}, expected an nn.Module")
+    module.stage_name = found.name  # type: ignore[assignment]
+    return module
+
+
+def _architecture_asked(found: Found, options: Mapping[str, Any]) -> dict[str, Any]:
+    fixed = {option.name for option in describe(found.spec.config) if option.architecture}
+    return {key: value for key, value in options.items() if key in fixed and key != found.spec.member_option}
+
+
+def needs_weights(found: Found, config: Any) -> bool:
+    """Whether a stage is of no use untrained: it can be trained, and brings no weights of its own."""
+    return found.spec.train is not None and not getattr(config, "pretrained", False)
+
+
+def _check_task(card: Card, task: Task, path: Path) -> None:
+    theirs = card.task()
+    wanted, kept = ([t.channels, t.height, t.width] for t in (task, theirs))
+    if wanted != kept:
+        raise WeightsError(f"weights {str(path)!r} are for images of shape {kept}, and {task.dataset} has {wanted}")
+    if card.stage == "victim" and theirs.classes != task.classes:
+        raise WeightsError(
+            f"weights {str(path)!r} are for {theirs.classes} classes, and {task.dataset} has {task.classes}"
+        )
+
+
+def _with_architecture(found: Found, options: Mapping[str, Any], card: Card, path: Path, task: Task) -> dict[str, Any]:
+    """Fill in the architecture that the card gives; another one that was asked for is refused."""
+    asked, merged = found.config(options), dict(options)
+    for option in describe(found.spec.config):
+        if not option.architecture or option.name not in card.config:
+            continue
+        kept = card.config[option.name]
+        kept = tuple(kept) if isinstance(kept, list) else kept
+        wanted = getattr(asked, option.name)
+        if option.name in options and wanted != kept:
+            command = train_command(found.entry.stage, found.name, task.dataset, {option.name: wanted})
+            raise WeightsError(
+                f"weights {str(path)!r} have {option.name}={kept}, and {wanted} was asked for: run `{command}`"
+            )
+        if option.name != found.spec.member_option or found.member is None:
+            merged[option.name] = kept
+    return merged
+
+
+def resolve_device(name: str) -> torch.device:
+    """Turn "auto", "cpu", "cuda", "cuda:1" or "mps" into a device.
+
+    Raises:
+        ConfigError: unknown, or not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        cause = str(error).splitlines()[0]
+        raise ConfigError(f"device {name!r} cannot be used ({cause[:100]}): expected auto, cpu or cuda") from None
+    return device
+
+
+def find_task(
+    victim: str,
+    dataset: str,
+    data_dir: str | None = None,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    weights: Mapping[str, str] | None = None,
+) -> tuple[Task, tuple[str, ...]]:
+    """Return the task and the class names: from the card of the victim's weights, else from the data set."""
+    found = registry().find("victim", victim)
+    registry().find("dataset", dataset)
+    path = locate(found, dataset, (weights or {}).get("victim"))
+    if path is not None and needs_weights(found, found.config((options or {}).get("victim", {}))):
+        card = read_card(path)
+        return card.task(), tuple(card.dataset["classes"])
+    opened = open_dataset(dataset, data_dir, (options or {}).get("dataset"))
+    return opened.task(), opened.classes
+
+
+def load_defence(
+    victim: str,
+    dataset: str = "digits",
+    purifier: str | None = None,
+    detector: str | None = None,
+    *,
+    data_dir: str | None = None,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    weights: Mapping[str, str] | None = None,
+    device: str = "cpu",
+) -> Defence:
+    """Load a defence by names, weights included: an `nn.Module` in eval mode.
+
+    Args:
+        victim: any timm model, or a victim of a plugin.
+        dataset: which weights to take.
+        purifier, detector: names, or None.
+        data_dir: where the data set lies, if it has files.
+        options: options by stage, for example {"purifier": {"steps": 10}}.
+        weights: explicit files by stage.
+        device: "auto", "cpu", "cuda", ...
+
+    Raises:
+        DefendError: whatever is wrong with a name, an option or the weights, in one line.
+    """
+    options, weights = options or {}, weights or {}
+    task, _ = find_task(victim, dataset, data_dir, options, weights)
+    stages: dict[Stage, str | None] = {"victim": victim, "purifier": purifier, "detector": detector}
+    modules = {
+        stage: build_stage(stage, name, task, options.get(stage), weights.get(stage)).module if name else None
+        for stage, name in stages.items()
+    }
+    assert modules["victim"] is not None
+    return Defence(modules["victim"], modules["purifier"], modules["detector"]).to(resolve_device(device)).eval()

@@ -1,0 +1,141 @@
+"""What is installed, as `defend list` and `defend show` tell it. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from defend.errors import UnknownNameError
+from defend.options import describe
+from defend.plugins import Entry, Registry
+from defend.stages import STAGES
+from defend.weights import available
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def listing(registry: Registry) -> list[dict[str, Any]]:
+    """Return one dictionary a stage: stage, name, summary, plugin, weights (data set names)."""
+    return [
+        {
+            "stage": stage,
+            "name": entry.spec.name,
+            "summary": entry.spec.summary,
+            "plugin": entry.origin,
+            "weights": _weights_of(entry),
+        }
+        for stage in STAGES
+        for entry in registry.entries(stage)
+    ]
+
+
+def descriptions(registry: Registry, name: str) -> list[dict[str, Any]]:
+    """Return everything known of the stages that answer to a name.
+
+    Raises:
+        UnknownNameError: none does; the nearest is offered.
+    """
+    entries = [entry for entry in registry.all_entries() if entry.spec.name == name or _member(entry, name)]
+    if not entries:
+        broken = "".join(f"; note: {failure.plugin} failed to load: {failure.cause}" for failure in registry.failures)
+        raise UnknownNameError("stage", name, {entry.spec.name for entry in registry.all_entries()}, broken)
+    return [_description(entry, name) for entry in entries]
+
+
+def print_listing(console: Console, registry: Registry) -> None:
+    """Print `listing` as a table, and the plugins that failed to load."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for column in ("stage", "name", "what it is", "plugin", "weights for"):
+        table.add_column(column, overflow="fold")
+    for row in listing(registry):
+        table.add_row(row["stage"], f"[bold]{row['name']}[/]", row["summary"], row["plugin"], ", ".join(row["weights"]))
+    console.print(table, highlight=False)
+    for failure in registry.failures:
+        console.print(f"not loaded: {failure.plugin}: {failure.cause}", highlight=False, markup=False, style="red")
+    console.print("\n`defend show NAME` explains one of them.", highlight=False)
+
+
+def print_description(console: Console, shown: dict[str, Any]) -> None:
+    """Print one of `descriptions` as a page."""
+    from rich.table import Table
+
+    console.print(f"[bold]{shown['stage']} {shown['name']}[/]: {shown['summary']} ({shown['plugin']})", highlight=False)
+    paper = shown["paper"]
+    if paper:
+        parts = (paper["authors"], str(paper["year"] or ""), paper["url"])
+        console.print(f'Paper: "{paper["title"]}", {", ".join(part for part in parts if part)}', highlight=False)
+    prefix = "" if shown["stage"] == "dataset" else shown["name"] if shown["stage"] == "attack" else shown["stage"]
+    for title, key in (("Options", "options"), ("Training options", "training")):
+        if not shown[key]:
+            continue
+        how = (
+            f"--set {prefix}.NAME=VALUE with `defend run`"
+            if key == "options" and prefix
+            else "--set NAME=VALUE with `defend train`"
+        )
+        console.print(f"\n{title} ({how}):", highlight=False, markup=False)
+        table = Table(box=None, pad_edge=False)
+        for column in ("name", "type", "default", "accepted", "help"):
+            table.add_column(column, overflow="fold")
+        for option in shown[key]:
+            baked = " (fixed by the weights)" if option["architecture"] else ""
+            table.add_row(
+                option["name"], option["type"], _short(option["default"]), option["accepted"], option["help"] + baked
+            )
+        console.print(table, highlight=False, markup=False)
+    for dataset, values in shown["training_overrides"].items():
+        console.print(f"On {dataset}: {', '.join(f'{k}={v}' for k, v in values.items())}", highlight=False)
+    for weights in shown["weights"]:
+        figures = ", ".join(f"{key} {value:.4g}" for key, value in weights["figures"].items())
+        origin = "shipped" if weights["shipped"] else "trained here"
+        what = f"{weights['name']}, {origin}, {weights['bytes'] / 1e6:.1f} MB"
+        console.print(f"\nWeights for {weights['dataset']} ({what}): {figures}", highlight=False)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _description(entry: Entry, name: str) -> dict[str, Any]:
+    spec = entry.spec
+    wanted = None if name == spec.name and spec.members else name
+    return {
+        "stage": entry.stage,
+        "name": name,
+        "summary": spec.summary,
+        "plugin": entry.origin,
+        "paper": attrs.asdict(spec.paper) if spec.paper else None,
+        "options": [attrs.asdict(option) for option in describe(spec.config)],
+        "training": [attrs.asdict(option) for option in describe(spec.recipe)] if spec.train else [],
+        "training_overrides": {dataset: dict(values) for dataset, values in spec.recipes.items()},
+        "threats": list(spec.threats) if entry.stage == "attack" else [],
+        "weights": [
+            {
+                "name": found.card.name,
+                "dataset": found.card.dataset["name"],
+                "file": found.path.name,
+                "bytes": found.path.stat().st_size,
+                "shipped": found.shipped,
+                "config": dict(found.card.config),
+                "recipe": dict(found.card.recipe),
+                "figures": dict(found.card.figures),
+            }
+            for found in (available(entry.stage, wanted, spec.weights) if spec.train else ())
+        ],
+    }
+
+
+def _weights_of(entry: Entry) -> list[str]:
+    spec = entry.spec
+    if spec.train is None:
+        return []
+    cards = [found.card for found in available(entry.stage, None if spec.members else spec.name, spec.weights)]
+    return sorted({f"{card.name}/{card.dataset['name']}" if spec.members else card.dataset["name"] for card in cards})
+
+
+def _member(entry: Entry, name: str) -> bool:
+    return entry.spec.members is not None and name in entry.spec.resolve(entry.spec.members)()

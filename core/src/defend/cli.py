@@ -1,0 +1,326 @@
+"""The command `defend`: click, nothing else. Whatever is slow is imported inside the command that needs it."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from defend import __version__
+from defend.errors import ConfigError, DefendError
+from defend.progress import open_console, run_watcher, training_progress, waiting
+
+EXIT_WRONG_INPUT, EXIT_INTERNAL, EXIT_INTERRUPTED = 2, 1, 130
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run the command line; every error becomes one line on standard error and an exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in arguments or bool(os.environ.get("DEFEND_DEBUG"))
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    try:
+        code = cli.main(arguments, prog_name="defend", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message())
+        sys.exit(EXIT_WRONG_INPUT)
+    except click.ClickException as error:
+        _fail(f"{' '.join(error.format_message().split())} (see {_help_for(error)})", EXIT_WRONG_INPUT, debug)
+    except DefendError as error:
+        _fail(str(error), EXIT_WRONG_INPUT, debug)
+    except (KeyboardInterrupt, click.Abort):
+        _fail("interrupted", EXIT_INTERRUPTED, debug)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(EXIT_INTERNAL)
+    except Exception as error:
+        text = " ".join(str(error).split())[:300]
+        _fail(f"internal error: {type(error).__name__}: {text} (run again with --debug for the traceback)",
+              EXIT_INTERNAL, debug)  # fmt: skip
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _help_for(error: click.ClickException) -> str:
+    context = getattr(error, "ctx", None)
+    return f"`{context.command_path} --help`" if context else "`defend --help`"
+
+
+def _fail(message: str, code: int, debug: bool) -> NoReturn:
+    if debug:
+        traceback.print_exc()
+    click.echo(f"{click.style('error:', fg='red') if _colours() else 'error:'} {message}", err=True)
+    sys.exit(code)
+
+
+def _colours() -> bool:
+    return sys.stderr.isatty() and "NO_COLOR" not in os.environ
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="defend")
+def cli() -> None:
+    """Defend image classifiers against adversarial examples, and measure what an attacker leaves of it.
+
+    Start here:  defend run --purifier apudae --victim resnet18
+
+    Any command takes --debug (a traceback with errors). Exit codes: 0 done, 2 wrong input, 130 interrupted.
+    """
+
+
+Function = Callable[..., Any]
+
+_set_option = click.option(
+    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Set an option; see `defend show NAME`. Repeatable."
+)
+_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
+_data_option = click.option("--data-dir", metavar="DIR", help="Where the data set lies (default: $DEFEND_DATA_DIR).")
+_device_option = click.option("--device", metavar="NAME", help="auto (default), cpu, cuda.")
+_seed_option = click.option("--seed", type=int, help="Seed of everything random (default 0).")
+
+
+def _stage_options(function: Function) -> Function:
+    """Add the options that name the parts of a defence."""
+    decorators = [
+        click.option("--purifier", metavar="NAME", help="Purifier, for example apudae."),
+        click.option("--detector", metavar="NAME", help="Detector."),
+        click.option("--dataset", metavar="NAME", help="Data set (default digits)."),
+        _data_option,
+        click.option("--victim-weights", metavar="FILE", help="The victim's weights, instead of those found by name."),
+        click.option("--purifier-weights", metavar="FILE", help="The purifier's weights."),
+        click.option("--detector-weights", metavar="FILE", help="The detector's weights."),
+    ]
+    return functools.reduce(lambda decorated, decorator: decorator(decorated), reversed(decorators), function)
+
+
+def _weights(values: dict[str, Any]) -> dict[str, str]:
+    found = {stage: values.pop(f"{stage}_weights") for stage in ("victim", "purifier", "detector")}
+    return {stage: path for stage, path in found.items() if path is not None}
+
+
+@cli.command("run")
+@click.option("--victim", metavar="NAME", help="Victim, for example resnet18 (any timm model).")
+@_stage_options
+@click.option(
+    "--attack", "attacks", multiple=True, metavar="NAME", help="Attack (default noise, fgsm, pgd). Repeatable."
+)
+@click.option(
+    "--threat", "threats", multiple=True, metavar="NAME", help="noise, oblivious, adaptive (default all). Repeatable."
+)
+@click.option("--eps", metavar="SIZE", help="L-inf budget, for example 0.1 (default) or 8/255.")
+@click.option(
+    "--limit", type=int, metavar="N", help="Images, a seeded stratified sample (default 100; all with --thorough)."
+)
+@click.option(
+    "--adaptive-limit", type=int, metavar="N", help="Images in the adaptive rows (default 25; all with --thorough)."
+)
+@click.option("--thorough", is_flag=True, default=None, help="All images, attacks and steps in the adaptive rows too.")
+@click.option(
+    "--draws", type=int, metavar="N", help="Passes the adaptive attacker averages over a random defence (default 20)."
+)
+@_seed_option
+@click.option("--batch-size", type=int, metavar="N", help="Images at a time (default 64); halved when memory runs out.")
+@click.option("--workers", type=int, metavar="N", help="Processes that decode image folders (default 2).")
+@_device_option
+@click.option(
+    "--precision",
+    metavar="NAME",
+    help="auto (default), exact, fp32 (folded, channels-last), bf16 (crafting; slow on CPUs without it).",
+)
+@click.option("--train-missing", is_flag=True, default=None, help="Train weights that do not exist yet.")
+@click.option(
+    "--config", "file", type=click.Path(path_type=Path), metavar="FILE", help="TOML of a run; flags win over it."
+)
+@click.option("--out", metavar="DIR", help="Run folder (default runs/TIME-VICTIM-PURIFIER).")
+@_set_option
+@_json_option
+@click.option("--quiet", is_flag=True, help="No progress.")
+def run_command(settings: tuple[str, ...], file: Path | None, as_json: bool, quiet: bool, **values: Any) -> int:
+    """Attack a victim with and without its defence, and report what is left.
+
+    Prints a table and writes a run folder: config.toml (runs it again with --config), report.json,
+    records.csv (every image), pictures. Options of a part: --set purifier.steps=10 --set pgd.steps=40.
+    """
+    from defend.config import parse_settings, run_config
+
+    weights = _weights(values)
+    values |= {name: values[name] or None for name in ("attacks", "threats")}
+    flags = {**values, "options": parse_settings(settings) or None, "weights": weights or None}
+    config = run_config(flags, file)
+    if file is not None and not values["out"]:
+        import attrs
+
+        config = attrs.evolve(config, out=None)  # a rerun gets a folder of its own
+
+    console = open_console(stderr=True)
+    with waiting(console, quiet):
+        from defend.report.document import to_json
+        from defend.report.terminal import render
+        from defend.runner import run, with_out
+    config = with_out(config)
+    watcher = run_watcher(console, quiet)
+    try:
+        report = run(config, watcher)
+    finally:
+        watcher.end()
+    if as_json:
+        click.echo(to_json(report), nl=False)
+    else:
+        out = open_console()
+        render(report, out)
+        out.print(f"Written to {config.out}: report.json, records.csv, pictures, config.toml", highlight=False)
+    return EXIT_INTERRUPTED if report.partial else 0
+
+
+@cli.command("list")
+@_json_option
+def list_command(as_json: bool) -> None:
+    """List every installed stage, by kind, and the weights that exist."""
+    from defend import catalogue
+    from defend.plugins import registry
+
+    found = registry()
+    if as_json:
+        failures = [{"plugin": failure.plugin, "cause": failure.cause} for failure in found.failures]
+        click.echo(json.dumps({"stages": catalogue.listing(found), "failures": failures}, indent=1))
+        return
+    catalogue.print_listing(open_console(), found)
+
+
+@cli.command("show")
+@click.argument("name")
+@_json_option
+def show_command(name: str, as_json: bool) -> None:
+    """Explain a stage: its paper, its options, its weights and their figures."""
+    from defend import catalogue
+    from defend.plugins import registry
+
+    shown = catalogue.descriptions(registry(), name)
+    if as_json:
+        click.echo(json.dumps(shown, indent=1))
+        return
+    console = open_console()
+    for description in shown:
+        catalogue.print_description(console, description)
+
+
+@cli.command("train")
+@click.argument("stage", type=click.Choice(["victim", "purifier", "detector"]))
+@click.argument("name")
+@click.option("--dataset", default="digits", show_default=True, metavar="NAME", help="What to train on.")
+@_data_option
+@_set_option
+@_seed_option
+@_device_option
+@click.option(
+    "--precision", type=click.Choice(["no", "bf16"]), default="no", show_default=True, help="Mixed precision."
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), metavar="FILE", help="Weights file (default: the user's cache)."
+)
+@_json_option
+@click.option("--quiet", is_flag=True, help="No progress.")
+def train_command(
+    stage: Any, name: str, dataset: str, data_dir: str | None, settings: tuple[str, ...], seed: int | None,
+    device: str | None, precision: str, out: Path | None, as_json: bool, quiet: bool,
+) -> int:  # fmt: skip
+    """Train a stage and write its weights, with their card. Cut off, it goes on where it was.
+
+    Options of the architecture and of the training: --set epochs=10 --set lr=1e-3, see `defend show NAME`;
+    of the data set: --set dataset.image_size=64.
+    For several processes: torchrun --nproc-per-node 2 -m defend train ...
+    """
+    from defend.plugins import registry
+
+    if out is not None and not out.parent.is_dir():
+        raise ConfigError(f"--out {str(out)!r}: folder {str(out.parent)!r} does not exist")
+    registry().find("dataset", dataset)
+    registry().find(stage, name)
+    options: dict[str, str] = {}
+    dataset_options: dict[str, str] = {}
+    for setting in settings:
+        key, equals, value = (part.strip() for part in setting.partition("="))
+        if not equals or not key:
+            raise ConfigError(f"--set {setting!r} is not KEY=VALUE, for example epochs=10")
+        chosen = dataset_options if key.startswith("dataset.") else options
+        chosen[key.removeprefix(f"{stage}.").removeprefix("dataset.")] = value
+    console = open_console(stderr=True)
+    with waiting(console, quiet):
+        import attrs
+
+        from defend.build import open_dataset
+        from defend.train_stage import train_stage
+
+        images = open_dataset(dataset, data_dir, dataset_options)
+    progress = training_progress(console, f"{stage} {name} on {dataset}", quiet)
+    try:
+        path, card = train_stage(
+            stage, name, images, options=options, seed=seed or 0, device=device or "auto", precision=precision, out=out,
+            progress=progress,
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        click.echo("interrupted: the same command goes on from the last checkpoint", err=True)
+        return EXIT_INTERRUPTED
+    if int(os.environ.get("RANK", "0")) != 0:
+        return 0
+    if as_json:
+        click.echo(json.dumps({"path": str(path), "card": attrs.asdict(card)}, indent=1))
+        return 0
+    figures = ", ".join(f"{key} {value:.4g}" for key, value in card.figures.items())
+    click.echo(f"Written to {path} ({path.stat().st_size / 1e6:.1f} MB): {figures}")
+    return 0
+
+
+@cli.command("predict")
+@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="IMAGE...")
+@click.option("--victim", required=True, metavar="NAME", help="Victim, for example resnet18.")
+@_stage_options
+@click.option("--save", type=click.Path(path_type=Path), metavar="DIR", help="Write the purified images here.")
+@click.option("--invert", is_flag=True, help="Invert the images first: dark on light to light on dark.")
+@_device_option
+@_set_option
+@_json_option
+def predict_command(
+    images: tuple[Path, ...], victim: str, save: Path | None, invert: bool, device: str | None,
+    settings: tuple[str, ...], as_json: bool, **values: Any,
+) -> None:  # fmt: skip
+    """Classify your own images, with and without the defence, and show what it changed.
+
+    Images are scaled to the data set's size (the shorter side), cropped to its centre, grey or colour.
+    """
+    from defend.config import parse_settings
+
+    weights = _weights(values)
+    console = open_console(stderr=True)
+    with waiting(console, quiet=as_json):
+        from defend.predict import predict
+    rows = predict(
+        images, victim=victim, purifier=values["purifier"], detector=values["detector"],
+        dataset=values["dataset"] or "digits", data_dir=values["data_dir"], options=parse_settings(settings),
+        weights=weights, device=device or "cpu", save=save, invert=invert,
+    )  # fmt: skip
+    if as_json:
+        click.echo(json.dumps(rows, indent=1))
+        return
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for column in ("image", "undefended", "defended", "purifier changed"):
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        flipped = "" if row["undefended"]["label"] == row["defended"]["label"] else "  <- differs"
+        rejected = "" if row["defended"]["accepted"] else "  REJECTED"
+        table.add_row(
+            row["image"],
+            f"{row['undefended']['label']} ({100 * row['undefended']['confidence']:.1f} %)",
+            f"{row['defended']['label']} ({100 * row['defended']['confidence']:.1f} %){flipped}{rejected}",
+            f"mean {row['changed']['mean']:.4f}, most {row['changed']['most']:.3f}",
+        )
+    open_console().print(table, highlight=False)
+    if save is not None:
+        click.echo(f"Purified images written to {save}")

@@ -1,0 +1,1 @@
+"""Data sets by name: labelled images as tensors."""

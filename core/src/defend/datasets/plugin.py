@@ -1,0 +1,61 @@
+"""The data sets that core offers, through the same hook as any plugin's. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from defend.hookspecs import hookimpl
+from defend.options import option, options
+from defend.stages import StageSpec
+
+
+@options
+class FolderOptions:
+    """Options of `imagefolder`."""
+
+    data_dir: str | None = option(None, help="the folder: ROOT/CLASS/*.png, or ROOT/{train,val,test}/CLASS/*.png")
+    image_size: int = option(224, help="images are resized and centre-cropped to this side", at_least=8, at_most=2048)
+    workers: int = option(2, help="processes that decode images", at_least=0)
+
+
+@options
+class DownloadedOptions:
+    """Options of the data sets that torchvision knows."""
+
+    data_dir: str | None = option(None, help="where the files lie or are downloaded to (default: $DEFEND_DATA_DIR)")
+
+
+@hookimpl
+def defend_datasets() -> Sequence[StageSpec]:
+    """digits, mnist, fashion_mnist, cifar10, imagefolder."""
+    return [
+        StageSpec(
+            name="digits",
+            summary="1,797 handwritten digits of scikit-learn, 28x28 grey, embedded; 1,097 / 200 / 500",
+            build="defend.datasets.digits:build",
+        ),
+        StageSpec(
+            name="mnist",
+            summary="MNIST, 28x28 grey; 55,000 / 5,000 / 10,000",
+            build="defend.datasets.downloaded:mnist",
+            config=DownloadedOptions,
+        ),
+        StageSpec(
+            name="fashion_mnist",
+            summary="Fashion-MNIST, 28x28 grey; 55,000 / 5,000 / 10,000",
+            build="defend.datasets.downloaded:fashion_mnist",
+            config=DownloadedOptions,
+        ),
+        StageSpec(
+            name="cifar10",
+            summary="CIFAR-10, 32x32 colour; 45,000 / 5,000 / 10,000",
+            build="defend.datasets.downloaded:cifar10",
+            config=DownloadedOptions,
+        ),
+        StageSpec(
+            name="imagefolder",
+            summary="your own images, one folder a class, streamed from --data-dir",
+            build="defend.datasets.folder:build",
+            config=FolderOptions,
+        ),
+    ]

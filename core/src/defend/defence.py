@@ -1,0 +1,100 @@
+"""Purifier, detector and victim composed: an ordinary module that any attack library can attack."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from defend.errors import ContractError
+from defend.values import Verdict
+
+TOLERANCE = 1e-5  # rounding that a purifier may leave outside [0,1]; it is clipped
+
+
+class Defence(nn.Module):
+    """A victim behind an optional purifier and detector.
+
+    Args:
+        victim: images [B,C,H,W] in [0,1] to logits [B,classes]; normalisation inside.
+        purifier: images to images of the same shape and range, or None.
+        detector: (images, purified) to scores [B], with a `threshold`, or None.
+
+    `defence(images)` returns logits and is differentiable end to end. The module starts in eval mode.
+    """
+
+    def __init__(self, victim: nn.Module, purifier: nn.Module | None = None, detector: nn.Module | None = None) -> None:
+        super().__init__()
+        self.victim, self.purifier, self.detector = victim, purifier, detector
+        self.eval()
+
+    @property
+    def random(self) -> bool:
+        """Whether two passes over the same images may differ."""
+        return any(bool(getattr(stage, "random", False)) for stage in (self.purifier, self.detector, self.victim))
+
+    def purify(self, images: Tensor) -> Tensor:
+        """Return what the victim will see, [B,C,H,W]; the images themselves without a purifier.
+
+        Raises:
+            ContractError: the purifier changed the shape.
+        """
+        if self.purifier is None:
+            return images
+        purified: Tensor = self.purifier(images)
+        if not isinstance(purified, Tensor) or purified.shape != images.shape:
+            got = list(purified.shape) if isinstance(purified, Tensor) else type(purified).__name__
+            raise ContractError(f"purifier {_name(self.purifier)} returned {got}, expected shape {list(images.shape)}")
+        return purified
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits [B,classes] of images [B,C,H,W] in [0,1]; rejection is `judge`'s business."""
+        logits: Tensor = self.victim(self.purify(images))
+        return logits
+
+    @torch.no_grad()
+    def judge(self, images: Tensor) -> Verdict:
+        """Return the defence's full answer, without gradients.
+
+        Raises:
+            ContractError: the purifier returned another shape, numbers that are not finite, or values
+                outside [0,1]; or the victim logits that are not finite.
+        """
+        purified = check_purified(self.purify(images.detach()), self.purifier)
+        logits = self.victim(purified).float()
+        if not torch.isfinite(logits).all():
+            raise ContractError(f"victim {_name(self.victim)} returned logits that are not finite")
+        probability, labels = logits.softmax(1).max(1)
+        score = torch.zeros_like(probability)
+        accepted = torch.ones_like(labels, dtype=torch.bool)
+        if self.detector is not None:
+            score = self.detector(images, purified)
+            if score.shape != labels.shape or not torch.isfinite(score).all():
+                raise ContractError(
+                    f"detector {_name(self.detector)} must return one finite score an image, {list(labels.shape)}; "
+                    f"it returned {list(score.shape)}"
+                )
+            threshold: Any = self.detector.threshold
+            accepted = score < threshold
+        return Verdict(labels, probability, accepted, score, purified, logits)
+
+
+def check_purified(purified: Tensor, purifier: nn.Module | None) -> Tensor:
+    """Hold a purifier's output to its contract: finite, within [0,1]; rounding outside is clipped."""
+    if purifier is None or purified.numel() == 0:
+        return purified
+    low, high = torch.aminmax(purified)
+    if not (torch.isfinite(low) and torch.isfinite(high)):
+        raise ContractError(f"purifier {_name(purifier)} returned numbers that are not finite (NaN or infinite)")
+    if low < -TOLERANCE or high > 1 + TOLERANCE:
+        raise ContractError(
+            f"purifier {_name(purifier)} returned values from {float(low):.3g} to {float(high):.3g}, expected [0,1]: "
+            "clamp its output"
+        )
+    return purified.clamp(0, 1)
+
+
+def _name(module: nn.Module) -> str:
+    """The stage's name, which the builder leaves on the module, or the class's."""
+    return str(getattr(module, "stage_name", type(module).__name__))

@@ -1,0 +1,55 @@
+"""Everything that `defend` refuses, as exceptions whose text is one helpful line.
+
+Only `defend.cli` turns a `DefendError` into an exit code (2). A message says what came, what was
+expected, and what to try.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class DefendError(Exception):
+    """Base of every error that a user can cause and mend."""
+
+
+class ConfigError(DefendError):
+    """A flag, a configuration file or an option holds something that is not accepted."""
+
+
+class UnknownNameError(ConfigError):
+    """A name that nothing installed answers to; the message offers the nearest one."""
+
+    def __init__(self, kind: str, name: str, choices: Iterable[str], hint: str = "") -> None:
+        known = sorted(choices)
+        super().__init__(f"unknown {kind} {name!r}: {did_you_mean(name, known)}{hint}")
+        self.name = name
+
+
+class PluginError(DefendError):
+    """An installed plugin could not be loaded, or two of them offer one name."""
+
+
+class ContractError(DefendError):
+    """A stage returned something that its protocol forbids; the message names the stage."""
+
+
+class DataError(DefendError):
+    """A data set, folder or image that cannot be read."""
+
+
+class WeightsError(DefendError):
+    """Weights that are missing, damaged, unsafe, or made for another architecture."""
+
+
+def did_you_mean(value: str, choices: Iterable[str], most: int = 12) -> str:
+    """Return "did you mean 'x'? (one of a, b, c)"; long lists are cut to `most` names."""
+    known = list(choices)
+    if not known:
+        return "none is installed"
+    lowered = {name.lower(): name for name in known}
+    near = difflib.get_close_matches(value.lower(), list(lowered), n=1, cutoff=0.5)
+    guess = f"did you mean {lowered[near[0]]!r}? " if near else ""
+    shown = ", ".join(known[:most]) + (f" and {len(known) - most} more" if len(known) > most else "")
+    return f"{guess}(known: {shown})"

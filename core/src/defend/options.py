@@ -1,0 +1,188 @@
+"""Option classes: attrs classes whose fields carry their help, bounds and choices.
+
+A stage declares one with `@options` and `option(...)`; flags (`--set purifier.steps=15`), TOML and
+Python all go through `make`, so a wrong key or value is refused in the same words everywhere.
+"""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Callable, Mapping
+from fractions import Fraction
+from typing import Any, TypeVar
+
+import attrs
+
+from defend.errors import ConfigError, did_you_mean
+
+T = TypeVar("T")
+
+options = attrs.frozen(kw_only=True)
+"""Class decorator for option classes: frozen, keyword-only attrs."""
+
+
+def option(
+    default: Any,
+    *,
+    help: str,
+    choices: tuple[Any, ...] | None = None,
+    at_least: float | None = None,
+    at_most: float | None = None,
+    architecture: bool = False,
+) -> Any:
+    """Declare one field of an option class.
+
+    `architecture=True` marks what trained weights depend on: where weights are found, their card
+    decides such a field, and asking for another value is an error.
+    """
+
+    def check(_: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
+        if value is None:
+            return
+        if choices is not None and value not in choices:
+            listed = did_you_mean(str(value), [str(choice) for choice in choices])
+            raise ConfigError(f"{attribute.name}={value!r} is not accepted: {listed}")
+        for number in value if isinstance(value, tuple) else (value,):
+            low = at_least is not None and number < at_least
+            high = at_most is not None and number > at_most
+            if low or high or number != number:  # a NaN differs from itself
+                accepted = _range(at_least, at_most) or "a number"
+                raise ConfigError(f"{attribute.name}={value!r} is out of range: expected {accepted}")
+
+    metadata = {
+        "help": help,
+        "choices": choices,
+        "range": _range(at_least, at_most),
+        "architecture": architecture,
+    }
+    return attrs.field(default=default, validator=check, metadata=metadata)
+
+
+def _range(low: float | None, high: float | None) -> str:
+    if low is None and high is None:
+        return ""
+    if low is not None and high is not None:
+        return f"{low:g} to {high:g}"
+    return f"at least {low:g}" if low is not None else f"at most {high:g}"
+
+
+@options
+class NoOptions:
+    """For a stage that has nothing to set."""
+
+
+@attrs.frozen
+class OptionInfo:
+    """One option as `defend show` prints it."""
+
+    name: str
+    type: str
+    default: Any
+    help: str
+    accepted: str
+    architecture: bool
+
+
+def describe(cls: type) -> list[OptionInfo]:
+    """List the options of an option class, in the order of their declaration."""
+    hints = typing.get_type_hints(cls)
+    found = []
+    for field in attrs.fields(cls):
+        choices = field.metadata.get("choices")
+        accepted = ", ".join(map(str, choices)) if choices else field.metadata.get("range", "")
+        found.append(
+            OptionInfo(
+                name=field.name,
+                type=_type_name(hints[field.name]),
+                default=field.default,
+                help=field.metadata.get("help", ""),
+                accepted=accepted,
+                architecture=bool(field.metadata.get("architecture")),
+            )
+        )
+    return found
+
+
+def make(cls: type[T], values: Mapping[str, Any], where: str) -> T:
+    """Build an option class from strings or typed values.
+
+    Args:
+        cls: an option class.
+        values: option name to value; strings are parsed to the field's type.
+        where: what the options belong to, for the error message, for example "purifier apudae".
+
+    Raises:
+        ConfigError: an unknown option (the nearest is offered), or a value of the wrong type or range.
+    """
+    hints = typing.get_type_hints(cls)
+    names = list(hints)
+    parsed = {}
+    for key, value in values.items():
+        if key not in names:
+            raise ConfigError(f"unknown option {key!r} of {where}: {did_you_mean(key, names)}")
+        try:
+            parsed[key] = parse(value, hints[key])
+        except ValueError as error:
+            raise ConfigError(f"{where}: {key}={value!r} is not {error}") from None
+    try:
+        return cls(**parsed)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
+
+
+def parse(value: Any, kind: Any) -> Any:
+    """Turn a string (or an already typed value) into `kind`; ValueError says what was expected."""
+    arguments = typing.get_args(kind)
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        empty = value is None or (isinstance(value, str) and value.lower() == "none")
+        if empty and type(None) in arguments:
+            return None
+        (inner,) = [argument for argument in arguments if argument is not type(None)]
+        return parse(value, inner)
+    if typing.get_origin(kind) is tuple:
+        if not isinstance(value, str | list | tuple):
+            raise ValueError("a list")
+        parts = value.split(",") if isinstance(value, str) else value
+        return tuple(parse(part.strip() if isinstance(part, str) else part, arguments[0]) for part in parts)
+    parsers: dict[Any, Callable[[Any], Any]] = {bool: _bool, int: _int, float: fraction, str: _str}
+    return parsers[kind](value)
+
+
+def fraction(value: Any) -> float:
+    """Read a number, also one written as a fraction: "8/255" or "0.03"."""
+    if isinstance(value, bool):
+        raise ValueError("a number")
+    try:
+        return float(Fraction(value.replace(" ", ""))) if isinstance(value, str) and "/" in value else float(value)
+    except (TypeError, ValueError, ArithmeticError):
+        raise ValueError("a number (such as 0.03 or 8/255)") from None
+
+
+def _int(value: Any) -> int:
+    try:
+        number = int(value)
+        if isinstance(value, bool) or (not isinstance(value, str) and number != value):
+            raise ValueError
+        return number
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError("a whole number") from None
+
+
+def _bool(value: Any) -> bool:
+    words = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+    if isinstance(value, bool):
+        return value
+    if str(value).lower() not in words:
+        raise ValueError("true or false")
+    return words[str(value).lower()]
+
+
+def _str(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError("text")
+    return value
+
+
+def _type_name(kind: Any) -> str:
+    return kind.__name__ if isinstance(kind, type) and not typing.get_args(kind) else str(kind).replace(" ", "")

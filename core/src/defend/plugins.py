@@ -1,0 +1,167 @@
+"""Finds plugins by their entry points and keeps what they offer, by stage and name."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import attrs
+import pluggy
+
+from defend import hookspecs
+from defend.errors import ConfigError, PluginError, UnknownNameError
+from defend.options import make
+from defend.stages import STAGES, Stage, StageSpec
+
+CORE = ("defend.attacks.plugin", "defend.datasets.plugin", "defend.victims.plugin")
+"""What core itself offers comes through the same hooks; these modules implement them."""
+
+
+@attrs.frozen
+class Entry:
+    """A spec, and the distribution that offers it."""
+
+    stage: Stage
+    spec: StageSpec
+    origin: str
+
+
+@attrs.frozen
+class Failure:
+    """A plugin that could not be used, and why, in one line."""
+
+    plugin: str
+    cause: str
+
+
+@attrs.frozen
+class Found:
+    """The answer to a name: the entry, and the member where the entry is a family."""
+
+    entry: Entry
+    member: str | None
+
+    @property
+    def spec(self) -> StageSpec:
+        return self.entry.spec
+
+    @property
+    def name(self) -> str:
+        """What the user typed: the stage's name or the family member's."""
+        return self.member or self.spec.name
+
+    def config(self, values: Mapping[str, Any]) -> Any:
+        """Build the stage's options, the family member filled in."""
+        chosen = dict(values)
+        if self.member is not None:
+            asked = chosen.get(self.spec.member_option, self.member)
+            if asked != self.member:
+                raise ConfigError(f"{self.spec.member_option}={asked!r} contradicts {self.entry.stage} {self.member!r}")
+            chosen[self.spec.member_option] = self.member
+        return make(self.spec.config, chosen, f"{self.entry.stage} {self.name}")
+
+
+class Registry:
+    """All stages that the installed plugins offer.
+
+    Raises:
+        PluginError: two plugins offer one name in one stage.
+    """
+
+    def __init__(self, entry_points: Iterable[importlib.metadata.EntryPoint] | None = None) -> None:
+        self.failures: list[Failure] = []
+        self.versions: dict[str, str] = {}
+        self._entries: dict[Stage, dict[str, Entry]] = {stage: {} for stage in STAGES}
+        self._manager = pluggy.PluginManager(hookspecs.GROUP)
+        self._manager.add_hookspecs(hookspecs)
+        for module in CORE:
+            self._register(importlib.import_module(module), "defend-core")
+        for point in _installed() if entry_points is None else entry_points:
+            origin = point.dist.name if point.dist is not None else point.name
+            try:
+                plugin = point.load()
+            except (Exception, SystemExit) as error:  # a plugin may fail in any way; the others go on working
+                self.failures.append(Failure(origin, _cause(error)))
+                continue
+            if self._register(plugin, origin) and point.dist is not None:
+                self.versions[origin] = point.dist.version
+
+    def _register(self, plugin: Any, origin: str) -> bool:
+        offered: list[Entry] = []
+        try:
+            self._manager.register(plugin)
+            self._manager.check_pending()
+            others = [other for other in self._manager.get_plugins() if other is not plugin]
+            for stage in STAGES:
+                hook = self._manager.subset_hook_caller(f"defend_{stage}s", remove_plugins=others)
+                for specs in hook():
+                    if isinstance(specs, StageSpec):
+                        raise TypeError(f"defend_{stage}s returned one StageSpec, not a list of them")
+                    for spec in specs:
+                        if not isinstance(spec, StageSpec):
+                            raise TypeError(f"defend_{stage}s returned {type(spec).__name__}, not StageSpec")
+                        offered.append(Entry(stage, spec, origin))
+        except Exception as error:
+            if self._manager.is_registered(plugin):
+                self._manager.unregister(plugin)
+            self.failures.append(Failure(origin, _cause(error)))
+            return False
+        for entry in offered:
+            rival = self._entries[entry.stage].get(entry.spec.name)
+            if rival is not None:
+                raise PluginError(
+                    f"{entry.stage} {entry.spec.name!r} is offered by both {rival.origin} and {origin}: "
+                    f"uninstall one (pip uninstall {origin})"
+                )
+            self._entries[entry.stage][entry.spec.name] = entry
+        return True
+
+    def entries(self, stage: Stage) -> list[Entry]:
+        """All entries of a stage, by name."""
+        return [self._entries[stage][name] for name in sorted(self._entries[stage])]
+
+    def find(self, stage: Stage, name: str) -> Found:
+        """Look a name up: a stage's own name, "family:member", or a member of any family.
+
+        Raises:
+            UnknownNameError: nothing answers to it; the nearest name is offered, and a plugin that
+                failed to load is named.
+        """
+        entries = self._entries[stage]
+        if name in entries and entries[name].spec.members is None:
+            return Found(entries[name], None)
+        if name in entries:
+            raise ConfigError(f"{stage} {name!r} is a family: name one of its members ({entries[name].spec.summary})")
+        prefix, _, member = name.rpartition(":")
+        choices = [known for known, entry in entries.items() if entry.spec.members is None]
+        for entry in entries.values():
+            if entry.spec.members is None:
+                continue
+            members = entry.spec.resolve(entry.spec.members)()
+            if member in members and prefix in ("", entry.spec.name):
+                return Found(entry, member)
+            choices += members
+        broken = "".join(f"; note: {failure.plugin} failed to load: {failure.cause}" for failure in self.failures)
+        raise UnknownNameError(stage, name, choices, broken)
+
+    def all_entries(self) -> list[Entry]:
+        """Every entry of every stage, in the order of the pipeline."""
+        return [entry for stage in STAGES for entry in self.entries(stage)]
+
+
+def _installed() -> list[importlib.metadata.EntryPoint]:
+    points = importlib.metadata.entry_points(group=hookspecs.GROUP)
+    return sorted(points, key=lambda point: (point.dist.name if point.dist else "", point.name))
+
+
+def _cause(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or "no message"
+    return f"{type(error).__name__}: {text}"
+
+
+@functools.cache
+def registry() -> Registry:
+    """The registry of what is installed, built once a process."""
+    return Registry()

@@ -1,0 +1,121 @@
+"""Progress in the terminal, on standard error: rich's bars, or plain lines where it is no terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from defend.evaluate import PlannedRow
+
+PIPED_WIDTH = 120
+
+
+def open_console(stderr: bool = False) -> Console:
+    """Return a console as wide as the terminal, or 120 columns where output is piped."""
+    from rich.console import Console
+
+    return Console(stderr=stderr, width=None if sys.stdout.isatty() else PIPED_WIDTH)
+
+
+def waiting(console: Console, quiet: bool) -> contextlib.AbstractContextManager[Any]:
+    """Show that imports are under way: torch and timm take seconds."""
+    return contextlib.nullcontext() if quiet or not console.is_terminal else console.status("loading torch")
+
+
+def run_watcher(console: Console, quiet: bool) -> Any:
+    """Return a `defend.runner.Watcher` that shows one bar for the row at hand, on standard error."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from defend.runner import Watcher
+
+    class Bar(Watcher):
+        def __init__(self) -> None:
+            self._status = console.status("") if console.is_terminal and not quiet else None
+            self._bar: Progress | None = None
+
+        def preparing(self, what: str) -> None:
+            if self._status is not None:
+                self._status.update(what)
+                self._status.start()
+
+        def begin(self, rows: Sequence[PlannedRow]) -> None:
+            self._still()
+            self._rows, self._done = len(rows), 0
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                console=console,
+                transient=True,
+                disable=quiet or not console.is_terminal,
+            )
+            self._task = self._bar.add_task("", total=None)
+            self._bar.start()
+
+        def row(self, plan: PlannedRow) -> None:
+            self._done += 1
+            name = "clean" if plan.attack is None else f"{plan.name}, {plan.threat.kind}"
+            text = f"row {self._done} of {self._rows}: {name}, {len(plan.keys)} images"
+            assert self._bar is not None
+            self._bar.reset(self._task, total=len(plan.keys), description=text)
+            if not quiet and not console.is_terminal:
+                console.print(text, highlight=False)
+
+        def images(self, count: int) -> None:
+            assert self._bar is not None
+            self._bar.advance(self._task, count)
+
+        def end(self) -> None:
+            self._still()
+            if self._bar is not None:
+                self._bar.stop()
+
+        def _still(self) -> None:
+            if self._status is not None:
+                self._status.stop()
+
+        def training(self, title: str) -> Callable[[int, int, Mapping[str, float]], None]:
+            self._still()
+            return training_progress(console, title, quiet)
+
+    return Bar()
+
+
+def training_progress(console: Console, title: str, quiet: bool) -> Callable[[int, int, Mapping[str, float]], None]:
+    """Return a callback for `defend.train.fit` that shows steps, time left and losses; silent but on rank 0."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    silent = quiet or int(os.environ.get("RANK", "0")) != 0
+    bar = Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
+        TextColumn("{task.fields[losses]}"), console=console, transient=True, disable=silent or not console.is_terminal,
+    )  # fmt: skip
+    task = bar.add_task(title, total=None, losses="")
+    bar.start()
+
+    def update(done: int, total: int, losses: Mapping[str, float]) -> None:
+        if losses:
+            text = ", ".join(f"{key} {value:.4g}" for key, value in losses.items())
+            bar.update(task, completed=done, total=total, losses=text)
+            if not silent and not console.is_terminal:
+                console.print(f"{title}: step {done} of {total}: {text}", highlight=False)
+        else:
+            bar.update(task, completed=done, total=total)
+        if done == total:
+            bar.stop()
+
+    return update

@@ -1,0 +1,132 @@
+"""Random draws that belong to an image, not to a batch.
+
+A plugin draws with `uniform_like`, `normal_like` or `sign_like`. Inside `keyed(...)`, which the
+evaluation opens, the numbers depend only on the image's key, the seed, the stream's name and how
+many draws came before; so batch size, order, workers and processes change nothing, and CPU and GPU
+draw the same integers. Outside of it they come from torch's global generator, as users of an
+`nn.Module` expect.
+
+The generator is counter-based: splitmix64 (Steele, Lea and Flood, 2014) over (key, draw, position).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import hashlib
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from defend.errors import ContractError
+
+
+class _Draws:
+    """The state of one `keyed` block: a base number per image and a count of draws."""
+
+    def __init__(self, base: Tensor) -> None:
+        self.base = base
+        self.count = 0
+
+
+_current: contextvars.ContextVar[_Draws | None] = contextvars.ContextVar("defend_draws", default=None)
+
+_GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed 64-bit integer
+_MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
+_MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
+
+
+@contextlib.contextmanager
+def keyed(keys: Tensor, *, seed: int, stream: str) -> Iterator[None]:
+    """Make every draw in this block depend on `keys` (int64 [B]), `seed` and `stream` alone."""
+    token = _current.set(_Draws(_mix(keys * _GOLDEN + _stream_number(seed, stream))))
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+@contextlib.contextmanager
+def unkeyed() -> Iterator[None]:
+    """Draw from torch's global generator again, whatever surrounds this block."""
+    token = _current.set(None)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+def uniform_like(images: Tensor, low: float = 0.0, high: float = 1.0) -> Tensor:
+    """Draw U[low, high) of the shape, dtype and device of `images` [B,...]."""
+    return low + (high - low) * _unit(images, images.shape[1:].numel()).view_as(images).to(images.dtype)
+
+
+def normal_like(images: Tensor) -> Tensor:
+    """Draw N(0,1) of the shape, dtype and device of `images` [B,...] (Box-Muller)."""
+    if _current.get() is None:
+        return torch.randn_like(images)
+    size = images.shape[1:].numel()
+    radius = (-2 * torch.log(1 - _unit(images, size))).sqrt()
+    return (radius * torch.cos(2 * math.pi * _unit(images, size))).view_as(images).to(images.dtype)
+
+
+def sign_like(images: Tensor) -> Tensor:
+    """Draw -1 or +1 with equal chance: sign(N(0,I)) without its zeros."""
+    return torch.where(uniform_like(images) < 0.5, -1.0, 1.0).to(images.dtype)
+
+
+def uniform_per_image(images: Tensor, low: float = 0.0, high: float = 1.0) -> Tensor:
+    """Draw one U[low, high) per image: float [B]."""
+    return low + (high - low) * _unit(images, 1)[:, 0]
+
+
+def permutation(size: int, *, seed: int, stream: str) -> Tensor:
+    """Return a permutation of `range(size)` that depends on `seed` and `stream` alone: int64 [size]."""
+    numbers = _mix(torch.arange(size) * _GOLDEN + _stream_number(seed, stream))
+    return torch.argsort(numbers, stable=True)
+
+
+def step_seed(seed: int, *parts: int | str) -> int:
+    """Return a seed for torch's generator that depends on `seed` and `parts`."""
+    return _stream_number(seed, "/".join(map(str, parts))) & 0x7FFF_FFFF_FFFF_FFFF
+
+
+def _unit(images: Tensor, size: int) -> Tensor:
+    """Draw float32 [B,size] in [0,1), 24 random bits each."""
+    draws = _current.get()
+    if draws is None:
+        return torch.rand(images.shape[0], size, device=images.device)
+    if draws.base.shape[0] != images.shape[0]:
+        raise ContractError(
+            f"random draws for {images.shape[0]} images inside a block keyed for {draws.base.shape[0]}: "
+            "draw for the whole batch, or open defend.randomness.keyed with the keys of the part"
+        )
+    draws.count += 1
+    base = _mix(draws.base.to(images.device) + _wrapped(draws.count * 0x632BE59BD9B4E019))
+    position = torch.arange(1, size + 1, device=images.device) * _GOLDEN
+    bits = _shift(_mix(base[:, None] + position), 40)
+    return bits.to(torch.float32) * 2.0**-24
+
+
+def _mix(number: Tensor) -> Tensor:
+    """splitmix64's finaliser on int64, whose products wrap as unsigned ones do."""
+    number = (number ^ _shift(number, 30)) * _MIX_1
+    number = (number ^ _shift(number, 27)) * _MIX_2
+    return number ^ _shift(number, 31)
+
+
+def _shift(number: Tensor, bits: int) -> Tensor:
+    """Logical shift right: torch's own keeps the sign."""
+    return (number >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _wrapped(number: int) -> int:
+    """Fold any integer into the signed 64-bit range, as a tensor product would."""
+    return (number + (1 << 63)) % (1 << 64) - (1 << 63)
+
+
+def _stream_number(seed: int, stream: str) -> int:
+    digest = hashlib.blake2b(f"{seed}/{stream}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)

@@ -1,0 +1,1 @@
+"""Report to JSON, terminal table, CSV records, pictures."""

@@ -1,0 +1,169 @@
+"""What a stage is: the spec that a hook returns, and the protocol of what its `build` makes.
+
+A hook must be cheap, so a spec names its code as "module:function" strings, which are imported only
+when the stage is used. Nothing here imports torch.
+
+| stage     | `build` is called as          | and returns                                                 |
+|-----------|-------------------------------|-------------------------------------------------------------|
+| attack    | `build(config)`               | `Attack`                                                    |
+| purifier  | `build(config, task)`         | `Purifier`, an `nn.Module`: images to images                |
+| detector  | `build(config, task)`         | `Detector`, an `nn.Module`: images to scores                |
+| victim    | `build(config, task)`         | `nn.Module`: images in [0,1] to logits, normalisation inside|
+| finetuner | `build(config, task)`         | `Finetuner`: a victim to an adapted victim                  |
+| dataset   | `build(config)`               | `defend.datasets.base.ImageDataset`                              |
+"""
+
+from __future__ import annotations
+
+import pkgutil
+import re
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args, runtime_checkable
+
+import attrs
+
+from defend.options import NoOptions
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from defend.attacks.target import Target
+
+Stage = Literal["attack", "purifier", "detector", "victim", "finetuner", "dataset"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
+
+
+@attrs.frozen
+class Paper:
+    """The publication that a stage implements."""
+
+    title: str
+    authors: str = ""
+    year: int | None = None
+    url: str = ""
+
+
+@attrs.frozen
+class Task:
+    """What a network is built for: the shape of the images and the number of classes.
+
+    `mean` and `std` are the training images' per channel, in [0,1] units; `flips` says whether a
+    mirrored image is still of its class.
+    """
+
+    dataset: str
+    channels: int
+    height: int
+    width: int
+    classes: int
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    flips: bool = False
+
+
+def _lazy_reference(_: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
+    if value is not None and not re.fullmatch(r"[\w.]+:\w+", str(value)):
+        raise ValueError(f"{attribute.name}={value!r} is not of the form 'package.module:function'")
+
+
+def _name(_: Any, __: Any, value: Any) -> None:
+    if not isinstance(value, str) or not re.fullmatch(r"[a-z0-9][a-z0-9_]*", value):
+        raise ValueError(f"name={value!r} is not lower-case letters, digits and underscores")
+
+
+@attrs.frozen(kw_only=True)
+class StageSpec:
+    """One stage that a plugin offers, as its hook returns it.
+
+    Attributes:
+        name: what the user types, for example "apudae".
+        summary: one line for `defend list`.
+        build: "module:function", see the table at the top of this module.
+        config: the option class that `build` receives.
+        paper: the publication, if there is one.
+        train: "module:function" called as `train(config, recipe, task)`, returning a
+            `defend.train.Training`; None where there is nothing to train.
+        recipe: the option class of the training.
+        recipes: data set name to the recipe options that differ there from the defaults.
+        weights: the package whose data holds shipped weights, for example "defend_apudae.weights".
+        members: for a family that answers to many names (all timm models): "module:function"
+            returning them. `member_option` is the option that receives the chosen one.
+        threats: attacks only: the threats under which this attack makes sense.
+        counter_attacks: names of attacks made against this stage, which the adaptive threat adds.
+    """
+
+    name: str = attrs.field(validator=_name)
+    summary: str
+    build: str = attrs.field(validator=_lazy_reference)
+    config: type = NoOptions
+    paper: Paper | None = None
+    train: str | None = attrs.field(default=None, validator=_lazy_reference)
+    recipe: type = NoOptions
+    recipes: Mapping[str, Mapping[str, Any]] = attrs.field(factory=dict)
+    weights: str | None = None
+    members: str | None = attrs.field(default=None, validator=_lazy_reference)
+    member_option: str = "model"
+    threats: tuple[str, ...] = ("oblivious", "adaptive")
+    counter_attacks: tuple[str, ...] = ()
+
+    def resolve(self, reference: str) -> Callable[..., Any]:
+        """Import what `build`, `train` or `members` names."""
+        found: Callable[..., Any] = pkgutil.resolve_name(reference)
+        return found
+
+
+@runtime_checkable
+class Attack(Protocol):
+    """Makes adversarial images within a budget, against a target it may query and differentiate.
+
+    `norm` is the norm of its budget: "linf", or "l2" for one that minimises the distance and takes no eps.
+    The host checks and clips what comes back, see `defend.attacks.enforce`.
+    """
+
+    norm: str
+
+    def __call__(self, target: Target, images: Tensor, labels: Tensor, *, eps: Tensor, keys: Tensor) -> Tensor:
+        """Return adversarial images.
+
+        Args:
+            target: what to attack.
+            images: [B,C,H,W] in [0,1].
+            labels: int64 [B], the true labels.
+            eps: [B], the budget of each image in the attack's norm.
+            keys: int64 [B], the identity of each image, from which its random draws come.
+        """
+        ...
+
+
+@runtime_checkable
+class Purifier(Protocol):
+    """Image to image: [B,C,H,W] in [0,1] to the same.
+
+    Must work under `torch.no_grad()` even if it differentiates inside, and must be differentiable
+    end to end where gradients are on. `random` says whether two passes may differ; draws come from
+    `defend.randomness`, so that the host can key them by image.
+    """
+
+    random: bool
+
+    def __call__(self, images: Tensor) -> Tensor: ...
+
+
+@runtime_checkable
+class Detector(Protocol):
+    """A score per image, higher is more suspicious; rejected at `threshold` and above.
+
+    `score(images, purified)` gets the purifier's output too (the images themselves where there is
+    none), [B,C,H,W] each, and returns [B].
+    """
+
+    random: bool
+    threshold: Tensor
+
+    def __call__(self, images: Tensor, purified: Tensor) -> Tensor: ...
+
+
+class Finetuner(Protocol):
+    """Returns a victim adapted to a purifier's outputs."""
+
+    def __call__(self, victim: nn.Module, purifier: nn.Module | None) -> nn.Module: ...

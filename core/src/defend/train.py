@@ -1,0 +1,258 @@
+"""The training loop: devices, precision, processes, checkpoints, resume, progress.
+
+A stage describes its training as a `Training`: modules, optimisers, losses. `fit` runs it, on
+accelerate, so the same code serves a CPU, a GPU, and `torchrun` or `accelerate launch`.
+
+Every step seeds torch's generator from (seed, step, process) and every epoch's order comes from
+(seed, epoch), so a run that was killed and resumed ends with the same weights as one that was not.
+"""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor, nn
+
+from defend.datasets.base import Batch, ImageDataset
+from defend.errors import ContractError, WeightsError
+from defend.files import atomic, write_text
+from defend.randomness import permutation, step_seed
+from defend.weights import round_to_stored
+
+CHECKPOINT_SECONDS = 20.0
+
+
+@attrs.frozen
+class Loss:
+    """One optimisation step: minimise `value` with the optimiser named `optimiser`; `metrics` are logged."""
+
+    optimiser: str
+    value: Tensor
+    metrics: Mapping[str, Tensor] = attrs.field(factory=dict)
+
+
+@attrs.frozen
+class Optimiser:
+    """An optimiser and, if wanted, its schedule, stepped after every optimisation step."""
+
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LRScheduler | None = None
+
+
+class Training(abc.ABC):
+    """What a stage says of its training; the loop is core's.
+
+    Args:
+        stage: the module whose weights are kept.
+        modules: every network that is trained, by name, part of `stage` or not. `fit` may wrap them (for
+            several processes), so `losses` must call `self.modules[name](...)`.
+        epochs, batch_size: length and size; the batch is shared out between processes.
+    """
+
+    def __init__(self, stage: nn.Module, modules: dict[str, nn.Module], *, epochs: int, batch_size: int) -> None:
+        self.stage, self.modules = stage, modules
+        self.epochs, self.batch_size = epochs, batch_size
+
+    @abc.abstractmethod
+    def optimisers(self, steps: int) -> dict[str, Optimiser]:
+        """Return the optimisers by name, for a training of `steps` batches."""
+
+    @abc.abstractmethod
+    def losses(self, batch: Batch) -> Iterator[Loss]:
+        """Yield the losses of a batch. Each is minimised before the generator goes on, so a GAN yields twice."""
+
+    def finish(self, dataset: ImageDataset, device: torch.device) -> dict[str, float]:
+        """Calibrate and measure once training has ended (modules in eval mode); return figures for the card."""
+        return {}
+
+
+@attrs.frozen(kw_only=True)
+class FitSettings:
+    """How to run a training.
+
+    Attributes:
+        folder: where checkpoint and metrics go; None keeps neither.
+        precision: "no" or "bf16", accelerate's mixed precision.
+        checkpoint_seconds: the least time between two checkpoints.
+        progress: called after every step with (steps done, steps in all, the epoch's mean losses so far).
+    """
+
+    seed: int = 0
+    device: str = "cpu"
+    precision: str = "no"
+    folder: Path | None = None
+    checkpoint_seconds: float = CHECKPOINT_SECONDS
+    progress: Callable[[int, int, Mapping[str, float]], None] = lambda done, total, losses: None
+
+
+def fit(
+    training: Training, dataset: ImageDataset, settings: FitSettings, identity: Mapping[str, Any]
+) -> dict[str, float]:
+    """Train, round the kept module to what a file stores, let the stage finish; return its figures.
+
+    `identity` says which training this is: a checkpoint of another identity is not resumed.
+
+    Raises:
+        ContractError: a loss is not finite, or names an optimiser that does not exist.
+    """
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state()  # its settings are the process's, and each training has its own
+    accelerator = Accelerator(cpu=settings.device == "cpu", mixed_precision=settings.precision)
+    device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
+    bare = dict(training.modules)
+    size = len(dataset.labels("train"))
+    per_process = max(min(training.batch_size, size) // world, 1)
+    steps_per_epoch = size // (per_process * world)
+    total = steps_per_epoch * training.epochs
+    for module in (training.stage, *bare.values()):
+        module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    chosen = training.optimisers(total)
+    training.modules = {name: accelerator.prepare(module) for name, module in bare.items()}
+    state = _State(bare, chosen)
+    prepared = {name: accelerator.prepare(optimiser.optimizer) for name, optimiser in chosen.items()}
+
+    step = 0
+    sums: dict[str, Tensor] = {}
+    fingerprint = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()
+    checkpoint = settings.folder / "checkpoint.safetensors" if settings.folder else None
+    if checkpoint is not None and checkpoint.is_file():
+        with contextlib.suppress(WeightsError):  # a checkpoint of another training: start anew
+            step, sums = state.load(checkpoint, fingerprint)
+    log = _Metrics(settings.folder, steps_done=step) if accelerator.is_main_process else _Metrics(None, 0)
+
+    saved = time.monotonic()
+
+    def keep(always: bool = False) -> None:
+        nonlocal saved
+        due = always or time.monotonic() - saved >= settings.checkpoint_seconds
+        if checkpoint is not None and accelerator.is_main_process and due:
+            state.save(checkpoint, fingerprint, step, sums)
+            saved = time.monotonic()
+
+    for epoch in range(step // max(steps_per_epoch, 1), training.epochs):
+        for module in training.modules.values():
+            module.train()
+        order = permutation(size, seed=settings.seed, stream=f"epoch/{epoch}")
+        order = order[: steps_per_epoch * per_process * world].view(steps_per_epoch, world, per_process)[:, rank]
+        order = order[step - epoch * steps_per_epoch :].flatten()
+        for batch in dataset.batches("train", order, per_process, device):
+            torch.manual_seed(step_seed(settings.seed, "step", step, rank))
+            for loss in training.losses(batch):
+                if loss.optimiser not in prepared:
+                    raise ContractError(
+                        f"a loss names optimiser {loss.optimiser!r}, which is none of {sorted(prepared)}"
+                    )
+                prepared[loss.optimiser].zero_grad()
+                accelerator.backward(loss.value)
+                prepared[loss.optimiser].step()
+                schedule = chosen[loss.optimiser].schedule
+                if schedule is not None:
+                    schedule.step()
+                for name, value in {f"{loss.optimiser}_loss": loss.value, **loss.metrics}.items():
+                    total_so_far = sums.get(name)
+                    now = value.detach().double().to(device)
+                    sums[name] = now if total_so_far is None else total_so_far.to(device) + now
+            step += 1
+            if step % steps_per_epoch:  # at its end an epoch is logged first, then saved
+                keep()
+                settings.progress(step, total, {})
+        means = {name: float(value) / steps_per_epoch for name, value in sums.items()}
+        if any(value != value or value in (float("inf"), float("-inf")) for value in means.values()):
+            raise ContractError(
+                f"the training diverged in epoch {epoch + 1} ({means}): lower the learning rate (--set lr=...)"
+            )
+        log.write({"epoch": epoch + 1, "step": step, **means})
+        settings.progress(step, total, means)
+        sums = {}
+        keep()
+    keep(always=True)
+    accelerator.wait_for_everyone()
+
+    training.modules = bare
+    for module in (training.stage, *bare.values()):
+        module.eval()
+    round_to_stored(training.stage)
+    return training.finish(dataset, device)
+
+
+class _State:
+    """Modules, optimisers and schedules as one safetensors file with a JSON header."""
+
+    def __init__(self, modules: Mapping[str, nn.Module], optimisers: Mapping[str, Optimiser]) -> None:
+        self._modules, self._optimisers = modules, optimisers
+
+    def save(self, path: Path, fingerprint: str, step: int, sums: Mapping[str, Tensor]) -> None:
+        from safetensors.torch import save as to_bytes
+
+        tensors: dict[str, Tensor] = {}
+        groups, schedules = {}, {}
+        for name, module in self._modules.items():
+            tensors |= {f"module/{name}/{key}": value for key, value in module.state_dict().items()}
+        for name, optimiser in self._optimisers.items():
+            state = optimiser.optimizer.state_dict()
+            groups[name] = state["param_groups"]
+            schedules[name] = optimiser.schedule.state_dict() if optimiser.schedule else None
+            for index, values in state["state"].items():
+                tensors |= {f"optimiser/{name}/{index}/{key}": torch.as_tensor(v) for key, v in values.items()}
+        tensors |= {f"sum/{name}": torch.as_tensor(value) for name, value in sums.items()}
+        header = {"fingerprint": fingerprint, "step": step, "groups": groups, "schedules": schedules}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        whole = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+        with atomic(path) as temporary:
+            temporary.write_bytes(to_bytes(whole, metadata={"state": json.dumps(header)}))
+
+    def load(self, path: Path, fingerprint: str) -> tuple[int, dict[str, Tensor]]:
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, framework="pt") as file:
+                header = json.loads(file.metadata()["state"])
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
+        except (SafetensorError, KeyError, ValueError, TypeError) as error:
+            raise WeightsError(f"checkpoint {str(path)!r} is damaged: {error}") from None
+        if header["fingerprint"] != fingerprint:
+            raise WeightsError(f"checkpoint {str(path)!r} belongs to another training")
+        for name, module in self._modules.items():
+            prefix = f"module/{name}/"
+            module.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+        for name, optimiser in self._optimisers.items():
+            state: dict[int, dict[str, Tensor]] = {}
+            for key, value in tensors.items():
+                if key.startswith(f"optimiser/{name}/"):
+                    index, slot = key.removeprefix(f"optimiser/{name}/").split("/")
+                    state.setdefault(int(index), {})[slot] = value
+            optimiser.optimizer.load_state_dict({"state": state, "param_groups": header["groups"][name]})
+            if optimiser.schedule is not None:
+                optimiser.schedule.load_state_dict(header["schedules"][name])
+        sums = {key.removeprefix("sum/"): value for key, value in tensors.items() if key.startswith("sum/")}
+        return header["step"], sums
+
+
+class _Metrics:
+    """metrics.jsonl: one line an epoch; lines after the resumed step are dropped."""
+
+    def __init__(self, folder: Path | None, steps_done: int) -> None:
+        self._path = folder / "metrics.jsonl" if folder else None
+        self._lines: list[str] = []
+        if self._path is not None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            if self._path.is_file():
+                lines = self._path.read_text(encoding="utf-8").splitlines()
+                self._lines = [line for line in lines if json.loads(line)["step"] <= steps_done]
+
+    def write(self, values: Mapping[str, float]) -> None:
+        if self._path is None:
+            return
+        self._lines.append(json.dumps(values))
+        write_text(self._path, "\n".join(self._lines) + "\n")

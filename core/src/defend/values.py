@@ -1,0 +1,256 @@
+"""The values that flow through a run: what was asked for, what was recorded, what is reported.
+
+All are frozen attrs classes. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+import attrs
+
+from defend.errors import ConfigError, did_you_mean
+from defend.options import fraction
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Precision = Literal["auto", "exact", "fp32", "bf16"]
+PRECISIONS: tuple[Precision, ...] = ("auto", "exact", "fp32", "bf16")
+QUICK_LIMIT = 100
+QUICK_ADAPTIVE_LIMIT = 25
+
+
+def parse_eps(value: Any) -> float:
+    """Read a perturbation budget in [0,1] units: "8/255", "0.03" or 0.03.
+
+    Raises:
+        ConfigError: not a number, negative, or above 1 ("8" is asked back as 8/255).
+    """
+    try:
+        eps = fraction(value)
+    except ValueError as error:
+        raise ConfigError(f"eps {value!r} is not {error}") from None
+    if 1 < eps <= 255 and "/" not in str(value):
+        raise ConfigError(f"eps {value!r} is above 1, and images are in [0,1]: did you mean {value}/255?")
+    if not 0 <= eps <= 1:
+        raise ConfigError(f"eps {value!r} is out of range: expected 0 to 1, for example 8/255 or 0.03")
+    return eps
+
+
+@attrs.frozen
+class Threat:
+    """Who attacks, knowing what, within which budget.
+
+    `eps` is None for an attack that minimises the distance instead of keeping to a budget.
+    """
+
+    kind: str
+    norm: str
+    eps: float | None
+
+
+@attrs.frozen
+class Verdict:
+    """What a defence says of a batch of images (`Defence.judge`).
+
+    Attributes:
+        labels: int64 [B], the predicted class.
+        confidence: float32 [B], the softmax probability of that class.
+        accepted: bool [B], False where the detector rejects.
+        score: float32 [B], the detector's score; zeros without a detector.
+        purified: [B,C,H,W] in [0,1], what the victim saw.
+        logits: [B,classes].
+    """
+
+    labels: Tensor
+    confidence: Tensor
+    accepted: Tensor
+    score: Tensor
+    purified: Tensor
+    logits: Tensor
+
+
+def _positive(_: Any, attribute: attrs.Attribute[Any], value: int | None) -> None:
+    if value is not None and value < 1:
+        raise ConfigError(f"{attribute.name} is {value}: expected at least 1")
+
+
+def _not_negative(_: Any, attribute: attrs.Attribute[Any], value: int) -> None:
+    if value < 0:
+        raise ConfigError(f"{attribute.name} is {value}: expected 0 or more")
+
+
+def _known(choices: tuple[str, ...]) -> Any:
+    def check(_: Any, attribute: attrs.Attribute[Any], value: str) -> None:
+        if value not in choices:
+            raise ConfigError(f"unknown {attribute.name} {value!r}: {did_you_mean(value, choices)}")
+
+    return check
+
+
+def _names(value: Iterable[str]) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
+def _some(_: Any, attribute: attrs.Attribute[Any], value: tuple[str, ...]) -> None:
+    if not value or not all(value):
+        raise ConfigError(f"{attribute.name} is empty: name at least one")
+
+
+@attrs.frozen(kw_only=True)
+class RunConfig:
+    """Everything that decides a run; saved with it as config.toml and able to rerun it.
+
+    Attributes:
+        victim, purifier, detector: stage names; None leaves a stage out.
+        dataset: data set name; `data_dir` is where its files lie (imagefolder: the folder itself).
+        attacks: attack names, each run under every threat in `threats` that fits it.
+        eps: the L-inf budget in [0,1] units.
+        limit: how many test images, a seeded stratified sample; None: 100, or all with `thorough`.
+        adaptive_limit: how many of them the adaptive rows use; None: 25, or all with `thorough`.
+        thorough: all images, all attacks and the attacks' own step counts, in the adaptive rows too; a quick
+            run leaves out single-step adaptive attacks and takes 10 steps of the others.
+        draws: forward passes that the adaptive attacker averages over when the defence is random.
+        precision: "auto", "exact" (nothing rewritten), "fp32" (folded, channels-last) or "bf16"
+            (attacks crafted in bfloat16, judged in fp32).
+        options: options by stage, for example {"purifier": {"steps": 15}, "pgd": {"steps": 40}}.
+        weights: explicit weight files by stage.
+        out: the run folder; None writes nothing.
+    """
+
+    victim: str
+    dataset: str = "digits"
+    purifier: str | None = None
+    detector: str | None = None
+    attacks: tuple[str, ...] = attrs.field(default=("noise", "fgsm", "pgd"), converter=_names, validator=_some)
+    threats: tuple[str, ...] = attrs.field(
+        default=("noise", "oblivious", "adaptive"), converter=_names, validator=_some
+    )
+    eps: float = attrs.field(default=0.1, converter=parse_eps)
+    limit: int | None = attrs.field(default=None, validator=_positive)
+    adaptive_limit: int | None = attrs.field(default=None, validator=_positive)
+    thorough: bool = False
+    draws: int = attrs.field(default=20, validator=_positive)
+    seed: int = attrs.field(default=0, validator=_not_negative)
+    batch_size: int = attrs.field(default=64, validator=_positive)
+    workers: int = attrs.field(default=2, validator=_not_negative)
+    device: str = "auto"
+    precision: str = attrs.field(default="auto", validator=_known(PRECISIONS))
+    data_dir: str | None = None
+    train_missing: bool = False
+    options: Mapping[str, Mapping[str, Any]] = attrs.field(factory=dict)
+    weights: Mapping[str, str] = attrs.field(factory=dict)
+    out: str | None = None
+
+    @property
+    def row_limit(self) -> int | None:
+        """How many images the cheap rows use; None means all."""
+        return self.limit if self.limit is not None or self.thorough else QUICK_LIMIT
+
+    @property
+    def adaptive_row_limit(self) -> int | None:
+        """How many images the adaptive rows use; None means as many as the others."""
+        if self.adaptive_limit is not None or self.thorough:
+            return self.adaptive_limit
+        return QUICK_ADAPTIVE_LIMIT
+
+
+@attrs.frozen
+class Arm:
+    """One arm's result on a row: fractions, and the Wilson 95 % interval of `accuracy`.
+
+    `accuracy` counts a rejected image as wrong; `accuracy_with_credit` counts a rejected attacked
+    image as right (paper 003's definition), and equals `accuracy` on clean rows.
+    """
+
+    accuracy: float
+    ci95: tuple[float, float]
+    rejected: float = 0.0
+    accuracy_with_credit: float = 0.0
+
+
+@attrs.frozen
+class Row:
+    """One attack under one threat, as the report shows it. `seconds` has "attack" and "purify"."""
+
+    attack: str
+    threat: str
+    norm: str
+    eps: float | None
+    n: int
+    steps: int | None
+    seed: int
+    undefended: Arm
+    defended: Arm
+    mean_linf: float
+    mean_l2: float
+    seconds: Mapping[str, float]
+    partial: bool = False
+
+    @property
+    def key(self) -> str:
+        """The row's name in lists, "attack/threat"."""
+        return f"{self.attack}/{self.threat}"
+
+
+@attrs.frozen
+class WorstCase:
+    """Per-image worst case of the defended arm: right under every row named in `over`."""
+
+    accuracy: float
+    ci95: tuple[float, float]
+    n: int
+    over: tuple[str, ...]
+    undefended: float
+
+
+@attrs.frozen
+class Check:
+    """One sanity check of the evaluation: status is pass, warn, fail or skip."""
+
+    name: str
+    status: Literal["pass", "warn", "fail", "skip"]
+    detail: str
+
+
+@attrs.frozen
+class Cost:
+    """What the defence costs per image, in the fastest batch of the clean row, victim included; and its size."""
+
+    victim_ms_per_image: float
+    defence_ms_per_image: float
+    parameters: int
+    batch_size: int
+
+
+@attrs.frozen
+class DatasetInfo:
+    """Which images were judged; `sha256` is that of the whole split."""
+
+    name: str
+    split: str
+    n: int
+    sha256: str
+
+
+@attrs.frozen
+class Report:
+    """The result of a run. `defend.report.to_json` writes it as report.json (schema 1)."""
+
+    versions: Mapping[str, str]
+    plugins: Mapping[str, str]
+    config: RunConfig
+    seed: int
+    device: str
+    precision: Mapping[str, str]
+    seconds: float
+    dataset: DatasetInfo
+    rows: tuple[Row, ...]
+    worst_case: WorstCase | None
+    detector: Mapping[str, Any] | None
+    checks: tuple[Check, ...]
+    cost: Cost | None
+    weights: Mapping[str, Mapping[str, Any]]
+    partial: bool = False

@@ -1,0 +1,1 @@
+"""Victims: the classifiers to protect, through timm."""

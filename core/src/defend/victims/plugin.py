@@ -1,0 +1,81 @@
+"""timm's models behind the victim hook. Imports neither timm nor torch."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from defend.errors import PluginError
+from defend.hookspecs import hookimpl
+from defend.options import option, options
+from defend.stages import Paper, StageSpec
+
+
+@options
+class TimmOptions:
+    """Options of a timm victim."""
+
+    model: str = option("resnet18", help="timm's model name", architecture=True)
+    stem: str = option(
+        "auto",
+        help="ResNet stem: standard (7x7 stride 2, pooling), small (3x3 stride 1, no pooling), strided (3x3 stride 2, "
+        "no pooling); auto: small for images of 32 to 64 pixels, strided below, standard above",
+        choices=("auto", "standard", "small", "strided"),
+        architecture=True,
+    )
+    pretrained: bool = option(
+        False, help="timm's own ImageNet weights (downloaded); needs 1,000 classes in timm's order"
+    )
+
+
+@options
+class VictimRecipe:
+    """How a victim is trained: AdamW, a one-cycle rate, shifts, and flips where they keep the class."""
+
+    epochs: int = option(30, help="passes over the training images", at_least=1)
+    batch_size: int = option(128, help="images a step", at_least=2)
+    lr: float = option(2e-3, help="peak of the one-cycle learning rate", at_least=0)
+    weight_decay: float = option(5e-2, help="AdamW's weight decay", at_least=0)
+    shift: int = option(4, help="random shift of up to this many pixels, zero padding", at_least=0, at_most=32)
+
+
+@hookimpl
+def defend_victims() -> Sequence[StageSpec]:
+    """One family: every model of timm."""
+    return [
+        StageSpec(
+            name="timm",
+            summary="any timm model by its name, for example resnet18",
+            build="defend.victims.network:build",
+            config=TimmOptions,
+            paper=Paper(
+                title="PyTorch Image Models",
+                authors="Wightman",
+                year=2019,
+                url="https://github.com/huggingface/pytorch-image-models",
+            ),
+            train="defend.victims.network:train",
+            recipe=VictimRecipe,
+            recipes={"digits": {"epochs": 20, "batch_size": 64, "shift": 2}},
+            weights="defend.victims.weights",
+            members="defend.victims.plugin:timm_models",
+        )
+    ]
+
+
+@functools.cache
+def timm_models() -> tuple[str, ...]:
+    """Return the names of timm's models, read from its files: importing timm takes seconds.
+
+    Raises:
+        PluginError: timm is not installed.
+    """
+    found = importlib.util.find_spec("timm")
+    if found is None or found.origin is None:
+        raise PluginError("timm is not installed: pip install timm")
+    marked = re.compile(r"^@register_model\s+def (\w+)\(", re.MULTILINE)
+    files = sorted((Path(found.origin).parent / "models").glob("*.py"))
+    return tuple(sorted({name for file in files for name in marked.findall(file.read_text(encoding="utf-8"))}))

@@ -1,0 +1,1 @@
+"""Shipped weights of victims, with their cards."""

@@ -1,0 +1,252 @@
+"""Trained weights: safetensors files with a card in their metadata, and where they are looked for.
+
+Matrices and kernels are stored in half precision, vectors in single. Only safetensors is ever
+read; nothing is unpickled. Reading a card imports no torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.resources
+import json
+import os
+import struct
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import platformdirs
+
+from defend.errors import WeightsError
+from defend.files import atomic
+from defend.plugins import Found
+from defend.stages import Task
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+CARD_FORMAT = 1
+MOST_HEADER_BYTES = 100_000_000
+SMALL_TENSOR = 64  # elements; halving these saves nothing
+
+
+@attrs.frozen(kw_only=True)
+class Card:
+    """What is known of a weights file.
+
+    Attributes:
+        stage, name: which stage these weights are for.
+        config: its architecture options.
+        dataset: {"name", "sha256" of the training split, "shape", "classes" (names), "mean", "std", "flips"}.
+        recipe: the training options, seed and versions.
+        figures: what was measured, for example {"test_accuracy": 0.996}.
+        licence: SPDX identifier.
+        content_sha256: the hash of all tensors, checked at loading.
+    """
+
+    stage: str
+    name: str
+    config: Mapping[str, Any]
+    dataset: Mapping[str, Any]
+    recipe: Mapping[str, Any] = attrs.field(factory=dict)
+    figures: Mapping[str, float] = attrs.field(factory=dict)
+    licence: str = "MIT"
+    content_sha256: str = ""
+    format: int = CARD_FORMAT
+
+    def task(self) -> Task:
+        """Return the task these weights were trained for."""
+        known = self.dataset
+        channels, height, width = known["shape"]
+        return Task(
+            known["name"],
+            channels,
+            height,
+            width,
+            len(known["classes"]),
+            tuple(known["mean"]),
+            tuple(known["std"]),
+            known["flips"],
+        )
+
+
+def cache_dir() -> Path:
+    """Return the user's cache: $DEFEND_CACHE_DIR, or the platform's own."""
+    named = os.environ.get("DEFEND_CACHE_DIR")
+    return Path(named) if named else platformdirs.user_cache_path("defend")
+
+
+def file_name(stage: str, name: str, dataset: str) -> str:
+    """Return the name of a weights file, for example purifier-apudae-digits.safetensors."""
+    return f"{stage}-{name}-{dataset}.safetensors"
+
+
+def cached_path(stage: str, name: str, dataset: str) -> Path:
+    """Return where `defend train` writes weights unless told otherwise."""
+    return cache_dir() / "weights" / file_name(stage, name, dataset)
+
+
+def locate(found: Found, dataset: str, explicit: str | None = None) -> Path | None:
+    """Find weights: an explicit path, then the user's cache, then the plugin's package.
+
+    Raises:
+        WeightsError: an explicit path that does not exist.
+    """
+    if explicit is not None:
+        if not Path(explicit).is_file():
+            raise WeightsError(f"weights file {explicit!r} does not exist")
+        return Path(explicit)
+    candidates = [cached_path(found.entry.stage, found.name, dataset)]
+    candidates += [path for path in _shipped(found.spec.weights) if path.name == candidates[0].name]
+    return next((path for path in candidates if path.is_file()), None)
+
+
+@attrs.frozen
+class Available:
+    """A weights file that a name leads to: the user's own, or one that came with a package (`shipped`)."""
+
+    path: Path
+    card: Card
+    shipped: bool
+
+
+def available(stage: str, name: str | None, package: str | None) -> Iterator[Available]:
+    """Yield every readable weights file of a stage (of any name if None), the user's before the shipped."""
+    prefix = f"{stage}-" if name is None else f"{stage}-{name}-"
+    cached = sorted((cache_dir() / "weights").glob("*.safetensors"))
+    for shipped, paths in ((False, cached), (True, _shipped(package))):
+        for path in paths:
+            if path.name.startswith(prefix):
+                with contextlib.suppress(WeightsError):  # loading a damaged one will say why
+                    yield Available(path, read_card(path), shipped)
+
+
+def _shipped(package: str | None) -> list[Path]:
+    if package is None:
+        return []
+    try:
+        folder = Path(str(importlib.resources.files(package)))
+    except ModuleNotFoundError as error:
+        raise WeightsError(f"package {package!r} with the shipped weights is missing: {error}") from None
+    return sorted(folder.glob("*.safetensors"))
+
+
+def read_card(path: Path) -> Card:
+    """Read the card of a weights file from its header.
+
+    Raises:
+        WeightsError: not safetensors, cut short, or without a card of a known format.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(8)
+            (length,) = struct.unpack("<Q", start) if len(start) == 8 else (0,)
+            if not 2 <= length <= MOST_HEADER_BYTES:
+                raise WeightsError(f"{_not_safetensors(path, start)}")
+            header = json.loads(file.read(length))
+    except OSError as error:
+        raise WeightsError(f"weights {str(path)!r} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError):
+        raise WeightsError(_not_safetensors(path, start)) from None
+    metadata = header.get("__metadata__") if isinstance(header, dict) else None
+    text = metadata.get("defend.card") if isinstance(metadata, dict) else None
+    if text is None:
+        raise WeightsError(f"weights {str(path)!r} have no card: they were not written by `defend train`")
+    try:
+        values = json.loads(text)
+        if (kept := values.get("format")) != CARD_FORMAT:
+            raise WeightsError(
+                f"weights {str(path)!r} have a card of format {kept}, and this version reads {CARD_FORMAT}"
+            )
+        card = Card(**values)
+        card.task()
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        cause = f"{type(error).__name__}: {error}"
+        raise WeightsError(
+            f"weights {str(path)!r} have a damaged card ({cause}): train anew or fetch it again"
+        ) from None
+    return card
+
+
+def _not_safetensors(path: Path, start: bytes) -> str:
+    pickled = start[:2] == b"PK" or start[:1] == b"\x80"
+    guess = " (it looks like a pickle, which is never loaded)" if pickled else ""
+    return f"weights {str(path)!r} are not a safetensors file, or cut short{guess}: train anew or fetch it again"
+
+
+def save(path: Path, module: nn.Module, card: Card) -> Card:
+    """Write a module's weights and its card, atomically; return the card with its content hash."""
+    from safetensors.torch import save as to_bytes
+
+    tensors = stored(module)
+    card = attrs.evolve(card, content_sha256=content_hash(tensors))
+    data = to_bytes(tensors, metadata={"defend.card": json.dumps(attrs.asdict(card), sort_keys=True)})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic(path) as temporary:
+        temporary.write_bytes(data)
+    return card
+
+
+def load(path: Path, module: nn.Module, stage: str, name: str) -> Card:
+    """Load weights into a module that was built from their card's architecture; strict.
+
+    Raises:
+        WeightsError: another stage's weights, other shapes, a damaged file, or a wrong content hash.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    card = read_card(path)
+    if (card.stage, card.name) != (stage, name):
+        raise WeightsError(f"weights {str(path)!r} are of {card.stage} {card.name}, expected {stage} {name}")
+    try:
+        tensors = load_file(path)
+    except SafetensorError as error:
+        raise WeightsError(f"weights {str(path)!r} are damaged or cut short: {error}") from None
+    if content_hash(tensors) != card.content_sha256:
+        raise WeightsError(
+            f"weights {str(path)!r} do not match the content hash in their card: fetch or train them anew"
+        )
+    expected = module.state_dict()
+    wrong = sorted(set(tensors) ^ set(expected))
+    wrong += [key for key in tensors if key in expected and tensors[key].shape != expected[key].shape]
+    if wrong:
+        raise WeightsError(
+            f"weights {str(path)!r} are of another architecture than {stage} {name}: {len(wrong)} tensors differ, "
+            f"the first is {wrong[0]!r}"
+        )
+    module.load_state_dict({key: tensor.to(expected[key].dtype) for key, tensor in tensors.items()})
+    return card
+
+
+def stored(module: nn.Module) -> dict[str, Tensor]:
+    """Return the state as it is stored: kernels and matrices in half precision, all else as it is."""
+    import torch
+
+    state = {key: tensor.detach().cpu().contiguous() for key, tensor in module.state_dict().items()}
+
+    def halved(tensor: Tensor) -> Tensor:
+        wanted = tensor.dtype == torch.float32 and tensor.ndim > 1 and tensor.numel() > SMALL_TENSOR
+        fits = wanted and bool(tensor.abs().max() <= torch.finfo(torch.float16).max)
+        return tensor.half() if fits else tensor
+
+    return {key: halved(tensor) for key, tensor in state.items()}
+
+
+def round_to_stored(module: nn.Module) -> None:
+    """Round a module's parameters to what a file keeps of them, so that what is measured is what ships."""
+    kept = stored(module)
+    current = module.state_dict()
+    module.load_state_dict({key: kept[key].to(current[key]) for key in current})
+
+
+def content_hash(tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of names, types, shapes and bytes of all tensors, in the order of their names."""
+    digest = hashlib.sha256()
+    for key in sorted(tensors):
+        tensor = tensors[key].detach().cpu().contiguous()
+        digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()

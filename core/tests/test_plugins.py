@@ -1,0 +1,220 @@
+"""Plugins are found by their entry points; a broken one is named, and the others go on working."""
+
+import importlib.metadata
+import subprocess
+import sys
+
+import pytest
+import timm
+
+from defend.errors import ConfigError, PluginError, UnknownNameError
+from defend.plugins import Failure, Registry
+from defend.victims.plugin import timm_models
+
+HEAD = "from defend import StageSpec, hookimpl, option, options\n\n"
+BLUR = HEAD + (
+    "@options\nclass Blur:\n    steps: int = option(3, help='steps', at_least=1)\n\n"
+    "@hookimpl\ndef defend_purifiers():\n"
+    "    return [StageSpec(name='blur', summary='Gaussian blur', build='good_blur.model:build', config=Blur)]\n"
+)
+
+
+def hook(name, body):
+    return f"{HEAD}@hookimpl\ndef {name}:\n    {body}\n"
+
+
+def spec(name):
+    return f"StageSpec(name={name!r}, summary='a test', build='nowhere.model:build')"
+
+
+class Site:
+    """A folder of installed distributions, each one module with an entry point in the group "defend"."""
+
+    def __init__(self, path):
+        self.path = path
+        self.modules = []
+
+    def install(self, distribution, source):
+        module = distribution.replace("-", "_")
+        self.modules.append(module)
+        (self.path / f"{module}.py").write_text(source, encoding="utf-8")
+        info = self.path / f"{module}-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n", encoding="utf-8")
+        (info / "entry_points.txt").write_text(f"[defend]\n{module} = {module}\n", encoding="utf-8")
+
+    def registry(self):
+        found = importlib.metadata.distributions(path=[str(self.path)])
+        points = [point for distribution in found for point in distribution.entry_points]
+        return Registry(entry_points=sorted(points, key=lambda point: point.name))
+
+
+@pytest.fixture
+def site(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    installed = Site(tmp_path)
+    yield installed
+    for module in installed.modules:
+        sys.modules.pop(module, None)
+
+
+def names(registry, stage):
+    return [entry.spec.name for entry in registry.entries(stage)]
+
+
+def test_a_plugin_is_found_by_its_entry_point(site):
+    site.install("good-blur", BLUR)
+    registry = site.registry()
+    found = registry.find("purifier", "blur")
+    assert (found.name, found.member, found.entry.origin) == ("blur", None, "good-blur")
+    assert found.config({"steps": "7"}).steps == 7
+    assert registry.versions == {"good-blur": "1.0"}
+    assert registry.failures == []
+
+
+def test_options_of_a_plugin_are_checked_in_its_name(site):
+    site.install("good-blur", BLUR)
+    with pytest.raises(ConfigError, match="purifier blur: steps=0 is out of range: expected at least 1"):
+        site.registry().find("purifier", "blur").config({"steps": 0})
+
+
+def test_a_plugin_without_hooks_offers_nothing(site):
+    site.install("quiet-plugin", "")
+    registry = site.registry()
+    assert registry.versions == {"quiet-plugin": "1.0"}
+    assert (names(registry, "purifier"), registry.failures) == ([], [])
+
+
+def test_core_offers_its_own_stages_through_the_same_hooks():
+    registry = Registry(entry_points=[])
+    assert names(registry, "dataset") == ["cifar10", "digits", "fashion_mnist", "imagefolder", "mnist"]
+    assert {"noise", "fgsm", "pgd"} <= set(names(registry, "attack"))
+    assert {entry.origin for entry in registry.all_entries()} == {"defend-core"}
+
+
+@pytest.mark.parametrize(
+    ("source", "cause"),
+    [
+        ("import no_such_module_anywhere", "ModuleNotFoundError: No module named 'no_such_module_anywhere'"),
+        ("raise RuntimeError('no licence\\nfound')", "RuntimeError: no licence found"),
+        ("def broken(", "SyntaxError"),
+        (hook("defend_purifiers(config)", "return []"), "{'config'} are declared in the hookimpl but can not be found"),
+        (hook("defend_purifierz()", "return []"), "unknown hook 'defend_purifierz'"),
+        (hook("defend_purifiers()", "return ['blur']"), "TypeError: defend_purifiers returned str, not StageSpec"),
+        (hook("defend_purifiers()", "return 5"), "TypeError: 'int' object is not iterable"),
+        (hook("defend_purifiers()", "raise KeyError"), "KeyError: no message"),
+        (hook("defend_detectors()", f"return [{spec('My Blur')}]"), "name='My Blur' is not lower-case letters"),
+        (
+            hook("defend_victims()", "return [StageSpec(name='x', summary='', build='a.b')]"),
+            "build='a.b' is not of the form 'package.module:function'",
+        ),
+    ],
+    ids=["import", "raise", "syntax", "signature", "hook", "spec", "list", "call", "name", "build"],
+)
+def test_a_broken_plugin_is_named_with_its_cause_and_the_others_work(site, source, cause):
+    site.install("broken-one", source)
+    site.install("good-blur", BLUR)
+    site.install("another-good", hook("defend_detectors()", f"return [{spec('watch')}]"))
+    registry = site.registry()
+    (failure,) = registry.failures
+    assert isinstance(failure, Failure)
+    assert failure.plugin == "broken-one"
+    assert cause in failure.cause
+    assert "\n" not in failure.cause
+    assert (names(registry, "purifier"), names(registry, "detector")) == (["blur"], ["watch"])
+    assert sorted(registry.versions) == ["another-good", "good-blur"]
+
+
+def test_a_plugin_that_fails_halfway_offers_nothing(site):
+    second = f"@hookimpl\ndef defend_detectors():\n    return [{spec('watch')}, None]\n"
+    site.install("half-good", hook("defend_purifiers()", f"return [{spec('blur')}]") + second)
+    registry = site.registry()
+    assert [failure.plugin for failure in registry.failures] == ["half-good"]
+    assert names(registry, "purifier") == names(registry, "detector") == []
+
+
+def test_an_unknown_name_mentions_the_plugins_that_failed(site):
+    site.install("broken-one", "raise RuntimeError('no licence')")
+    with pytest.raises(UnknownNameError, match="note: broken-one failed to load: RuntimeError: no licence"):
+        site.registry().find("purifier", "blur")
+
+
+def test_two_plugins_with_one_name_in_one_stage_are_both_named(site):
+    site.install("first-blur", hook("defend_purifiers()", f"return [{spec('blur')}]"))
+    site.install("second-blur", hook("defend_purifiers()", f"return [{spec('blur')}]"))
+    with pytest.raises(PluginError, match="purifier 'blur' is offered by both first-blur and second-blur"):
+        site.registry()
+
+
+def test_a_plugin_cannot_replace_what_core_offers(site):
+    site.install("my-pgd", hook("defend_attacks()", f"return [{spec('pgd')}]"))
+    with pytest.raises(PluginError, match="attack 'pgd' is offered by both defend-core and my-pgd"):
+        site.registry()
+
+
+def test_one_name_in_two_stages_is_no_conflict(site):
+    second = f"\n@hookimpl\ndef defend_detectors():\n    return [{spec('puvae')}]\n"
+    site.install("puvae-both", hook("defend_purifiers()", f"return [{spec('puvae')}]") + second)
+    registry = site.registry()
+    assert registry.find("purifier", "puvae").entry.stage == "purifier"
+    assert registry.find("detector", "puvae").entry.stage == "detector"
+
+
+@pytest.mark.parametrize(
+    ("stage", "name", "nearest"),
+    [
+        ("attack", "pdg", "pgd"),
+        ("attack", "FGSM", "fgsm"),
+        ("dataset", "digit", "digits"),
+        ("victim", "resnet8", "resnet18"),
+        ("victim", "timm:resnet8", "resnet18"),
+        ("victim", "tinn:resnet18", "resnet18"),
+    ],
+)
+def test_an_unknown_name_offers_the_nearest(stage, name, nearest):
+    with pytest.raises(UnknownNameError, match=f"unknown {stage} '{name}': did you mean '{nearest}'"):
+        Registry(entry_points=[]).find(stage, name)
+
+
+def test_where_no_plugin_offers_a_stage_the_error_says_so():
+    with pytest.raises(UnknownNameError, match="unknown purifier 'blur': none is installed"):
+        Registry(entry_points=[]).find("purifier", "blur")
+
+
+@pytest.mark.parametrize("name", ["resnet18", "timm:resnet18"])
+def test_a_member_of_a_family_is_found_with_and_without_its_family(name):
+    found = Registry(entry_points=[]).find("victim", name)
+    assert (found.spec.name, found.member, found.name) == ("timm", "resnet18", "resnet18")
+    assert found.config({"stem": "small"}).model == "resnet18"
+
+
+def test_a_family_is_no_victim_by_itself():
+    with pytest.raises(ConfigError, match="'timm' is a family: name one of its members"):
+        Registry(entry_points=[]).find("victim", "timm")
+
+
+def test_a_family_member_cannot_be_renamed_by_its_option():
+    found = Registry(entry_points=[]).find("victim", "resnet18")
+    with pytest.raises(ConfigError, match="model='resnet34' contradicts victim 'resnet18'"):
+        found.config({"model": "resnet34"})
+
+
+@pytest.mark.parametrize("name", ["timm:", "", "resnet18:timm"])
+def test_a_name_that_is_no_victim(name):
+    with pytest.raises(UnknownNameError, match=f"unknown victim '{name}'"):
+        Registry(entry_points=[]).find("victim", name)
+
+
+def test_every_model_of_timm_is_a_victim():
+    assert sorted(timm_models()) == sorted(timm.list_models())
+
+
+def test_looking_names_up_imports_neither_timm_nor_torch():
+    code = (
+        "import sys\n"
+        "from defend.plugins import Registry\n"
+        "Registry(entry_points=[]).find('victim', 'resnet18')\n"
+        "sys.exit(', '.join({'timm', 'torch', 'sklearn'} & set(sys.modules)) or None)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.strip()) == (0, "")

@@ -1,0 +1,226 @@
+"""The training loop: resume, several optimisers, precision, errors, the weights file that comes out."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from torch import nn
+
+from defend.datasets.base import MemoryDataset
+from defend.errors import ConfigError, ContractError
+from defend.train import FitSettings, Loss, Optimiser, Training, fit
+from defend.train_stage import train_stage
+from defend.weights import content_hash, read_card
+
+
+def tiny_dataset():
+    generator = torch.Generator().manual_seed(0)
+    images = {s: torch.randint(0, 256, (n, 1, 8, 8), generator=generator, dtype=torch.uint8) for s, n in SIZES.items()}
+    labels = {split: torch.arange(count) % 2 for split, count in SIZES.items()}
+    return MemoryDataset("tiny", ("a", "b"), images, labels)
+
+
+SIZES = {"train": 44, "val": 6, "test": 6}
+
+
+class Denoise(Training):
+    """A small network with batch norm and random noise: everything that resuming must restore."""
+
+    def __init__(self, epochs=3, stop_at=None):
+        torch.manual_seed(0)
+        network = nn.Sequential(
+            nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 1, 3, padding=1)
+        )
+        super().__init__(network, {"network": network}, epochs=epochs, batch_size=8)
+        self.stop_at, self.seen = stop_at, 0
+
+    def optimisers(self, steps):
+        adam = torch.optim.Adam(self.stage.parameters(), lr=1e-2)
+        return {"network": Optimiser(adam, torch.optim.lr_scheduler.OneCycleLR(adam, 1e-2, total_steps=steps))}
+
+    def losses(self, batch):
+        self.seen += 1
+        if self.seen == self.stop_at:
+            raise KeyboardInterrupt
+        restored = self.modules["network"](batch.images + 0.1 * torch.randn_like(batch.images))
+        yield Loss("network", (restored - batch.images).square().mean(), {"bright": batch.images.mean()})
+
+
+def train(folder, training, seconds=0.0):
+    settings = FitSettings(seed=5, folder=folder, checkpoint_seconds=seconds)
+    fit(training, tiny_dataset(), settings, {"what": "test"})
+    return content_hash(training.stage.state_dict())
+
+
+@pytest.mark.parametrize("stop_at", [1, 2, 5, 6, 7, 12, 15])
+def test_an_interrupted_training_ends_as_an_uninterrupted_one(tmp_path, stop_at):
+    expected = train(tmp_path / "whole", Denoise())
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "cut", Denoise(stop_at=stop_at))
+    assert train(tmp_path / "cut", Denoise()) == expected
+    lines = [json.loads(line) for line in (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()]
+    assert lines == [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2, 3]
+
+
+def test_resuming_does_not_start_over(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, Denoise(stop_at=12))
+    again = Denoise()
+    train(tmp_path, again)
+    assert again.seen == 15 - 11
+
+
+def test_a_checkpoint_of_another_training_is_not_resumed(tmp_path):
+    train(tmp_path, Denoise())
+    other = Denoise()
+    fit(other, tiny_dataset(), FitSettings(seed=5, folder=tmp_path), {"what": "another"})
+    assert other.seen == 15
+
+
+def test_a_damaged_checkpoint_is_not_resumed(tmp_path):
+    expected = train(tmp_path / "whole", Denoise())
+    (tmp_path / "cut").mkdir()
+    (tmp_path / "cut" / "checkpoint.safetensors").write_bytes(b"\x80\x04 no")
+    assert train(tmp_path / "cut", Denoise()) == expected
+
+
+KILLED = """
+import sys, time
+from defend.datasets.base import ImageDataset
+from defend.build import open_dataset
+from defend.train_stage import train_stage
+path, card = train_stage("victim", "mobilenetv3_small_050", open_dataset("digits"), checkpoint_seconds=0.0,
+    options={"epochs": 1, "batch_size": 256}, device="cpu",
+    progress=lambda done, total, losses: print(done, total, flush=True))
+print(card.content_sha256)
+"""
+
+
+def test_kill_nine_and_run_again_gives_the_same_weights(tmp_path):
+    def environment(name):
+        return {**os.environ, "DEFEND_CACHE_DIR": str(tmp_path / name), "OMP_NUM_THREADS": "1"}
+
+    command = [sys.executable, "-W", "ignore", "-c", KILLED]
+    whole = subprocess.run(command, env=environment("whole"), capture_output=True, text=True, check=True)
+    victim = subprocess.Popen(command, env=environment("cut"), stdout=subprocess.PIPE, text=True)
+    assert victim.stdout is not None
+    assert victim.stdout.readline().split() == ["1", "4"]
+    time.sleep(0.05)
+    victim.send_signal(signal.SIGKILL)
+    victim.communicate()
+    again = subprocess.run(command, env=environment("cut"), capture_output=True, text=True, check=True)
+    assert again.stdout.splitlines()[0] != "1 4"
+    assert again.stdout.splitlines()[-1] == whole.stdout.splitlines()[-1]
+
+
+class Adversaries(Training):
+    """Two networks, two losses a batch, the second after the first's step."""
+
+    def __init__(self):
+        self.maker, self.critic = nn.Conv2d(1, 1, 1), nn.Conv2d(1, 1, 1)
+        super().__init__(self.maker, {"maker": self.maker, "critic": self.critic}, epochs=1, batch_size=44)
+        self.snapshots = []
+
+    def optimisers(self, steps):
+        return {
+            "maker": Optimiser(torch.optim.SGD(self.maker.parameters(), lr=0.1)),
+            "critic": Optimiser(torch.optim.SGD(self.critic.parameters(), lr=0.1)),
+        }
+
+    def snapshot(self):
+        self.snapshots.append((float(self.maker.weight.detach().sum()), float(self.critic.weight.detach().sum())))
+
+    def losses(self, batch):
+        self.snapshot()
+        yield Loss("critic", self.modules["critic"](self.modules["maker"](batch.images).detach()).mean())
+        self.snapshot()
+        yield Loss("maker", -self.modules["critic"](self.modules["maker"](batch.images)).mean())
+        self.snapshot()
+
+
+def test_each_loss_moves_its_own_optimisers_parameters_before_the_next():
+    training = Adversaries()
+    fit(training, tiny_dataset(), FitSettings(), {})
+    (maker_0, critic_0), (maker_1, critic_1), (maker_2, critic_2) = training.snapshots
+    assert maker_0 == maker_1 != maker_2
+    assert critic_0 != critic_1 == critic_2
+
+
+def test_divergence_is_an_error_that_says_what_to_try():
+    class Diverging(Denoise):
+        def losses(self, batch):
+            yield Loss("network", self.modules["network"](batch.images).mean() * float("nan"))
+
+    with pytest.raises(ContractError, match=r"diverged in epoch 1.*learning rate"):
+        fit(Diverging(), tiny_dataset(), FitSettings(), {})
+
+
+def test_a_loss_for_an_unknown_optimiser_is_refused():
+    class Lost(Denoise):
+        def losses(self, batch):
+            yield Loss("generator", self.modules["network"](batch.images).mean())
+
+    with pytest.raises(ContractError, match=r"'generator', which is none of \['network'\]"):
+        fit(Lost(), tiny_dataset(), FitSettings(), {})
+
+
+def test_bf16_trains(tmp_path):
+    training = Denoise(epochs=1)
+    fit(training, tiny_dataset(), FitSettings(precision="bf16"), {})
+    assert all(torch.isfinite(value).all() for value in training.stage.state_dict().values())
+    assert training.stage[0].weight.dtype == torch.float32
+
+
+def test_an_unknown_training_option_offers_the_nearest(tmp_path):
+    with pytest.raises(ConfigError, match=r"unknown option 'epoch'.*did you mean 'epochs'"):
+        train_stage("victim", "resnet18", tiny_dataset(), options={"epoch": "3"})
+
+
+def test_the_card_tells_how_the_weights_were_made(tmp_path, monkeypatch):
+    monkeypatch.setenv("DEFEND_CACHE_DIR", str(tmp_path))
+    options = {"epochs": "1", "batch_size": "22", "stem": "strided"}
+    path, card = train_stage("victim", "resnet10t", tiny_dataset(), options={**options, "stem": "auto"}, seed=3)
+    assert path == tmp_path / "weights" / "victim-resnet10t-tiny.safetensors"
+    assert read_card(path) == card
+    assert card.recipe["epochs"] == 1
+    assert card.recipe["seed"] == 3
+    assert card.config["model"] == "resnet10t"
+    assert card.dataset["name"] == "tiny"
+    assert card.dataset["classes"] == ["a", "b"]
+    assert set(card.figures) == {"val_accuracy", "test_accuracy"}
+
+
+TWO_PROCESSES = """
+import os, sys, torch
+sys.path.insert(0, sys.argv[1])
+from test_train import Denoise, tiny_dataset
+from defend.train import FitSettings, fit
+from defend.weights import content_hash
+training = Denoise(epochs=1)
+fit(training, tiny_dataset(), FitSettings(seed=5), {})
+print(content_hash({k: v for k, v in training.stage.state_dict().items() if "running" not in k}))
+"""
+
+
+def test_two_processes_share_the_work_and_agree(tmp_path):
+    script = tmp_path / "two.py"
+    script.write_text(TWO_PROCESSES)
+    launch = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*launch, str(script), os.path.dirname(__file__)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=180,
+    )
+    assert done.returncode == 0, done.stderr
+    hashes = [line for line in done.stdout.splitlines() if len(line) == 64]
+    assert len(hashes) == 2
+    assert len(set(hashes)) == 1

@@ -1,0 +1,238 @@
+"""APuDAE's equations: the autoencoder, the reconstruction error, the purification rules.
+
+Symbols are the paper's: N layers, r the reconstruction error, mu and sigma its mean and standard
+deviation on clean images, a the step, n the number of updates.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from defend.randomness import normal_like, uniform_like, uniform_per_image
+from defend_apudae.config import ApudaeOptions
+
+ADAM_BETAS = (0.9, 0.999)
+ADAM_EPS = 1e-8
+TINY_WIDTH = 1e-12
+SLOPE_WIDTH = 1.0  # of the tanh that stands for sign in the backward pass, in mean absolute gradients
+ROOT_FLOOR = 1e-24  # keeps the slope of the square root finite where the gradient is exactly zero
+CODE_NOISE = 0.7 / 255
+CODE_NOISE_CAP = 4.0
+PAPER_NOISE = 2 / 255
+
+
+class Encode(nn.Module):
+    """conv 3x3, ReLU, BN: in that order (Table 1)."""
+
+    def __init__(self, channels: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, width, 3, stride=stride, padding=1)
+        self.norm = nn.BatchNorm2d(width)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map [B,C,H,W] to [B,width,H/stride,W/stride]."""
+        encoded: Tensor = self.norm(F.relu(self.conv(images)))
+        return encoded
+
+
+class Decode(nn.Module):
+    """deconv 3x3 stride 1, ReLU, BN (Table 1)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.ConvTranspose2d(width, width, 3, stride=1, padding=1)
+        self.norm = nn.BatchNorm2d(width)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Map [B,width,H,W] to the same."""
+        decoded: Tensor = self.norm(F.relu(self.conv(hidden)))
+        return decoded
+
+
+class DenoisingAutoencoder(nn.Module):
+    """A RED-Net with batch norm (Table 1): N convolutions, N transposed ones, additive skips.
+
+    Every second encoder output, up to ceil(N/2) - 1 of them, is added to the decoder output that
+    mirrors it, followed by ReLU; the last layer's output is added to the input, followed by ReLU.
+
+    Args:
+        channels: of the images.
+        depth: N, at least 2. N=5, c=1 has 297,793 parameters; N=15, c=3 has 1,041,219.
+        width: hidden channels, 64 in the paper.
+    """
+
+    def __init__(self, channels: int, depth: int, width: int = 64) -> None:
+        super().__init__()
+        self.depth = depth
+        self.encoder = nn.ModuleList(
+            [Encode(channels, width, stride=2), *(Encode(width, width, stride=1) for _ in range(depth - 1))]
+        )
+        self.decoder = nn.ModuleList([Decode(width) for _ in range(depth - 1)])
+        self.last = nn.ConvTranspose2d(width, channels, 3, stride=2, padding=1, output_padding=1)
+        self.skipped = frozenset(range(2, depth, 2)[: math.ceil(depth / 2) - 1])
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Reconstruct images [B,C,H,W], H and W of any size of 2 or more; at least 0, not bounded by 1."""
+        height, width = images.shape[-2:]
+        padded = F.pad(images, (0, width % 2, 0, height % 2), mode="replicate") if height % 2 or width % 2 else images
+        hidden, kept = padded, {}
+        for number, encode in enumerate(self.encoder, start=1):
+            hidden = encode(hidden)
+            if number in self.skipped:
+                kept[number] = hidden
+        for number, decode in enumerate(self.decoder, start=1):
+            hidden = decode(hidden)
+            mirrored = self.depth - number
+            if mirrored in kept:
+                hidden = F.relu(hidden + kept[mirrored])
+        return F.relu(self.last(hidden) + padded)[..., :height, :width]
+
+
+def reconstruction_error(images: Tensor, autoencoder: Callable[[Tensor], Tensor]) -> Tensor:
+    """r(x): the squared error summed over channels and pixels, [B]; the mean is never taken (resolution 3)."""
+    return (images - autoencoder(images)).square().flatten(1).sum(1)
+
+
+def loss(variant: str, r: Tensor, mu: Tensor, sigma: Tensor) -> Tensor:
+    """The quantity that is descended, [B]: eq. 8 (A, B, C), eq. 11 (D), or the hinge of eqs. 12 and 13 (E, F, G)."""
+    if variant == "D":
+        return (r - mu).abs() / sigma
+    if variant in ("E", "F", "G"):
+        return (r - mu).clamp_min(0) / sigma
+    return r
+
+
+def rate(variant: str, a: float, r: Tensor, mu: Tensor, sigma: Tensor) -> Tensor:
+    """The step of each image, [B,1,1,1]: a, or eq. 10's a (1 - exp(-((r - mu)/sigma)^2)) for C (resolution 4)."""
+    if variant != "C":
+        return torch.full_like(r, a).view(-1, 1, 1, 1)
+    return (a * (1 - torch.exp(-(((r - mu) / sigma) ** 2)))).view(-1, 1, 1, 1)
+
+
+@attrs.define
+class Moments:
+    """Running averages of the gradient, for the rules that remember."""
+
+    first: Tensor | float = 0.0
+    second: Tensor | float = 0.0
+    count: int = 0
+
+
+class SmoothSign(torch.autograd.Function):
+    """sign(g) forwards; backwards the slope of tanh(g/w), with w the mean absolute gradient of the image.
+
+    The true derivative of sign is zero wherever it exists, so an attack that differentiates it to the
+    letter never learns how the purifier answers a change of the image: gradient masking, not robustness.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor) -> Tensor:
+        """Return sign(g), [B,C,H,W]."""
+        ctx.save_for_backward(gradient)
+        return gradient.sign()
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> Tensor:
+        """Return (1 - tanh(g/w)^2)/w times the gradient from outside."""
+        (gradient,) = ctx.saved_tensors
+        width = (SLOPE_WIDTH * gradient.abs().flatten(1).mean(1)).clamp_min(TINY_WIDTH).view(-1, 1, 1, 1)
+        slope: Tensor = outer[0] * (1 - torch.tanh(gradient / width).square()) / width
+        return slope
+
+
+def direction(rule: str, gradient: Tensor, moments: Moments, momentum: float) -> Tensor:
+    """Turn a gradient into the direction that is stepped along, [B,C,H,W].
+
+    sign; gd, the gradient itself (eq. 8); ema, its running average (eq. 9); adam, with the default betas.
+    """
+    if rule == "sign":
+        smooth: Tensor = SmoothSign.apply(gradient)
+        return smooth
+    if rule == "gd":
+        return gradient
+    moments.count += 1
+    if rule == "ema":
+        moments.first = momentum * moments.first + (1 - momentum) * gradient
+        return moments.first
+    fast, slow = ADAM_BETAS
+    moments.first = fast * moments.first + (1 - fast) * gradient
+    moments.second = slow * moments.second + (1 - slow) * gradient.square()
+    mean = moments.first / (1 - fast**moments.count)
+    root = (moments.second / (1 - slow**moments.count) + ROOT_FLOOR).sqrt()
+    return mean / (root + ADAM_EPS)
+
+
+def resolve_rule(config: ApudaeOptions) -> str:
+    """Return the step rule that `auto` stands for."""
+    if config.rule != "auto":
+        return config.rule
+    return "sign" if config.variant == "A" else "adam"
+
+
+def purify(
+    images: Tensor, autoencoder: Callable[[Tensor], Tensor], mu: Tensor, sigma: Tensor, config: ApudaeOptions
+) -> Tensor:
+    """Descend the loss from `images` by exactly n updates, then clip to [0,1].
+
+    Works whether gradients are on or off. Where they are on and `images` requires them, the result is
+    differentiable with respect to `images`, second order included: the updates' own gradients are
+    differentiated too. That is exact but for `sign`, see `SmoothSign` and the option `sign_slope`.
+    """
+    outer = torch.is_grad_enabled() and images.requires_grad
+    rule = resolve_rule(config)
+    twice = outer and (rule != "sign" or config.sign_slope == "smooth")
+    attached = twice or (outer and config.variant == "C")
+    moments = Moments()
+    with torch.inference_mode(False), torch.enable_grad():
+        x = images.clone() if images.is_inference() else images
+        if config.variant == "G":
+            x = transform(x, config.resize, config.rotate)
+        if not outer:
+            x = x.detach()
+        for _ in range(config.steps):
+            if config.variant == "F" and config.noise == "uniform":
+                x = x + code_noise(x, autoencoder, mu, sigma, config)
+            at = x if attached else x.detach().requires_grad_()
+            there = at
+            if config.variant == "F" and config.noise == "gaussian":
+                there = at + _size(config, PAPER_NOISE) * normal_like(at)
+            r = reconstruction_error(there, autoencoder)
+            total = loss(config.variant, r, mu, sigma).sum()
+            (gradient,) = torch.autograd.grad(total, at, create_graph=twice, retain_graph=attached)
+            x = x - rate(config.variant, config.step_size, r, mu, sigma) * direction(
+                rule, gradient, moments, config.momentum
+            )
+            if not outer:
+                x = x.detach()
+        return x.clamp(0, 1)
+
+
+def _size(config: ApudaeOptions, default: float) -> float:
+    return default if config.noise_size is None else config.noise_size
+
+
+def code_noise(
+    images: Tensor, autoencoder: Callable[[Tensor], Tensor], mu: Tensor, sigma: Tensor, config: ApudaeOptions
+) -> Tensor:
+    """Variant F as the authors' code has it: uniform noise of size 0.7/255 * clip(((r - mu)/(2 sigma))^2, 0, 4)."""
+    with torch.no_grad():
+        r = reconstruction_error(images, autoencoder)
+        scale = _size(config, CODE_NOISE) * (((r - mu) / (2 * sigma)) ** 2).clamp(0, CODE_NOISE_CAP)
+        return uniform_like(images, -1, 1) * scale.view(-1, 1, 1, 1)
+
+
+def transform(images: Tensor, resize: float, rotate: float) -> Tensor:
+    """Variant G's start: every image scaled by f and turned by theta about its centre, edges repeated."""
+    f = uniform_per_image(images, 1 - resize, 1 + resize)
+    theta = uniform_per_image(images, -rotate, rotate) * (math.pi / 180)
+    cosine, sine, zero = theta.cos() / f, theta.sin() / f, torch.zeros_like(f)
+    matrix = torch.stack([torch.stack([cosine, -sine, zero], 1), torch.stack([sine, cosine, zero], 1)], 1)
+    grid = F.affine_grid(matrix.to(images.dtype), list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)

@@ -1,0 +1,49 @@
+"""The purifier stage: the equations of `model.py` as a module with weights."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from defend import Task
+from defend_apudae.config import ApudaeOptions
+from defend_apudae.model import DenoisingAutoencoder, purify
+
+GREY_DEPTH, COLOUR_DEPTH = 5, 15
+
+
+class ApudaePurifier(nn.Module):
+    """Images [B,C,H,W] in [0,1] to purified images of the same shape and range.
+
+    Attributes:
+        dae: the autoencoder.
+        mu, sigma: mean and standard deviation of the summed squared reconstruction error on held-out
+            clean images, set by training and kept with the weights.
+    """
+
+    mu: Tensor
+    sigma: Tensor
+
+    def __init__(self, dae: DenoisingAutoencoder, config: ApudaeOptions) -> None:
+        super().__init__()
+        self.dae, self.config = dae, config
+        self.register_buffer("mu", torch.tensor(0.0))
+        self.register_buffer("sigma", torch.tensor(1.0))
+
+    @property
+    def random(self) -> bool:
+        """F and G draw random numbers."""
+        return self.config.variant in ("F", "G")
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Purify; see `defend_apudae.model.purify`."""
+        if self.config.variant == "direct":
+            direct: Tensor = self.dae(images)
+            return direct.clamp(0, 1)
+        return purify(images, self.dae, self.mu, self.sigma, self.config)
+
+
+def build(config: ApudaeOptions, task: Task) -> ApudaePurifier:
+    """Build the purifier for a task; untrained until weights are loaded."""
+    depth = config.depth or (GREY_DEPTH if task.channels == 1 else COLOUR_DEPTH)
+    return ApudaePurifier(DenoisingAutoencoder(task.channels, depth, config.width), config)

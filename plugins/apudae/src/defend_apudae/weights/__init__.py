@@ -1,0 +1,1 @@
+"""Shipped weights of APuDAE, with their cards."""

@@ -1,0 +1,72 @@
+"""The shipped weights give what they gave when they were made."""
+
+import pytest
+import torch
+
+from defend.build import build_stage, open_dataset
+from defend.stages import Task
+from defend_apudae.model import reconstruction_error
+
+LABELS = [4, 8, 6, 5, 3, 0]
+ERRORS = [0.6451, 0.37728, 0.80365, 0.46333, 0.43313, 0.39535]
+DIRECT_MEANS = [0.303373, 0.337448, 0.338102, 0.248215, 0.32507, 0.336073]
+DIRECT_ROW = [0.8465, 0.8062, 0.642, 0.5634, 0.4423, 0.4662, 0.4586, 0.5473, 0.5735, 0.6738, 0.7287, 0.7491]
+MEAN_CHANGES = [0.02821, 0.02426, 0.02522, 0.02596, 0.02668, 0.02591]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("DEFEND_CACHE_DIR", str(tmp_path))
+
+
+@pytest.fixture
+def digits():
+    return open_dataset("digits")
+
+
+@pytest.fixture
+def purifier(digits):
+    return build_stage("purifier", "apudae", digits.task())
+
+
+def test_golden_pairs(digits, purifier):
+    images, labels = digits.tensors("test", limit=6)
+    assert labels.tolist() == LABELS
+    with torch.no_grad():
+        direct = purifier.module.dae(images)
+        changed = (purifier.module(images) - images).abs().mean((1, 2, 3))
+        errors = reconstruction_error(images, purifier.module.dae)
+    assert errors.tolist() == pytest.approx(ERRORS, abs=2e-3)
+    assert direct.mean((1, 2, 3)).tolist() == pytest.approx(DIRECT_MEANS, abs=1e-4)
+    assert direct[0, 0, 14, 8:20].tolist() == pytest.approx(DIRECT_ROW, abs=1e-3)
+    assert changed.tolist() == pytest.approx(MEAN_CHANGES, abs=5e-4)
+
+
+def test_the_card_is_true(digits, purifier):
+    module, card = purifier.module, purifier.card
+    assert card.dataset["sha256"] == digits.sha256("train")
+    assert card.figures["mu"] == pytest.approx(float(module.mu), rel=1e-6)
+    assert card.figures["sigma"] == pytest.approx(float(module.sigma), rel=1e-6)
+    images, _ = digits.tensors("val")
+    with torch.no_grad():
+        errors = reconstruction_error(images, module.dae)
+    assert float(errors.mean()) == pytest.approx(card.figures["mu"], rel=1e-3)
+    assert float(errors.std()) == pytest.approx(card.figures["sigma"], rel=1e-3)
+
+
+def test_the_autoencoder_denoises(digits, purifier):
+    images, _ = digits.tensors("test", limit=50)
+    torch.manual_seed(0)
+    noisy = images + 0.2 * torch.randn_like(images)
+    with torch.no_grad():
+        restored = purifier.module.dae(noisy)
+    assert float((restored - images).square().mean()) < 0.1 * float((noisy - images).square().mean())
+
+
+def test_the_published_networks_build():
+    for task, count in ((Task("mnist", 1, 28, 28, 10), 297_793), (Task("cifar10", 3, 32, 32, 10), 1_041_219)):
+        from defend.plugins import registry
+
+        found = registry().find("purifier", "apudae")
+        module = found.spec.resolve(found.spec.build)(found.config({}), task)
+        assert sum(parameter.numel() for parameter in module.parameters()) == count

@@ -1,0 +1,193 @@
+"""The command line as a user meets it, on the shipped weights."""
+
+import csv
+import json
+import subprocess
+import sys
+import tomllib
+
+import pytest
+import torch
+from PIL import Image
+
+import defend as package
+from defend.images import write_image
+
+QUICK = ("--victim", "resnet18", "--purifier", "apudae", "--limit", "10", "--adaptive-limit", "4", "--quiet")
+FEW = ("--set", "purifier.steps=3", "--set", "pgd.steps=3", "--set", "apudae_a.steps=2")
+
+
+@pytest.fixture
+def digit(tmp_path):
+    images, labels = package.dataset("digits").tensors("test", limit=2)
+    paths = []
+    for index in range(2):
+        paths.append(tmp_path / f"{int(labels[index])}.png")
+        write_image(paths[-1], images[index])
+    return paths
+
+
+def test_help_of_every_command(defend):
+    top = defend("--help")
+    assert top.code == 0
+    for command in ("run", "list", "show", "train", "predict"):
+        assert command in top.out
+        assert defend(command, "--help").code == 0
+
+
+def test_python_dash_m(tmp_path):
+    done = subprocess.run([sys.executable, "-m", "defend", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == f"defend, version {package.__version__}"
+
+
+def test_list_names_every_stage_and_its_weights(defend):
+    stages = {(row["stage"], row["name"]): row for row in defend("list", "--json").json["stages"]}
+    assert stages["purifier", "apudae"]["weights"] == ["digits"]
+    assert "resnet18/digits" in stages["victim", "timm"]["weights"]
+    assert {name for stage, name in stages if stage == "dataset"} == {
+        "digits", "mnist", "fashion_mnist", "cifar10", "imagefolder",
+    }  # fmt: skip
+    table = defend("list").out
+    assert "apudae" in table
+    assert "defend-apudae" in table
+
+
+def test_show_gives_paper_options_and_weights(defend):
+    (shown,) = defend("show", "apudae", "--json").json
+    assert "Denoising AutoEncoders" in shown["paper"]["title"]
+    options = {option["name"]: option for option in shown["options"]}
+    assert options["steps"]["default"] == 15
+    assert options["steps"]["type"] == "int"
+    assert all(option["help"] for option in shown["options"])
+    (weights,) = [weights for weights in shown["weights"] if weights["dataset"] == "digits"]
+    assert weights["shipped"] is True
+    assert weights["figures"]["sigma"] > 0
+    text = defend("show", "apudae").out
+    assert "variant" in text
+    assert "shipped" in text
+
+
+def test_run_writes_a_folder_whose_files_agree(defend, tmp_path):
+    answer = defend("run", *QUICK, *FEW, "--out", tmp_path / "run")
+    assert answer.code == 0, answer.error
+    assert "Worst case per image" in answer.out
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert list(report)[:5] == ["schema", "versions", "plugins", "config", "seed"]
+    assert report["schema"] == 1
+    assert report["dataset"] == {"name": "digits", "split": "test", "n": 10, "sha256": report["dataset"]["sha256"]}
+    rows = {(row["attack"], row["threat"]): row for row in report["rows"]}
+    assert list(rows) == [
+        ("none", "none"), ("noise", "noise"), ("fgsm", "oblivious"), ("pgd", "oblivious"),
+        ("pgd", "adaptive"), ("apudae_a", "adaptive"),
+    ]  # fmt: skip
+    assert rows["none", "none"]["eps"] == 0
+    assert rows["pgd", "oblivious"]["n"] == 10
+    assert rows["pgd", "adaptive"]["n"] == 4
+    for row in report["rows"]:
+        assert {"attack", "purify"} <= set(row["seconds"])
+        for arm in ("undefended", "defended"):
+            low, high = row[arm]["ci95"]
+            assert 0 <= low <= row[arm]["accuracy"] <= high <= 1
+            assert row[arm]["accuracy_with_credit"] == row[arm]["accuracy"]
+    assert report["worst_case"]["n"] == 4
+    assert report["worst_case"]["accuracy"] <= min(
+        row["defended"]["accuracy"] for row in report["rows"] if row["n"] == 4
+    )
+    assert report["cost"]["parameters"] == 297_793
+    assert report["cost"]["defence_ms_per_image"] > report["cost"]["victim_ms_per_image"] > 0
+
+    with (tmp_path / "run" / "records.csv").open() as file:
+        records = list(csv.DictReader(file))
+    assert len(records) == 2 * (4 * 10 + 2 * 4)
+    pgd = [r for r in records if (r["attack"], r["threat"], r["arm"]) == ("pgd", "oblivious", "defended")]
+    right = sum(record["label"] == record["predicted"] for record in pgd) / len(pgd)
+    assert right == rows["pgd", "oblivious"]["defended"]["accuracy"]
+    assert max(float(record["linf"]) for record in records) <= 0.1 + 1e-6
+    for name in ("noise-noise", "fgsm-oblivious", "pgd-oblivious", "pgd-adaptive"):
+        with Image.open(tmp_path / "run" / f"examples-{name}.png") as picture:
+            assert min(picture.size) > 300
+
+
+def test_a_thorough_run_adds_single_step_adaptive_rows_and_all_steps(defend):
+    answer = defend(*("run", *QUICK, "--thorough", "--set", "purifier.steps=1"), "--set", "apudae_a.steps=1", "--json")
+    adaptive = {row["attack"]: row for row in answer.json["rows"] if row["threat"] == "adaptive"}
+    assert {name: (row["n"], row["steps"]) for name, row in adaptive.items()} == {
+        "fgsm": (4, None), "pgd": (4, 20), "apudae_a": (4, 1),
+    }  # fmt: skip
+
+
+def test_a_run_reruns_from_its_config_to_the_same_records(defend, tmp_path):
+    defend("run", *QUICK, *FEW, "--attack", "pgd", "--eps", "8/255", "--seed", "7", "--out", tmp_path / "first")
+    config = tomllib.loads((tmp_path / "first" / "config.toml").read_text())
+    assert config["eps"] == pytest.approx(8 / 255)
+    assert config["options"]["purifier"] == {"steps": "3"} or config["options"]["purifier"] == {"steps": 3}
+    answer = defend("run", "--config", tmp_path / "first" / "config.toml", "--out", tmp_path / "second", "--quiet")
+    assert answer.code == 0, answer.error
+    assert (tmp_path / "first" / "records.csv").read_text() == (tmp_path / "second" / "records.csv").read_text()
+
+
+def test_json_is_the_report(defend):
+    answer = defend("run", "--victim", "resnet18", "--limit", "5", "--attack", "noise", "--json", "--quiet")
+    assert answer.code == 0
+    assert [row["attack"] for row in answer.json["rows"]] == ["none", "noise"]
+    assert answer.json["rows"][0]["undefended"] == answer.json["rows"][0]["defended"]
+
+
+def test_predict_on_the_users_own_files(defend, digit, tmp_path):
+    files = list(digit)
+    answer = defend(
+        "predict", *files, "--victim", "resnet18", "--purifier", "apudae", "--save", tmp_path / "out", "--json"
+    )
+    assert answer.code == 0, answer.error
+    for path, row in zip(files, answer.json, strict=True):
+        assert row["image"] == str(path)
+        assert row["defended"]["label"] == path.stem
+        assert 0 < row["defended"]["confidence"] <= 1
+        assert row["changed"]["most"] <= 15 * 0.01 + 1e-6
+        with Image.open(row["purified"]) as purified:
+            assert purified.size == (28, 28)
+
+
+def test_predict_shows_a_table_and_takes_other_sizes(defend, tmp_path):
+    Image.new("RGBA", (60, 40), (10, 200, 30, 128)).save(tmp_path / "odd.png")
+    answer = defend("predict", tmp_path / "odd.png", "--victim", "resnet18")
+    assert answer.code == 0, answer.error
+    assert "odd.png" in answer.out
+
+
+def test_train_writes_weights_that_run_finds(defend, tmp_path):
+    answer = defend(
+        "train", "purifier", "apudae", "--dataset", "digits", "--set", "epochs=1", "--set", "width=4",
+        "--set", "depth=3", "--quiet", "--json", "--device", "cpu",
+    )  # fmt: skip
+    assert answer.code == 0, answer.error
+    assert answer.json["card"]["config"] == {"depth": 3, "width": 4}
+    assert answer.json["card"]["figures"]["sigma"] > 0
+    run = defend("run", *QUICK, "--attack", "noise", "--threat", "noise", "--json")
+    assert run.json["weights"]["purifier"]["sha256"] == answer.json["card"]["content_sha256"]
+
+
+def test_train_missing_trains_on_the_users_own_folder(defend, tmp_path):
+    for label, shade in (("dark", 40), ("light", 210)):
+        (tmp_path / "mine" / label).mkdir(parents=True)
+        for index in range(12):
+            Image.new("RGB", (40, 36), (shade + index, shade, shade)).save(tmp_path / "mine" / label / f"{index}.png")
+    run = defend(
+        "run", "--victim", "mobilenetv3_small_050", "--dataset", "imagefolder", "--data-dir", tmp_path / "mine",
+        "--set", "dataset.image_size=32", "--workers", "0", "--attack", "noise", "--train-missing", "--json", "--quiet",
+    )  # fmt: skip
+    assert run.code == 0, run.error
+    assert run.json["weights"]["victim"]["file"] == "victim-mobilenetv3_small_050-imagefolder.safetensors"
+    assert run.json["dataset"]["n"] == 4
+
+
+def test_a_detached_defence_is_an_ordinary_module():
+    defence = package.load("resnet18", dataset="digits", purifier="apudae")
+    images, labels = package.dataset("digits").tensors("test", limit=4, seed=0)
+    assert images.dtype == torch.float32
+    assert images.shape == (4, 1, 28, 28)
+    assert defence(images).shape == (4, 10)
+    verdict = defence.judge(images)
+    assert torch.equal(verdict.labels, labels)
+    assert verdict.accepted.all()
+    assert not defence.training

@@ -1,0 +1,261 @@
+"""Parts put together: plugins of the user's own, faults inside a run, invariance of the records."""
+
+import json
+import sys
+import textwrap
+
+import pytest
+import torch
+from torch import nn
+
+import defend
+from defend.build import open_dataset
+from defend.defence import Defence
+from defend.evaluate import Evaluator, PlannedRow, Settings
+from defend.plugins import registry
+from defend.runner import run
+from defend.speed import prepare
+from defend.testing import TASK, TinyVictim
+from defend.threats import DEFENDED, UNDEFENDED
+from defend.values import RunConfig, Threat
+
+PLUGIN = """
+from defend import StageSpec, hookimpl
+
+@hookimpl
+def defend_purifiers():
+    names = ["shrinks", "poisons", "overshoots", "interrupts", "tires"]
+    return [StageSpec(name=name, summary="rigged", build=f"rigged.parts:{name}") for name in names]
+"""
+PARTS = """
+import torch
+from torch import nn
+
+
+class Rigged(nn.Module):
+    random = False
+
+    def __init__(self, change):
+        super().__init__()
+        self.change, self.calls = change, 0
+
+    def forward(self, images):
+        self.calls += 1
+        return self.change(self, images)
+
+
+def interrupt(module, images):
+    if module.calls > 3:
+        raise KeyboardInterrupt
+    return images
+
+
+def shrinks(config, task):
+    return Rigged(lambda module, images: images[..., 1:])
+
+
+def poisons(config, task):
+    return Rigged(lambda module, images: images / 0)
+
+
+def overshoots(config, task):
+    return Rigged(lambda module, images: images + 0.5)
+
+
+def tire(module, images):
+    return images if module.calls < 3 else images / 0
+
+
+def tires(config, task):
+    return Rigged(tire)
+
+
+def interrupts(config, task):
+    return Rigged(interrupt)
+"""
+
+
+@pytest.fixture
+def rigged(tmp_path, monkeypatch):
+    """Install a plugin with faulty purifiers, as pip would lay it out."""
+    site = tmp_path / "site"
+    (site / "rigged").mkdir(parents=True)
+    (site / "rigged" / "__init__.py").write_text(textwrap.dedent(PLUGIN))
+    (site / "rigged" / "parts.py").write_text(textwrap.dedent(PARTS))
+    info = site / "defend_rigged-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: defend-rigged\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[defend]\nrigged = rigged\n")
+    monkeypatch.syspath_prepend(str(site))
+    registry.cache_clear()
+    yield
+    registry.cache_clear()
+    for name in [name for name in sys.modules if name.split(".")[0] == "rigged"]:
+        del sys.modules[name]
+
+
+ONE = ("run", "--victim", "resnet18", "--limit", "8", "--batch-size", "4", "--attack", "noise", "--quiet")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("shrinks", "[4, 1, 28, 27], expected shape [4, 1, 28, 28]"),
+        ("poisons", "not finite"),
+        ("overshoots", "to 1.5, expected [0,1]"),
+    ],
+)
+def test_a_purifier_that_breaks_its_contract_is_named(rigged, refused, name, words):
+    line = refused(*ONE, "--purifier", name)
+    assert f"purifier {name}" in line
+    assert words in line
+
+
+def test_ctrl_c_keeps_what_was_finished(rigged, defend, tmp_path):
+    answer = defend(*ONE, "--purifier", "interrupts", "--out", tmp_path / "run", "--json")
+    assert answer.code == 130
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["partial"] is True
+    rows = {row["attack"]: row for row in report["rows"]}
+    assert (rows["none"]["n"], rows["none"]["partial"]) == (8, False)
+    assert (rows["noise"]["n"], rows["noise"]["partial"]) == (4, True)
+    assert answer.json["rows"] == report["rows"]
+
+
+def test_a_wrong_option_is_found_before_anything_is_written(rigged, refused, tmp_path):
+    refused(*ONE, "--purifier", "apudae", "--attack", "fgsm", "--set", "fgsm.target=sideways", "--out", tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_fault_in_a_later_row_loses_no_earlier_one(rigged, refused, tmp_path):
+    refused(*ONE, "--purifier", "tires", "--out", tmp_path / "run")
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert [(row["attack"], row["n"]) for row in report["rows"]] == [("none", 8)]
+    assert report["partial"] is True
+
+
+def evaluate(batch_size, module, attack="pgd", threat=DEFENDED):
+    dataset = open_dataset("digits")
+    found = registry().find("attack", attack)
+    attack_object = found.spec.resolve(found.spec.build)(found.config({"steps": 3} if attack == "pgd" else {}))
+    arms = {UNDEFENDED: Defence(TinyVictim(TASK)), DEFENDED: Defence(TinyVictim(TASK), module)}
+    arms = {name: arm.double().requires_grad_(False) for name, arm in arms.items()}
+    kind = "adaptive" if threat == DEFENDED else "oblivious"
+    plan = PlannedRow(attack, Threat(kind, "linf", 0.1), attack_object, dataset.keys("test", 20), 3)
+    settings = Settings(device=torch.device("cpu"), batch_size=batch_size, draws=2, seed=1)
+    record = Evaluator(arms, Doubled(dataset), settings).row(plan)
+    assert record is not None
+    return record
+
+
+class Doubled:
+    """A data set in double precision, so that rounding cannot hide or fake a dependence on the batch."""
+
+    def __init__(self, dataset):
+        self._dataset = dataset
+
+    def batches(self, split, keys, batch_size, device):
+        import attrs
+
+        for batch in self._dataset.batches(split, keys, batch_size, device):
+            yield attrs.evolve(batch, images=batch.images.double())
+
+
+class NoisyPurifier(nn.Module):
+    random = True
+
+    def forward(self, images):
+        from defend.randomness import normal_like
+
+        return (images + 0.05 * normal_like(images)).clamp(0, 1)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7])
+@pytest.mark.parametrize("attack", ["pgd", "noise", "rfgsm"])
+def test_batch_size_changes_no_record(batch_size, attack):
+    whole, other = evaluate(64, NoisyPurifier(), attack), evaluate(batch_size, NoisyPurifier(), attack)
+    assert torch.equal(whole.keys, other.keys)
+    torch.testing.assert_close(whole.l2, other.l2, atol=1e-6, rtol=0)
+    for name in (UNDEFENDED, DEFENDED):
+        assert torch.equal(whole.arms[name].predicted, other.arms[name].predicted)
+        torch.testing.assert_close(whole.arms[name].confidence, other.arms[name].confidence, atol=1e-6, rtol=0)
+
+
+def test_batch_size_changes_no_record_of_a_real_run(tmp_path):
+    def records(batch_size):
+        out = tmp_path / str(batch_size)
+        run(RunConfig(
+            victim="resnet18", purifier="apudae", attacks=("noise", "fgsm"), threats=("noise", "oblivious"),
+            limit=15, batch_size=batch_size, out=str(out), options={"purifier": {"steps": 3}},
+        ))  # fmt: skip
+        return [line.rsplit(",", 3)[0] for line in (out / "records.csv").read_text().splitlines()]
+
+    assert records(1) == records(7) == records(64)
+
+
+def test_the_python_face_runs_without_a_folder(tmp_path):
+    config = defend.RunConfig(victim="resnet18", attacks=("fgsm",), limit=6)
+    report = defend.run(config)
+    assert [row.key for row in report.rows] == ["none/none", "fgsm/oblivious"]
+    assert report.worst_case is not None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_memory_that_runs_out_halves_the_batch():
+    seen = []
+
+    class Hungry(TinyVictim):
+        def forward(self, images):
+            seen.append(len(images))
+            if len(images) > 5:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+            return super().forward(images)
+
+    dataset = open_dataset("digits")
+    arms = {UNDEFENDED: Defence(Hungry(TASK)), DEFENDED: Defence(Hungry(TASK))}
+    evaluator = Evaluator(arms, dataset, Settings(device=torch.device("cpu"), batch_size=16))
+    record = evaluator.row(PlannedRow("none", Threat("none", "none", 0.0), None, dataset.keys("test", 20), None))
+    assert record is not None
+    assert len(record.keys) == 20
+    assert evaluator.batch_size == 4
+    assert seen[:3] == [16, 8, 4]
+
+
+def test_prepared_defence_agrees_with_the_plain_one():
+    defence = defend.load("resnet18", purifier="apudae", options={"purifier": {"variant": "direct"}})
+    images, _ = defend.dataset("digits").tensors("test", limit=40)
+    ready, done = prepare(defence, "fp32", images[:4])
+    assert done == {"victim": "batch norm folded", "layout": "channels_last"}
+    with torch.no_grad():
+        torch.testing.assert_close(ready(images), defence(images), atol=1e-3, rtol=1e-4)
+    assert not any(parameter.requires_grad for parameter in ready.parameters())
+    assert any(parameter.requires_grad for parameter in defence.parameters())
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # foolbox's imports
+def test_other_libraries_attack_the_defence_as_it_is():
+    import foolbox
+    import torchattacks
+
+    defence = defend.load("resnet18", purifier="apudae", options={"purifier": {"steps": 2}})
+    images, labels = defend.dataset("digits").tensors("test", limit=4)
+    theirs = foolbox.attacks.LinfPGD(steps=3, rel_stepsize=0.4)
+    model = foolbox.PyTorchModel(defence, bounds=(0, 1), device="cpu")
+    _, by_foolbox, _ = theirs(model, images, labels, epsilons=0.2)
+    by_torchattacks = torchattacks.PGD(defence, eps=0.2, alpha=0.08, steps=3)(images, labels)
+    for attacked in (by_foolbox, by_torchattacks):
+        assert (attacked - images).abs().max() <= 0.2 + 1e-6
+        before = defence.judge(images).logits.gather(1, labels[:, None])
+        after = defence.judge(attacked).logits.gather(1, labels[:, None])
+        assert (after < before).all(), "the attack found no slope"
+
+
+def test_the_shipped_victim_is_what_its_card_says():
+    from defend.build import build_stage
+
+    dataset = open_dataset("digits")
+    victim = build_stage("victim", "resnet18", dataset.task())
+    images, labels = dataset.tensors("test")
+    with torch.no_grad():
+        right = (victim.module(images).argmax(1) == labels).double().mean()
+    assert float(right) == pytest.approx(victim.card.figures["test_accuracy"], abs=1e-9)
