@@ -1,6 +1,6 @@
 """The same network, faster: frozen, batch norm folded into convolutions, channels-last.
 
-Measured safe in fp32: no prediction changed on the victims studied, gradients equal to about 1e-5.
+In fp32, on the shipped victim, none of 2,000 predictions (500 digits, four rows) differed from the plain network's.
 """
 
 from __future__ import annotations
