@@ -15,7 +15,6 @@ from defend.randomness import (
     step_seed,
     uniform_like,
     uniform_per_image,
-    unkeyed,
 )
 
 DRAWS = {
@@ -117,21 +116,6 @@ def test_without_keys_draws_follow_torchs_generator(draw):
     torch.manual_seed(5)
     assert torch.equal(draw(images), first)
     assert not torch.equal(first, second)
-
-
-@pytest.mark.usefixtures("_own_generator")
-def test_unkeyed_lifts_the_keys_inside_its_block_only(draw):
-    images = torch.empty(4, 3, 2)
-    torch.manual_seed(5)
-    free = draw(images)
-    torch.manual_seed(5)
-    with keyed(torch.arange(4), seed=0, stream="test"):
-        with unkeyed():
-            lifted = draw(images)
-            draw(torch.empty(9, 2))
-        held = draw(images)
-    assert torch.equal(lifted, free)
-    assert torch.equal(held, drawn(draw, range(4), shape=(3, 2)))
 
 
 def test_another_batch_than_the_keyed_one_is_refused(draw):

@@ -48,16 +48,6 @@ def keyed(keys: Tensor, *, seed: int, stream: str) -> Iterator[None]:
         _current.reset(token)
 
 
-@contextlib.contextmanager
-def unkeyed() -> Iterator[None]:
-    """Draw from torch's global generator again, whatever surrounds this block."""
-    token = _current.set(None)
-    try:
-        yield
-    finally:
-        _current.reset(token)
-
-
 def uniform_like(images: Tensor, low: float = 0.0, high: float = 1.0) -> Tensor:
     """Draw U[low, high) of the shape, dtype and device of `images` [B,...]."""
     return low + (high - low) * _unit(images, images.shape[1:].numel()).view_as(images).to(images.dtype)

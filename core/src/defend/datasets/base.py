@@ -19,7 +19,6 @@ from defend.stages import Task
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
-VALIDATION_PER_10 = 1  # a tenth of train, where a data set has no validation split of its own
 SPLIT_SEED = 0
 
 
