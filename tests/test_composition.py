@@ -141,7 +141,8 @@ def evaluate(batch_size, module, attack="pgd", threat=DEFENDED):
     arms = {UNDEFENDED: Defence(TinyVictim(TASK)), DEFENDED: Defence(TinyVictim(TASK), module)}
     arms = {name: arm.double().requires_grad_(False) for name, arm in arms.items()}
     kind = "adaptive" if threat == DEFENDED else "oblivious"
-    plan = PlannedRow(attack, Threat(kind, "linf", 0.1), attack_object, dataset.keys("test", 20), 3)
+    keys, judges = dataset.keys("test", 20), (UNDEFENDED, DEFENDED)
+    plan = PlannedRow(attack, Threat(kind, "linf", 0.1), attack_object, keys, 3, threat, judges)
     settings = Settings(device=torch.device("cpu"), batch_size=batch_size, draws=2, seed=1)
     record = Evaluator(arms, Doubled(dataset), settings).row(plan)
     assert record is not None
@@ -214,7 +215,8 @@ def test_memory_that_runs_out_halves_the_batch():
     dataset = open_dataset("digits")
     arms = {UNDEFENDED: Defence(Hungry(TASK)), DEFENDED: Defence(Hungry(TASK))}
     evaluator = Evaluator(arms, dataset, Settings(device=torch.device("cpu"), batch_size=16))
-    record = evaluator.row(PlannedRow("none", Threat("none", "none", 0.0), None, dataset.keys("test", 20), None))
+    keys, judges = dataset.keys("test", 20), (UNDEFENDED, DEFENDED)
+    record = evaluator.row(PlannedRow("none", Threat("none", "none", 0.0), None, keys, None, UNDEFENDED, judges))
     assert record is not None
     assert len(record.keys) == 20
     assert evaluator.batch_size == 4

@@ -89,7 +89,7 @@ def record(keys, right, accepted=None):
     accepted = torch.ones_like(right) if accepted is None else torch.tensor(accepted)
     zeros, nothing = torch.zeros(len(keys)), torch.empty(0)
     return RowRecord(
-        plan=PlannedRow("pgd", Threat("oblivious", "linf", 0.1), None, keys, None),
+        plan=PlannedRow("pgd", Threat("oblivious", "linf", 0.1), None, keys, None, UNDEFENDED, (UNDEFENDED, DEFENDED)),
         keys=keys,
         labels=labels,
         arms={
@@ -101,7 +101,7 @@ def record(keys, right, accepted=None):
         attack_seconds=0.0,
         judge_seconds={},
         judge_ms={},
-        example=Example(*[nothing] * 6),
+        example=Example(nothing, nothing, nothing, {}, {}),
         partial=False,
     )
 

@@ -226,3 +226,70 @@ def test_two_processes_share_the_work_and_agree(tmp_path):
     first, second = ((tmp_path / f"{rank}.hash").read_text() for rank in (0, 1))
     assert len(first) == 64
     assert first == second
+
+
+class Staged(Denoise):
+    """Epochs of two sizes, scores for each, a frozen network beside the trained one."""
+
+    def __init__(self, scores=(0.1, 0.9, 0.5), stop_at=None):
+        super().__init__(stop_at=stop_at)
+        self.frozen = {"teacher": nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1))}
+        self.scores, self.seen_keys, self.after = scores, [], []
+
+    def epoch_size(self, epoch, size):
+        return 16 if epoch == 0 else 24
+
+    def order(self, epoch, size, seed):
+        return torch.arange(self.epoch_size(epoch, size)) + epoch
+
+    def losses(self, batch):
+        self.seen_keys.append((self.epoch, batch.keys.tolist()))
+        assert not self.frozen["teacher"].training
+        assert not any(parameter.requires_grad for parameter in self.frozen["teacher"].parameters())
+        yield from super().losses(batch)
+
+    def score(self, dataset, device):
+        assert not self.stage.training and not torch.is_grad_enabled()
+        self.after.append(content_hash(self.stage.state_dict()))
+        return self.scores[self.epoch]
+
+
+def test_epochs_may_differ_in_size_and_order(tmp_path):
+    training = Staged()
+    train(tmp_path, training)
+    assert [epoch for epoch, _ in training.seen_keys] == [0] * 2 + [1] * 3 + [2] * 3
+    for epoch, count in enumerate((16, 24, 24)):
+        keys = [key for seen, batch in training.seen_keys if seen == epoch for key in batch]
+        assert keys == list(range(epoch, epoch + count))
+
+
+def test_the_epoch_that_scores_best_is_kept(tmp_path):
+    training = Staged()
+    last = train(tmp_path, training)
+    assert len(set(training.after)) == 3
+    assert train(tmp_path / "again", Staged((0.1, 0.9, 0.0))) == last
+    other = Staged((0.1, 0.2, 0.3))
+    assert train(tmp_path / "last", other) != last
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["score"] for line in lines] == [0.1, 0.9, 0.5]
+
+
+@pytest.mark.parametrize("stop_at", [1, 3, 4, 6, 8])
+def test_a_staged_training_resumes_to_the_same_weights(tmp_path, stop_at):
+    expected = train(tmp_path / "whole", Staged())
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "cut", Staged(stop_at=stop_at))
+    again = Staged()
+    assert train(tmp_path / "cut", again) == expected
+    assert len(again.seen_keys) == 8 - (stop_at - 1)
+
+
+def test_a_training_may_bring_data_of_its_own(tmp_path):
+    class Own(Denoise):
+        def data(self, dataset, device):
+            images = {"train": dataset.pixels("train", device).repeat(2, 1, 1, 1)}
+            return MemoryDataset("twice", ("a", "b"), images, {"train": dataset.labels("train").repeat(2)})
+
+    training = Own(epochs=1)
+    train(tmp_path, training)
+    assert training.seen == 88 // 8

@@ -12,7 +12,7 @@ from defend.plugins import Registry
 from defend.stages import Task
 from defend.testing import TASK, VictimContract
 from defend.testing import images as pictures
-from defend.victims.network import augment
+from defend.victims.training import augment
 
 COLOUR = Task("tiles", 3, 32, 32, 7, (0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,13 @@ import torch
 from torch import nn
 
 from defend.datasets.base import ImageDataset
-from defend.defence import Defence
+from defend.defence import Defence, PurifierSequence
 from defend.errors import ConfigError, ContractError, WeightsError
 from defend.options import describe
 from defend.plugins import Found, Registry, registry
 from defend.stages import Stage, Task
-from defend.weights import Card, load, locate, read_card
+from defend.values import split_names
+from defend.weights import Card, load, locate, read_card, stages_of, tuned_name
 
 
 @attrs.frozen
@@ -77,21 +78,105 @@ def build_stage(
     """
     found = (found_in or registry()).find(stage, name)
     options = dict(options or {})
-    path = locate(found, task.dataset, weights)
     config = found.config(options)
+    path = None if getattr(config, "pretrained", False) else locate(found, task.dataset, weights)
     if path is None and needs_weights(found, config):
-        command = train_command(stage, name, task.dataset, _architecture_asked(found, options))
+        command = train_command(found.spec.weights_of or stage, name, task.dataset, _architecture_asked(found, options))
         raise WeightsError(f"no weights for {stage} {name} on {task.dataset}: run `{command}`, or add --train-missing")
     card = None
-    if path is not None and needs_weights(found, config):
+    if path is not None:
         card = read_card(path)
         _check_task(card, task, path)
         config = found.config(_with_architecture(found, options, card, path, task))
-    else:
-        path = None
     module = build_module(found, config, task)
     if path is not None:
-        load(path, module, stage, found.name)
+        load(path, module, stages_of(found), found.name)
+    return Built(module.eval(), config, path, card)
+
+
+def build_purifiers(
+    names: Sequence[str],
+    task: Task,
+    options: Mapping[str, Mapping[str, Any]],
+    weights: Mapping[str, str],
+    found_in: Registry | None = None,
+) -> dict[str, Built]:
+    """Build the purifiers of a sequence, by name; `options` and `weights` are those of a whole defence.
+
+    Raises:
+        ConfigError: one named twice; or options or weights for "purifier" where there are several.
+    """
+    if len(set(names)) < len(names):
+        raise ConfigError(f"purifier {','.join(names)!r} names one twice: expected different ones")
+    if len(names) > 1:
+        for kind, given in (("options", options), ("weights", weights)):
+            if "purifier" in given:
+                raise ConfigError(f"{kind} for 'purifier', and there are {len(names)}: name one of {', '.join(names)}")
+    files = {name: weights.get(name, weights.get("purifier")) for name in names}
+    return {
+        name: build_stage("purifier", name, task, purifier_options(options, name), files[name], found_in)
+        for name in names
+    }
+
+
+def purifier_options(options: Mapping[str, Mapping[str, Any]], name: str) -> dict[str, Any]:
+    """Return the options of one purifier: those for "purifier", and those under its own name, which win."""
+    return {**options.get("purifier", {}), **options.get(name, {})}
+
+
+def in_sequence(purifiers: Mapping[str, Built]) -> nn.Module | None:
+    """Compose purifiers in their order; one alone is itself, none is None."""
+    modules = [built.module for built in purifiers.values()]
+    return PurifierSequence(modules) if len(modules) > 1 else modules[0] if modules else None
+
+
+def build_tuned(
+    name: str,
+    task: Task,
+    victim: str,
+    bare: nn.Module,
+    purifier: str | None,
+    options: Mapping[str, Any] | None = None,
+    weights: str | None = None,
+    found_in: Registry | None = None,
+) -> Built:
+    """Build a victim as a fine-tuner adapted it, from the weights that its training wrote.
+
+    Args:
+        name: the fine-tuner's.
+        task: what the victim is for.
+        victim, purifier: the names that it was tuned for.
+        bare: the victim before tuning; left as it is.
+        options: the fine-tuner's.
+        weights: an explicit file.
+
+    Raises:
+        UnknownNameError, ConfigError: a wrong name or option.
+        WeightsError: not tuned yet (the message gives the command), or for another victim or purifier.
+    """
+    found = (found_in or registry()).find("finetuner", name)
+    path = locate(found, task.dataset, weights, tuned_name(found.name, victim, purifier))
+    if path is None:
+        behind = f" --purifier {purifier}" if purifier else ""
+        command = f"{train_command('finetuner', name, task.dataset)} --victim {victim}{behind}"
+        raise WeightsError(
+            f"no weights of {victim} fine-tuned by {name} behind {purifier or 'no purifier'} on {task.dataset}: "
+            f"run `{command}`, or add --train-missing"
+        )
+    card = read_card(path)
+    _check_task(card, task, path)
+    theirs = (card.config.get("victim"), card.config.get("purifier"))
+    if theirs != (victim, purifier):
+        raise WeightsError(
+            f"weights {str(path)!r} are of {theirs[0]} tuned behind {theirs[1] or 'no purifier'}, expected {victim} "
+            f"behind {purifier or 'no purifier'}"
+        )
+    config = found.config(_with_architecture(found, dict(options or {}), card, path, task))
+    module = found.spec.resolve(found.spec.build)(config, task, bare)
+    if not isinstance(module, nn.Module):
+        raise ContractError(f"finetuner {found.name} built {type(module).__name__}, expected an nn.Module")
+    module.stage_name = victim  # type: ignore[assignment]
+    load(path, module, "finetuner", found.name)
     return Built(module.eval(), config, path, card)
 
 
@@ -111,7 +196,8 @@ def _architecture_asked(found: Found, options: Mapping[str, Any]) -> dict[str, A
 
 def needs_weights(found: Found, config: Any) -> bool:
     """Whether a stage is of no use untrained: it can be trained, and brings no weights of its own."""
-    return found.spec.train is not None and not getattr(config, "pretrained", False)
+    trained = found.spec.train is not None or found.spec.weights_of is not None
+    return trained and not getattr(config, "pretrained", False)
 
 
 def _check_task(card: Card, task: Task, path: Path) -> None:
@@ -119,7 +205,7 @@ def _check_task(card: Card, task: Task, path: Path) -> None:
     wanted, kept = ([t.channels, t.height, t.width] for t in (task, theirs))
     if wanted != kept:
         raise WeightsError(f"weights {str(path)!r} are for images of shape {kept}, and {task.dataset} has {wanted}")
-    if card.stage == "victim" and theirs.classes != task.classes:
+    if card.stage in ("victim", "finetuner") and theirs.classes != task.classes:
         raise WeightsError(
             f"weights {str(path)!r} are for {theirs.classes} classes, and {task.dataset} has {task.classes}"
         )
@@ -185,6 +271,7 @@ def load_defence(
     purifier: str | None = None,
     detector: str | None = None,
     *,
+    finetune: str | None = None,
     data_dir: str | None = None,
     options: Mapping[str, Mapping[str, Any]] | None = None,
     weights: Mapping[str, str] | None = None,
@@ -195,10 +282,11 @@ def load_defence(
     Args:
         victim: any timm model, or a victim of a plugin.
         dataset: which weights to take.
-        purifier, detector: names, or None.
+        purifier, detector: names, or None. "dae,apudae" is two purifiers in sequence.
+        finetune: the fine-tuner whose tuned weights replace the victim's, or None.
         data_dir: where the data set lies, if it has files.
-        options: options by stage, for example {"purifier": {"steps": 10}}.
-        weights: explicit files by stage.
+        options: options by stage (or purifier), for example {"purifier": {"steps": 10}}.
+        weights: explicit files by stage (or purifier).
         device: "auto", "cpu", "cuda", ...
 
     Raises:
@@ -206,10 +294,14 @@ def load_defence(
     """
     options, weights = options or {}, weights or {}
     task, _ = find_task(victim, dataset, data_dir, options, weights)
-    stages: dict[Stage, str | None] = {"victim": victim, "purifier": purifier, "detector": detector}
-    modules = {
-        stage: build_stage(stage, name, task, options.get(stage), weights.get(stage)).module if name else None
-        for stage, name in stages.items()
-    }
-    assert modules["victim"] is not None
-    return Defence(modules["victim"], modules["purifier"], modules["detector"]).to(resolve_device(device)).eval()
+    bare = build_stage("victim", victim, task, options.get("victim"), weights.get("victim")).module
+    purifiers = build_purifiers(split_names(purifier), task, options, weights)
+    screen = None
+    if detector:
+        screen = build_stage("detector", detector, task, options.get("detector"), weights.get("detector")).module
+    if finetune:
+        bare = build_tuned(
+            finetune, task, victim, bare, purifier, options.get("finetuner"), weights.get("finetuner")
+        ).module
+    whole = Defence(bare, in_sequence(purifiers), screen)
+    return whole.to(resolve_device(device)).eval()

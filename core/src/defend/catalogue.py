@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -10,7 +11,7 @@ from defend.errors import UnknownNameError
 from defend.options import describe
 from defend.plugins import Entry, Registry
 from defend.stages import STAGES
-from defend.weights import available
+from defend.weights import Available, Card, available
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -115,7 +116,7 @@ def _description(entry: Entry, name: str) -> dict[str, Any]:
         "threats": list(spec.threats) if entry.stage == "attack" else [],
         "weights": [
             {
-                "name": found.card.name,
+                "name": _filed_as(found.card),
                 "dataset": found.card.dataset["name"],
                 "file": found.path.name,
                 "bytes": found.path.stat().st_size,
@@ -124,17 +125,29 @@ def _description(entry: Entry, name: str) -> dict[str, Any]:
                 "recipe": dict(found.card.recipe),
                 "figures": dict(found.card.figures),
             }
-            for found in (available(entry.stage, wanted, spec.weights) if spec.train else ())
+            for found in _known_weights(entry, wanted)
         ],
     }
 
 
 def _weights_of(entry: Entry) -> list[str]:
-    spec = entry.spec
-    if spec.train is None:
-        return []
-    cards = [found.card for found in available(entry.stage, None if spec.members else spec.name, spec.weights)]
-    return sorted({f"{card.name}/{card.dataset['name']}" if spec.members else card.dataset["name"] for card in cards})
+    cards = [found.card for found in _known_weights(entry, None if entry.spec.members else entry.spec.name)]
+    named = entry.spec.members is not None or entry.stage == "finetuner"
+    return sorted({f"{_filed_as(card)}/{card.dataset['name']}" if named else card.dataset["name"] for card in cards})
+
+
+def _known_weights(entry: Entry, name: str | None) -> Iterator[Available]:
+    """Yield the weights that serve a stage: its own, and those of the stage whose network it shares."""
+    for stage in (entry.stage, entry.spec.weights_of):
+        if stage is not None:
+            yield from available(stage, name, entry.spec.weights)
+
+
+def _filed_as(card: Card) -> str:
+    """Name weights: the stage's name, or for a tuned victim "resnet20 behind dae"."""
+    if card.stage != "finetuner":
+        return card.name
+    return f"{card.config['victim']} behind {card.config['purifier'] or 'no purifier'}"
 
 
 def _member(entry: Entry, name: str) -> bool:

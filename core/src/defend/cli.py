@@ -15,7 +15,7 @@ import click
 
 from defend import __version__
 from defend.errors import ConfigError, DefendError
-from defend.progress import open_console, run_watcher, training_progress, waiting
+from defend.progress import counting, open_console, run_watcher, training_progress, waiting
 
 EXIT_WRONG_INPUT, EXIT_INTERNAL, EXIT_INTERRUPTED = 2, 1, 130
 
@@ -87,20 +87,40 @@ _seed_option = click.option("--seed", type=int, help="Seed of everything random 
 def _stage_options(function: Function) -> Function:
     """Add the options that name the parts of a defence."""
     decorators = [
-        click.option("--purifier", metavar="NAME", help="Purifier, for example apudae."),
-        click.option("--detector", metavar="NAME", help="Detector."),
+        click.option(
+            "--purifier", "purifiers", multiple=True, metavar="NAME[,NAME]",
+            help="Purifier, for example apudae; dae,apudae is two in sequence.",
+        ),
+        click.option("--detector", metavar="NAME", help="Detector, for example puvae."),
+        click.option("--finetune", metavar="NAME", help="Use the victim as a fine-tuner adapted it, for example dae."),
         click.option("--dataset", metavar="NAME", help="Data set (default digits)."),
         _data_option,
         click.option("--victim-weights", metavar="FILE", help="The victim's weights, instead of those found by name."),
-        click.option("--purifier-weights", metavar="FILE", help="The purifier's weights."),
+        click.option(
+            "--purifier-weights", multiple=True, metavar="FILE", help="The purifier's weights; NAME=FILE where several."
+        ),
         click.option("--detector-weights", metavar="FILE", help="The detector's weights."),
-    ]
+        click.option("--finetune-weights", metavar="FILE", help="The tuned victim's weights."),
+    ]  # fmt: skip
     return functools.reduce(lambda decorated, decorator: decorator(decorated), reversed(decorators), function)
 
 
 def _weights(values: dict[str, Any]) -> dict[str, str]:
-    found = {stage: values.pop(f"{stage}_weights") for stage in ("victim", "purifier", "detector")}
+    """Take the weight files out of a command's values, by stage, or by the purifier's name in NAME=FILE."""
+    found = {"victim": values.pop("victim_weights"), "detector": values.pop("detector_weights"),
+             "finetuner": values.pop("finetune_weights")}  # fmt: skip
+    for given in values.pop("purifier_weights"):
+        name, equals, path = given.partition("=")
+        found[name if equals else "purifier"] = path if equals else given
     return {stage: path for stage, path in found.items() if path is not None}
+
+
+def _one_purifier(values: dict[str, Any]) -> str | None:
+    """Take the one purifier (or sequence) out of a command's values."""
+    given: tuple[str, ...] = values.pop("purifiers")
+    if len(given) > 1:
+        raise ConfigError(f"--purifier was given {len(given)} times: this command takes one, or a sequence NAME,NAME")
+    return given[0] if given else None
 
 
 @cli.command("run")
@@ -110,7 +130,14 @@ def _weights(values: dict[str, Any]) -> dict[str, str]:
     "--attack", "attacks", multiple=True, metavar="NAME", help="Attack (default noise, fgsm, pgd). Repeatable."
 )
 @click.option(
-    "--threat", "threats", multiple=True, metavar="NAME", help="noise, oblivious, adaptive (default all). Repeatable."
+    "--threat",
+    "threats",
+    multiple=True,
+    metavar="NAME",
+    help="noise, transfer (with --finetune), oblivious, adaptive (default all). Repeatable.",
+)
+@click.option(
+    "--fpr", type=float, metavar="RATE", help="Calibrate the detector for this false-positive rate, for example 0.01."
 )
 @click.option("--eps", metavar="SIZE", help="L-inf budget, for example 0.1 (default) or 8/255.")
 @click.option(
@@ -145,10 +172,13 @@ def run_command(settings: tuple[str, ...], file: Path | None, as_json: bool, qui
 
     Prints a table and writes a run folder: config.toml (runs it again with --config), report.json,
     records.csv (every image), pictures. Options of a part: --set purifier.steps=10 --set pgd.steps=40.
+    --purifier given twice makes two arms, compared on the same images.
     """
     from defend.config import parse_settings, run_config
 
     weights = _weights(values)
+    purifiers: tuple[str, ...] = values.pop("purifiers")
+    values["purifier"] = purifiers[0] if purifiers else None
     values |= {name: values[name] or None for name in ("attacks", "threats")}
     flags = {**values, "options": parse_settings(settings) or None, "weights": weights or None}
     config = run_config(flags, file)
@@ -161,20 +191,50 @@ def run_command(settings: tuple[str, ...], file: Path | None, as_json: bool, qui
     with waiting(console, quiet):
         from defend.report.document import to_json
         from defend.report.terminal import render
-        from defend.runner import run, with_out
-    config = with_out(config)
+        from defend.runner import alternatives, run_arms, with_out
+    several = purifiers if len(purifiers) > 1 else ()
+    config = with_out(config, several)
     watcher = run_watcher(console, quiet)
     try:
-        report = run(config, watcher)
+        outcomes = run_arms(alternatives(config, several) if several else [config], watcher)
     finally:
         watcher.end()
-    if as_json:
-        click.echo(to_json(report), nl=False)
+    out = open_console()
+    if several:
+        from defend.compare import compare, from_records
+        from defend.report import comparison
+
+        runs = [from_records(name, each.report, each.records) for name, each in zip(several, outcomes, strict=True)]
+        compared = compare(runs)
+        if as_json:
+            click.echo(json.dumps(comparison.to_dict(compared), indent=1))
+        else:
+            comparison.render(compared, out)
+            out.print(f"Written to {config.out}: a run folder for each of {', '.join(several)}", highlight=False)
+    elif as_json:
+        click.echo(to_json(outcomes[0].report), nl=False)
     else:
-        out = open_console()
-        render(report, out)
+        render(outcomes[0].report, out)
         out.print(f"Written to {config.out}: report.json, records.csv, pictures, config.toml", highlight=False)
-    return EXIT_INTERRUPTED if report.partial else 0
+    return EXIT_INTERRUPTED if any(each.report.partial for each in outcomes) else 0
+
+
+@cli.command("compare")
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN...")
+@_json_option
+def compare_command(runs: tuple[Path, ...], as_json: bool) -> None:
+    """Lay runs side by side, and test their differences on the same images (McNemar).
+
+    RUN is a folder that `defend run` wrote. The others are compared with the first.
+    """
+    from defend.compare import compare, read_run
+    from defend.report import comparison
+
+    compared = compare([read_run(folder) for folder in runs])
+    if as_json:
+        click.echo(json.dumps(comparison.to_dict(compared), indent=1))
+        return
+    comparison.render(compared, open_console())
 
 
 @cli.command("list")
@@ -210,8 +270,10 @@ def show_command(name: str, as_json: bool) -> None:
 
 
 @cli.command("train")
-@click.argument("stage", type=click.Choice(["victim", "purifier", "detector"]))
+@click.argument("stage", type=click.Choice(["victim", "purifier", "detector", "finetuner"]))
 @click.argument("name")
+@click.option("--victim", metavar="NAME", help="Fine-tuners: the victim to adapt.")
+@click.option("--purifier", metavar="NAME[,NAME]", help="Fine-tuners: the purifier that stands before it.")
 @click.option("--dataset", default="digits", show_default=True, metavar="NAME", help="What to train on.")
 @_data_option
 @_set_option
@@ -226,7 +288,8 @@ def show_command(name: str, as_json: bool) -> None:
 @_json_option
 @click.option("--quiet", is_flag=True, help="No progress.")
 def train_command(
-    stage: Any, name: str, dataset: str, data_dir: str | None, settings: tuple[str, ...], seed: int | None,
+    stage: Any, name: str, victim: str | None, purifier: str | None, dataset: str, data_dir: str | None,
+    settings: tuple[str, ...], seed: int | None,
     device: str | None, precision: str, out: Path | None, as_json: bool, quiet: bool,
 ) -> int:  # fmt: skip
     """Train a stage and write its weights, with their card. Cut off, it goes on where it was.
@@ -260,7 +323,8 @@ def train_command(
     progress = training_progress(console, f"{stage} {name} on {dataset}", quiet)
     try:
         path, card = train_stage(
-            stage, name, images, options=options, seed=seed or 0, device=device or "auto", precision=precision, out=out,
+            stage, name, images, victim=victim, purifier=purifier, options=options, seed=seed or 0,
+            device=device or "auto", precision=precision, out=out,
             progress=progress,
         )  # fmt: skip
     except KeyboardInterrupt:
@@ -274,6 +338,82 @@ def train_command(
     figures = ", ".join(f"{key} {value:.4g}" for key, value in card.figures.items())
     click.echo(f"Written to {path} ({path.stat().st_size / 1e6:.1f} MB): {figures}")
     return 0
+
+
+@cli.command("calibrate")
+@click.option("--detector", required=True, metavar="NAME", help="Detector, for example puvae.")
+@click.option("--fpr", type=float, default=0.01, show_default=True, metavar="RATE", help="Clean images to reject.")
+@click.option("--purifier", metavar="NAME[,NAME]", help="The purifier that will stand before the victim.")
+@click.option(
+    "--dataset", default="digits", show_default=True, metavar="NAME", help="Whose validation split is scored."
+)
+@_data_option
+@click.option("--detector-weights", metavar="FILE", help="The detector's weights.")
+@_set_option
+@_seed_option
+@_device_option
+@click.option(
+    "--out", type=click.Path(path_type=Path), metavar="FILE", help="Weights file (default: the user's cache)."
+)
+@_json_option
+@click.option("--quiet", is_flag=True, help="No progress.")
+def calibrate_command(
+    detector: str, fpr: float, purifier: str | None, dataset: str, data_dir: str | None, detector_weights: str | None,
+    settings: tuple[str, ...], seed: int | None, device: str | None, out: Path | None, as_json: bool, quiet: bool,
+) -> None:  # fmt: skip
+    """Set a detector's threshold for a false-positive rate on held-out clean images, and keep it.
+
+    Writes the detector's weights with the new threshold, where the next run finds them. `defend run --fpr` does
+    the same for one run.
+    """
+    from defend.config import parse_settings
+    from defend.plugins import registry
+
+    for kind, name in (("dataset", dataset), ("detector", detector)):
+        registry().find(kind, name)  # type: ignore[arg-type]
+    console = open_console(stderr=True)
+    with waiting(console, quiet):
+        import attrs
+
+        from defend.build import open_dataset
+        from defend.calibrate import calibrate_stage
+
+        images = open_dataset(dataset, data_dir)
+    with counting(console, f"scoring {dataset}", len(images.labels("val")), quiet) as progress:
+        path, calibration = calibrate_stage(
+            detector, images, fpr, purifier=purifier, options=parse_settings(settings),
+            weights={"detector": detector_weights} if detector_weights else {}, device=device or "auto",
+            seed=seed or 0, out=out, progress=progress,
+        )  # fmt: skip
+    if as_json:
+        click.echo(json.dumps({"path": str(path), **attrs.asdict(calibration)}, indent=1))
+        return
+    click.echo(
+        f"Threshold {calibration.threshold:.5g}: rejects {100 * calibration.measured:.2f} % of {calibration.n} "
+        f"held-out clean images (asked: at most {100 * fpr:g} %). Written to {path}"
+    )
+
+
+@cli.command("new-plugin")
+@click.argument("name")
+@click.option("--stage", required=True, metavar="STAGE", help="purifier, detector, victim, attack, finetuner, dataset.")
+@click.option(
+    "--folder", type=click.Path(path_type=Path), default=Path(), metavar="DIR", help="Where to make it (default: here)."
+)
+@_json_option
+def new_plugin_command(name: str, stage: str, folder: Path, as_json: bool) -> None:
+    """Write a plugin that installs, is listed, and whose contract suite passes: a start for your own.
+
+    For example: defend new-plugin median --stage purifier
+    """
+    from defend.scaffold import create
+
+    files = create(name, stage, folder)
+    if as_json:
+        click.echo(json.dumps([str(file) for file in files], indent=1))
+        return
+    made = folder / name
+    click.echo(f"Written: {len(files)} files in {made}. Next: pip install -e {made} && pytest {made}")
 
 
 @cli.command("predict")
@@ -295,12 +435,12 @@ def predict_command(
     """
     from defend.config import parse_settings
 
-    weights = _weights(values)
+    weights, purifier = _weights(values), _one_purifier(values)
     console = open_console(stderr=True)
     with waiting(console, quiet=as_json):
         from defend.predict import predict
     rows = predict(
-        images, victim=victim, purifier=values["purifier"], detector=values["detector"],
+        images, victim=victim, purifier=purifier, detector=values["detector"], finetune=values["finetune"],
         dataset=values["dataset"] or "digits", data_dir=values["data_dir"], options=parse_settings(settings),
         weights=weights, device=device or "cpu", save=save, invert=invert,
     )  # fmt: skip

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import attrs
 import torch
 from torch import Tensor, nn
 
@@ -11,6 +13,35 @@ from defend.errors import ContractError
 from defend.values import Verdict
 
 TOLERANCE = 1e-5  # rounding that a purifier may leave outside [0,1]; it is clipped
+
+
+@attrs.frozen
+class Screening:
+    """What comes before the victim: purified images [B,C,H,W], the detector's scores [B], who is accepted [B]."""
+
+    purified: Tensor
+    score: Tensor
+    accepted: Tensor
+
+
+class PurifierSequence(nn.Module):
+    """Several purifiers, one after the other; none may change the shape."""
+
+    def __init__(self, purifiers: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.purifiers = nn.ModuleList(purifiers)
+        self.stage_name = ",".join(_name(purifier) for purifier in purifiers)
+
+    @property
+    def random(self) -> bool:
+        """Whether any of them draws random numbers."""
+        return any(bool(getattr(purifier, "random", False)) for purifier in self.purifiers)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Purify [B,C,H,W] by all of them."""
+        for purifier in self.purifiers:
+            images = _purified(purifier, images)
+        return images
 
 
 class Defence(nn.Module):
@@ -26,7 +57,9 @@ class Defence(nn.Module):
 
     def __init__(self, victim: nn.Module, purifier: nn.Module | None = None, detector: nn.Module | None = None) -> None:
         super().__init__()
-        self.victim, self.purifier, self.detector = victim, purifier, detector
+        beside = getattr(detector, "beside", None)
+        self.victim, self.purifier = victim, purifier
+        self.detector: nn.Module | None = beside(purifier) if callable(beside) else detector
         self.eval()
 
     @property
@@ -42,11 +75,7 @@ class Defence(nn.Module):
         """
         if self.purifier is None:
             return images
-        purified: Tensor = self.purifier(images)
-        if not isinstance(purified, Tensor) or purified.shape != images.shape:
-            got = list(purified.shape) if isinstance(purified, Tensor) else type(purified).__name__
-            raise ContractError(f"purifier {_name(self.purifier)} returned {got}, expected shape {list(images.shape)}")
-        return purified
+        return _purified(self.purifier, images)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits [B,classes] of images [B,C,H,W] in [0,1]; rejection is `judge`'s business."""
@@ -54,30 +83,51 @@ class Defence(nn.Module):
         return logits
 
     @torch.no_grad()
-    def judge(self, images: Tensor) -> Verdict:
-        """Return the defence's full answer, without gradients.
+    def screen(self, images: Tensor) -> Screening:
+        """Purify and score, without gradients: all that comes before the victim.
 
         Raises:
             ContractError: the purifier returned another shape, numbers that are not finite, or values
-                outside [0,1]; or the victim logits that are not finite.
+                outside [0,1]; or the detector something else than one finite score an image.
         """
-        purified = check_purified(self.purify(images.detach()), self.purifier)
-        logits = self.victim(purified).float()
+        images = images.detach()
+        purified = check_purified(self.purify(images), self.purifier)
+        if self.detector is None:
+            score = torch.zeros(len(images), device=images.device)
+            return Screening(purified, score, torch.ones(len(images), dtype=torch.bool, device=images.device))
+        score = self.detector(images, purified)
+        if score.shape != (len(images),) or not torch.isfinite(score).all():
+            raise ContractError(
+                f"detector {_name(self.detector)} must return one finite score an image, [{len(images)}]; "
+                f"it returned {list(score.shape)}"
+            )
+        threshold: Any = self.detector.threshold
+        return Screening(purified, score, score < threshold)
+
+    @torch.no_grad()
+    def judge(self, images: Tensor, screening: Screening | None = None) -> Verdict:
+        """Return the defence's full answer, without gradients.
+
+        `screening` is what `screen` returned for these images, where another defence with the same purifier
+        and detector has already been asked.
+
+        Raises:
+            ContractError: as `screen`; or the victim's logits are not finite.
+        """
+        seen = screening or self.screen(images)
+        logits = self.victim(seen.purified).float()
         if not torch.isfinite(logits).all():
             raise ContractError(f"victim {_name(self.victim)} returned logits that are not finite")
         probability, labels = logits.softmax(1).max(1)
-        score = torch.zeros_like(probability)
-        accepted = torch.ones_like(labels, dtype=torch.bool)
-        if self.detector is not None:
-            score = self.detector(images, purified)
-            if score.shape != labels.shape or not torch.isfinite(score).all():
-                raise ContractError(
-                    f"detector {_name(self.detector)} must return one finite score an image, {list(labels.shape)}; "
-                    f"it returned {list(score.shape)}"
-                )
-            threshold: Any = self.detector.threshold
-            accepted = score < threshold
-        return Verdict(labels, probability, accepted, score, purified, logits)
+        return Verdict(labels, probability, seen.accepted, seen.score, seen.purified, logits)
+
+
+def _purified(purifier: nn.Module, images: Tensor) -> Tensor:
+    purified: Tensor = purifier(images)
+    if not isinstance(purified, Tensor) or purified.shape != images.shape:
+        got = list(purified.shape) if isinstance(purified, Tensor) else type(purified).__name__
+        raise ContractError(f"purifier {_name(purifier)} returned {got}, expected shape {list(images.shape)}")
+    return purified
 
 
 def check_purified(purified: Tensor, purifier: nn.Module | None) -> Tensor:
@@ -89,7 +139,7 @@ def check_purified(purified: Tensor, purifier: nn.Module | None) -> Tensor:
         raise ContractError(f"purifier {_name(purifier)} returned numbers that are not finite (NaN or infinite)")
     if low < -TOLERANCE or high > 1 + TOLERANCE:
         raise ContractError(
-            f"purifier {_name(purifier)} returned values from {float(low):.3g} to {float(high):.3g}, expected [0,1]: "
+            f"purifier {_name(purifier)} returned values from {float(low):.6g} to {float(high):.6g}, expected [0,1]: "
             "clamp its output"
         )
     return purified.clamp(0, 1)

@@ -17,11 +17,10 @@ from torch import Tensor
 from defend.attacks.host import craft
 from defend.attacks.target import Target
 from defend.datasets.base import Batch, ImageDataset
-from defend.defence import Defence
+from defend.defence import Defence, Screening
 from defend.randomness import keyed
 from defend.stages import Attack
-from defend.threats import DEFENDED, UNDEFENDED, threat
-from defend.values import Threat
+from defend.values import Threat, Verdict
 
 EXAMPLES = 6
 T = TypeVar("T")
@@ -31,7 +30,8 @@ T = TypeVar("T")
 class PlannedRow:
     """One row to evaluate: an attack under a threat, on the images at `keys` of the test split.
 
-    `attack` is None for the clean row. `steps` is what the table shows.
+    `attack` is None for the clean row. `steps` is what the table shows. The arm `attacked` is what the attack
+    faces; the arms in `judges` give their verdicts.
     """
 
     name: str
@@ -39,6 +39,8 @@ class PlannedRow:
     attack: Attack | None
     keys: Tensor
     steps: int | None
+    attacked: str
+    judges: tuple[str, ...]
 
 
 @attrs.frozen
@@ -53,14 +55,13 @@ class ArmRecord:
 
 @attrs.frozen
 class Example:
-    """A few images of a row for the picture: [M,C,H,W], and what each arm predicted."""
+    """A few images of a row for the picture, [M,C,H,W]; what each arm's victim saw of them, and predicted [M]."""
 
     clean: Tensor
     attacked: Tensor
-    purified: Tensor
     labels: Tensor
-    undefended: Tensor
-    defended: Tensor
+    purified: Mapping[str, Tensor]
+    predicted: Mapping[str, Tensor]
 
 
 @attrs.frozen
@@ -106,7 +107,7 @@ class Evaluator:
     """Runs rows over a data set.
 
     Args:
-        arms: "undefended" and "defended", prepared (frozen, on the device).
+        arms: "undefended", "defended", ..., by name, prepared (frozen, on the device).
         dataset: whose test split is judged.
         settings: see `Settings`.
     """
@@ -118,7 +119,7 @@ class Evaluator:
     def row(self, plan: PlannedRow) -> RowRecord | None:
         """Evaluate one row. Ctrl-C ends it: what was finished comes back marked partial, None if nothing."""
         settings = self._settings
-        attacked_arm = self._arms[threat(plan.threat.kind).attacked] if plan.attack is not None else None
+        attacked_arm = self._arms[plan.attacked] if plan.attack is not None else None
         target = None
         if attacked_arm is not None:
             target = Target(
@@ -155,7 +156,7 @@ class Evaluator:
                 waiting = list(_split(part, self.batch_size)) + waiting
 
     def _judge(self, batch: Batch, plan: PlannedRow, target: Target | None) -> _Part:
-        images, settings = batch.images, self._settings
+        images = batch.images
         start = self._now()
         if plan.attack is None or target is None:
             attacked = images
@@ -165,22 +166,11 @@ class Evaluator:
                 plan.attack, target, images, batch.labels, eps=1.0 if eps is None else eps, keys=batch.keys
             )
         crafted = self._now()
-        arms: dict[str, ArmRecord] = {}
-        seconds: dict[str, float] = {}
-        purified = attacked
-        for name, arm in self._arms.items():
-            if name == DEFENDED and not _stages(arm):  # no defence: the undefended answer is the answer
-                arms[name], seconds[name] = arms[UNDEFENDED], seconds[UNDEFENDED]
-                continue
-            begin = self._now()
-            with keyed(batch.keys, seed=settings.seed, stream="defender"):
-                verdict = arm.judge(attacked)
-            seconds[name] = self._now() - begin
-            if name == DEFENDED:
-                purified = verdict.purified
-            arms[name] = ArmRecord(
-                verdict.labels.cpu(), verdict.confidence.cpu(), verdict.accepted.cpu(), verdict.score.cpu()
-            )
+        verdicts, seconds = self._verdicts(plan.judges, attacked, batch.keys)
+        arms = {
+            name: ArmRecord(said.labels.cpu(), said.confidence.cpu(), said.accepted.cpu(), said.score.cpu())
+            for name, said in verdicts.items()
+        }
         difference = (attacked - images).flatten(1)
         some = slice(0, EXAMPLES)
         return _Part(
@@ -192,10 +182,36 @@ class Evaluator:
             attack_seconds=crafted - start,
             judge_seconds=seconds,
             example=Example(
-                images[some].cpu(), attacked[some].cpu(), purified[some].cpu(), batch.labels[some].cpu(),
-                arms[UNDEFENDED].predicted[some], arms[DEFENDED].predicted[some],
+                images[some].cpu(), attacked[some].cpu(), batch.labels[some].cpu(),
+                {name: said.purified[some].cpu() for name, said in verdicts.items()},
+                {name: said.predicted[some] for name, said in arms.items()},
             ),
         )  # fmt: skip
+
+    def _verdicts(
+        self, names: tuple[str, ...], attacked: Tensor, keys: Tensor
+    ) -> tuple[dict[str, Verdict], dict[str, float]]:
+        """Ask arms; what two of them have in common, purifier and detector or everything, is computed once."""
+        screened: dict[tuple[int, int], tuple[Screening, float]] = {}
+        known: dict[tuple[int, int, int], tuple[Verdict, float]] = {}
+        answers: dict[str, tuple[Verdict, float]] = {}
+        for name in names:
+            arm = self._arms[name]
+            before = (id(arm.purifier), id(arm.detector))
+            whole = (*before, id(arm.victim))
+            if before not in screened:
+                begin = self._now()
+                with keyed(keys, seed=self._settings.seed, stream="defender"):
+                    screening = arm.screen(attacked)
+                screened[before] = screening, self._now() - begin
+            if whole not in known:
+                screening, spent = screened[before]
+                begin = self._now()
+                with keyed(keys, seed=self._settings.seed, stream="victim"):
+                    verdict = arm.judge(attacked, screening)
+                known[whole] = verdict, spent + self._now() - begin
+            answers[name] = known[whole]
+        return {name: said for name, (said, _) in answers.items()}, {name: took for name, (_, took) in answers.items()}
 
     def _now(self) -> float:
         if self._settings.device.type == "cuda":
@@ -245,14 +261,26 @@ def _split(batch: Batch, size: int) -> Iterator[Batch]:
     return (Batch(*part) for part in zip(*columns, strict=True))
 
 
-def _stages(arm: Defence) -> bool:
-    return arm.purifier is not None or arm.detector is not None
-
-
 def _out_of_memory(error: RuntimeError) -> bool:
     from accelerate.utils.memory import should_reduce_batch_size
 
     return should_reduce_batch_size(error)
+
+
+def restrict(record: RowRecord, names: Mapping[str, str]) -> RowRecord:
+    """Keep some of a record's arms, under new names: `names` maps the new ones to the recorded ones."""
+    known = {new: old for new, old in names.items() if old in record.arms}
+    return attrs.evolve(
+        record,
+        arms={new: record.arms[old] for new, old in known.items()},
+        judge_seconds={new: record.judge_seconds[old] for new, old in known.items()},
+        judge_ms={new: record.judge_ms[old] for new, old in known.items()},
+        example=attrs.evolve(
+            record.example,
+            purified={new: record.example.purified[old] for new, old in known.items()},
+            predicted={new: record.example.predicted[old] for new, old in known.items()},
+        ),
+    )
 
 
 def worst_case(records: list[RowRecord], arm: str) -> tuple[Tensor, Tensor]:

@@ -45,7 +45,7 @@ def defend_victims() -> Sequence[StageSpec]:  # type: ignore[empty-body]
 
 @hookspec
 def defend_finetuners() -> Sequence[StageSpec]:  # type: ignore[empty-body]
-    """Fine-tuners: adapt a victim to a purifier's outputs (`defend.stages.Finetuner`)."""
+    """Fine-tuners: adapt a victim to a purifier's outputs (`defend.train.Training`)."""
 
 
 @hookspec

@@ -24,6 +24,7 @@ def predict(
     victim: str,
     purifier: str | None = None,
     detector: str | None = None,
+    finetune: str | None = None,
     dataset: str = "digits",
     data_dir: str | None = None,
     options: Mapping[str, Mapping[str, Any]] | None = None,
@@ -58,9 +59,12 @@ def predict(
         except OSError as error:
             raise ConfigError(f"--save {str(save)!r} cannot be made: {error.strerror}") from None
     defence = load_defence(
-        victim, dataset, purifier, detector, data_dir=data_dir, options=options, weights=weights, device=device
-    )
+        victim, dataset, purifier, detector, finetune=finetune, data_dir=data_dir, options=options, weights=weights,
+        device=device,
+    )  # fmt: skip
     bare = Defence(defence.victim)
+    if finetune is not None:  # undefended means the victim as it was
+        bare = load_defence(victim, dataset, data_dir=data_dir, options=options, weights=weights, device=device)
     place = resolve_device(device)
     rows: list[dict[str, Any]] = []
     for start in range(0, len(files), batch_size):

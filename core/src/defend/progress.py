@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -61,7 +61,8 @@ def run_watcher(console: Console, quiet: bool) -> Any:
 
         def row(self, plan: PlannedRow) -> None:
             self._done += 1
-            name = "clean" if plan.attack is None else f"{plan.name}, {plan.threat.kind}"
+            whose = f" against {plan.attacked.split(':')[0]}" if ":" in plan.attacked else ""
+            name = "clean" if plan.attack is None else f"{plan.name}, {plan.threat.kind}{whose}"
             text = f"row {self._done} of {self._rows}: {name}, {len(plan.keys)} images"
             assert self._bar is not None
             self._bar.reset(self._task, total=len(plan.keys), description=text)
@@ -86,6 +87,19 @@ def run_watcher(console: Console, quiet: bool) -> Any:
             return training_progress(console, title, quiet)
 
     return Bar()
+
+
+@contextlib.contextmanager
+def counting(console: Console, title: str, total: int, quiet: bool) -> Iterator[Callable[[int], None]]:
+    """Show a bar that advances by what the yielded callback is told."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    with Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+        console=console, transient=True, disable=quiet or not console.is_terminal,
+    ) as bar:  # fmt: skip
+        task = bar.add_task(title, total=total)
+        yield lambda count: bar.advance(task, count)
 
 
 def training_progress(console: Console, title: str, quiet: bool) -> Callable[[int, int, Mapping[str, float]], None]:

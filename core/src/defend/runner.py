@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime
-import importlib.metadata
-import platform
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,23 +10,36 @@ from typing import Any
 
 import attrs
 import torch
+from torch import nn
 
-from defend import metrics
-from defend.build import Built, build_stage, needs_weights, open_dataset, resolve_device
+from defend.build import (
+    Built,
+    build_purifiers,
+    build_stage,
+    build_tuned,
+    in_sequence,
+    needs_weights,
+    open_dataset,
+    purifier_options,
+    resolve_device,
+)
+from defend.calibrate import DEFAULT_FPR, calibrate, is_calibrated
 from defend.datasets.base import ImageDataset
 from defend.defence import Defence
 from defend.errors import ConfigError
-from defend.evaluate import Evaluator, PlannedRow, RowRecord, Settings, worst_case
+from defend.evaluate import Evaluator, PlannedRow, RowRecord, Settings, restrict
 from defend.options import describe
-from defend.plugins import Found, Registry, registry
+from defend.plan import ArmSet, counter_attacks, plan
+from defend.plugins import Registry, registry
 from defend.report import folder as run_folder
+from defend.report.assemble import Circumstances, assemble
 from defend.speed import prepare
-from defend.stages import Stage, Task
-from defend.threats import DEFENDED, THREATS, UNDEFENDED, threat
+from defend.stages import Stage
+from defend.threats import DEFENDED, TUNED, UNDEFENDED, UNTUNED, threat
 from defend.train_stage import Progress, train_stage
-from defend.values import Cost, DatasetInfo, Report, Row, RunConfig, Threat, WorstCase
+from defend.values import Calibration, Report, RunConfig
+from defend.weights import locate, tuned_name
 
-QUICK_ADAPTIVE_STEPS = 10
 SAMPLE = 4
 
 
@@ -56,6 +66,26 @@ class Watcher:
         return None
 
 
+@attrs.frozen
+class Outcome:
+    """One defence's report and the records that it was computed from."""
+
+    report: Report
+    records: Sequence[RowRecord]
+
+
+@attrs.frozen
+class _Arms:
+    """One defence, ready: what was built, its arms by their names in the run, and how they were prepared."""
+
+    names: ArmSet
+    built: Mapping[str, Built]
+    arms: Mapping[str, Defence]
+    parameters: int
+    precision: Mapping[str, str]
+    calibration: Calibration | None
+
+
 def run(config: RunConfig, watcher: Watcher | None = None, found_in: Registry | None = None) -> Report:
     """Evaluate a defence as a config describes it; write the run folder if the config names one.
 
@@ -63,33 +93,36 @@ def run(config: RunConfig, watcher: Watcher | None = None, found_in: Registry | 
         DefendError: anything wrong with the config, before or during the run; finished rows are kept
             in the run folder.
     """
+    return run_arms([config], watcher, found_in)[0].report
+
+
+def run_arms(
+    configs: Sequence[RunConfig], watcher: Watcher | None = None, found_in: Registry | None = None
+) -> list[Outcome]:
+    """Evaluate several defences of one victim side by side, see `alternatives`.
+
+    An attack on the bare victim is made once and judged by all of them; each gets a report, and a run folder if
+    its config names one.
+
+    Raises:
+        DefendError: as `run`.
+    """
     started = time.perf_counter()
     watcher = watcher or Watcher()
     plugins = found_in or registry()
+    config = configs[0]
     device = resolve_device(config.device)
-    _check_options(config, plugins)
-    for name in config.threats:
-        threat(name)
-    for name in config.attacks:
-        plugins.find("attack", name)
+    for each in configs:
+        _check_names(each, plugins)
     dataset_options: dict[str, Any] = dict(config.options.get("dataset", {}))
     if "workers" in {option.name for option in describe(plugins.find("dataset", config.dataset).spec.config)}:
         dataset_options.setdefault("workers", config.workers)
     watcher.preparing(f"reading {config.dataset}")
     dataset = open_dataset(config.dataset, config.data_dir, dataset_options, plugins)
-    watcher.preparing("building the defence")
-    built = _build(config, dataset, plugins, watcher)
-    whole = Defence(
-        built["victim"].module,
-        built["purifier"].module if "purifier" in built else None,
-        built["detector"].module if "detector" in built else None,
-    )
     precision = "fp32" if config.precision == "auto" else config.precision
-    sample, _ = dataset.tensors("val", limit=SAMPLE)
-    defended, done = prepare(whole.to(device), precision, sample.to(device))
-    arms = {UNDEFENDED: Defence(defended.victim), DEFENDED: defended}
-    plans = _plan(config, dataset, plugins, has_defence=len(built) > 1)
-    out = run_folder.create(config) if config.out else None
+    defences = _build_all(configs, dataset, plugins, watcher, device, precision)
+    plans = plan([defence.names for defence in defences], dataset, plugins)
+    outs = [run_folder.create(each) if each.out else None for each in configs]
     settings = Settings(
         device=device,
         seed=config.seed,
@@ -98,29 +131,43 @@ def run(config: RunConfig, watcher: Watcher | None = None, found_in: Registry | 
         crafting=torch.bfloat16 if precision == "bf16" else None,
         progress=watcher.images,
     )
-    evaluator = Evaluator(arms, dataset, settings)
+    evaluator = Evaluator({name: arm for each in defences for name, arm in each.arms.items()}, dataset, settings)
     records: list[RowRecord] = []
     partial = False
 
-    def report() -> Report:
-        return _report(
-            config, records, dataset, built, plugins, device,
+    def outcome(defence: _Arms) -> Outcome:
+        names = defence.names.names
+        own = [restrict(record, names) for record in records if names[DEFENDED] in record.arms]
+        wanted = sum(names[DEFENDED] in planned.judges for planned in plans)
+        detector: Any = defence.arms[names[DEFENDED]].detector
+        known = Circumstances(
+            dataset=dataset,
+            plugins=plugins.versions,
+            device=device,
             precision={"requested": config.precision, "crafting": "bf16" if settings.crafting else "fp32",
-                       "judging": "fp32", **done},
-            seconds=time.perf_counter() - started, batch_size=evaluator.batch_size,
-            partial=partial or len(records) < len(plans),
+                       "judging": "fp32", **defence.precision},
+            seconds=time.perf_counter() - started,
+            batch_size=evaluator.batch_size,
+            built=defence.built,
+            parameters=defence.parameters,
+            threshold=None if detector is None else float(detector.threshold),
+            calibration=defence.calibration,
+            partial=partial or len(own) < wanted,
         )  # fmt: skip
+        return Outcome(assemble(defence.names.config, own, known), own)
 
     watcher.begin(plans)
     try:
-        for plan in plans:
-            watcher.row(plan)
-            record = evaluator.row(plan)
+        for planned in plans:
+            watcher.row(planned)
+            record = evaluator.row(planned)
             if record is not None:
                 records.append(record)
             partial = record is None or record.partial
-            if out is not None and records:
-                run_folder.write(out, report(), records)
+            for out, defence in zip(outs, defences, strict=True):
+                if out is not None and records and defence.names.names[DEFENDED] in planned.judges:
+                    done = outcome(defence)
+                    run_folder.write(out, done.report, done.records)
             if partial:
                 break
     except KeyboardInterrupt:  # between rows
@@ -129,190 +176,176 @@ def run(config: RunConfig, watcher: Watcher | None = None, found_in: Registry | 
         watcher.end()
     if not records:
         raise KeyboardInterrupt  # before the first batch was finished: nothing to report
-    if out is not None:
-        run_folder.write_pictures(out, records)
-    return report()
+    outcomes = [outcome(defence) for defence in defences]
+    for out, done in zip(outs, outcomes, strict=True):
+        if out is not None:
+            run_folder.write_pictures(out, done.records)
+    return outcomes
 
 
-def _check_options(config: RunConfig, plugins: Registry) -> None:
-    parts = [stage for stage in ("victim", "purifier", "detector") if getattr(config, stage)]
-    known = {*parts, "dataset", *config.attacks, *_counter_attacks(config, plugins)}
+def alternatives(config: RunConfig, purifiers: Sequence[str]) -> list[RunConfig]:
+    """Return one config a purifier (or sequence of them), each an arm with a folder of its own under the config's.
+
+    Raises:
+        ConfigError: one named twice; or options or weights for "purifier", which cannot mean several.
+    """
+    if len(set(purifiers)) < len(purifiers):
+        raise ConfigError(f"--purifier names one twice: {', '.join(purifiers)}")
+    for kind, given in (("options", config.options), ("weights", config.weights)):
+        if "purifier" in given:
+            raise ConfigError(f"{kind} for 'purifier', and there are {len(purifiers)}: name one of them instead")
+    every = {name for purifier in purifiers for name in purifier.split(",")}
+    configs = []
+    for purifier in purifiers:
+        others = every - set(purifier.split(","))
+        own = {key: value for key, value in config.options.items() if key not in others}
+        files = {key: value for key, value in config.weights.items() if key not in others}
+        out = None if config.out is None else str(Path(config.out) / purifier.replace(",", "+"))
+        configs.append(attrs.evolve(config, purifier=purifier, options=own, weights=files, out=out))
+    return configs
+
+
+def _check_names(config: RunConfig, plugins: Registry) -> None:
+    for name in config.threats:
+        threat(name)
+    for name in config.attacks:
+        plugins.find("attack", name)
+    for name in config.purifiers:
+        plugins.find("purifier", name)
+    chosen = {
+        "victim": config.victim, "purifier": config.purifier, "detector": config.detector, "finetuner": config.finetune,
+    }  # fmt: skip
+    parts = [*(stage for stage, name in chosen.items() if name), *config.purifiers]
+    if config.fpr is not None and config.detector is None:
+        raise ConfigError(f"fpr {config.fpr:g} was asked for, and there is no detector to calibrate: add --detector")
+    known = {*parts, "dataset", *config.attacks, *counter_attacks(config, plugins)}
     for stage in config.options:
         if stage not in known:
             listed = ", ".join(sorted(known))
             raise ConfigError(f"options for {stage!r}, which this run does not have: expected one of {listed}")
     for stage in config.weights:
         if stage not in parts:
-            listed = ", ".join(parts)
+            listed = ", ".join(dict.fromkeys(parts))
             raise ConfigError(f"weights for {stage!r}, which this run does not have: expected one of {listed}")
 
 
-def _build(config: RunConfig, dataset: ImageDataset, plugins: Registry, watcher: Watcher) -> dict[str, Built]:
-    task = dataset.task()
-    built = {}
-    named: dict[Stage, str | None] = {
-        "victim": config.victim, "purifier": config.purifier, "detector": config.detector,
-    }  # fmt: skip
-    for stage, name in named.items():
-        if name is None:
-            continue
-        options, weights = config.options.get(stage, {}), config.weights.get(stage)
-        found = plugins.find(stage, name)
-        if config.train_missing and weights is None and _missing(found, options, task):
-            train_stage(
-                stage, name, dataset, options=options, seed=config.seed, device=config.device, found_in=plugins,
-                progress=watcher.training(f"training {stage} {name} on {config.dataset}"),
-            )  # fmt: skip
-        built[stage] = build_stage(stage, name, task, options, weights, plugins)
-    return {str(stage): value for stage, value in built.items()}
-
-
-def _missing(found: Found, options: Mapping[str, Any], task: Task) -> bool:
-    from defend.weights import locate
-
-    return locate(found, task.dataset) is None and needs_weights(found, found.config(options))
-
-
-def _plan(config: RunConfig, dataset: ImageDataset, plugins: Registry, has_defence: bool) -> list[PlannedRow]:
-    keys = dataset.keys("test", config.row_limit, config.seed)
-    fewer = keys if config.adaptive_row_limit is None else keys[: config.adaptive_row_limit]
-    rows = [PlannedRow("none", Threat("none", "none", 0.0), None, keys, None)]
-    for kind in THREATS:
-        if kind not in config.threats or (THREATS[kind].attacked == DEFENDED and not has_defence):
-            continue
-        expensive = THREATS[kind].expensive
-        counter = _counter_attacks(config, plugins) if THREATS[kind].attacked == DEFENDED else ()
-        for name in dict.fromkeys((*config.attacks, *counter)):
-            found = plugins.find("attack", name)
-            if kind not in found.spec.threats:
-                continue
-            options = dict(config.options.get(name, {}))
-            if expensive and not config.thorough:
-                if "steps" not in {option.name for option in describe(found.spec.config)}:
-                    continue  # one step finds little that many do not
-                options = _fewer_steps(found, options)
-            chosen = found.config(options)
-            attack = found.spec.resolve(found.spec.build)(chosen)
-            eps = None if attack.norm != "linf" else config.eps + getattr(attack, "excess", 0.0)
-            steps = getattr(chosen, "steps", None)
-            plan = PlannedRow(name, Threat(kind, attack.norm, eps), attack, fewer if expensive else keys, steps)
-            rows.append(plan)
-    return rows
-
-
-def _counter_attacks(config: RunConfig, plugins: Registry) -> tuple[str, ...]:
-    """Return the attacks that the parts of the defence name as made against them."""
-    parts: tuple[tuple[Stage, str | None], ...] = (("purifier", config.purifier), ("detector", config.detector))
-    return tuple(name for stage, part in parts if part for name in plugins.find(stage, part).spec.counter_attacks)
-
-
-def _fewer_steps(found: Found, options: dict[str, Any]) -> dict[str, Any]:
-    for option in describe(found.spec.config):
-        if option.name == "steps" and isinstance(option.default, int):
-            return {"steps": min(option.default, QUICK_ADAPTIVE_STEPS), **options}
-    return options
-
-
-def _row(record: RowRecord, seed: int) -> Row:
-    attacked = record.plan.attack is not None
-    arms = {
-        name: metrics.arm(said.predicted, record.labels, said.accepted, attacked) for name, said in record.arms.items()
-    }
-    n = len(record.labels)
-    return Row(
-        attack=record.plan.name,
-        threat=record.plan.threat.kind,
-        norm=record.plan.threat.norm,
-        eps=record.plan.threat.eps,
-        n=n,
-        steps=record.plan.steps,
-        seed=seed,
-        undefended=arms[UNDEFENDED],
-        defended=arms[DEFENDED],
-        mean_linf=float(record.linf.double().mean()),
-        mean_l2=float(record.l2.double().mean()),
-        seconds={"attack": record.attack_seconds, "purify": record.judge_seconds[DEFENDED]},
-        partial=record.partial,
-    )
-
-
-def _report(
-    config: RunConfig,
-    records: list[RowRecord],
+def _build_all(
+    configs: Sequence[RunConfig],
     dataset: ImageDataset,
-    built: Mapping[str, Built],
     plugins: Registry,
+    watcher: Watcher,
     device: torch.device,
-    *,
-    precision: Mapping[str, str],
-    seconds: float,
-    partial: bool,
-    batch_size: int,
-) -> Report:
-    rows = tuple(_row(record, config.seed) for record in records)
-    common, right = worst_case(records, DEFENDED)
-    _, bare = worst_case(records, UNDEFENDED)
-    worst = None
-    if len(common) and len(rows) > 1:
-        worst = WorstCase(
-            accuracy=float(right.double().mean()),
-            ci95=metrics.wilson(int(right.sum()), len(right)),
-            n=len(right),
-            over=tuple(row.key for row in rows),
-            undefended=float(bare.double().mean()),
-        )
-    clean = records[0].judge_ms
-    size = sum(
-        parameter.numel() for stage in built if stage != "victim" for parameter in built[stage].module.parameters()
+    precision: str,
+) -> list[_Arms]:
+    """Build every defence; the bare victim, which they share, once."""
+    config, task = configs[0], dataset.task()
+    sample, _ = dataset.tensors("val", limit=SAMPLE)
+    sample = sample.to(device)
+    _train_missing("victim", config.victim, config, dataset, plugins, watcher)
+    watcher.preparing("building the defence")
+    victim = build_stage(
+        "victim", config.victim, task, config.options.get("victim"), config.weights.get("victim"), plugins
     )
-    weights = {
-        stage: {"file": value.path.name, "sha256": value.card.content_sha256, "figures": dict(value.card.figures)}
-        for stage, value in built.items()
-        if value.path is not None and value.card is not None
-    }
-    return Report(
-        versions={"defend-core": _version("defend-core"), "python": platform.python_version(),
-                  "torch": torch.__version__, "timm": _version("timm")},
-        plugins=dict(plugins.versions),
-        config=config,
+    bare, done = prepare(Defence(victim.module).to(device), precision, sample)
+    ready = []
+    for each in configs:
+        label = f"{each.purifier}: " if len(configs) > 1 else ""
+        parts, whole = _build(each, victim, dataset, plugins, watcher)
+        calibration = None
+        screen = whole.to(device).detector
+        if screen is not None and (each.fpr is not None or not is_calibrated(screen)):
+            watcher.preparing(f"calibrating {each.detector}")
+            calibration = calibrate(
+                whole, dataset, each.fpr or DEFAULT_FPR, device=device, batch_size=each.batch_size, seed=each.seed
+            )
+        behind, _ = prepare(Defence(nn.Identity(), whole.purifier, whole.detector), precision, sample)
+        names, arms = {UNDEFENDED: UNDEFENDED, DEFENDED: UNDEFENDED}, {UNDEFENDED: bare}
+        last = bare.victim
+        if each.finetune is not None:
+            tuned, _ = prepare(Defence(whole.victim), precision, sample)
+            last = tuned.victim
+            names |= {TUNED: label + TUNED, UNTUNED: label + UNTUNED}
+            arms |= {names[TUNED]: tuned, names[UNTUNED]: Defence(bare.victim, behind.purifier, behind.detector)}
+        if len(parts) > 1:
+            names[DEFENDED] = label + DEFENDED
+            arms[names[DEFENDED]] = Defence(last, behind.purifier, behind.detector)
+        everything = {id(p): p.numel() for p in whole.parameters()}
+        added = sum(everything.values()) - sum(p.numel() for p in whole.victim.parameters())
+        ready.append(_Arms(ArmSet(each, names), parts, arms, added, done, calibration))
+    return ready
+
+
+def _build(
+    config: RunConfig, victim: Built, dataset: ImageDataset, plugins: Registry, watcher: Watcher
+) -> tuple[dict[str, Built], Defence]:
+    """Build one defence around a victim; return its parts by name, and the whole."""
+    task, options, weights = dataset.task(), config.options, config.weights
+    for name in config.purifiers:
+        _train_missing("purifier", name, config, dataset, plugins, watcher)
+    purifiers = build_purifiers(config.purifiers, task, options, weights, plugins)
+    built = {"victim": victim}
+    built |= {"purifier" if len(purifiers) == 1 else name: part for name, part in purifiers.items()}
+    last = victim.module
+    if config.finetune is not None:
+        _train_missing("finetuner", config.finetune, config, dataset, plugins, watcher)
+        built["finetuner"] = build_tuned(
+            config.finetune, task, config.victim, last, config.purifier, options.get("finetuner"),
+            weights.get("finetuner"), plugins,
+        )  # fmt: skip
+        last = built["finetuner"].module
+    if config.detector is not None:
+        _train_missing("detector", config.detector, config, dataset, plugins, watcher)
+        built["detector"] = build_stage(
+            "detector", config.detector, task, options.get("detector"), weights.get("detector"), plugins
+        )
+    screen = built["detector"].module if "detector" in built else None
+    return built, Defence(last, in_sequence(purifiers), screen)
+
+
+def _train_missing(
+    stage: Stage, name: str, config: RunConfig, dataset: ImageDataset, plugins: Registry, watcher: Watcher
+) -> None:
+    """Train a stage that has no weights yet, if the config allows it."""
+    found = plugins.find(stage, name)
+    options: Mapping[str, Any] = config.options.get(stage, {})
+    if stage == "purifier":
+        options = purifier_options(config.options, name)
+    elif found.spec.weights_of:
+        options = {}  # these are the detector's own; its network is another stage's
+    filed_as = tuned_name(found.name, config.victim, config.purifier) if stage == "finetuner" else None
+    given = config.weights.get(stage) or config.weights.get(name)
+    if not config.train_missing or given is not None or not needs_weights(found, found.config(options)):
+        return
+    if locate(found, dataset.name, filed_as=filed_as) is not None:
+        return
+    train_stage(
+        found.spec.weights_of or stage,
+        name,
+        dataset,
+        victim=config.victim if stage == "finetuner" else None,
+        purifier=config.purifier if stage == "finetuner" else None,
+        parts={"options": config.options, "weights": config.weights},
+        options=options,
         seed=config.seed,
-        device=_device_name(device),
-        precision=dict(precision),
-        seconds=seconds,
-        dataset=DatasetInfo(config.dataset, "test", max(row.n for row in rows), dataset.sha256("test")),
-        rows=rows,
-        worst_case=worst,
-        detector=None,
-        checks=(),
-        cost=Cost(clean[UNDEFENDED], clean[DEFENDED], size, batch_size),
-        weights=weights,
-        partial=partial,
-    )  # fmt: skip
+        device=config.device,
+        found_in=plugins,
+        progress=watcher.training(f"training {stage} {name} on {config.dataset}"),
+    )
 
 
-def _version(distribution: str) -> str:
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        return importlib.metadata.version(distribution)
-    return "unknown"
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device.type} ({torch.get_num_threads()} threads)"
-
-
-def default_out(config: RunConfig, root: Path = Path("runs")) -> str:
+def default_out(config: RunConfig, purifiers: Sequence[str] = (), root: Path = Path("runs")) -> str:
     """Return a fresh run folder's name: runs/20260131-120000-resnet18-apudae."""
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    parts = [stamp, config.victim, *(part for part in (config.purifier, config.detector) if part)]
-    path = root / "-".join(parts).replace(":", "_").replace("/", "_")
+    named = "-vs-".join(purifiers) or config.purifier
+    tuned = f"finetune-{config.finetune}" if config.finetune else None
+    parts = [stamp, config.victim, *(part for part in (named, config.detector, tuned) if part)]
+    path = root / "-".join(parts).replace(":", "_").replace("/", "_").replace(",", "+")
     unique, count = path, 2
     while unique.exists():
         unique, count = path.with_name(f"{path.name}-{count}"), count + 1
     return str(unique)
 
 
-def with_out(config: RunConfig) -> RunConfig:
-    """Name a run folder if the config has none."""
-    return config if config.out else attrs.evolve(config, out=default_out(config))
+def with_out(config: RunConfig, purifiers: Sequence[str] = ()) -> RunConfig:
+    """Name a run folder if the config has none; `purifiers` are those of several arms."""
+    return config if config.out else attrs.evolve(config, out=default_out(config, purifiers))

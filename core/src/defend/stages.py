@@ -9,7 +9,7 @@ when the stage is used. Nothing here imports torch.
 | purifier  | `build(config, task)`         | `Purifier`, an `nn.Module`: images to images                |
 | detector  | `build(config, task)`         | `Detector`, an `nn.Module`: images to scores                |
 | victim    | `build(config, task)`         | `nn.Module`: images in [0,1] to logits, normalisation inside|
-| finetuner | `build(config, task)`         | `Finetuner`: a victim to an adapted victim                  |
+| finetuner | `build(config, task, victim)` | `nn.Module`: the victim that will hold the adapted weights  |
 | dataset   | `build(config)`               | `defend.datasets.base.ImageDataset`                              |
 """
 
@@ -25,7 +25,7 @@ import attrs
 from defend.options import NoOptions
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from defend.attacks.target import Target
 
@@ -85,7 +85,10 @@ class StageSpec:
             `defend.train.Training`; None where there is nothing to train.
         recipe: the option class of the training.
         recipes: data set name to the recipe options that differ there from the defaults.
+            A fine-tuner's is called as `train(config, recipe, task, victim, purifier)`; the purifier may be None.
         weights: the package whose data holds shipped weights, for example "defend_apudae.weights".
+        weights_of: a stage whose weights of the same name serve this one too: a detector that scores with the
+            purifier's network names "purifier". Both modules then have the same state_dict.
         members: for a family that answers to many names (all timm models): "module:function"
             returning them. `member_option` is the option that receives the chosen one.
         threats: attacks only: the threats under which this attack makes sense.
@@ -101,6 +104,7 @@ class StageSpec:
     recipe: type = NoOptions
     recipes: Mapping[str, Mapping[str, Any]] = attrs.field(factory=dict)
     weights: str | None = None
+    weights_of: Stage | None = None
     members: str | None = attrs.field(default=None, validator=_lazy_reference)
     member_option: str = "model"
     threats: tuple[str, ...] = ("oblivious", "adaptive")
@@ -153,17 +157,13 @@ class Purifier(Protocol):
 class Detector(Protocol):
     """A score per image, higher is more suspicious; rejected at `threshold` and above.
 
-    `score(images, purified)` gets the purifier's output too (the images themselves where there is
-    none), [B,C,H,W] each, and returns [B].
+    It gets the purifier's output too (the images themselves where there is none), [B,C,H,W] each, and
+    returns [B]. `threshold` is a buffer, infinite until it is calibrated. A detector may have a method
+    `beside(purifier)`, which returns what to use behind that purifier: itself, or a lighter module that
+    takes the purifier's output for the reconstruction it would have computed.
     """
 
     random: bool
     threshold: Tensor
 
     def __call__(self, images: Tensor, purified: Tensor) -> Tensor: ...
-
-
-class Finetuner(Protocol):
-    """Returns a victim adapted to a purifier's outputs."""
-
-    def __call__(self, victim: nn.Module, purifier: nn.Module | None) -> nn.Module: ...

@@ -12,6 +12,9 @@ import attrs
 from defend.errors import ConfigError, did_you_mean
 
 UNDEFENDED, DEFENDED = "undefended", "defended"
+TUNED, UNTUNED = "tuned", "untuned"
+"""The arms of a run: the bare victim; the whole defence; and where a fine-tuner is part of it, the tuned victim
+without the purifier, and the purifier before the victim as it was."""
 
 
 @attrs.frozen
@@ -20,18 +23,25 @@ class ThreatKind:
 
     Attributes:
         summary: what the attacker knows.
-        attacked: the arm that the attacker sees, "undefended" or "defended".
+        attacked: the arm that the attacker sees; `TUNED` is the bare victim where nothing was tuned.
         expensive: whether a quick run uses fewer images and steps.
+        suits: which of an attack's declared threats it takes to run under this one; its own name if empty.
+        tuned_only: whether it makes sense for a fine-tuned victim alone.
     """
 
     summary: str
     attacked: str
     expensive: bool = False
+    suits: str = ""
+    tuned_only: bool = False
 
 
 THREATS: Mapping[str, ThreatKind] = {
     "noise": ThreatKind("random noise, no knowledge", UNDEFENDED),
-    "oblivious": ThreatKind("the victim's gradient; unaware of the defence", UNDEFENDED),
+    "transfer": ThreatKind(
+        "the gradient of the victim before it was fine-tuned", UNDEFENDED, suits="oblivious", tuned_only=True
+    ),
+    "oblivious": ThreatKind("the (tuned) victim's gradient; unaware of purifier and detector", TUNED),
     "adaptive": ThreatKind("the exact gradient through the whole defence", DEFENDED, expensive=True),
 }
 

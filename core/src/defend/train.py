@@ -10,8 +10,10 @@ Every step seeds torch's generator from (seed, step, process) and every epoch's 
 from __future__ import annotations
 
 import abc
+import bisect
 import contextlib
 import hashlib
+import itertools
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -56,11 +58,24 @@ class Training(abc.ABC):
         modules: every network that is trained, by name, part of `stage` or not. `fit` may wrap them (for
             several processes), so `losses` must call `self.modules[name](...)`.
         epochs, batch_size: length and size; the batch is shared out between processes.
+        frozen: networks that the losses use and nothing trains, by name: `fit` brings them to the device, in
+            eval mode and without parameter gradients.
+
+    `epoch` is the epoch at hand, counted from 0, for a training that goes in stages.
     """
 
-    def __init__(self, stage: nn.Module, modules: dict[str, nn.Module], *, epochs: int, batch_size: int) -> None:
-        self.stage, self.modules = stage, modules
+    def __init__(
+        self,
+        stage: nn.Module,
+        modules: dict[str, nn.Module],
+        *,
+        epochs: int,
+        batch_size: int,
+        frozen: dict[str, nn.Module] | None = None,
+    ) -> None:
+        self.stage, self.modules, self.frozen = stage, modules, frozen or {}
         self.epochs, self.batch_size = epochs, batch_size
+        self.epoch = 0
 
     @abc.abstractmethod
     def optimisers(self, steps: int) -> dict[str, Optimiser]:
@@ -69,6 +84,25 @@ class Training(abc.ABC):
     @abc.abstractmethod
     def losses(self, batch: Batch) -> Iterator[Loss]:
         """Yield the losses of a batch. Each is minimised before the generator goes on, so a GAN yields twice."""
+
+    def data(self, dataset: ImageDataset, device: torch.device) -> ImageDataset:
+        """Return what is trained on (its train split): by default the data set itself."""
+        return dataset
+
+    def epoch_size(self, epoch: int, size: int) -> int:
+        """Return how many of the `size` training images an epoch takes; by default all."""
+        return size
+
+    def order(self, epoch: int, size: int, seed: int) -> Tensor:
+        """Return which training images an epoch takes, and in which order: int64 [epoch_size]."""
+        return permutation(size, seed=seed, stream=f"epoch/{epoch}")
+
+    def score(self, dataset: ImageDataset, device: torch.device) -> float | None:
+        """Judge the weights after an epoch (eval mode, no gradients), higher is better, never by the test split.
+
+        Where it returns numbers, the weights of the best epoch are kept; None keeps the last.
+        """
+        return None
 
     def finish(self, dataset: ImageDataset, device: torch.device) -> dict[str, float]:
         """Calibrate and measure once training has ended (modules in eval mode); return figures for the card."""
@@ -111,12 +145,17 @@ def fit(
     accelerator = Accelerator(cpu=settings.device == "cpu", mixed_precision=settings.precision)
     device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
     bare = dict(training.modules)
-    size = len(dataset.labels("train"))
-    per_process = max(min(training.batch_size, size) // world, 1)
-    steps_per_epoch = size // (per_process * world)
-    total = steps_per_epoch * training.epochs
-    for module in (training.stage, *bare.values()):
+    for module in (training.stage, *bare.values(), *training.frozen.values()):
         module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    for module in training.frozen.values():
+        module.eval().requires_grad_(False)
+    source = training.data(dataset, device)
+    size = len(source.labels("train"))
+    sizes = [training.epoch_size(epoch, size) for epoch in range(training.epochs)]
+    per_process = max(min(training.batch_size, *sizes) // world, 1)
+    steps = [count // (per_process * world) for count in sizes]
+    ends = list(itertools.accumulate(steps))
+    total = ends[-1]
     chosen = training.optimisers(total)
     training.modules = {name: accelerator.prepare(module) for name, module in bare.items()}
     state = _State(bare, chosen)
@@ -124,11 +163,12 @@ def fit(
 
     step = 0
     sums: dict[str, Tensor] = {}
+    best = _Best()
     fingerprint = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()
     checkpoint = settings.folder / "checkpoint.safetensors" if settings.folder else None
     if checkpoint is not None and checkpoint.is_file():
         with contextlib.suppress(WeightsError):  # a checkpoint of another training: start anew
-            step, sums = state.load(checkpoint, fingerprint)
+            step, sums, best = state.load(checkpoint, fingerprint)
     log = _Metrics(settings.folder, steps_done=step) if accelerator.is_main_process else _Metrics(None, 0)
 
     saved = time.monotonic()
@@ -137,16 +177,17 @@ def fit(
         nonlocal saved
         due = always or time.monotonic() - saved >= settings.checkpoint_seconds
         if checkpoint is not None and accelerator.is_main_process and due:
-            state.save(checkpoint, fingerprint, step, sums)
+            state.save(checkpoint, fingerprint, step, sums, best)
             saved = time.monotonic()
 
-    for epoch in range(step // max(steps_per_epoch, 1), training.epochs):
+    for epoch in range(bisect.bisect_right(ends, step), training.epochs):
+        training.epoch = epoch
         for module in training.modules.values():
             module.train()
-        order = permutation(size, seed=settings.seed, stream=f"epoch/{epoch}")
-        order = order[: steps_per_epoch * per_process * world].view(steps_per_epoch, world, per_process)[:, rank]
-        order = order[step - epoch * steps_per_epoch :].flatten()
-        for batch in dataset.batches("train", order, per_process, device):
+        order = training.order(epoch, size, settings.seed)
+        order = order[: steps[epoch] * per_process * world].view(steps[epoch], world, per_process)[:, rank]
+        order = order[step - (ends[epoch] - steps[epoch]) :].flatten()
+        for batch in source.batches("train", order, per_process, device):
             torch.manual_seed(step_seed(settings.seed, "step", step, rank))
             for loss in training.losses(batch):
                 if loss.optimiser not in prepared:
@@ -164,14 +205,21 @@ def fit(
                     now = value.detach().double().to(device)
                     sums[name] = now if total_so_far is None else total_so_far.to(device) + now
             step += 1
-            if step % steps_per_epoch:  # at its end an epoch is logged first, then saved
+            if step < ends[epoch]:  # at its end an epoch is logged first, then saved
                 keep()
                 settings.progress(step, total, {})
-        means = {name: float(value) / steps_per_epoch for name, value in sums.items()}
+        means = {name: float(value) / steps[epoch] for name, value in sums.items()}
         if any(value != value or value in (float("inf"), float("-inf")) for value in means.values()):
             raise ContractError(
                 f"the training diverged in epoch {epoch + 1} ({means}): lower the learning rate (--set lr=...)"
             )
+        for module in bare.values():
+            module.eval()
+        with torch.no_grad():
+            score = training.score(dataset, device)
+        if score is not None:
+            best.offer(score, bare)
+            means["score"] = score
         log.write({"epoch": epoch + 1, "step": step, **means})
         settings.progress(step, total, means)
         sums = {}
@@ -180,10 +228,38 @@ def fit(
     accelerator.wait_for_everyone()
 
     training.modules = bare
+    best.restore(bare)
     for module in (training.stage, *bare.values()):
         module.eval()
     round_to_stored(training.stage)
     return training.finish(dataset, device)
+
+
+@attrs.define
+class _Best:
+    """The weights of the epoch that scored best, for a training that scores its epochs; kept on the CPU."""
+
+    score: float | None = None
+    tensors: dict[str, Tensor] = attrs.field(factory=dict)
+
+    def offer(self, score: float, modules: Mapping[str, nn.Module]) -> None:
+        if self.score is None or score > self.score:
+            self.score = score
+            self.tensors = {
+                f"{name}/{key}": value.detach().cpu().clone()
+                for name, module in modules.items()
+                for key, value in module.state_dict().items()
+            }
+
+    def restore(self, modules: Mapping[str, nn.Module]) -> None:
+        if self.score is not None:
+            _load_modules(modules, self.tensors)
+
+
+def _load_modules(modules: Mapping[str, nn.Module], tensors: Mapping[str, Tensor]) -> None:
+    for name, module in modules.items():
+        prefix = f"{name}/"
+        module.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
 
 
 class _State:
@@ -192,7 +268,7 @@ class _State:
     def __init__(self, modules: Mapping[str, nn.Module], optimisers: Mapping[str, Optimiser]) -> None:
         self._modules, self._optimisers = modules, optimisers
 
-    def save(self, path: Path, fingerprint: str, step: int, sums: Mapping[str, Tensor]) -> None:
+    def save(self, path: Path, fingerprint: str, step: int, sums: Mapping[str, Tensor], best: _Best) -> None:
         from safetensors.torch import save as to_bytes
 
         tensors: dict[str, Tensor] = {}
@@ -206,13 +282,16 @@ class _State:
             for index, values in state["state"].items():
                 tensors |= {f"optimiser/{name}/{index}/{key}": torch.as_tensor(v) for key, v in values.items()}
         tensors |= {f"sum/{name}": torch.as_tensor(value) for name, value in sums.items()}
-        header = {"fingerprint": fingerprint, "step": step, "groups": groups, "schedules": schedules}
+        tensors |= {f"best/{name}": value for name, value in best.tensors.items()}
+        header = {
+            "fingerprint": fingerprint, "step": step, "groups": groups, "schedules": schedules, "best": best.score,
+        }  # fmt: skip
         path.parent.mkdir(parents=True, exist_ok=True)
         whole = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
         with atomic(path) as temporary:
             temporary.write_bytes(to_bytes(whole, metadata={"state": json.dumps(header)}))
 
-    def load(self, path: Path, fingerprint: str) -> tuple[int, dict[str, Tensor]]:
+    def load(self, path: Path, fingerprint: str) -> tuple[int, dict[str, Tensor], _Best]:
         from safetensors import SafetensorError, safe_open
 
         try:
@@ -223,9 +302,7 @@ class _State:
             raise WeightsError(f"checkpoint {str(path)!r} is damaged: {error}") from None
         if header["fingerprint"] != fingerprint:
             raise WeightsError(f"checkpoint {str(path)!r} belongs to another training")
-        for name, module in self._modules.items():
-            prefix = f"module/{name}/"
-            module.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+        _load_modules(self._modules, _under("module/", tensors))
         for name, optimiser in self._optimisers.items():
             state: dict[int, dict[str, Tensor]] = {}
             for key, value in tensors.items():
@@ -235,8 +312,12 @@ class _State:
             optimiser.optimizer.load_state_dict({"state": state, "param_groups": header["groups"][name]})
             if optimiser.schedule is not None:
                 optimiser.schedule.load_state_dict(header["schedules"][name])
-        sums = {key.removeprefix("sum/"): value for key, value in tensors.items() if key.startswith("sum/")}
-        return header["step"], sums
+        best = _Best(header.get("best"), _under("best/", tensors))
+        return header["step"], _under("sum/", tensors), best
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
 
 
 class _Metrics:

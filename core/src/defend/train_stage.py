@@ -11,15 +11,17 @@ from typing import Any
 
 import attrs
 import torch
+from torch import nn
 
-from defend.build import resolve_device
+from defend.build import build_purifiers, build_stage, in_sequence, resolve_device
 from defend.datasets.base import ImageDataset
 from defend.errors import ConfigError, did_you_mean
 from defend.options import describe, make
 from defend.plugins import Registry, registry
-from defend.stages import Stage
+from defend.stages import Stage, Task
 from defend.train import FitSettings, Training, fit
-from defend.weights import Card, cache_dir, cached_path, save
+from defend.values import split_names
+from defend.weights import Card, cache_dir, cached_path, new_card, save, tuned_name
 
 Progress = Callable[[int, int, Mapping[str, float]], None]
 
@@ -29,6 +31,9 @@ def train_stage(
     name: str,
     dataset: ImageDataset,
     *,
+    victim: str | None = None,
+    purifier: str | None = None,
+    parts: Mapping[str, Any] | None = None,
     options: Mapping[str, Any] | None = None,
     seed: int = 0,
     device: str = "auto",
@@ -43,6 +48,8 @@ def train_stage(
     Args:
         stage, name: for example "purifier", "apudae".
         dataset: what to train on; its train split, with val for what is calibrated.
+        victim, purifier: of a fine-tuner: the names of what it adapts, and behind what (None: no purifier).
+        parts: {"options": ..., "weights": ...} of that victim and purifier, as in `defend.load`.
         options: of the stage (its architecture) and of its recipe, in one namespace.
         seed: of everything random.
         device: "auto", "cpu", "cuda".
@@ -58,7 +65,12 @@ def train_stage(
     found = (found_in or registry()).find(stage, name)
     spec = found.spec
     if spec.train is None:
-        raise ConfigError(f"{stage} {name} has nothing to train")
+        instead = f": it is trained as {spec.weights_of} {name}" if spec.weights_of else ""
+        raise ConfigError(f"{stage} {name} has nothing to train{instead}")
+    if (stage == "finetuner") != (victim is not None):
+        raise ConfigError(
+            "a fine-tuner needs --victim, the victim to adapt" if victim is None else f"{stage} {name} takes no victim"
+        )
     own = [option.name for option in describe(spec.config)]
     recipe_names = [option.name for option in describe(spec.recipe)]
     for key in options or {}:
@@ -72,42 +84,51 @@ def train_stage(
 
     place = resolve_device(device)
     torch.manual_seed(seed)
-    training = spec.resolve(spec.train)(config, recipe, dataset.task())
+    task = dataset.task()
+    tuned: dict[str, Any] = {}
+    if victim is None:
+        training = spec.resolve(spec.train)(config, recipe, task)
+    else:
+        built, tuned = _parts(victim, purifier, task, parts or {}, found_in)
+        training = spec.resolve(spec.train)(config, recipe, task, *built)
     if not isinstance(training, Training):
         raise ConfigError(f"{stage} {name}: `train` returned {type(training).__name__}, expected a Training")
     identity = {
         "stage": stage, "name": found.name, "dataset": dataset.sha256("train"), "seed": seed, "precision": precision,
-        "config": attrs.asdict(config), "recipe": attrs.asdict(recipe),
+        "config": attrs.asdict(config), "recipe": attrs.asdict(recipe), **tuned,
     }  # fmt: skip
     key = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    filed_as = found.name if victim is None else tuned_name(found.name, victim, purifier)
     defaults = FitSettings()
     settings = FitSettings(
         seed=seed,
         device=place.type,
         precision=precision,
-        folder=cache_dir() / "training" / f"{stage}-{found.name}-{dataset.name}-{key}",
+        folder=cache_dir() / "training" / f"{stage}-{filed_as}-{dataset.name}-{key}",
         checkpoint_seconds=defaults.checkpoint_seconds if checkpoint_seconds is None else checkpoint_seconds,
         progress=progress or defaults.progress,
     )
     figures = fit(training, dataset, settings, identity)
-    architecture = {option.name for option in describe(spec.config) if option.architecture}
-    task = dataset.task()
-    card = Card(
-        stage=stage,
-        name=found.name,
-        config={key: value for key, value in attrs.asdict(config).items() if key in architecture},
-        dataset={
-            "name": dataset.name,
-            "sha256": dataset.sha256("train"),
-            "shape": list(dataset.shape),
-            "classes": list(dataset.classes),
-            "mean": list(task.mean),
-            "std": list(task.std),
-            "flips": dataset.flips,
-        },
+    card = new_card(
+        found, config, dataset, figures=figures,
         recipe={**attrs.asdict(recipe), "seed": seed, "precision": precision, "torch": torch.__version__,
-                "python": platform.python_version(), "device": place.type},
-        figures=figures,
+                "python": platform.python_version(), "device": place.type, **tuned},
+        made_for=None if victim is None else {"victim": victim, "purifier": purifier},
     )  # fmt: skip
-    path = out or cached_path(stage, found.name, dataset.name)
+    path = out or cached_path(stage, filed_as, dataset.name)
     return path, save(path, training.stage, card)
+
+
+def _parts(
+    victim: str, purifier: str | None, task: Task, parts: Mapping[str, Any], found_in: Registry | None
+) -> tuple[tuple[nn.Module, nn.Module | None], dict[str, Any]]:
+    """Build what a fine-tuner adapts; return (victim, purifier) and which weights they had, for the card."""
+    options, weights = parts.get("options", {}), parts.get("weights", {})
+    bare = build_stage("victim", victim, task, options.get("victim"), weights.get("victim"), found_in)
+    purifiers = build_purifiers(split_names(purifier), task, options, weights, found_in)
+    hashes = {name: built.card.content_sha256 if built.card else None for name, built in purifiers.items()}
+    tuned = {
+        "victim": victim, "victim_sha256": bare.card.content_sha256 if bare.card else None,
+        "purifier": purifier, "purifier_sha256": hashes,
+    }  # fmt: skip
+    return (bare.module, in_sequence(purifiers)), tuned

@@ -82,6 +82,11 @@ def _not_negative(_: Any, attribute: attrs.Attribute[Any], value: int) -> None:
         raise ConfigError(f"{attribute.name} is {value}: expected 0 or more")
 
 
+def _rate(_: Any, attribute: attrs.Attribute[Any], value: float | None) -> None:
+    if value is not None and not 0 < value < 1:
+        raise ConfigError(f"{attribute.name} is {value:g}: expected above 0 and below 1, for example 0.01")
+
+
 def _known(choices: tuple[str, ...]) -> Any:
     def check(_: Any, attribute: attrs.Attribute[Any], value: str) -> None:
         if value not in choices:
@@ -94,6 +99,11 @@ def _names(value: Iterable[str]) -> tuple[str, ...]:
     return (value,) if isinstance(value, str) else tuple(value)
 
 
+def split_names(text: str | None) -> tuple[str, ...]:
+    """Split "dae,apudae" into its names."""
+    return tuple(name.strip() for name in text.split(",")) if text else ()
+
+
 def _some(_: Any, attribute: attrs.Attribute[Any], value: tuple[str, ...]) -> None:
     if not value or not all(value):
         raise ConfigError(f"{attribute.name} is empty: name at least one")
@@ -104,7 +114,10 @@ class RunConfig:
     """Everything that decides a run; saved with it as config.toml and able to rerun it.
 
     Attributes:
-        victim, purifier, detector: stage names; None leaves a stage out.
+        victim, purifier, detector: stage names; None leaves a stage out. Two purifiers in sequence: "dae,apudae".
+        finetune: the fine-tuner whose tuned weights replace the victim's, or None.
+        fpr: calibrate the detector for this false-positive rate on held-out clean images; None keeps the threshold
+            that came with its weights, and takes 0.01 if it has none.
         dataset: data set name; `data_dir` is where its files lie (imagefolder: the folder itself).
         attacks: attack names, each run under every threat in `threats` that fits it.
         eps: the L-inf budget in [0,1] units.
@@ -124,9 +137,11 @@ class RunConfig:
     dataset: str = "digits"
     purifier: str | None = None
     detector: str | None = None
+    finetune: str | None = None
+    fpr: float | None = attrs.field(default=None, validator=_rate)
     attacks: tuple[str, ...] = attrs.field(default=("noise", "fgsm", "pgd"), converter=_names, validator=_some)
     threats: tuple[str, ...] = attrs.field(
-        default=("noise", "oblivious", "adaptive"), converter=_names, validator=_some
+        default=("noise", "transfer", "oblivious", "adaptive"), converter=_names, validator=_some
     )
     eps: float = attrs.field(default=0.1, converter=parse_eps)
     limit: int | None = attrs.field(default=None, validator=_positive)
@@ -143,6 +158,11 @@ class RunConfig:
     options: Mapping[str, Mapping[str, Any]] = attrs.field(factory=dict)
     weights: Mapping[str, str] = attrs.field(factory=dict)
     out: str | None = None
+
+    @property
+    def purifiers(self) -> tuple[str, ...]:
+        """The purifiers in the order in which they are applied."""
+        return split_names(self.purifier)
 
     @property
     def row_limit(self) -> int | None:
@@ -173,7 +193,10 @@ class Arm:
 
 @attrs.frozen
 class Row:
-    """One attack under one threat, as the report shows it. `seconds` has "attack" and "purify"."""
+    """One attack under one threat, as the report shows it. `seconds` has "attack" and "purify".
+
+    `arms` holds the others' results where there are any: "tuned" and "untuned" (`defend.threats`).
+    """
 
     attack: str
     threat: str
@@ -188,6 +211,7 @@ class Row:
     mean_l2: float
     seconds: Mapping[str, float]
     partial: bool = False
+    arms: Mapping[str, Arm] = attrs.field(factory=dict)
 
     @property
     def key(self) -> str:
@@ -213,6 +237,17 @@ class Check:
     name: str
     status: Literal["pass", "warn", "fail", "skip"]
     detail: str
+
+
+@attrs.frozen(kw_only=True)
+class Calibration:
+    """How a detector's threshold was set: `fpr` was asked for, and it rejects `measured` of `n` clean images."""
+
+    threshold: float
+    fpr: float
+    measured: float
+    n: int
+    split: str
 
 
 @attrs.frozen

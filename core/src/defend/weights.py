@@ -21,11 +21,14 @@ import platformdirs
 
 from defend.errors import WeightsError
 from defend.files import atomic
+from defend.options import describe
 from defend.plugins import Found
 from defend.stages import Task
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from defend.datasets.base import ImageDataset
 
 CARD_FORMAT = 1
 MOST_HEADER_BYTES = 100_000_000
@@ -72,6 +75,37 @@ class Card:
         )
 
 
+def new_card(
+    found: Found,
+    config: Any,
+    dataset: ImageDataset,
+    *,
+    recipe: Mapping[str, Any],
+    figures: Mapping[str, float],
+    made_for: Mapping[str, Any] | None = None,
+) -> Card:
+    """Describe weights that were just made: the stage's architecture options, the data set, and what is given."""
+    architecture = {option.name for option in describe(found.spec.config) if option.architecture}
+    kept = {key: value for key, value in attrs.asdict(config).items() if key in architecture}
+    task = dataset.task()
+    return Card(
+        stage=found.entry.stage,
+        name=found.name,
+        config={**kept, **(made_for or {})},
+        dataset={
+            "name": dataset.name,
+            "sha256": dataset.sha256("train"),
+            "shape": list(dataset.shape),
+            "classes": list(dataset.classes),
+            "mean": list(task.mean),
+            "std": list(task.std),
+            "flips": dataset.flips,
+        },
+        recipe=recipe,
+        figures=figures,
+    )
+
+
 def cache_dir() -> Path:
     """Return the user's cache: $DEFEND_CACHE_DIR, or the platform's own."""
     named = os.environ.get("DEFEND_CACHE_DIR")
@@ -88,8 +122,16 @@ def cached_path(stage: str, name: str, dataset: str) -> Path:
     return cache_dir() / "weights" / file_name(stage, name, dataset)
 
 
-def locate(found: Found, dataset: str, explicit: str | None = None) -> Path | None:
+def tuned_name(finetuner: str, victim: str, purifier: str | None) -> str:
+    """Return what a fine-tuned victim is filed under: fine-tuner, victim and purifier, as in dae-resnet20-dae."""
+    return f"{finetuner}-{victim}-{(purifier or 'none').replace(',', '+')}"
+
+
+def locate(found: Found, dataset: str, explicit: str | None = None, filed_as: str | None = None) -> Path | None:
     """Find weights: an explicit path, then the user's cache, then the plugin's package.
+
+    `filed_as` stands in the file's name instead of the stage's own (see `tuned_name`). A stage with `weights_of`
+    may also find those of that stage.
 
     Raises:
         WeightsError: an explicit path that does not exist.
@@ -98,9 +140,16 @@ def locate(found: Found, dataset: str, explicit: str | None = None) -> Path | No
         if not Path(explicit).is_file():
             raise WeightsError(f"weights file {explicit!r} does not exist")
         return Path(explicit)
-    candidates = [cached_path(found.entry.stage, found.name, dataset)]
-    candidates += [path for path in _shipped(found.spec.weights) if path.name == candidates[0].name]
+    candidates = [cached_path(stage, filed_as or found.name, dataset) for stage in stages_of(found)]
+    shipped = {path.name: path for path in _shipped(found.spec.weights)}
+    candidates += [shipped[path.name] for path in candidates if path.name in shipped]
     return next((path for path in candidates if path.is_file()), None)
+
+
+def stages_of(found: Found) -> tuple[str, ...]:
+    """Return the stages whose weights serve this one: its own, and the one it shares a network with."""
+    shared = (found.spec.weights_of,) if found.spec.weights_of else ()
+    return (found.entry.stage, *shared)
 
 
 @attrs.frozen
@@ -189,8 +238,10 @@ def save(path: Path, module: nn.Module, card: Card) -> Card:
     return card
 
 
-def load(path: Path, module: nn.Module, stage: str, name: str) -> Card:
+def load(path: Path, module: nn.Module, stages: str | tuple[str, ...], name: str) -> Card:
     """Load weights into a module that was built from their card's architecture; strict.
+
+    `stages` are those that the weights may be of, the module's own first.
 
     Raises:
         WeightsError: another stage's weights, other shapes, a damaged file, or a wrong content hash.
@@ -199,8 +250,9 @@ def load(path: Path, module: nn.Module, stage: str, name: str) -> Card:
     from safetensors.torch import load_file
 
     card = read_card(path)
-    if (card.stage, card.name) != (stage, name):
-        raise WeightsError(f"weights {str(path)!r} are of {card.stage} {card.name}, expected {stage} {name}")
+    allowed = (stages,) if isinstance(stages, str) else stages
+    if card.stage not in allowed or card.name != name:
+        raise WeightsError(f"weights {str(path)!r} are of {card.stage} {card.name}, expected {allowed[0]} {name}")
     try:
         tensors = load_file(path)
     except SafetensorError as error:
@@ -214,7 +266,7 @@ def load(path: Path, module: nn.Module, stage: str, name: str) -> Card:
     wrong += [key for key in tensors if key in expected and tensors[key].shape != expected[key].shape]
     if wrong:
         raise WeightsError(
-            f"weights {str(path)!r} are of another architecture than {stage} {name}: {len(wrong)} tensors differ, "
+            f"weights {str(path)!r} are of another architecture than {allowed[0]} {name}: {len(wrong)} tensors differ, "
             f"the first is {wrong[0]!r}"
         )
     module.load_state_dict({key: tensor.to(expected[key].dtype) for key, tensor in tensors.items()})

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from defend.evaluate import RowRecord
 from defend.files import atomic
+from defend.threats import DEFENDED, UNDEFENDED
 
 CELL = 1.25  # inches
 AMPLIFY = 4
@@ -23,12 +24,13 @@ def draw_examples(record: RowRecord, path: Path) -> None:
     around grey. Green is right, red is wrong.
     """
     example = record.example
+    purified = example.purified[DEFENDED]
     strips: list[tuple[str, Tensor, Tensor | None]] = [
         ("clean", example.clean, None),
-        ("attacked", example.attacked, example.undefended),
-        ("purified", example.purified, example.defended),
+        ("attacked", example.attacked, example.predicted[UNDEFENDED]),
+        ("purified", purified, example.predicted[DEFENDED]),
         (f"attack x{AMPLIFY}", 0.5 + AMPLIFY * (example.attacked - example.clean), None),
-        (f"left over x{AMPLIFY}", 0.5 + AMPLIFY * (example.purified - example.clean), None),
+        (f"left over x{AMPLIFY}", 0.5 + AMPLIFY * (purified - example.clean), None),
     ]
     count = len(example.labels)
     with mpl.rc_context({"font.size": 8}):

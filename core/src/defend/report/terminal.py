@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
+from defend.threats import DEFENDED, TUNED, UNDEFENDED, UNTUNED
 from defend.values import Arm, Report, Row
+
+ARM_TITLES = {TUNED: "tuned, bare", UNTUNED: "defended, untuned"}
+LOUD = ("warn", "fail")
 
 
 def render(report: Report, console: Console) -> None:
     """Print the table, the headline, the cost and where the files are."""
     config = report.config
-    stages = " + ".join(part for part in (config.purifier, config.detector, config.victim) if part)
+    tuned = f"{config.victim} (tuned by {config.finetune})" if config.finetune else config.victim
+    stages = " + ".join(part for part in (config.purifier, config.detector, tuned) if part)
     table = Table(title=f"{stages} on {report.dataset.name} (test)", title_justify="left", caption_justify="left")
     for name in ("attack", "threat"):
         table.add_column(name)
     for name in ("eps", "steps", "n"):
         table.add_column(name, justify="right")
-    has_defence = bool(config.purifier or config.detector)
-    table.add_column("undefended", justify="right")
-    if has_defence:
-        table.add_column("defended", justify="right")
+    has_defence = bool(config.purifier or config.detector or config.finetune)
+    arms = [UNDEFENDED, *(arm for arm in (TUNED, UNTUNED) if config.finetune), *([DEFENDED] if has_defence else [])]
+    for arm in arms:
+        table.add_column(ARM_TITLES.get(arm, arm), justify="right")
     if config.detector:
         table.add_column("rejected", justify="right")
     previous = ""
@@ -29,9 +37,14 @@ def render(report: Report, console: Console) -> None:
         if row.threat != previous:
             table.add_section()
         previous = row.threat
-        table.add_row(*_cells(row)[: len(table.columns)])
+        table.add_row(*_cells(row, arms), *([f"{100 * row.defended.rejected:.1f}"] if config.detector else []))
     lines: list[Text | Table] = [table]
     lines.append(Text("accuracy in %, with Wilson 95 % intervals; adaptive rows attack the whole defence", "dim"))
+    if config.finetune:
+        lines.append(Text("transfer: made against the victim before tuning; oblivious: against the tuned one", "dim"))
+    if report.detector is not None:
+        lines.append(Text(f"\n{_detector(report.detector)}"))
+    lines += [Text(f"\n{check.status}: {check.detail}", "yellow") for check in report.checks if check.status in LOUD]
     if report.worst_case is not None:
         worst = report.worst_case
         low, high = worst.ci95
@@ -65,9 +78,26 @@ def _note(report: Report) -> str:
     return "Quick run: a sample of the images, and 10 steps in adaptive rows; --thorough takes all of them"
 
 
-def _cells(row: Row) -> list[Text | str]:
+def _detector(found: Mapping[str, Any]) -> str:
+    set_on = found["calibration"]
+    how = "came with its weights"
+    if set_on:
+        how = f"set here on {set_on['n']} held-out clean images for at most {100 * set_on['fpr']:g} %"
+    text = f"Detector: rejects {100 * found['clean_rejected']:.1f} % of the clean images; threshold "
+    text += f"{found['threshold']:.4g} {how}"
+    if found["auroc"] is not None:
+        rates = ", ".join(
+            f"{100 * share:.1f} % at {100 * float(rate):g} % false positives" for rate, share in
+            found["tpr_at_fpr"].items()
+        )  # fmt: skip
+        text += f"\n          AUROC {found['auroc']:.3f} on {found['auroc_row']}, its worst row; it finds {rates}"
+    return text
+
+
+def _cells(row: Row, arms: Sequence[str]) -> list[Text | str]:
     eps = "-" if row.eps is None else f"{row.eps:.4g}"
     clean = row.threat == "none"
+    known = {UNDEFENDED: row.undefended, DEFENDED: row.defended, **row.arms}
     name = row.attack if row.norm != "l2" else f"{row.attack} (mean L2 {row.mean_l2:.2f})"
     return [
         "clean" if clean else name,
@@ -75,9 +105,7 @@ def _cells(row: Row) -> list[Text | str]:
         "" if clean else eps,
         "" if row.steps is None else str(row.steps),
         f"{row.n}{'*' if row.partial else ''}",
-        Text("") if row.threat == "adaptive" else _arm(row.undefended),
-        _arm(row.defended),
-        f"{100 * row.defended.rejected:.1f}",
+        *(Text("") if row.threat == "adaptive" and arm != DEFENDED else _arm(known[arm]) for arm in arms),
     ]
 
 

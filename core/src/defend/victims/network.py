@@ -2,49 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import cast
 
+import attrs
 import timm
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
-from defend.datasets.base import Batch, ImageDataset
 from defend.errors import ConfigError, WeightsError
 from defend.stages import Task
-from defend.train import Loss, Optimiser, Training
 from defend.victims.plugin import TimmOptions, VictimRecipe
+from defend.victims.training import NormalisedVictim, VictimTraining
 
 SMALL_SIDES = range(32, 65)
 STRIDES = {"small": 1, "strided": 2}
-GREY, HALF = 0.5, 0.5
 
 
-class TimmVictim(nn.Module):
-    """Normalise, then classify.
-
-    Args:
-        network: takes normalised images [B,C,H,W], returns logits [B,classes].
-        mean, std: one number a channel, in [0,1] units.
-    """
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, network: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-        super().__init__()
-        self.network = network
-        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
-        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return logits [B,classes] of images [B,C,H,W] in [0,1]."""
-        logits: Tensor = self.network((images - self.mean) / self.std)
-        return logits
-
-
-def build(config: TimmOptions, task: Task) -> TimmVictim:
+def build(config: TimmOptions, task: Task) -> NormalisedVictim:
     """Build any timm model for the task's channels and classes.
 
     Raises:
@@ -52,8 +26,6 @@ def build(config: TimmOptions, task: Task) -> TimmVictim:
             weights for a task that is not ImageNet's.
         WeightsError: timm's pretrained weights could not be had.
     """
-    mean = task.mean or (GREY,) * task.channels
-    std = task.std or (HALF,) * task.channels
     arguments: dict[str, object] = {"in_chans": task.channels, "num_classes": task.classes}
     if config.pretrained:
         settings = timm.get_pretrained_cfg(config.model)
@@ -63,6 +35,7 @@ def build(config: TimmOptions, task: Task) -> TimmVictim:
                 f"pretrained {config.model} has {own} and {task.dataset} has {task.classes}: leave pretrained off"
             )
         mean, std = (_for_channels(values, task.channels) for values in (settings.mean, settings.std))
+        task = attrs.evolve(task, mean=mean, std=std)
         arguments["pretrained"] = True
     default = timm.get_pretrained_cfg(config.model)
     if default is not None and default.fixed_input_size:
@@ -80,7 +53,7 @@ def build(config: TimmOptions, task: Task) -> TimmVictim:
         stem = "standard" if config.pretrained else _auto_stem(task.height, network)
     if stem in STRIDES:
         _replace_stem(network, config.model, stem)
-    victim = TimmVictim(network, mean, tuple(max(value, 1e-3) for value in std))
+    victim = NormalisedVictim.for_task(network, task)
     try:
         with torch.no_grad():
             victim.eval()(torch.zeros(1, task.channels, task.height, task.width))
@@ -116,52 +89,6 @@ def _replace_stem(network: nn.Module, model: str, stem: str) -> None:
     network.maxpool = nn.Identity()
 
 
-class VictimTraining(Training):
-    """Cross-entropy on shifted (and flipped) training images."""
-
-    def __init__(self, victim: nn.Module, recipe: VictimRecipe, task: Task) -> None:
-        super().__init__(victim, {"victim": victim}, epochs=recipe.epochs, batch_size=recipe.batch_size)
-        self._recipe, self._flips = recipe, task.flips
-
-    def optimisers(self, steps: int) -> dict[str, Optimiser]:
-        parameters = self.modules["victim"].parameters()
-        adamw = torch.optim.AdamW(parameters, lr=self._recipe.lr, weight_decay=self._recipe.weight_decay)
-        cycle = torch.optim.lr_scheduler.OneCycleLR(adamw, self._recipe.lr, total_steps=steps)
-        return {"victim": Optimiser(adamw, cycle)}
-
-    def losses(self, batch: Batch) -> Iterator[Loss]:
-        images = augment(batch.images, self._recipe.shift, self._flips)
-        logits = self.modules["victim"](images)
-        right = (logits.detach().argmax(1) == batch.labels).float().mean()
-        yield Loss("victim", F.cross_entropy(logits, batch.labels), {"accuracy": right})
-
-    @torch.no_grad()
-    def finish(self, dataset: ImageDataset, device: torch.device) -> dict[str, float]:
-        """Measure the accuracy on the validation and test splits."""
-        victim, figures = self.modules["victim"], {}
-        for split in ("val", "test"):
-            right = torch.zeros((), device=device)
-            for batch in dataset.batches(split, dataset.keys(split), 128, device):
-                right += (victim(batch.images).argmax(1) == batch.labels).sum()
-            figures[f"{split}_accuracy"] = float(right) / len(dataset.labels(split))
-        return figures
-
-
 def train(config: TimmOptions, recipe: VictimRecipe, task: Task) -> VictimTraining:
     """Describe the training of a timm victim."""
     return VictimTraining(build(config, task), recipe, task)
-
-
-def augment(images: Tensor, shift: int, flips: bool) -> Tensor:
-    """Shift every image by its own random offset of up to `shift` pixels, and flip half of them: [B,C,H,W]."""
-    count, channels, height, width = images.shape
-    padded = F.pad(images, (shift,) * 4)
-    top, left = torch.randint(0, 2 * shift + 1, (2, count, 1), device=images.device)
-    rows = top + torch.arange(height, device=images.device)
-    columns = left + torch.arange(width, device=images.device)
-    if flips:
-        mirrored = torch.rand(count, 1, device=images.device) < 0.5
-        columns = torch.where(mirrored, columns.flip(1), columns)
-    batch = torch.arange(count, device=images.device).view(-1, 1, 1, 1)
-    channel = torch.arange(channels, device=images.device).view(1, -1, 1, 1)
-    return padded[batch, channel, rows[:, None, :, None], columns[:, None, None, :]]

@@ -1,0 +1,328 @@
+"""Whole defences from the command line: detectors, fine-tuned victims, sequences, several purifiers at once."""
+
+import csv
+import json
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+import defend
+from defend.plugins import registry
+from defend.runner import alternatives, run, run_arms
+from defend.values import RunConfig
+from defend.weights import read_card
+
+HOOKS = """
+from defend import StageSpec, hookimpl, option, options
+
+
+@options
+class Strength:
+    strength: float = option(0.5, help="how far towards the mean image", at_least=0, at_most=1)
+
+
+@options
+class Recipe:
+    epochs: int = option(1, help="passes", at_least=1)
+    lr: float = option(1e-3, help="learning rate", at_least=0)
+
+
+@hookimpl
+def defend_purifiers():
+    return [
+        StageSpec(name="soften", summary="toy", build="toys.parts:soften", config=Strength),
+        StageSpec(name="round", summary="toy", build="toys.parts:rounding"),
+    ]
+
+
+@hookimpl
+def defend_detectors():
+    return [StageSpec(name="change", summary="toy", build="toys.parts:change")]
+
+
+@hookimpl
+def defend_finetuners():
+    return [StageSpec(name="short", summary="toy", build="toys.parts:copied", train="toys.parts:tune", recipe=Recipe)]
+"""
+PARTS = """
+import copy
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from defend.train import Loss, Optimiser, Training
+
+
+class Soften(nn.Module):
+    random = False
+
+    def __init__(self, strength):
+        super().__init__()
+        self.strength = strength
+
+    def forward(self, images):
+        blurred = F.avg_pool2d(images, 3, 1, 1)
+        return images + self.strength * (blurred - images)
+
+
+class Round(nn.Module):
+    random = False
+
+    def forward(self, images):
+        return (images - 0.1 * torch.sin(6.2832 * images) / 6.2832).clamp(0, 1)
+
+
+class Change(nn.Module):
+    random = False
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("threshold", torch.tensor(float("inf")))
+
+    def forward(self, images, purified):
+        return (images - F.avg_pool2d(images, 3, 1, 1)).abs().flatten(1).mean(1)
+
+
+class Tune(Training):
+    def __init__(self, victim, recipe, purifier, before):
+        frozen = {"before": before} if purifier is None else {"before": before, "purifier": purifier}
+        super().__init__(victim, {"victim": victim}, epochs=recipe.epochs, batch_size=128, frozen=frozen)
+        self.lr = recipe.lr
+
+    def epoch_size(self, epoch, size):
+        return 128
+
+    def optimisers(self, steps):
+        return {"victim": Optimiser(torch.optim.Adam(self.stage.parameters(), lr=self.lr))}
+
+    def losses(self, batch):
+        seen = self.frozen["purifier"](batch.images) if "purifier" in self.frozen else batch.images
+        yield Loss("victim", F.cross_entropy(self.modules["victim"](seen), batch.labels))
+
+    def finish(self, dataset, device):
+        return {"tuned": 1.0}
+
+
+def soften(config, task):
+    return Soften(config.strength)
+
+
+def rounding(config, task):
+    return Round()
+
+
+def change(config, task):
+    return Change()
+
+
+def copied(config, task, victim):
+    return copy.deepcopy(victim)
+
+
+def tune(config, recipe, task, victim, purifier):
+    return Tune(copied(config, task, victim), recipe, purifier, victim)
+"""
+
+
+@pytest.fixture(autouse=True)
+def toys(tmp_path, monkeypatch):
+    """Install a plugin with two purifiers, a detector and a fine-tuner, as pip would lay it out."""
+    site = tmp_path / "site"
+    (site / "toys").mkdir(parents=True)
+    (site / "toys" / "__init__.py").write_text(textwrap.dedent(HOOKS))
+    (site / "toys" / "parts.py").write_text(textwrap.dedent(PARTS))
+    info = site / "defend_toys-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: defend-toys\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[defend]\ntoys = toys\n")
+    monkeypatch.syspath_prepend(str(site))
+    registry.cache_clear()
+    yield
+    registry.cache_clear()
+    for name in [name for name in sys.modules if name.split(".")[0] == "toys"]:
+        del sys.modules[name]
+
+
+QUICK = ("run", "--victim", "resnet18", "--limit", "20", "--adaptive-limit", "4", "--set", "pgd.steps=3", "--quiet")
+ONE_ROW = (*QUICK, "--attack", "pgd", "--threat", "oblivious")
+
+
+def test_a_detector_without_a_threshold_is_calibrated_in_the_run(defend):
+    answer = defend(*QUICK, "--detector", "change", "--json")
+    assert answer.code == 0, answer.error
+    found = answer.json["detector"]
+    assert found["calibration"]["n"] == 200 and found["calibration"]["measured"] <= 0.01
+    assert found["threshold"] == pytest.approx(found["calibration"]["threshold"])
+    assert set(found["rows"]) == {"fgsm/oblivious", "pgd/oblivious", "pgd/adaptive"}
+    assert found["auroc"] == min(row["auroc"] for row in found["rows"].values())
+    assert found["tpr_at_fpr"] == found["rows"][found["auroc_row"]]["tpr_at_fpr"]
+    for row in answer.json["rows"]:
+        arm = row["defended"]
+        credit = row["attack"] != "none"
+        assert arm["accuracy_with_credit"] >= arm["accuracy"]
+        if not credit:
+            assert arm["accuracy_with_credit"] == arm["accuracy"]
+
+
+def test_fpr_moves_the_threshold(defend):
+    loose, tight = (defend(*ONE_ROW, "--detector", "change", "--fpr", rate, "--json").json["detector"]
+                    for rate in ("0.2", "0.01"))  # fmt: skip
+    assert loose["threshold"] < tight["threshold"]
+    assert loose["fpr"] == 0.2
+
+
+def test_fpr_is_refused_without_a_detector_and_where_it_cannot_be_shown(refused):
+    assert "no detector to calibrate" in refused(*ONE_ROW, "--fpr", "0.01")
+    line = refused(*ONE_ROW, "--detector", "change", "--fpr", "0.001")
+    assert "needs at least 1000 held-out clean images, and there are 200" in line
+
+
+def test_calibrate_keeps_the_threshold_for_later_runs(defend):
+    kept = defend("calibrate", "--detector", "change", "--fpr", "0.05", "--json", "--quiet")
+    assert kept.code == 0, kept.error
+    card = read_card(Path(kept.json["path"]))
+    assert (card.stage, card.name) == ("detector", "change")
+    assert card.figures["threshold"] == pytest.approx(kept.json["threshold"])
+    found = defend(*ONE_ROW, "--detector", "change", "--json").json["detector"]
+    assert found["threshold"] == pytest.approx(kept.json["threshold"])
+    assert found["calibration"] is None  # it came with its weights
+    text = defend("calibrate", "--detector", "change", "--fpr", "0.05", "--quiet").out
+    assert "rejects 5.00 % of 200 held-out clean images (asked: at most 5 %)" in " ".join(text.split())
+
+
+def test_the_table_tells_of_rejections(defend):
+    text = defend(*ONE_ROW, "--detector", "change", "--purifier", "soften").out
+    assert "rejected" in text and "AUROC" in text and "false positives" in text
+
+
+def test_purifiers_in_sequence(defend, refused, tmp_path):
+    both = defend(*ONE_ROW, "--purifier", "soften,round", "--set", "soften.strength=0.9", "--json")
+    assert both.code == 0, both.error
+    assert both.json["config"]["purifier"] == "soften,round"
+    assert both.json["config"]["options"]["soften"] == {"strength": "0.9"}
+    assert "name one of soften, round" in refused(
+        *ONE_ROW, "--purifier", "soften,round", "--set", "purifier.strength=1"
+    )
+    assert "names one twice" in refused(*ONE_ROW, "--purifier", "soften,soften")
+    assert "did you mean 'soften'" in refused(*ONE_ROW, "--purifier", "soften,softn")
+
+
+def test_a_sequence_loads_in_python():
+    defence = defend.load("resnet18", purifier="soften,round", options={"soften": {"strength": 0.0}})
+    images, _ = defend.dataset("digits").tensors("test", limit=2)
+    expected = defend.load("resnet18", purifier="round")
+    assert defence(images).allclose(expected(images), atol=1e-5)
+
+
+def test_tuning_trains_files_and_runs(defend, refused, tmp_path):
+    line = refused(*ONE_ROW, "--purifier", "soften", "--finetune", "short")
+    assert "defend train finetuner short --dataset digits --victim resnet18 --purifier soften" in line
+    assert "a fine-tuner needs --victim" in refused("train", "finetuner", "short")
+    trained = defend("train", "finetuner", "short", "--victim", "resnet18", "--purifier", "soften", "--json", "--quiet")
+    assert trained.code == 0, trained.error
+    assert trained.json["path"].endswith("finetuner-short-resnet18-soften-digits.safetensors")
+    card = trained.json["card"]
+    assert (card["config"]["victim"], card["config"]["purifier"]) == ("resnet18", "soften")
+    assert len(card["recipe"]["victim_sha256"]) == 64
+    answer = defend(*QUICK, "--purifier", "soften", "--finetune", "short", "--json", "--out", tmp_path / "tuned")
+    assert answer.code == 0, answer.error
+    rows = {f"{row['attack']}/{row['threat']}": row for row in answer.json["rows"]}
+    assert list(rows) == [
+        "none/none", "noise/noise", "fgsm/transfer", "pgd/transfer", "fgsm/oblivious", "pgd/oblivious", "pgd/adaptive",
+    ]  # fmt: skip
+    assert set(rows["pgd/transfer"]["arms"]) == {"tuned", "untuned"}
+    # made against the victim as it was, so that one falls, and the tuned one falls to its own
+    assert rows["pgd/transfer"]["undefended"]["accuracy"] <= rows["pgd/oblivious"]["undefended"]["accuracy"]
+    assert rows["pgd/oblivious"]["arms"]["tuned"]["accuracy"] <= rows["pgd/transfer"]["arms"]["tuned"]["accuracy"]
+    with (tmp_path / "tuned" / "records.csv").open() as file:
+        arms = {line["arm"] for line in csv.DictReader(file)}
+    assert arms == {"undefended", "tuned", "untuned", "defended"}
+    shown = defend(*ONE_ROW, "--threat", "transfer", "--purifier", "soften", "--finetune", "short").out
+    assert "tuned, bare" in shown and "defended, untuned" in shown and "transfer: made against" in shown
+    assert "behind no purifier" in refused(*ONE_ROW, "--finetune", "short")
+
+
+def test_train_missing_tunes_too(defend):
+    answer = defend(*ONE_ROW, "--finetune", "short", "--train-missing", "--json", "--set", "purifier.x=1")
+    assert answer.code == 2  # an option for a purifier that is not there is still refused
+    answer = defend(*ONE_ROW, "--finetune", "short", "--train-missing", "--json")
+    assert answer.code == 0, answer.error
+    assert answer.json["config"]["finetune"] == "short"
+
+
+def test_transfer_rows_are_for_tuned_victims_alone(defend):
+    answer = defend(*QUICK, "--threat", "transfer", "--threat", "oblivious", "--attack", "pgd", "--json")
+    assert [row["threat"] for row in answer.json["rows"]] == ["none", "oblivious"]
+
+
+def test_several_purifiers_share_one_attack(defend, tmp_path):
+    out = tmp_path / "both"
+    answer = defend(*QUICK, "--purifier", "soften", "--purifier", "round", "--purifier", "soften,round", "--out", out)
+    assert answer.code == 0, answer.error
+    assert "soften" in answer.out and "round" in answer.out
+    runs = {folder.name: json.loads((folder / "report.json").read_text()) for folder in out.iterdir()}
+    assert set(runs) == {"soften", "round", "soften+round"}
+
+    def attacked(name):
+        with (out / name / "records.csv").open() as file:
+            return {(r["attack"], r["image"]): (r["linf"], r["l2"]) for r in csv.DictReader(file)
+                    if r["threat"] == "oblivious"}  # fmt: skip
+
+    assert attacked("soften") == attacked("round") == attacked("soften+round")
+    alone = defend(*QUICK, "--purifier", "round", "--out", tmp_path / "alone", "--json").json
+    assert [row["defended"] for row in alone["rows"]] == [row["defended"] for row in runs["round"]["rows"]]
+    rerun = defend("run", "--config", out / "soften+round" / "config.toml", "--quiet", "--json").json
+    assert [row["defended"] for row in rerun["rows"]] == [row["defended"] for row in runs["soften+round"]["rows"]]
+    compared = defend("compare", out / "soften", out / "round", tmp_path / "alone", "--json")
+    assert compared.code == 0, compared.error
+
+
+def test_crafting_happens_once_for_all_arms():
+    from defend.evaluate import Evaluator
+
+    rows = []
+    original = Evaluator.row
+
+    class Counting:
+        def __get__(self, evaluator, owner):
+            def row(plan):
+                rows.append((plan.name, plan.threat.kind, plan.attacked))
+                return original(evaluator, plan)
+
+            return row
+
+    config = RunConfig(victim="resnet18", limit=8, adaptive_limit=2, attacks=("pgd",), options={"pgd": {"steps": 2}})
+    patched = pytest.MonkeyPatch()
+    patched.setattr(Evaluator, "row", Counting())
+    try:
+        outcomes = run_arms(alternatives(config, ["soften", "round"]))
+    finally:
+        patched.undo()
+    assert rows == [
+        ("none", "none", "undefended"), ("pgd", "oblivious", "undefended"),
+        ("pgd", "adaptive", "soften: defended"), ("pgd", "adaptive", "round: defended"),
+    ]  # fmt: skip
+    assert [[row.key for row in each.report.rows] for each in outcomes] == [
+        ["none/none", "pgd/oblivious", "pgd/adaptive"]
+    ] * 2
+
+
+def test_options_of_several_arms_go_by_name(refused, defend):
+    pair = ("--purifier", "soften", "--purifier", "round")
+    line = refused(*ONE_ROW, *pair, "--set", "purifier.strength=1")
+    assert "options for 'purifier', and there are 2" in line
+    assert "names one twice" in refused(*ONE_ROW, "--purifier", "round", "--purifier", "round")
+    answer = defend(*ONE_ROW, *pair, "--set", "soften.strength=0.1", "--json")
+    assert answer.code == 0, answer.error
+
+
+def test_every_part_at_once_in_python():
+    report = run(RunConfig(
+        victim="resnet18", purifier="soften", detector="change", attacks=("fgsm",), threats=("oblivious",), limit=10,
+    ))  # fmt: skip
+    assert report.detector is not None
+    assert report.rows[1].defended.accuracy_with_credit >= report.rows[1].defended.accuracy
+    assert [check.name for check in report.checks] == ["label leak"]
