@@ -23,13 +23,14 @@ from torch.nn import functional as F
 
 from defend.attacks.target import Target
 from defend.build import build_module, open_dataset
-from defend.datasets.base import SPLITS, ImageDataset
+from defend.datasets.base import SPLITS, ImageDataset, MemoryDataset
 from defend.defence import Defence
 from defend.errors import ConfigError
-from defend.options import describe
+from defend.options import describe, make
 from defend.plugins import Found, registry
 from defend.randomness import keyed
 from defend.stages import Attack, Stage, Task
+from defend.train import FitSettings, Training, fit
 
 TASK = Task("digits", 1, 28, 28, 10, (0.3,), (0.38,))
 SEED = 3
@@ -291,6 +292,70 @@ class AttackContract(StageContract):
         assert torch.equal(batch, before), "the attack changed the images in place"
         assert all(torch.equal(v, state[k]) for k, v in target.module.state_dict().items())
         assert all(parameter.grad is None for parameter in target.module.parameters()), "gradients were left behind"
+
+
+class FinetunerContract(StageContract):
+    """Adapts a copy of a victim to a purifier; see `defend.stages.StageSpec.train`.
+
+    `recipe` should make the training as short as it can be: the data set has 32 images.
+    """
+
+    stage = "finetuner"
+    recipe: ClassVar[Mapping[str, Any]] = {}
+
+    def tune(self, victim: nn.Module, purifier: nn.Module | None) -> nn.Module:
+        """Tune a copy of a victim on a tiny data set; return it."""
+        spec = self.found().spec
+        assert spec.train is not None, "a fine-tuner needs `train`"
+        torch.manual_seed(SEED)
+        recipe = make(spec.recipe, self.recipe, "the recipe")
+        training = spec.resolve(spec.train)(self.found().config(self.options), recipe, self.task, victim, purifier)
+        assert isinstance(training, Training), f"train returned {type(training).__name__}, expected a Training"
+        fit(training, tiny_dataset(self.task), FitSettings(seed=SEED), {})
+        return training.stage
+
+    def test_what_holds_the_weights_takes_what_the_victim_takes(self) -> None:
+        spec = self.found().spec
+        tuned = spec.resolve(spec.build)(self.found().config(self.options), self.task, TinyVictim(self.task))
+        assert isinstance(tuned, nn.Module)
+        with torch.no_grad():
+            assert tuned(images(self.task, 3)).shape == (3, self.task.classes)
+
+    def test_tuning_changes_a_copy_and_leaves_the_victim_alone(self) -> None:
+        for purifier in (None, _Negative()):
+            victim, untouched = TinyVictim(self.task), TinyVictim(self.task).state_dict()
+            tuned = self.tune(victim, purifier)
+            same = all(torch.equal(value, untouched[key]) for key, value in victim.state_dict().items())
+            assert same, "tuning changed the victim itself: tune a copy"
+            after = tuned.state_dict()
+            moved = any(key not in untouched or not torch.equal(after[key], untouched[key]) for key in after)
+            assert moved, "tuning changed no weight"
+
+    def test_tuned_weights_load_into_what_build_makes(self) -> None:
+        spec = self.found().spec
+        tuned = self.tune(TinyVictim(self.task), _Negative())
+        fresh = spec.resolve(spec.build)(self.found().config(self.options), self.task, TinyVictim(self.task))
+        fresh.load_state_dict(tuned.state_dict())
+        batch = images(self.task, 3)
+        with torch.no_grad():
+            torch.testing.assert_close(fresh.eval()(batch), tuned.eval()(batch))
+
+
+class _Negative(nn.Module):
+    """A purifier that turns every image into its negative."""
+
+    random = False
+
+    def forward(self, batch: Tensor) -> Tensor:
+        return 1 - batch
+
+
+def tiny_dataset(task: Task) -> MemoryDataset:
+    """Return 32 smooth random images a split, with labels by turns, for a training that should take a second."""
+    pixels = (images(task, 32) * 255).byte()
+    labels = torch.arange(32) % task.classes
+    classes = [str(number) for number in range(task.classes)]
+    return MemoryDataset("tiny", classes, dict.fromkeys(SPLITS, pixels), dict.fromkeys(SPLITS, labels))
 
 
 class DatasetContract(StageContract):

@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import attrs
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from defend.gradients import inner_gradients, smooth_sign
 from defend.randomness import normal_like, uniform_like, uniform_per_image
 from defend_apudae.config import ApudaeOptions
 
 ADAM_BETAS = (0.9, 0.999)
 ADAM_EPS = 1e-8
-TINY_WIDTH = 1e-12
-SLOPE_WIDTH = 1.0  # of the tanh that stands for sign in the backward pass, in mean absolute gradients
 ROOT_FLOOR = 1e-24  # keeps the slope of the square root finite where the gradient is exactly zero
 CODE_NOISE = 0.7 / 255
 CODE_NOISE_CAP = 4.0
@@ -125,36 +123,13 @@ class Moments:
     count: int = 0
 
 
-class SmoothSign(torch.autograd.Function):
-    """sign(g) forwards; backwards the slope of tanh(g/w), with w the mean absolute gradient of the image.
-
-    The true derivative of sign is zero wherever it exists, so an attack that differentiates it to the
-    letter never learns how the purifier answers a change of the image: gradient masking, not robustness.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, gradient: Tensor) -> Tensor:
-        """Return sign(g), [B,C,H,W]."""
-        ctx.save_for_backward(gradient)
-        return gradient.sign()
-
-    @staticmethod
-    def backward(ctx: Any, *outer: Tensor) -> Tensor:
-        """Return (1 - tanh(g/w)^2)/w times the gradient from outside."""
-        (gradient,) = ctx.saved_tensors
-        width = (SLOPE_WIDTH * gradient.abs().flatten(1).mean(1)).clamp_min(TINY_WIDTH).view(-1, 1, 1, 1)
-        slope: Tensor = outer[0] * (1 - torch.tanh(gradient / width).square()) / width
-        return slope
-
-
 def direction(rule: str, gradient: Tensor, moments: Moments, momentum: float) -> Tensor:
     """Turn a gradient into the direction that is stepped along, [B,C,H,W].
 
     sign; gd, the gradient itself (eq. 8); ema, its running average (eq. 9); adam, with the default betas.
     """
     if rule == "sign":
-        smooth: Tensor = SmoothSign.apply(gradient)
-        return smooth
+        return smooth_sign(gradient)
     if rule == "gd":
         return gradient
     moments.count += 1
@@ -183,19 +158,14 @@ def purify(
 
     Works whether gradients are on or off. Where they are on and `images` requires them, the result is
     differentiable with respect to `images`, second order included: the updates' own gradients are
-    differentiated too. That is exact but for `sign`, see `SmoothSign` and the option `sign_slope`.
+    differentiated too. That is exact but for `sign`, see `defend.gradients.smooth_sign` and the option `sign_slope`.
     """
-    outer = torch.is_grad_enabled() and images.requires_grad
-    rule = resolve_rule(config)
-    twice = outer and (rule != "sign" or config.sign_slope == "smooth")
-    attached = twice or (outer and config.variant == "C")
-    moments = Moments()
-    with torch.inference_mode(False), torch.enable_grad():
-        x = images.clone() if images.is_inference() else images
+    rule, moments = resolve_rule(config), Moments()
+    with inner_gradients(images) as (x, outer):
+        twice = outer and (rule != "sign" or config.sign_slope == "smooth")
+        attached = twice or (outer and config.variant == "C")
         if config.variant == "G":
             x = transform(x, config.resize, config.rotate)
-        if not outer:
-            x = x.detach()
         for _ in range(config.steps):
             if config.variant == "F" and config.noise == "uniform":
                 x = x + code_noise(x, autoencoder, mu, sigma, config)
