@@ -10,6 +10,7 @@ import pytest
 from defend.plugins import Registry, registry
 
 ROOT = Path(__file__).parents[1]
+PLUGINS = sorted(ROOT.glob("plugins/*/pyproject.toml"))
 
 
 def blocks(document, language):
@@ -60,11 +61,15 @@ def test_the_plugin_of_contributing_passes_its_contract(blur):
     assert re.search(r"\b1[0-9] passed", done.stdout), done.stdout
 
 
-@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "plugins/apudae/README.md"])
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", *(f"plugins/{path.parent.name}/README.md" for path in PLUGINS)]
+COMMANDS = "run|list|show|train|predict|compare|calibrate|new-plugin"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
 def test_commands_shown_are_commands(document, defend):
     """Every `defend COMMAND --flag` in the documents exists."""
-    shown = re.findall(r"\bdefend ((?:run|list|show|train|predict)\b[^`\n]*)", (ROOT / document).read_text())
-    assert shown or document == "CONTRIBUTING.md"
+    shown = re.findall(rf"\bdefend ((?:{COMMANDS})\b[^`\n]*)", (ROOT / document).read_text())
+    assert shown
     for line in shown:
         command, *words = line.split("#")[0].split()
         usage = defend(command, "--help").out

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from defend.build import load_defence as load
     from defend.build import open_dataset as dataset
     from defend.defence import Defence
-    from defend.runner import run
+    from defend.runner import alternatives, run, run_arms
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Defence",
@@ -34,6 +34,7 @@ __all__ = [
     "Target",
     "Task",
     "Verdict",
+    "alternatives",
     "craft",
     "dataset",
     "hookimpl",
@@ -41,15 +42,18 @@ __all__ = [
     "option",
     "options",
     "run",
+    "run_arms",
 ]
 
 _LAZY = {
     "Defence": ("defend.defence", "Defence"),
     "Target": ("defend.attacks.target", "Target"),
+    "alternatives": ("defend.runner", "alternatives"),
     "craft": ("defend.attacks.host", "craft"),
     "dataset": ("defend.build", "open_dataset"),
     "load": ("defend.build", "load_defence"),
     "run": ("defend.runner", "run"),
+    "run_arms": ("defend.runner", "run_arms"),
 }
 
 

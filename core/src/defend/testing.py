@@ -308,7 +308,7 @@ class FinetunerContract(StageContract):
         spec = self.found().spec
         assert spec.train is not None, "a fine-tuner needs `train`"
         torch.manual_seed(SEED)
-        recipe = make(spec.recipe, self.recipe, "the recipe")
+        recipe: Any = make(spec.recipe, self.recipe, "the recipe")
         training = spec.resolve(spec.train)(self.found().config(self.options), recipe, self.task, victim, purifier)
         assert isinstance(training, Training), f"train returned {type(training).__name__}, expected a Training"
         fit(training, tiny_dataset(self.task), FitSettings(seed=SEED), {})

@@ -61,6 +61,17 @@ class PgdOptions(IteratedOptions):
 
 
 @options
+class ApgdOptions(GoalOptions):
+    """Options of `apgd_ce` and `apgd_dlr`; AutoAttack's are 100 steps (Croce and Hein 2020)."""
+
+    steps: int = option(100, help="steps", at_least=1)
+    restarts: int = option(1, help="random starts; an image counts as fooled if any start fools it", at_least=1)
+    rho: float = option(
+        0.75, help="share of steps that must raise the loss, or the step is halved", at_least=0, at_most=1
+    )
+
+
+@options
 class CwOptions(GoalOptions):
     """Options of `cw`. DeepRobust's MNIST setting, which paper 001 cites: 1,000 steps, lr 5e-3, confidence 1e-4."""
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from defend.attacks.options import BimOptions, CwOptions, FgsmOptions, PgdOptions, RfgsmOptions
+from defend.attacks.options import ApgdOptions, BimOptions, CwOptions, FgsmOptions, PgdOptions, RfgsmOptions
 from defend.hookspecs import hookimpl
 from defend.stages import Paper, StageSpec
 
 
 @hookimpl
 def defend_attacks() -> Sequence[StageSpec]:
-    """noise, fgsm, rfgsm, bim, pgd, cw."""
+    """noise, fgsm, rfgsm, bim, pgd, apgd_ce, apgd_dlr, cw."""
     return [
         StageSpec(
             name="noise",
@@ -51,6 +51,21 @@ def defend_attacks() -> Sequence[StageSpec]:
                 2018,
                 "arXiv:1706.06083",
             ),
+        ),
+        *(
+            StageSpec(
+                name=f"apgd_{loss}",
+                summary=f"Auto-PGD, a step size that adapts, on the {text} (L-inf)",
+                build=f"defend.attacks.apgd:{loss}",
+                config=ApgdOptions,
+                paper=Paper(
+                    "Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse Parameter-free Attacks",
+                    "Croce and Hein",
+                    2020,
+                    "arXiv:2003.01690",
+                ),
+            )
+            for loss, text in (("ce", "cross-entropy"), ("dlr", "difference of logits ratio"))
         ),
         StageSpec(
             name="cw",

@@ -1,0 +1,171 @@
+"""Auto-PGD (Croce and Hein 2020, arXiv:2003.01690): PGD that chooses its own step size, with two losses."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from defend.attacks.goals import Goal, choose_goal, sign_step
+from defend.attacks.host import project_linf
+from defend.attacks.options import ApgdOptions
+from defend.attacks.target import Objective, Slope, Target, cross_entropy
+from defend.randomness import keyed, uniform_like
+
+MOMENTUM = 0.75  # alpha
+FIRST_STEP = 2.0  # in eps
+FIRST_CHECK, CHECK_SHRINKS, LEAST_CHECK = 0.22, 0.03, 0.06  # of the steps (section 3.1)
+TINY = 1e-12
+
+
+def difference_of_logits_ratio(module: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """DLR (eq. 6): -(z_y - max z_i) / (z_1 - z_3), i not y, z_1 >= z_2 >= z_3; blind to shift and scale of logits.
+
+    Needs three classes; with two the denominator is z_1 - z_2.
+    """
+    logits = module(images)
+    ordered, order = logits.sort(1, descending=True)
+    own = logits.gather(1, labels[:, None])[:, 0]
+    other = torch.where(order[:, 0] == labels, ordered[:, 1], ordered[:, 0])
+    spread = ordered[:, 0] - ordered[:, min(2, logits.shape[1] - 1)]
+    return -(own - other) / (spread + TINY), logits
+
+
+OBJECTIVES: dict[str, Objective] = {"ce": cross_entropy, "dlr": difference_of_logits_ratio}
+
+
+def checkpoints(steps: int) -> list[int]:
+    """Return w_j = ceil(p_j N), with p_0 = 0, p_1 = 0.22, p_(j+1) = p_j + max(p_j - p_(j-1) - 0.03, 0.06)."""
+    before, share, found = 0.0, FIRST_CHECK, []
+    while share <= 1:
+        found.append(int(-(-round(share * steps, 6) // 1)))
+        before, share = share, share + max(share - before - CHECK_SHRINKS, LEAST_CHECK)
+    return sorted(set(found))
+
+
+class Apgd:
+    """Momentum, a step that halves where the loss stops rising, and from there on again from the best point.
+
+    An image is left alone once it is fooled (never against a random defence, whose averaged gradient goes on).
+    """
+
+    norm = "linf"
+
+    def __init__(self, config: ApgdOptions, loss: str) -> None:
+        self._config, self._objective, self._name = config, OBJECTIVES[loss], f"apgd_{loss}"
+
+    def __call__(self, target: Target, images: Tensor, labels: Tensor, *, eps: Tensor, keys: Tensor) -> Tensor:
+        """See `defend.stages.Attack`."""
+        config = self._config
+        goal = choose_goal(config, target, images, labels, keys)
+        best, left = images, torch.arange(len(images), device=images.device)
+        for restart in range(config.restarts):
+            some, budget, identity, aim = images[left], eps[left], keys[left], goal.part(left)
+            with keyed(identity, seed=target.seed, stream=f"{self._name}/start/{restart}"):
+                start = some + uniform_like(some, -1, 1) * budget.view(-1, 1, 1, 1)
+            start = project_linf(start, some, budget)
+            found = self._climb(target, some, start, aim, budget, identity, f"{self._name}/{restart}")
+            best = best.index_copy(0, left, found)
+            if restart + 1 < config.restarts:
+                left = left[~aim.reached(target.logits(found, identity, f"{self._name}/judge/{restart}"))]
+                if len(left) == 0:
+                    break
+        return best
+
+    def _climb(
+        self, target: Target, images: Tensor, start: Tensor, goal: Goal, eps: Tensor, keys: Tensor, stream: str
+    ) -> Tensor:
+        steps, stops = self._config.steps, not target.random
+        checks = checkpoints(steps)
+        result, place = start.clone(), torch.arange(len(images), device=images.device)
+        state = _State.begin(start, self._look(target, start, goal, keys, f"{stream}/0"), FIRST_STEP * eps)
+        origin, budget, identity, aim = images, eps, keys, goal
+        last = 0
+        for step in range(1, steps + 1):
+            moved = state.step(origin, budget, aim, momentum=MOMENTUM if step > 1 else 1.0)
+            state.record(moved, self._look(target, moved, aim, identity, f"{stream}/{step}"), aim if stops else None)
+            if step not in checks:
+                continue
+            state.check(step - last, self._config.rho)
+            last = step
+            if stops and step < steps:  # the only wait for the device, a dozen times in a hundred steps
+                result[place] = state.answer()
+                keep = (~state.fooled).nonzero()[:, 0]
+                if len(keep) == 0:
+                    return result
+                state, place, origin = state.part(keep), place[keep], origin[keep]
+                budget, identity, aim = budget[keep], identity[keep], aim.part(keep)
+        result[place] = state.answer()
+        return result
+
+    def _look(self, target: Target, images: Tensor, goal: Goal, keys: Tensor, step: str) -> Slope:
+        slope = target.slope(images, goal.labels, keys, step, self._objective)
+        return Slope(slope.gradient, goal.sign * slope.loss, slope.logits)
+
+
+class _State:
+    """Where every image's climb stands; all tensors have the images first, losses are to be raised."""
+
+    def __init__(self, **values: Tensor) -> None:
+        self.now, self.before, self.gradient, self.loss = (values[k] for k in ("now", "before", "gradient", "loss"))
+        self.best, self.best_gradient, self.best_loss = (values[k] for k in ("best", "best_gradient", "best_loss"))
+        self.size, self.rises = values["size"], values["rises"]
+        self.halved, self.loss_at_check = values["halved"], values["loss_at_check"]
+        self.fooled, self.fooling = values["fooled"], values["fooling"]
+
+    @classmethod
+    def begin(cls, start: Tensor, slope: Slope, size: Tensor) -> _State:
+        no = torch.zeros(len(start), dtype=torch.bool, device=start.device)
+        return cls(
+            now=start, before=start, gradient=slope.gradient, loss=slope.loss,
+            best=start, best_gradient=slope.gradient, best_loss=slope.loss,
+            size=size, rises=torch.zeros_like(size), halved=~no, loss_at_check=slope.loss, fooled=no, fooling=start,
+        )  # fmt: skip
+
+    def step(self, images: Tensor, eps: Tensor, goal: Goal, momentum: float) -> Tensor:
+        """Return x_(k+1) of algorithm 1, lines 7 and 8."""
+        reached = project_linf(self.now + sign_step(self.gradient, goal, self.size), images, eps)
+        mixed = self.now + momentum * (reached - self.now) + (1 - momentum) * (self.now - self.before)
+        return project_linf(mixed, images, eps)
+
+    def record(self, moved: Tensor, slope: Slope, goal: Goal | None) -> None:
+        """Take a step's outcome in; with a goal, remember the first image of each that reaches it."""
+        self.rises = self.rises + (slope.loss > self.loss)
+        self.before, self.now, self.gradient, self.loss = self.now, moved, slope.gradient, slope.loss
+        better = slope.loss > self.best_loss
+        wide = better.view(-1, 1, 1, 1)
+        self.best = torch.where(wide, moved, self.best)
+        self.best_gradient = torch.where(wide, slope.gradient, self.best_gradient)
+        self.best_loss = torch.where(better, slope.loss, self.best_loss)
+        if goal is not None:
+            first = goal.reached(slope.logits) & ~self.fooled
+            self.fooling = torch.where(first.view(-1, 1, 1, 1), moved, self.fooling)
+            self.fooled = self.fooled | first
+
+    def check(self, since: int, rho: float) -> None:
+        """Halve the step of images whose loss rose too seldom, or not past its best, and send them back there."""
+        stuck = self.rises < rho * since
+        stuck |= ~self.halved & (self.best_loss <= self.loss_at_check)
+        self.halved, self.loss_at_check, self.rises = stuck, self.best_loss, torch.zeros_like(self.rises)
+        self.size = torch.where(stuck, self.size / 2, self.size)
+        wide = stuck.view(-1, 1, 1, 1)
+        self.now = torch.where(wide, self.best, self.now)
+        self.gradient = torch.where(wide, self.best_gradient, self.gradient)
+        self.loss = torch.where(stuck, self.best_loss, self.loss)
+
+    def answer(self) -> Tensor:
+        """Return the first fooling image, or the one with the highest loss."""
+        return torch.where(self.fooled.view(-1, 1, 1, 1), self.fooling, self.best)
+
+    def part(self, keep: Tensor) -> _State:
+        """Return the state of some of the images."""
+        return _State(**{name: value[keep] for name, value in vars(self).items()})
+
+
+def ce(config: ApgdOptions) -> Apgd:
+    """Build APGD on the cross-entropy."""
+    return Apgd(config, "ce")
+
+
+def dlr(config: ApgdOptions) -> Apgd:
+    """Build APGD on the difference of logits ratio."""
+    return Apgd(config, "dlr")
