@@ -1,11 +1,13 @@
 """Shared by the tests across packages: a cache of their own, and the command line in this process."""
 
 import json
+import sys
 from types import SimpleNamespace
 
 import pytest
 
 from defend.cli import main
+from defend.plugins import registry
 
 
 @pytest.fixture(autouse=True)
@@ -29,6 +31,29 @@ def defend(capsys):
         return SimpleNamespace(code=stopped.value.code, out=out, error=error, json=parsed)
 
     return run
+
+
+@pytest.fixture
+def installed(tmp_path, monkeypatch):
+    """Install a plugin as pip would lay it out: `installed("toys", {"__init__.py": ..., "parts.py": ...})`."""
+    names = []
+
+    def install(name, files):
+        package, info = tmp_path / "site" / name, tmp_path / "site" / f"defend_{name}-1.0.dist-info"
+        for folder in (package, info):
+            folder.mkdir(parents=True)
+        for file, text in files.items():
+            (package / file).write_text(text)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: defend-{name}\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text(f"[defend]\n{name} = {name}\n")
+        monkeypatch.syspath_prepend(str(tmp_path / "site"))
+        names.append(name)
+        registry.cache_clear()
+
+    yield install
+    registry.cache_clear()
+    for module in [module for module in sys.modules if module.split(".")[0] in names]:
+        del sys.modules[module]
 
 
 @pytest.fixture

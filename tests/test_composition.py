@@ -1,8 +1,6 @@
 """Parts put together: plugins of the user's own, faults inside a run, invariance of the records."""
 
 import json
-import sys
-import textwrap
 
 import pytest
 import torch
@@ -76,22 +74,9 @@ def interrupts(config, task):
 
 
 @pytest.fixture
-def rigged(tmp_path, monkeypatch):
-    """Install a plugin with faulty purifiers, as pip would lay it out."""
-    site = tmp_path / "site"
-    (site / "rigged").mkdir(parents=True)
-    (site / "rigged" / "__init__.py").write_text(textwrap.dedent(PLUGIN))
-    (site / "rigged" / "parts.py").write_text(textwrap.dedent(PARTS))
-    info = site / "defend_rigged-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: defend-rigged\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[defend]\nrigged = rigged\n")
-    monkeypatch.syspath_prepend(str(site))
-    registry.cache_clear()
-    yield
-    registry.cache_clear()
-    for name in [name for name in sys.modules if name.split(".")[0] == "rigged"]:
-        del sys.modules[name]
+def rigged(installed):
+    """Install a plugin with faulty purifiers."""
+    installed("rigged", {"__init__.py": PLUGIN, "parts.py": PARTS})
 
 
 ONE = ("run", "--victim", "resnet18", "--limit", "8", "--batch-size", "4", "--attack", "noise", "--quiet")

@@ -2,14 +2,11 @@
 
 import csv
 import json
-import sys
-import textwrap
 from pathlib import Path
 
 import pytest
 
 import defend
-from defend.plugins import registry
 from defend.runner import alternatives, run, run_arms
 from defend.values import RunConfig
 from defend.weights import read_card
@@ -128,22 +125,9 @@ def tune(config, recipe, task, victim, purifier):
 
 
 @pytest.fixture(autouse=True)
-def toys(tmp_path, monkeypatch):
-    """Install a plugin with two purifiers, a detector and a fine-tuner, as pip would lay it out."""
-    site = tmp_path / "site"
-    (site / "toys").mkdir(parents=True)
-    (site / "toys" / "__init__.py").write_text(textwrap.dedent(HOOKS))
-    (site / "toys" / "parts.py").write_text(textwrap.dedent(PARTS))
-    info = site / "defend_toys-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: defend-toys\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[defend]\ntoys = toys\n")
-    monkeypatch.syspath_prepend(str(site))
-    registry.cache_clear()
-    yield
-    registry.cache_clear()
-    for name in [name for name in sys.modules if name.split(".")[0] == "toys"]:
-        del sys.modules[name]
+def toys(installed):
+    """Install a plugin with two purifiers, a detector and a fine-tuner."""
+    installed("toys", {"__init__.py": HOOKS, "parts.py": PARTS})
 
 
 QUICK = ("run", "--victim", "resnet18", "--limit", "20", "--adaptive-limit", "4", "--set", "pgd.steps=3", "--quiet")
