@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from defend.gradients import inner_gradients, smooth_sign
+from defend.gradients import inner_gradients, smooth_sign, unroll
+from defend.randomness import keyed, normal_like
 
 
 def descend(images):
@@ -52,3 +53,76 @@ def test_smooth_sign_of_nothing_is_finite():
     values = torch.zeros(1, 1, 2, 2, requires_grad=True)
     (slope,) = torch.autograd.grad(smooth_sign(values).sum(), values)
     assert torch.isfinite(slope).all()
+
+
+def wander(number, state, attached):
+    """A step with memory and noise: x moves down the gradient of a quartic, and along its last move."""
+    x, moved = state
+    at = x if attached else x.detach().requires_grad_()
+    (gradient,) = torch.autograd.grad((at.pow(4) * (1 + number)).sum(), at, create_graph=attached)
+    moved = 0.5 * moved - 0.05 * gradient * (1 + 0.3 * normal_like(x))
+    return x + moved, moved
+
+
+def walk(segment, steps, keys, seed=3):
+    torch.manual_seed(seed)
+    start = torch.linspace(-1, 1, 8).view(2, 1, 2, 2).double().requires_grad_()
+    surroundings = keyed(torch.arange(2), seed=seed, stream="walk") if keys else torch.random.fork_rng([])
+    with surroundings:
+        torch.manual_seed(seed)
+        with inner_gradients(start) as (x, outer):
+            end = unroll(wander, (x, torch.zeros_like(x)), steps, attached=outer, segment=segment)[0]
+        after = normal_like(start.detach())
+    (gradient,) = torch.autograd.grad((end * torch.arange(8.0).view_as(end)).sum(), start)
+    return end.detach(), gradient, after
+
+
+@pytest.mark.parametrize("keys", [True, False])
+@pytest.mark.parametrize(("segment", "steps"), [(1, 7), (2, 7), (3, 7), (7, 7), (6, 7), (5, 1)])
+def test_segments_change_neither_values_nor_gradients_nor_later_draws(segment, steps, keys):
+    whole, cut = walk(100, steps, keys), walk(segment, steps, keys)
+    for expected, found in zip(whole, cut, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
+
+
+def peak_of_saved_numbers(steps, segment):
+    """Return how many numbers autograd holds at most, forwards and backwards."""
+    live, peak = 0, 0
+
+    class Held:
+        def __init__(self, tensor):
+            nonlocal live, peak
+            self.tensor = tensor
+            live += tensor.numel()
+            peak = max(peak, live)
+
+        def __del__(self):
+            nonlocal live
+            live -= self.tensor.numel()
+
+    def deep(number, state, attached):
+        (x,) = state
+        at = x if attached else x.detach().requires_grad_()
+        hidden = at
+        for _ in range(20):
+            hidden = torch.tanh(hidden)
+        (gradient,) = torch.autograd.grad(hidden.sum(), at, create_graph=attached)
+        return (x - 0.01 * gradient,)
+
+    start = torch.ones(1, 1, 4, 4, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(Held, lambda held: held.tensor):
+        (end,) = unroll(deep, (start,), steps, attached=True, segment=segment)
+        torch.autograd.grad(end.sum(), start)
+    return peak
+
+
+def test_the_graph_of_a_few_steps_exists_at_a_time():
+    few, many, whole = (peak_of_saved_numbers(*plan) for plan in ((10, 5), (40, 5), (40, 40)))
+    assert many < 1.1 * few
+    assert whole > 5 * many
+
+
+def test_nothing_is_kept_where_no_gradient_is_wanted():
+    with torch.no_grad(), inner_gradients(torch.ones(1, 1, 2, 2)) as (x, outer):
+        end = unroll(wander, (x, torch.zeros_like(x)), 20, attached=outer)[0]
+    assert not outer and not end.isnan().any()

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from defend.randomness import mark, resumed
+
 TINY_WIDTH = 1e-12
 SLOPE_WIDTH = 1.0  # of the tanh that stands for sign in the backward pass, in mean absolute values
+SEGMENT = 5
+
+State = tuple[Tensor, ...]
+Step = Callable[[int, State, bool], State]
+"""(number of the step, state, whether to stay differentiable) to the next state; draws through `defend.randomness`."""
 
 
 @contextlib.contextmanager
@@ -25,6 +32,58 @@ def inner_gradients(images: Tensor) -> Iterator[tuple[Tensor, bool]]:
     with torch.inference_mode(False), torch.enable_grad():
         start = images.clone() if images.is_inference() else images
         yield (start if outer else start.detach()), outer
+
+
+def unroll(step: Step, state: State, steps: int, *, attached: bool, segment: int = SEGMENT) -> State:
+    """Apply `step` many times; where `attached`, differentiable with respect to the state it starts from.
+
+    The graph of no more than `segment` steps exists at a time: of the steps before the last segment only the states
+    between segments are kept, and the backward pass computes each segment again, with the same random draws. So
+    memory does not grow with the steps, but for one state a segment, and time by less than one pass without graph
+    (Chen et al. 2016, arXiv:1604.06174). The gradient is exact, of the first order outside (the steps may
+    differentiate inside), and goes to the state alone, not to parameters that `step` closes over.
+    """
+    early = max(steps - segment, 0) if attached else 0
+    if early:
+        state = _Segments.apply(step, early, segment, *state)
+    for number in range(early, steps):
+        state = step(number, state, attached)
+    return state
+
+
+class _Segments(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, step: Step, steps: int, segment: int, *state: Tensor) -> State:
+        kept: list[Tensor] = []
+        marks = []
+        with torch.enable_grad():
+            state = tuple(value.detach() for value in state)
+            for number in range(steps):
+                if number % segment == 0:
+                    kept += state
+                    marks.append(mark(state[0].device))
+                state = tuple(value.detach() for value in step(number, state, False))
+        ctx.save_for_backward(*kept)
+        ctx.plan = step, steps, segment, marks
+        return state
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Any, ...]:
+        step, steps, segment, marks = ctx.plan
+        width, gradients = len(outer), outer
+        for place in reversed(range(len(marks))):
+            with torch.enable_grad(), resumed(marks[place]):
+                given = [value.detach().requires_grad_() for value in ctx.saved_tensors[place * width :][:width]]
+                state: State = tuple(given)
+                for number in range(place * segment, min((place + 1) * segment, steps)):
+                    state = step(number, state, True)
+            pairs = [(made, slope) for made, slope in zip(state, gradients, strict=True) if made.requires_grad]
+            found = torch.autograd.grad([m for m, _ in pairs], given, [s for _, s in pairs], allow_unused=True)
+            gradients = tuple(
+                torch.zeros_like(value) if slope is None else slope for value, slope in zip(given, found, strict=True)
+            )
+        return (None, None, None, *gradients)
 
 
 class _SmoothSign(torch.autograd.Function):

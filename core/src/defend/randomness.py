@@ -17,6 +17,7 @@ import hashlib
 import math
 from collections.abc import Iterator
 
+import attrs
 import torch
 from torch import Tensor
 
@@ -70,6 +71,46 @@ def sign_like(images: Tensor) -> Tensor:
 def uniform_per_image(images: Tensor, low: float = 0.0, high: float = 1.0) -> Tensor:
     """Draw one U[low, high) per image: float [B]."""
     return low + (high - low) * _unit(images, 1)[:, 0]
+
+
+@attrs.frozen
+class Mark:
+    """Where random draws stand: in a `keyed` block, or in torch's generators."""
+
+    base: Tensor | None
+    count: int
+    generator: Tensor | None
+    device: torch.device
+    device_generator: Tensor | None
+
+
+def mark(device: torch.device) -> Mark:
+    """Remember where draws on a device stand, for `resumed`."""
+    draws = _current.get()
+    if draws is not None:
+        return Mark(draws.base, draws.count, None, device, None)
+    on_device = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    return Mark(None, 0, torch.get_rng_state(), device, on_device)
+
+
+@contextlib.contextmanager
+def resumed(at: Mark) -> Iterator[None]:
+    """Make the draws in this block those that followed the mark; afterwards nothing has changed outside."""
+    if at.base is not None:
+        draws = _Draws(at.base)
+        draws.count = at.count
+        token = _current.set(draws)
+        try:
+            yield
+        finally:
+            _current.reset(token)
+        return
+    with torch.random.fork_rng([at.device] if at.device_generator is not None else []):
+        if at.generator is not None:
+            torch.set_rng_state(at.generator)
+        if at.device_generator is not None:
+            torch.cuda.set_rng_state(at.device_generator, at.device)
+        yield
 
 
 def permutation(size: int, *, seed: int, stream: str) -> Tensor:

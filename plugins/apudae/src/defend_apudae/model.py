@@ -9,12 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-import attrs
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from defend.gradients import inner_gradients, smooth_sign
+from defend.gradients import State, inner_gradients, smooth_sign, unroll
 from defend.randomness import normal_like, uniform_like, uniform_per_image
 from defend_apudae.config import ApudaeOptions
 
@@ -114,34 +113,33 @@ def rate(variant: str, a: float, r: Tensor, mu: Tensor, sigma: Tensor) -> Tensor
     return (a * (1 - torch.exp(-(((r - mu) / sigma) ** 2)))).view(-1, 1, 1, 1)
 
 
-@attrs.define
-class Moments:
-    """Running averages of the gradient, for the rules that remember."""
-
-    first: Tensor | float = 0.0
-    second: Tensor | float = 0.0
-    count: int = 0
-
-
-def direction(rule: str, gradient: Tensor, moments: Moments, momentum: float) -> Tensor:
-    """Turn a gradient into the direction that is stepped along, [B,C,H,W].
+def direction(
+    rule: str, gradient: Tensor, first: Tensor, second: Tensor, count: int, momentum: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Turn a gradient into the direction that is stepped along; all are [B,C,H,W].
 
     sign; gd, the gradient itself (eq. 8); ema, its running average (eq. 9); adam, with the default betas.
+
+    Args:
+        first, second: running averages of the gradient and of its square before this step.
+        count: which step this is, from 1.
+
+    Returns:
+        The direction, and the two averages after this step.
     """
     if rule == "sign":
-        return smooth_sign(gradient)
+        return smooth_sign(gradient), first, second
     if rule == "gd":
-        return gradient
-    moments.count += 1
+        return gradient, first, second
     if rule == "ema":
-        moments.first = momentum * moments.first + (1 - momentum) * gradient
-        return moments.first
+        first = momentum * first + (1 - momentum) * gradient
+        return first, first, second
     fast, slow = ADAM_BETAS
-    moments.first = fast * moments.first + (1 - fast) * gradient
-    moments.second = slow * moments.second + (1 - slow) * gradient.square()
-    mean = moments.first / (1 - fast**moments.count)
-    root = (moments.second / (1 - slow**moments.count) + ROOT_FLOOR).sqrt()
-    return mean / (root + ADAM_EPS)
+    first = fast * first + (1 - fast) * gradient
+    second = slow * second + (1 - slow) * gradient.square()
+    mean = first / (1 - fast**count)
+    root = (second / (1 - slow**count) + ROOT_FLOOR).sqrt()
+    return mean / (root + ADAM_EPS), first, second
 
 
 def resolve_rule(config: ApudaeOptions) -> str:
@@ -160,28 +158,30 @@ def purify(
     differentiable with respect to `images`, second order included: the updates' own gradients are
     differentiated too. That is exact but for `sign`, see `defend.gradients.smooth_sign` and the option `sign_slope`.
     """
-    rule, moments = resolve_rule(config), Moments()
+    rule = resolve_rule(config)
+
+    def step(number: int, state: State, attached: bool) -> State:
+        x, first, second = state
+        if config.variant == "F" and config.noise == "uniform":
+            x = x + code_noise(x, autoencoder, mu, sigma, config)
+        twice = attached and (rule != "sign" or config.sign_slope == "smooth")
+        keeps = twice or (attached and config.variant == "C")
+        at = x if keeps else x.detach().requires_grad_()
+        there = at
+        if config.variant == "F" and config.noise == "gaussian":
+            there = at + _size(config, PAPER_NOISE) * normal_like(at)
+        r = reconstruction_error(there, autoencoder)
+        total = loss(config.variant, r, mu, sigma).sum()
+        (gradient,) = torch.autograd.grad(total, at, create_graph=twice, retain_graph=keeps)
+        along, first, second = direction(rule, gradient, first, second, number + 1, config.momentum)
+        x = x - rate(config.variant, config.step_size, r, mu, sigma) * along
+        return (x, first, second) if attached else (x.detach(), first.detach(), second.detach())
+
     with inner_gradients(images) as (x, outer):
-        twice = outer and (rule != "sign" or config.sign_slope == "smooth")
-        attached = twice or (outer and config.variant == "C")
         if config.variant == "G":
             x = transform(x, config.resize, config.rotate)
-        for _ in range(config.steps):
-            if config.variant == "F" and config.noise == "uniform":
-                x = x + code_noise(x, autoencoder, mu, sigma, config)
-            at = x if attached else x.detach().requires_grad_()
-            there = at
-            if config.variant == "F" and config.noise == "gaussian":
-                there = at + _size(config, PAPER_NOISE) * normal_like(at)
-            r = reconstruction_error(there, autoencoder)
-            total = loss(config.variant, r, mu, sigma).sum()
-            (gradient,) = torch.autograd.grad(total, at, create_graph=twice, retain_graph=attached)
-            x = x - rate(config.variant, config.step_size, r, mu, sigma) * direction(
-                rule, gradient, moments, config.momentum
-            )
-            if not outer:
-                x = x.detach()
-        return x.clamp(0, 1)
+        nothing = torch.zeros_like(x)
+        return unroll(step, (x, nothing, nothing), config.steps, attached=outer)[0].clamp(0, 1)
 
 
 def _size(config: ApudaeOptions, default: float) -> float:
