@@ -130,7 +130,7 @@ def toys(installed):
     installed("toys", {"__init__.py": HOOKS, "parts.py": PARTS})
 
 
-QUICK = ("run", "--victim", "resnet18", "--limit", "20", "--adaptive-limit", "4", "--set", "pgd.steps=3", "--quiet")
+QUICK = ("run", "--victim", "resnet18", "--limit", "10", "--adaptive-limit", "2", "--set", "pgd.steps=2", "--quiet")
 ONE_ROW = (*QUICK, "--attack", "pgd", "--threat", "oblivious")
 
 

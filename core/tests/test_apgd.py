@@ -101,7 +101,7 @@ def test_the_first_fooling_image_is_the_answer():
 @pytest.mark.parametrize("loss", ["ce", "dlr"])
 def test_as_strong_as_torchattacks(loss):
     dataset = open_dataset("digits")
-    pictures, labels = dataset.tensors("test", limit=64)
+    pictures, labels = dataset.tensors("test", limit=40)
     victim = build_stage("victim", "resnet18", dataset.task()).module.requires_grad_(False)
     eps, steps = 0.03, 10
     judge = torchattacks.APGD(victim, eps=eps, steps=steps, n_restarts=1, loss=loss, seed=0)
@@ -109,7 +109,7 @@ def test_as_strong_as_torchattacks(loss):
     ours = craft(Apgd(ApgdOptions(steps=steps), loss), Target(victim), pictures, labels, eps=eps)
     with torch.no_grad():
         left = [int((victim(found).argmax(1) == labels).sum()) for found in (pictures, theirs, ours)]
-    assert left[0] - left[1] >= 10, "the budget should tell attacks apart"
+    assert left[0] - left[1] >= 6, "the budget should tell attacks apart"
     assert left[2] <= left[1] + 2, left  # their random start is another one
 
 

@@ -1,0 +1,7 @@
+"""Test processes share the machine's cores: each takes its part of them, before torch is imported."""
+
+import os
+
+workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+if workers > 1:
+    os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // workers, 1)))

@@ -1,0 +1,96 @@
+"""What this package offers to `defend`. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from defend import Paper, StageSpec, hookimpl
+from defend.victims.plugin import VictimRecipe
+from defend_dae_finetune.config import AutoencoderRecipe, FineTuneRecipe
+
+PAPER = Paper(
+    title="ai_security_defense: a denoising autoencoder and a fine-tuned classifier",
+    authors="Gilbert",
+    year=2020,
+    url="https://github.com/johngilbert2000/ai_security_defense",
+)
+RESNET = Paper(
+    title="Deep Residual Learning for Image Recognition",
+    authors="He, Zhang, Ren and Sun",
+    year=2015,
+    url="https://arxiv.org/abs/1512.03385",
+)
+SQUEEZE = Paper(
+    title="Squeeze-and-Excitation Networks",
+    authors="Hu, Shen, Albanie, Sun and Wu",
+    year=2017,
+    url="https://arxiv.org/abs/1709.01507",
+)
+
+# Digits are attacked with eps = 0.1, not 8/255; the step grows with it, as 0.01 is to 8/255.
+DIGITS_ATTACKS: Mapping[str, Any] = {"eps": 0.1, "pgd_step_size": 0.032}
+DIGITS_VICTIM: Mapping[str, Any] = {"epochs": 25, "batch_size": 64, "shift": 2}
+
+
+@hookimpl
+def defend_purifiers() -> Sequence[StageSpec]:
+    """The purifier `dae`."""
+    return [
+        StageSpec(
+            name="dae",
+            summary="an autoencoder of 3,795 parameters, trained on clean, FGSM and PGD images",
+            build="defend_dae_finetune.purifier:build",
+            paper=PAPER,
+            train="defend_dae_finetune.purifier:train",
+            recipe=AutoencoderRecipe,
+            recipes={"digits": DIGITS_ATTACKS},
+            weights="defend_dae_finetune.weights",
+        )
+    ]
+
+
+@hookimpl
+def defend_victims() -> Sequence[StageSpec]:
+    """The paper's two victims."""
+    return [
+        StageSpec(
+            name="resnet20",
+            summary="ResNet-20 for small images, 272,474 parameters",
+            build="defend_dae_finetune.victims:build_resnet20",
+            paper=RESNET,
+            train="defend_dae_finetune.victims:train_resnet20",
+            recipe=VictimRecipe,
+            recipes={"digits": DIGITS_VICTIM},
+            weights="defend_dae_finetune.weights",
+        ),
+        StageSpec(
+            name="se_preresnet56",
+            summary="SE-PreResNet-56 for small images, 862,601 parameters",
+            build="defend_dae_finetune.victims:build_se_preresnet56",
+            paper=SQUEEZE,
+            train="defend_dae_finetune.victims:train_se_preresnet56",
+            recipe=VictimRecipe,
+            recipes={"digits": DIGITS_VICTIM},
+            weights="defend_dae_finetune.weights",
+        ),
+    ]
+
+
+@hookimpl
+def defend_finetuners() -> Sequence[StageSpec]:
+    """The fine-tuner `dae`."""
+    return [
+        StageSpec(
+            name="dae",
+            summary="adapts a victim to a purifier's outputs and to adversarial images, in two sets",
+            build="defend_dae_finetune.finetuner:build",
+            paper=PAPER,
+            train="defend_dae_finetune.finetuner:train",
+            recipe=FineTuneRecipe,
+            # An epoch of set 1 is 25 steps, not CIFAR-10's 1,054: twice the epochs. And without the shifts that it was
+            # trained with, the victim gets worse on clean images (README).
+            recipes={"digits": {**DIGITS_ATTACKS, "repeats": 2, "shift": 2}},
+            weights="defend_dae_finetune.weights",
+        )
+    ]

@@ -1,0 +1,27 @@
+"""The stages of this plugin keep to core's contracts."""
+
+from defend.stages import Task
+from defend.testing import PurifierContract, VictimContract
+
+
+class TestDae(PurifierContract):
+    name = "dae"
+
+
+class TestDaeColour(PurifierContract):
+    name = "dae"
+    task = Task("cifar10", 3, 32, 32, 10)
+
+
+class TestDaeOddSize(PurifierContract):
+    name = "dae"
+    task = Task("imagefolder", 3, 33, 30, 2)
+
+
+class TestResnet20(VictimContract):
+    name = "resnet20"
+
+
+class TestSePreresnet56(VictimContract):
+    name = "se_preresnet56"
+    task = Task("cifar10", 3, 32, 32, 10, (0.49, 0.48, 0.45), (0.2, 0.2, 0.2))

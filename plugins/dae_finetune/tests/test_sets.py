@@ -1,0 +1,121 @@
+"""The fixed sets: kinds, keys, budgets."""
+
+import pytest
+import torch
+from torch import nn
+
+from defend.attacks.host import craft
+from defend.attacks.iterated import Pgd
+from defend.attacks.options import PgdOptions
+from defend.attacks.target import Target
+from defend.options import make
+from defend.randomness import uniform_like
+from defend_dae_finetune.config import CraftRecipe
+from defend_dae_finetune.sets import CRAFTED, PURIFIED, make_sets, to_bytes, within
+
+CPU = torch.device("cpu")
+RECIPE = CraftRecipe(eps=0.1, pgd_steps=4, pgd_step_size=0.05)
+
+
+class Fade(nn.Module):
+    random = False
+
+    def forward(self, batch):
+        return batch * 0.5
+
+
+class Jitter(nn.Module):
+    random = True
+
+    def forward(self, batch):
+        return (batch + 0.1 * uniform_like(batch)).clamp(0, 1)
+
+
+def pixels(sets, split, kind):
+    return sets.pixels(split, CPU)[sets.keys_of((kind,), len(sets.labels(split)))]
+
+
+@pytest.fixture
+def sets(tiny, victim):
+    return make_sets(tiny, ("train", "val"), RECIPE, victim, CPU, Fade())
+
+
+def test_kinds_and_their_keys(tiny, sets):
+    assert sets.kinds == (*CRAFTED, *PURIFIED)
+    for split in ("train", "val"):
+        count = len(tiny.labels(split))
+        assert torch.equal(sets.labels(split), tiny.labels(split).repeat(6))
+        assert torch.equal(sets.keys_of(("fgsm",), 6 * count), torch.arange(count, 2 * count))
+        assert torch.equal(pixels(sets, split, "clean"), tiny.pixels(split, CPU))
+    both = sets.keys_of(("clean", "purified_pgd"), 60)
+    assert both.tolist() == [*range(10), *range(50, 60)]
+
+
+def test_without_a_purifier_there_are_three_kinds(tiny, victim):
+    assert make_sets(tiny, ("train",), RECIPE, victim, CPU).kinds == CRAFTED
+
+
+@pytest.mark.parametrize("eps", [8 / 255, 0.1, 25.5 / 255])
+def test_attacks_keep_to_the_budget_and_use_it(tiny, victim, eps):
+    recipe = CraftRecipe(eps=eps, pgd_steps=4, pgd_step_size=eps / 2)
+    sets = make_sets(tiny, ("train",), recipe, victim, CPU)
+    clean = pixels(sets, "train", "clean").short()
+    for kind in ("fgsm", "pgd"):
+        change = (pixels(sets, "train", kind).short() - clean).abs()
+        assert change.max() <= eps * 255 + 1e-3
+        assert change.max() == int(eps * 255 + 1e-3)
+
+
+def test_attacks_hurt_the_victim(sets, victim):
+    assert sets.accuracy(victim, "train", "pgd", CPU) < sets.accuracy(victim, "train", "clean", CPU)
+
+
+def test_pgd_takes_all_its_steps_from_a_random_start(tiny, victim, sets):
+    batch = next(tiny.batches("train", torch.arange(20), 20, CPU))
+    options = make(PgdOptions, {"steps": 4, "step_size": 0.05, "early_stop": False}, "pgd")
+    expected = craft(Pgd(options), Target(victim), batch.images, batch.labels, eps=0.1, keys=batch.keys)
+    assert (pixels(sets, "train", "pgd").float() / 255 - expected).abs().max() <= 1 / 255
+    stopped = make(PgdOptions, {"steps": 4, "step_size": 0.05}, "pgd")
+    early = craft(Pgd(stopped), Target(victim), batch.images, batch.labels, eps=0.1, keys=batch.keys)
+    assert (early - expected).abs().max() > 2 / 255
+
+
+def test_purified_kinds_are_the_purifiers_output_for_each(sets):
+    for kind in CRAFTED:
+        faded = pixels(sets, "val", kind).float() / 2
+        assert (pixels(sets, "val", f"purified_{kind}").float() - faded).abs().max() <= 0.5
+
+
+def test_a_random_purifier_draws_by_image(tiny, victim, monkeypatch):
+    torch.manual_seed(1)
+    first = make_sets(tiny, ("train",), RECIPE, victim, CPU, Jitter())
+    torch.manual_seed(2)
+    monkeypatch.setattr("defend_dae_finetune.sets.BATCH", 7)
+    second = make_sets(tiny, ("train",), RECIPE, victim, CPU, Jitter())
+    assert torch.equal(first.pixels("train", CPU), second.pixels("train", CPU))
+
+
+def test_clean_targets_follow_the_keys(tiny, sets):
+    clean = next(tiny.batches("train", torch.tensor([3, 19, 0]), 3, CPU)).images
+    for number in range(6):
+        torch.testing.assert_close(sets.clean("train", torch.tensor([3, 19, 0]) + number * 20, CPU), clean)
+
+
+def test_accuracy_is_a_share(sets):
+    labels = sets.labels("val")[:8]
+
+    def always_zero(batch):
+        return torch.eye(4)[torch.zeros(len(batch), dtype=torch.long)]
+
+    assert sets.accuracy(always_zero, "val", "clean", CPU) == pytest.approx(float((labels == 0).float().mean()))
+
+
+def test_rounding_never_leaves_the_budget():
+    clean = torch.tensor([10, 200, 0, 255], dtype=torch.uint8)
+    attacked = torch.tensor([36, 174, 26, 229], dtype=torch.uint8)  # 26 levels; 0.1 is 25.5
+    assert within(attacked, clean, 0.1).tolist() == [35, 175, 25, 230]
+    assert within(attacked, clean, 26 / 255).tolist() == attacked.tolist()
+
+
+def test_bytes_are_rounded():
+    assert to_bytes(torch.tensor([0.0, 0.4 / 255, 0.6 / 255, 1.0])).tolist() == [0, 0, 1, 255]

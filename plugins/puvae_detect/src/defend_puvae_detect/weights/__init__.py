@@ -1,0 +1,1 @@
+"""Shipped weights of PuVAE and classifier A, with their cards."""

@@ -1,0 +1,111 @@
+"""The shipped weights give what they gave when they were made."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from defend.build import build_module, build_stage, load_defence, open_dataset
+from defend.metrics import auroc
+from defend.plugins import registry
+from defend.randomness import keyed
+from defend.stages import Task
+from defend_puvae_detect.model import reconstruction_error
+
+LABELS = [4, 8, 6, 5, 3, 0]
+ERRORS = [0.03978, 0.05847, 0.02705, 0.03991, 0.03245, 0.03168]
+MEANS = [0.31082, 0.3237, 0.33353, 0.25687, 0.31753, 0.33024]
+ROW = [0.9264, 0.8845, 0.7822, 0.6672, 0.5218, 0.5034, 0.5128, 0.4854, 0.5509, 0.6975, 0.829, 0.8772]
+OWN_LOGITS = [36.47, 23.084, 27.882, 21.102, 18.81, 31.78]
+THRESHOLD = 0.066121
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("DEFEND_CACHE_DIR", str(tmp_path))
+
+
+@pytest.fixture
+def digits():
+    return open_dataset("digits")
+
+
+def test_golden_reconstructions(digits):
+    images, labels = digits.tensors("test", limit=6)
+    purifier = build_stage("purifier", "puvae", digits.task(), {"z_noise": 0}).module
+    with torch.no_grad():
+        restored = purifier(images)
+    assert labels.tolist() == LABELS
+    assert reconstruction_error(images, restored, "mean_pixel_rms").tolist() == pytest.approx(ERRORS, abs=5e-4)
+    assert restored.mean((1, 2, 3)).tolist() == pytest.approx(MEANS, abs=5e-4)
+    assert restored[0, 0, 14, 8:20].tolist() == pytest.approx(ROW, abs=5e-3)
+
+
+def test_golden_scores(digits):
+    images, _ = digits.tensors("test", limit=6)
+    detector = build_stage("detector", "puvae", digits.task(), {"z_noise": 0}).module
+    with torch.no_grad():
+        assert detector(images, images).tolist() == pytest.approx(ERRORS, abs=5e-4)
+    assert float(detector.threshold) == pytest.approx(THRESHOLD, abs=1e-5)
+
+
+def test_golden_logits_of_classifier_a(digits):
+    images, labels = digits.tensors("test", limit=6)
+    with torch.no_grad():
+        logits = build_stage("victim", "classifier_a", digits.task()).module(images)
+    assert logits.gather(1, labels[:, None])[:, 0].tolist() == pytest.approx(OWN_LOGITS, abs=2e-2)
+
+
+def test_the_card_of_the_vae_is_true(digits):
+    purifier = build_stage("purifier", "puvae", digits.task())
+    card, keys = purifier.card, digits.keys("val")
+    images, labels = digits.tensors("val")
+    classifier = build_stage("victim", card.recipe["classifier"], digits.task()).module
+    with torch.no_grad(), keyed(keys, seed=0, stream="defender"):
+        restored = purifier.module(images)
+        errors = reconstruction_error(images, restored, "mean_pixel_rms")
+    assert card.dataset["sha256"] == digits.sha256("train")
+    assert (card.config["width"], card.config["hidden"]) == (8, 256)
+    assert float(errors.mean()) == pytest.approx(card.figures["val_error"], rel=1e-3)
+    rejected = (errors >= purifier.module.threshold).double().mean()
+    assert float(rejected) == pytest.approx(card.figures["val_rejected"], abs=0.006)  # one image at the threshold
+    right = (classifier(restored).argmax(1) == labels).double().mean()
+    assert float(right) == pytest.approx(card.figures["val_accuracy"], abs=0.006)
+
+
+def test_the_card_of_classifier_a_is_true(digits):
+    victim = build_stage("victim", "classifier_a", digits.task())
+    assert victim.card.dataset["sha256"] == digits.sha256("train")
+    images, labels = digits.tensors("test")
+    with torch.no_grad():
+        right = (victim.module(images).argmax(1) == labels).double().mean()
+    assert float(right) == pytest.approx(victim.card.figures["test_accuracy"], abs=0.003)
+
+
+def test_an_attack_on_the_victim_is_undone_or_rejected(digits):
+    defence = load_defence("resnet18", purifier="puvae", detector="puvae")
+    images, labels = digits.tensors("test", limit=60)
+    keys = digits.keys("test", 60)
+    point = images.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(F.cross_entropy(defence.victim(point), labels), point)
+    attacked = (images + 0.2 * slope.sign()).clamp(0, 1)
+    assert (defence.victim(attacked).argmax(1) == labels).double().mean() < 0.2
+    with keyed(keys, seed=0, stream="defender"):
+        clean = defence.judge(images)
+    with keyed(keys, seed=0, stream="defender"):
+        seen = defence.judge(attacked)
+    assert ((clean.labels == labels) & clean.accepted).double().mean() > 0.9
+    assert ((seen.labels == labels) | ~seen.accepted).double().mean() > 0.9
+    assert auroc(clean.score, seen.score) > 0.95
+
+
+def test_the_published_networks_are_what_the_plain_options_build():
+    for stage, name, task, count in (
+        ("purifier", "puvae", Task("mnist", 1, 28, 28, 10), 27_844_161),
+        ("detector", "puvae", Task("cifar10", 3, 32, 32, 10), 45_148_138),
+        ("victim", "classifier_a", Task("mnist", 1, 28, 28, 10), 924_746),
+        ("victim", "classifier_b", Task("cifar10", 3, 32, 32, 10), 34_059_658),
+    ):
+        found = registry().find(stage, name)
+        with torch.device("meta"):
+            module = build_module(found, found.config({}), task)
+        assert sum(parameter.numel() for parameter in module.parameters()) == count

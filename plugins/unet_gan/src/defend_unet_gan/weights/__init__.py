@@ -1,0 +1,1 @@
+"""Shipped weights of U-Net GAN, with their cards."""
