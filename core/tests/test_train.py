@@ -293,3 +293,27 @@ def test_a_training_may_bring_data_of_its_own(tmp_path):
     training = Own(epochs=1)
     train(tmp_path, training)
     assert training.seen == 88 // 8
+
+
+def test_a_training_beside_another_frozen_network_starts_anew(tmp_path, monkeypatch):
+    """A finished checkpoint made against one victim must not pass for one made against its successor."""
+    from defend import StageSpec
+    from defend.plugins import Entry, Found, Registry
+
+    monkeypatch.setenv("DEFEND_CACHE_DIR", str(tmp_path))
+    made = []
+
+    def described(config, recipe, task):
+        training = Denoise(epochs=1)
+        training.frozen = {"victim": nn.Conv2d(1, 1, 1).requires_grad_(False)}
+        nn.init.constant_(training.frozen["victim"].weight, len(made) // 2)
+        made.append(training)
+        return training
+
+    spec = StageSpec(name="toy", summary="toy", build="builtins:len", train="builtins:len")
+    monkeypatch.setattr(StageSpec, "resolve", lambda self, reference: described)
+    registry = Registry(entry_points=[])
+    monkeypatch.setattr(registry, "find", lambda stage, name: Found(Entry("purifier", spec, "toy"), None))
+    for _ in range(3):  # the third has another victim
+        train_stage("purifier", "toy", tiny_dataset(), device="cpu", found_in=registry)
+    assert [training.seen for training in made] == [5, 0, 5]

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import attrs
 import torch
 from torch import Tensor, nn
 
@@ -113,5 +112,5 @@ def calibrate_stage(
         },
     )  # fmt: skip
     path = out or cached_path("detector", found.name, dataset.name)
-    save(path, built.module, attrs.evolve(card, stage="detector"))
+    save(path, built.module, card)
     return path, calibration

@@ -21,7 +21,7 @@ from defend.plugins import Registry, registry
 from defend.stages import Stage, Task
 from defend.train import FitSettings, Training, fit
 from defend.values import split_names
-from defend.weights import Card, cache_dir, cached_path, new_card, save, tuned_name
+from defend.weights import Card, cache_dir, cached_path, content_hash, new_card, save, tuned_name
 
 Progress = Callable[[int, int, Mapping[str, float]], None]
 
@@ -96,6 +96,7 @@ def train_stage(
     identity = {
         "stage": stage, "name": found.name, "dataset": dataset.sha256("train"), "seed": seed, "precision": precision,
         "config": attrs.asdict(config), "recipe": attrs.asdict(recipe), **tuned,
+        "frozen": {part: content_hash(module.state_dict()) for part, module in training.frozen.items()},
     }  # fmt: skip
     key = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:16]
     filed_as = found.name if victim is None else tuned_name(found.name, victim, purifier)
