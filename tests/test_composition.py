@@ -174,7 +174,7 @@ def test_batch_size_changes_no_record_of_a_real_run(tmp_path):
             victim="resnet18", purifier="apudae", attacks=("noise", "fgsm"), threats=("noise", "oblivious"),
             limit=15, batch_size=batch_size, out=str(out), options={"purifier": {"steps": 3}},
         ))  # fmt: skip
-        return [line.rsplit(",", 3)[0] for line in (out / "records.csv").read_text().splitlines()]
+        return [line.rsplit(",", 4)[0] for line in (out / "records.csv").read_text().splitlines()]
 
     assert records(1) == records(7) == records(64)
 

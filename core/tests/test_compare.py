@@ -369,15 +369,20 @@ def judged(key, predicted, accepted="111111", keys=range(N), partial=False, step
     said = {
         "undefended": SimpleNamespace(
             predicted=torch.zeros_like(keys), accepted=torch.ones(len(keys), dtype=torch.bool),
-            confidence=zeros, score=zeros,
+            confidence=zeros, score=zeros, passes=None,
         ),
         "defended": SimpleNamespace(
             predicted=torch.tensor([int(digit) for digit in predicted]),
-            accepted=torch.tensor([said == "1" for said in accepted[: len(keys)]]), confidence=zeros, score=zeros,
+            accepted=torch.tensor([said == "1" for said in accepted[: len(keys)]]),
+            confidence=zeros, score=zeros, passes=None,
         ),
     }  # fmt: skip
-    plan = SimpleNamespace(name=key.attack, threat=Threat(key.threat, key.norm, key.eps), steps=steps)
-    return SimpleNamespace(plan=plan, keys=keys, labels=keys.clone(), arms=said, linf=zeros, l2=zeros, partial=partial)
+    plan = SimpleNamespace(
+        name=key.attack, threat=Threat(key.threat, key.norm, key.eps), steps=steps, variant=key.variant, headline=True
+    )
+    return SimpleNamespace(
+        plan=plan, queries=None, keys=keys, labels=keys.clone(), arms=said, linf=zeros, l2=zeros, partial=partial
+    )
 
 
 def reported(records, partial=False, **config):
@@ -514,9 +519,9 @@ def cut_short(folder):
         (lambda folder: (folder / "records.csv").write_text(""), ("records.csv", "line 1")),
         (lambda folder: (folder / "records.csv").write_bytes(b"\xff\xfe"), ("records.csv", "line 1")),
         (lambda folder: edit(folder / "records.csv", ",image,", ",picture,"), ("line 1", "'image'")),
-        (lambda folder: edit(folder / "records.csv", "0.0,0,0,0,0,defended", "0.0,zero,0,0,0,defended"), ("line 8",)),
-        (lambda folder: edit(folder / "records.csv", "0,0,defended,0,", "0,0,defended,0.5,"), ("line 8", "0.5")),
-        (lambda folder: edit(folder / "records.csv", "5,5,0,0,defended", "4,5,0,0,defended"), ("image 4", "twice")),
+        (lambda folder: edit(folder / "records.csv", "0.0,0,0,0,0,,defended", "0.0,zero,0,0,0,,defended"), ("line 8",)),
+        (lambda folder: edit(folder / "records.csv", "0,0,,defended,0,", "0,0,,defended,0.5,"), ("line 8", "0.5")),
+        (lambda folder: edit(folder / "records.csv", "5,5,0,0,,defended", "4,5,0,0,,defended"), ("image 4", "twice")),
         (cut_short, ("records.csv", "damaged")),
     ],
 )  # fmt: skip

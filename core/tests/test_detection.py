@@ -150,8 +150,8 @@ def record(kind, right, accepted=None):
     plan = PlannedRow("fgsm", Threat(kind, "linf", 0.1), None, keys, None, UNDEFENDED, (UNDEFENDED, DEFENDED))
     return RowRecord(
         plan=plan, keys=keys, labels=labels, arms={UNDEFENDED: arm, DEFENDED: arm}, linf=zeros, l2=zeros,
-        attack_seconds=0.0, judge_seconds={}, judge_ms={}, example=Example(nothing, nothing, nothing, {}, {}),
-        partial=False,
+        attack_seconds=0.0, judge_seconds={}, judge_ms={}, partial=False, overshoot=zeros,
+        example=Example(nothing, nothing, nothing, nothing, {}, {}, {}),
     )  # fmt: skip
 
 

@@ -101,8 +101,9 @@ def record(keys, right, accepted=None):
         attack_seconds=0.0,
         judge_seconds={},
         judge_ms={},
-        example=Example(nothing, nothing, nothing, {}, {}),
+        example=Example(nothing, nothing, nothing, nothing, {}, {}, {}),
         partial=False,
+        overshoot=zeros,
     )
 
 

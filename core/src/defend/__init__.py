@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from defend.defence import Defence
     from defend.runner import alternatives, run, run_arms
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 __all__ = [
     "Defence",

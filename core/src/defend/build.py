@@ -17,7 +17,9 @@ from defend.options import describe
 from defend.plugins import Found, Registry, registry
 from defend.stages import Stage, Task
 from defend.values import split_names
-from defend.weights import Card, load, locate, read_card, stages_of, tuned_name
+from defend.weights import Card, available, load, locate, read_card, stages_of, tuned_name
+
+MOST_SOURCES = 2
 
 
 @attrs.frozen
@@ -245,6 +247,17 @@ def resolve_device(name: str) -> torch.device:
         cause = str(error).splitlines()[0]
         raise ConfigError(f"device {name!r} cannot be used ({cause[:100]}): expected auto, cpu or cuda") from None
     return device
+
+
+def transfer_sources(victim: str, dataset: str, found_in: Registry, most: int = MOST_SOURCES) -> tuple[str, ...]:
+    """Return other victims that have weights for a data set, at most so many, by name: each trained on its own."""
+    names = {
+        found.card.name
+        for entry in found_in.entries("victim")
+        for found in available("victim", None, entry.spec.weights)
+        if found.card.dataset["name"] == dataset
+    }
+    return tuple(sorted(names - {victim}))[:most]
 
 
 def find_task(

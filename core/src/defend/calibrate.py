@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,16 +48,38 @@ def calibrate(
     detector = defence.detector
     if detector is None:
         raise ConfigError("there is no detector to calibrate: add --detector")
+    together = clean_scores(defence, dataset, device=device, batch_size=batch_size, seed=seed, progress=progress)
+    threshold = threshold_at(together, fpr)
+    set_threshold(detector, threshold)
+    measured = float((together >= threshold).double().mean())
+    return Calibration(threshold=threshold, fpr=fpr, measured=measured, n=len(together), split=SPLIT)
+
+
+def clean_scores(
+    defence: Defence,
+    dataset: ImageDataset,
+    *,
+    device: torch.device,
+    batch_size: int = 64,
+    seed: int = 0,
+    progress: Callable[[int], None] = lambda images: None,
+) -> Tensor:
+    """Return the detector's scores of the validation split's images, behind the whole defence: [N] on the CPU."""
     scores = []
     for batch in dataset.batches(SPLIT, dataset.keys(SPLIT), batch_size, device):
         with keyed(batch.keys, seed=seed, stream="defender"):
             scores.append(defence.screen(batch.images).score.cpu())
         progress(len(batch.keys))
-    together = torch.cat(scores)
-    threshold = threshold_at(together, fpr)
-    set_threshold(detector, threshold)
-    measured = float((together >= threshold).double().mean())
-    return Calibration(threshold=threshold, fpr=fpr, measured=measured, n=len(together), split=SPLIT)
+    return torch.cat(scores)
+
+
+def thresholds_at(scores: Tensor, rates: Sequence[float]) -> dict[float, float]:
+    """Return the threshold of each false-positive rate that so many clean images' scores [N] can show."""
+    found = {}
+    for rate in rates:
+        with contextlib.suppress(ConfigError):
+            found[rate] = threshold_at(scores, rate)
+    return found
 
 
 def set_threshold(detector: nn.Module, threshold: float) -> None:

@@ -151,4 +151,4 @@ def _filed_as(card: Card) -> str:
 
 
 def _member(entry: Entry, name: str) -> bool:
-    return entry.spec.members is not None and name in entry.spec.resolve(entry.spec.members)()
+    return entry.spec.members is not None and name in entry.spec.names()

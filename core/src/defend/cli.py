@@ -17,7 +17,7 @@ from defend import __version__
 from defend.errors import ConfigError, DefendError
 from defend.progress import counting, open_console, run_watcher, training_progress, waiting
 
-EXIT_WRONG_INPUT, EXIT_INTERNAL, EXIT_INTERRUPTED = 2, 1, 130
+EXIT_WRONG_INPUT, EXIT_INTERNAL, EXIT_INTERRUPTED, EXIT_GATE = 2, 1, 130, 3
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -69,7 +69,8 @@ def cli() -> None:
 
     Start here:  defend run --purifier apudae --victim resnet18
 
-    Any command takes --debug (a traceback with errors). Exit codes: 0 done, 2 wrong input, 130 interrupted.
+    Any command takes --debug (a traceback with errors). Exit codes: 0 done, 2 wrong input, 3 a check failed
+    (run --gate), 130 interrupted.
     """
 
 
@@ -134,12 +135,25 @@ def _one_purifier(values: dict[str, Any]) -> str | None:
     "threats",
     multiple=True,
     metavar="NAME",
-    help="noise, transfer (with --finetune), oblivious, adaptive (default all). Repeatable.",
+    help="noise, transfer, oblivious, query, bpda, adaptive, detector-aware, or ladder, all of them (default noise, "
+    "oblivious, adaptive; the ladder with --thorough). Repeatable.",
+)
+@click.option(
+    "--source",
+    "sources",
+    multiple=True,
+    metavar="NAME",
+    help="Victim whose gradients the transfer threat takes (default: others with weights). Repeatable.",
 )
 @click.option(
     "--fpr", type=float, metavar="RATE", help="Calibrate the detector for this false-positive rate, for example 0.01."
 )
-@click.option("--eps", metavar="SIZE", help="L-inf budget, for example 0.1 (default) or 8/255.")
+@click.option(
+    "--eps",
+    metavar="SIZE[,SIZE]",
+    help="L-inf budget, for example 0.1 (default) or 8/255; several make a curve, the headline is for the largest.",
+)
+@click.option("--eps-l2", metavar="SIZE", help="Budget of L2 attacks (default eps * sqrt(dimensions) / 4).")
 @click.option(
     "--limit", type=int, metavar="N", help="Images, a seeded stratified sample (default 100; all with --thorough)."
 )
@@ -150,6 +164,16 @@ def _one_purifier(values: dict[str, Any]) -> str | None:
 @click.option(
     "--draws", type=int, metavar="N", help="Passes the adaptive attacker averages over a random defence (default 20)."
 )
+@click.option(
+    "--passes",
+    type=int,
+    metavar="N",
+    help="Ask a random defence N times: worst of N, majority vote (default 1; 10 with --thorough).",
+)
+@click.option(
+    "--checks", metavar="NAME", help="Sanity checks of the evaluation: basic (default), full (minutes), none."
+)
+@click.option("--gate", is_flag=True, help="Exit with 3 if a check fails.")
 @_seed_option
 @click.option("--batch-size", type=int, metavar="N", help="Images at a time (default 64); halved when memory runs out.")
 @click.option("--workers", type=int, metavar="N", help="Processes that decode image folders (default 2).")
@@ -167,7 +191,9 @@ def _one_purifier(values: dict[str, Any]) -> str | None:
 @_set_option
 @_json_option
 @click.option("--quiet", is_flag=True, help="No progress.")
-def run_command(settings: tuple[str, ...], file: Path | None, as_json: bool, quiet: bool, **values: Any) -> int:
+def run_command(
+    settings: tuple[str, ...], file: Path | None, as_json: bool, quiet: bool, gate: bool, **values: Any
+) -> int:
     """Attack a victim with and without its defence, and report what is left.
 
     Prints a table and writes a run folder: config.toml (runs it again with --config), report.json,
@@ -179,7 +205,13 @@ def run_command(settings: tuple[str, ...], file: Path | None, as_json: bool, qui
     weights = _weights(values)
     purifiers: tuple[str, ...] = values.pop("purifiers")
     values["purifier"] = purifiers[0] if purifiers else None
-    values |= {name: values[name] or None for name in ("attacks", "threats")}
+    values |= {name: values[name] or None for name in ("attacks", "threats", "sources")}
+    if values["eps"] is not None:
+        from defend.values import parse_sweep
+
+        *values["sweep"], values["eps"] = parse_sweep(values["eps"])
+    if gate and values["checks"] == "none":
+        raise ConfigError("--gate needs checks, and --checks none leaves them out: expected basic or full")
     flags = {**values, "options": parse_settings(settings) or None, "weights": weights or None}
     config = run_config(flags, file)
     if file is not None and not values["out"]:
@@ -216,7 +248,15 @@ def run_command(settings: tuple[str, ...], file: Path | None, as_json: bool, qui
     else:
         render(outcomes[0].report, out)
         out.print(f"Written to {config.out}: report.json, records.csv, pictures, config.toml", highlight=False)
-    return EXIT_INTERRUPTED if any(each.report.partial for each in outcomes) else 0
+        out.print(f"A page to share: defend report {config.out}", highlight=False)
+    if any(each.report.partial for each in outcomes):
+        return EXIT_INTERRUPTED
+    failed = [check for each in outcomes for check in each.report.failed]
+    if gate and failed:
+        names = ", ".join(f"{check.number} {check.name}" for check in failed)
+        console.print(f"gate: {len(failed)} failed ({names})", highlight=False, style="red")
+        return EXIT_GATE
+    return 0
 
 
 @cli.command("compare")
@@ -235,6 +275,30 @@ def compare_command(runs: tuple[Path, ...], as_json: bool) -> None:
         click.echo(json.dumps(comparison.to_dict(compared), indent=1))
         return
     comparison.render(compared, open_console())
+
+
+@cli.command("report")
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN...")
+@click.option(
+    "--out", type=click.Path(path_type=Path), metavar="FILE",
+    help="The page (default RUN/report.html; defend-report.html here for several).",
+)  # fmt: skip
+@_json_option
+def report_command(runs: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
+    """Write a run's page, to read on any screen or print, and its figures for a paper.
+
+    RUN is a folder that `defend run` wrote; of several, the page begins with a leaderboard. The figures are PNG and
+    SVG files in RUN/figures. --json lists the files.
+    """
+    with waiting(open_console(stderr=True), quiet=as_json, what="drawing"):
+        from defend.report.page import write_page
+
+        written = write_page(runs, out)
+    if as_json:
+        click.echo(json.dumps([str(file) for file in (written.page, *written.figures)], indent=1))
+        return
+    folders = dict.fromkeys(str(file.parent) for file in written.figures)
+    click.echo(f"Written to {written.page}, and {len(written.figures)} figures (PNG, SVG) to {', '.join(folders)}")
 
 
 @cli.command("list")

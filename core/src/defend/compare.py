@@ -29,32 +29,39 @@ NEEDED = {"config": ("victim", "eps"), "dataset": ("name", "split", "sha256")}  
 COLUMNS = ("attack", "threat", "eps", "image", "label", "arm", "predicted", "accepted")  # of records.csv
 Z95 = 1.959963984540054
 
+RecordKey = tuple[str, str, float | None, str]
 Right = Mapping[int, bool]
 """Whether the defended arm was right, by image: the predicted class is the label, and the image was not rejected."""
 
 
 @attrs.frozen
 class RowKey:
-    """What makes a row of one run the same as a row of another: the attack, the threat and the budget."""
+    """What makes a row of one run the same as a row of another: the attack, the threat, its variant and the budget."""
 
     attack: str
     threat: str
     norm: str
     eps: float | None
+    variant: str = ""
 
     def __str__(self) -> str:
         budget = f", eps {self.eps:.4g}" if self.eps else ""
-        return "clean" if self.threat == "none" else f"{self.attack}/{self.threat}{budget}"
+        variant = f":{self.variant}" if self.variant else ""
+        return "clean" if self.threat == "none" else f"{self.attack}/{self.threat}{variant}{budget}"
 
 
 @attrs.frozen
 class RunRow:
-    """One row of a run, per image. `partial`: it was interrupted, and judged fewer images than planned."""
+    """One row of a run, per image.
+
+    `partial`: it was interrupted, and judged fewer images than planned. `headline`: it counts in the worst case.
+    """
 
     key: RowKey
     steps: int | None
     partial: bool
     right: Right
+    headline: bool = True
 
 
 @attrs.frozen
@@ -216,7 +223,7 @@ def compare(runs: Sequence[Run]) -> Comparison:
     found = [{row.key: row for row in run.rows} for run in runs]
     keys = _ordered(key for rows in found for key in rows)
     table = [[rows.get(key) for rows in found] for key in keys]
-    shared = [key for key in keys if all(key in rows for rows in found)]
+    shared = [key for key in keys if all(key in rows and rows[key].headline for rows in found)]
     worst = _worst_case(found, shared)
 
     judged: list[list[Right | None]] = [[None if row is None else row.right for row in line] for line in table]
@@ -232,7 +239,9 @@ def compare(runs: Sequence[Run]) -> Comparison:
         partial = [any(rows[key].partial for key in shared) for rows in found]
         worst_case = ComparedWorstCase(
             over=tuple(shared),
-            left_out=tuple(key for key in keys if key not in shared),
+            left_out=tuple(
+                key for key in keys if key not in shared and any(key in rows and rows[key].headline for rows in found)
+            ),
             cells=tuple(_cell(right, partial=cut) for right, cut in zip(worst, partial, strict=True)),
             differences=worst_differences,
         )
@@ -392,8 +401,9 @@ def from_records(label: str, report: Report, records: Sequence[RowRecord]) -> Ru
     for record in records:
         plan, said = record.plan, record.arms[DEFENDED]
         right = ((said.predicted == record.labels) & said.accepted).tolist()
-        key = RowKey(plan.name, plan.threat.kind, plan.threat.norm, plan.threat.eps)
-        rows.append(RunRow(key, plan.steps, record.partial, dict(zip(record.keys.tolist(), right, strict=True))))
+        key = RowKey(plan.name, plan.threat.kind, plan.threat.norm, plan.threat.eps, plan.variant)
+        judged = dict(zip(record.keys.tolist(), right, strict=True))
+        rows.append(RunRow(key, plan.steps, record.partial, judged, plan.headline))
     return Run(label, attrs.asdict(report), tuple(rows))
 
 
@@ -424,16 +434,16 @@ def _label(config: Mapping[str, Any]) -> str:
     return "+".join(part for part in parts if part) or "no defence"
 
 
-def _row(row: Mapping[str, Any], records: Mapping[tuple[str, str, float | None], Right], folder: Path) -> RunRow:
-    key = RowKey(row["attack"], row["threat"], row["norm"], row["eps"])
-    right = records.get((key.attack, key.threat, key.eps), {})
+def _row(row: Mapping[str, Any], records: Mapping[RecordKey, Right], folder: Path) -> RunRow:
+    key = RowKey(row["attack"], row["threat"], row["norm"], row["eps"], row.get("variant", ""))
+    right = records.get((key.attack, key.threat, key.eps, key.variant), {})
     accuracy = sum(right.values()) / max(len(right), 1)
     if not right or len(right) != row["n"] or not math.isclose(accuracy, row["defended"]["accuracy"], abs_tol=1e-9):
         raise DataError(
             f"run folder {str(folder)!r} is damaged: for {key}, records.csv holds {len(right)} images with accuracy "
             f"{accuracy:.4g}, and report.json says {row['n']} with {row['defended']['accuracy']:.4g}"
         )
-    return RunRow(key, row["steps"], row["partial"], right)
+    return RunRow(key, row["steps"], row["partial"], right, row.get("headline", True))
 
 
 def _read_report(folder: Path) -> dict[str, Any]:
@@ -462,9 +472,9 @@ def _nearest(folder: Path) -> str:
     return did_you_mean(str(folder), map(str, beside))
 
 
-def _read_records(path: Path) -> dict[tuple[str, str, float | None], dict[int, bool]]:
-    """Read the defended arm's answers, by attack, threat and eps."""
-    records: dict[tuple[str, str, float | None], dict[int, bool]] = {}
+def _read_records(path: Path) -> dict[RecordKey, dict[int, bool]]:
+    """Read the defended arm's answers, by attack, threat, eps and variant (which older runs have no column for)."""
+    records: dict[RecordKey, dict[int, bool]] = {}
     line = 1
     try:
         with path.open(encoding="utf-8", newline="") as file:
@@ -474,11 +484,13 @@ def _read_records(path: Path) -> dict[tuple[str, str, float | None], dict[int, b
             if missing:
                 raise ValueError(f"it has no column {missing[0]!r}")
             places = [header.index(name) for name in COLUMNS]
+            variant = header.index("variant") if "variant" in header else None
             for line, values in enumerate(lines, start=2):  # noqa: B007
                 attack, threat, eps, image, label, arm, predicted, accepted = [values[place] for place in places]
                 if arm != DEFENDED:
                     continue
-                row = records.setdefault((attack, threat, float(eps) if eps else None), {})
+                which = "" if variant is None else values[variant]
+                row = records.setdefault((attack, threat, float(eps) if eps else None, which), {})
                 if int(image) in row:
                     raise ValueError(f"image {image} is there twice")
                 row[int(image)] = int(predicted) == int(label) and bool(int(accepted))

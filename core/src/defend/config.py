@@ -74,8 +74,8 @@ def _structure(values: Mapping[str, Any], where: str) -> RunConfig:
     for key, value in values.items():
         if key not in names:
             raise ConfigError(f"unknown key {key!r} in {where}: {did_you_mean(key, names)}")
-        if key == "eps":
-            parsed[key] = value  # RunConfig's own converter explains a wrong budget best
+        if key in ("eps", "sweep", "eps_l2"):
+            parsed[key] = value  # RunConfig's own converters explain a wrong budget best
         elif key in ("options", "weights"):
             parsed[key] = _table(key, value, where)
         else:

@@ -82,6 +82,12 @@ class Defence(nn.Module):
         logits: Tensor = self.victim(self.purify(images))
         return logits
 
+    def answer(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits [B,classes] and the detector's scores [B] (zeros without one), both differentiable."""
+        purified = self.purify(images)
+        score = images.new_zeros(len(images)) if self.detector is None else self.detector(images, purified)
+        return self.victim(purified), score
+
     @torch.no_grad()
     def screen(self, images: Tensor) -> Screening:
         """Purify and score, without gradients: all that comes before the victim.

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from defend.randomness import mark, resumed
 
@@ -108,3 +109,28 @@ def smooth_sign(values: Tensor) -> Tensor:
     """
     smooth: Tensor = _SmoothSign.apply(values)
     return smooth
+
+
+class _Watch(TorchFunctionMode):
+    """Notices every backward pass that Python code asks for."""
+
+    seen = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen = self.seen or func in (torch.autograd.grad, torch.autograd.backward, Tensor.backward)
+        return func(*args, **(kwargs or {}))
+
+
+def differentiates_inside(module: nn.Module, images: Tensor) -> bool:
+    """Whether one forward pass over images [B,C,H,W], gradients off, takes gradients by itself.
+
+    Such a module optimises at test time, which attacks made for plain networks do not foresee (Croce et al. 2022,
+    arXiv:2202.13711). A part with an attribute `optimises` that is true is taken at its word. Random draws outside
+    stay as they were.
+    """
+    if any(getattr(part, "optimises", False) for part in module.modules()):
+        return True
+    devices = [images.device] if images.device.type == "cuda" else []
+    with torch.random.fork_rng(devices), torch.no_grad(), _Watch() as watch:
+        module(images)
+    return bool(watch.seen)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -95,6 +96,11 @@ def tpr_at(clean: Tensor, attacked: Tensor, fpr: float) -> float:
         return 1.0
     bound = clean.sort(descending=True).values[allowed]
     return _share(attacked > bound)
+
+
+def proportion(which: Tensor) -> dict[str, Any]:
+    """Return the share of a bool tensor [N] and its Wilson interval: "accuracy" and "ci95"."""
+    return {"accuracy": _share(which), "ci95": wilson(int(which.sum()), len(which))}
 
 
 def _share(which: Tensor) -> float:

@@ -1,64 +1,89 @@
-"""Which rows a run has: a config's attacks, under each threat that fits them, against the arm it attacks."""
+"""Which rows a run has: its attacks, under each threat that fits them, against the arm that the threat attacks."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import attrs
 from torch import Tensor
 
 from defend.datasets.base import ImageDataset
+from defend.errors import ConfigError
 from defend.evaluate import PlannedRow
 from defend.options import describe
 from defend.plugins import Found, Registry
-from defend.stages import Stage
-from defend.threats import DEFENDED, THREATS, TUNED, UNDEFENDED
-from defend.values import RunConfig, Threat
+from defend.stages import Attack, Stage, Task
+from defend.threats import DEFENDED, THREATS, UNDEFENDED, chosen, insisted
+from defend.values import QUICK_ATTACKS, RunConfig, Threat
 
-QUICK_ADAPTIVE_STEPS = 10
+QUICK: Mapping[str, int] = {"steps": 10, "queries": 200}
+"""What a quick run takes of the expensive attacks: single-step ones, which have neither, are left out unless named."""
 
 
 @attrs.frozen
 class ArmSet:
-    """The arms of one defence: what they are called in its report, mapped to what they are called in the run."""
+    """The arms of one defence.
+
+    Attributes:
+        config: what was asked for.
+        names: the arms that judge: what they are called in the report, to what they are called in the run.
+        faced: by threat, what its attackers see: variant to the name of an arm in the run. Threats that do not fit
+            the defence are missing.
+        aim: the score below which an attacker who knows the detector wants to stay, or None.
+        costly: arms that are expensive to attack, whatever the threat.
+    """
 
     config: RunConfig
     names: Mapping[str, str]
+    faced: Mapping[str, Mapping[str, str]]
+    aim: float | None = None
+    costly: frozenset[str] = frozenset()
 
-    def attacked(self, kind: str) -> str:
-        """Return the arm that a threat attacks, by its name in the run; the bare victim where nothing was tuned."""
-        return self.names.get(THREATS[kind].attacked, UNDEFENDED)
 
+def plan(defences: Sequence[ArmSet], dataset: ImageDataset, plugins: Registry) -> list[PlannedRow]:
+    """Return the rows of all defences, in the order of the threats, small budgets before large ones.
 
-def plan(defences: list[ArmSet], dataset: ImageDataset, plugins: Registry) -> list[PlannedRow]:
-    """Return the rows of all defences, in the order of the threats.
+    A row whose attack faces the same arm is made once, and judged by every defence's arms.
 
-    A row whose attack faces the same bare victim is made once, and judged by every defence's arms.
+    Raises:
+        ConfigError: a threat was named that does not fit, or that none of the attacks can carry out.
     """
     config = defences[0].config
     keys = dataset.keys("test", config.row_limit, config.seed)
     fewer = keys if config.adaptive_row_limit is None else keys[: config.adaptive_row_limit]
-    everyone = tuple(dict.fromkeys(name for defence in defences for name in defence.names.values()))
+    everyone = _judges(defences)
     rows = [PlannedRow("none", Threat("none", "none", 0.0), None, keys, None, UNDEFENDED, everyone)]
-    for kind in THREATS:
-        if kind not in config.threats:
-            continue
-        faced: dict[str, list[ArmSet]] = {}
+    for kind in chosen(config):
+        faced: dict[tuple[str, str], list[ArmSet]] = {}
         for defence in defences:
-            if fits(kind, defence):
-                faced.setdefault(defence.attacked(kind), []).append(defence)
-        for attacked, facing in faced.items():
-            judges = tuple(dict.fromkeys(name for defence in facing for name in defence.names.values()))
-            rows += _rows(kind, facing[0].config, plugins, keys, fewer, attacked, judges)
+            for variant, attacked in defence.faced.get(kind, {}).items():
+                faced.setdefault((variant, attacked), []).append(defence)
+        before = len(rows)
+        for (variant, attacked), facing in faced.items():
+            costly = THREATS[kind].expensive or any(attacked in defence.costly for defence in facing)
+            rows += _rows(kind, variant, attacked, facing, plugins, fewer if costly else keys, dataset.task())
+        if kind in insisted(config) and len(rows) == before:
+            raise ConfigError(_cannot(kind, config, bool(faced)))
     return rows
 
 
-def fits(kind: str, defence: ArmSet) -> bool:
-    """Whether a threat makes sense for a defence."""
-    if THREATS[kind].attacked == DEFENDED:
-        return DEFENDED in defence.names and defence.names[DEFENDED] != UNDEFENDED
-    return not THREATS[kind].tuned_only or TUNED in defence.names
+def _cannot(kind: str, config: RunConfig, fits: bool) -> str:
+    if fits:
+        given = ", ".join(config.attacks or ())
+        return f"threat {kind!r} has no attack: none of {given} makes sense under it; leave --attack out for its own"
+    needs = THREATS[kind].needs
+    if needs:
+        return f"threat {kind!r} needs a {needs}, and this run has none: add one, or leave the threat out"
+    return (
+        f"threat {kind!r} needs another victim with weights for {config.dataset}, and there is none: name one with "
+        f"--source, trained by `defend train victim NAME --dataset {config.dataset}`"
+    )
+
+
+def _judges(defences: Sequence[ArmSet]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name for defence in defences for name in defence.names.values()))
 
 
 def counter_attacks(config: RunConfig, plugins: Registry) -> tuple[str, ...]:
@@ -72,33 +97,77 @@ def counter_attacks(config: RunConfig, plugins: Registry) -> tuple[str, ...]:
     return tuple(name for stage, part in parts if part for name in plugins.find(stage, part).spec.counter_attacks)
 
 
+def attacks_of(kind: str, config: RunConfig, plugins: Registry) -> list[Found]:
+    """Return what carries a threat out: the attacks named that make sense under it, or else its own.
+
+    Its own are taken where no attacks were named, and where none of those named makes sense under a threat that was
+    named too; counter-attacks are added to the adaptive threat.
+    """
+    suits = THREATS[kind].suits or kind
+    default: tuple[str, ...] = THREATS[kind].attacks
+    asked = config.attacks
+    if asked is None and config.threats is None and not config.thorough:
+        asked = QUICK_ATTACKS
+    found = [plugins.find("attack", name) for name in (default if asked is None else asked)]
+    fitting = [each for each in found if suits in each.spec.threats]
+    if not fitting and config.threats is not None and not _only_others(kind, found):
+        fitting = [plugins.find("attack", name) for name in default]
+    if kind == "adaptive":
+        fitting += [plugins.find("attack", name) for name in counter_attacks(config, plugins)]
+    return list({each.name: each for each in fitting}.values())
+
+
+def _only_others(kind: str, found: Sequence[Found]) -> bool:
+    """Whether gradient attacks were named for a threat that takes them, and just none of these fits it."""
+    return (THREATS[kind].suits or kind) in ("oblivious", "adaptive") and bool(found)
+
+
 def _rows(
-    kind: str, config: RunConfig, plugins: Registry, keys: Tensor, fewer: Tensor, attacked: str,
-    judges: tuple[str, ...],
-) -> list[PlannedRow]:  # fmt: skip
-    rows = []
-    expensive = THREATS[kind].expensive
-    counter = counter_attacks(config, plugins) if THREATS[kind].attacked == DEFENDED else ()
-    for name in dict.fromkeys((*config.attacks, *counter)):
-        found = plugins.find("attack", name)
-        if (THREATS[kind].suits or kind) not in found.spec.threats:
+    kind: str, variant: str, attacked: str, facing: Sequence[ArmSet], plugins: Registry, keys: Tensor, task: Task
+) -> Iterator[PlannedRow]:
+    config, aim = facing[0].config, facing[0].aim
+    defended = facing[0].names[DEFENDED]
+    for found in attacks_of(kind, config, plugins):
+        options = _options(kind, found, config)
+        if options is None:
             continue
-        options = dict(config.options.get(name, {}))
-        if expensive and not config.thorough:
-            if "steps" not in {option.name for option in describe(found.spec.config)}:
-                continue  # one step finds little that many do not
-            options = _fewer_steps(found, options)
-        chosen = found.config(options)
-        attack = found.spec.resolve(found.spec.build)(chosen)
-        eps = None if attack.norm != "linf" else config.eps + getattr(attack, "excess", 0.0)
-        steps = getattr(chosen, "steps", None)
-        threat = Threat(kind, attack.norm, eps)
-        rows.append(PlannedRow(name, threat, attack, fewer if expensive else keys, steps, attacked, judges))
-    return rows
+        settings = found.config(options)
+        attack: Attack = found.spec.resolve(found.spec.build)(settings)
+        steps = getattr(settings, "steps", None) or getattr(settings, "queries", None)
+        for eps, headline in _budgets(attack, config, task):
+            reusable = kind in ("query", "bpda", "adaptive") and eps is not None and bool(config.sweep)
+            yield PlannedRow(
+                found.name, Threat(kind, attack.norm, eps), attack, keys, steps, attacked, _judges(facing), variant,
+                headline, aim if kind == "detector-aware" else None,
+                (f"{found.name}/{kind}/{variant}/{attacked}", defended) if reusable else None,
+            )  # fmt: skip
 
 
-def _fewer_steps(found: Found, options: dict[str, Any]) -> dict[str, Any]:
-    for option in describe(found.spec.config):
-        if option.name == "steps" and isinstance(option.default, int):
-            return {"steps": min(option.default, QUICK_ADAPTIVE_STEPS), **options}
-    return options
+def _budgets(attack: Attack, config: RunConfig, task: Task) -> list[tuple[float | None, bool]]:
+    """Return the budgets to attack with, ascending, and whether each counts in the headline."""
+    if getattr(attack, "minimal", False):
+        return [(None, False)]
+    if attack.norm != "linf":
+        default = config.eps * math.sqrt(task.channels * task.height * task.width) / 4
+        return [(default if config.eps_l2 is None else config.eps_l2, True)]
+    excess = getattr(attack, "excess", 0.0)
+    every = sorted({*config.sweep, config.eps})
+    return [(eps + excess, eps == config.eps) for eps in every]
+
+
+def _options(kind: str, found: Found, config: RunConfig) -> dict[str, Any] | None:
+    """Return an attack's options under a threat; None where a quick run leaves the attack out."""
+    given = dict(config.options.get(found.name, {}))
+    known = {option.name: option for option in describe(found.spec.config)}
+    if config.thorough:
+        return {**THREATS[kind].options.get(found.name, {}), **given}
+    if not THREATS[kind].expensive:
+        return given
+    if config.attacks is None and not QUICK.keys() & known.keys():
+        return None  # one step finds little that many do not
+    fewer = {
+        name: min(known[name].default, most)
+        for name, most in QUICK.items()
+        if name in known and isinstance(known[name].default, int)
+    }
+    return {**fewer, **given}

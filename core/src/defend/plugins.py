@@ -50,6 +50,8 @@ class Found:
     @property
     def name(self) -> str:
         """What the user typed: the stage's name or the family member's."""
+        if self.member is not None and self.spec.prefixed:
+            return f"{self.spec.name}:{self.member}"
         return self.member or self.spec.name
 
     def config(self, values: Mapping[str, Any]) -> Any:
@@ -128,6 +130,7 @@ class Registry:
         Raises:
             UnknownNameError: nothing answers to it; the nearest name is offered, and a plugin that
                 failed to load is named.
+            ConfigError: a family's own name, or a member of one whose library is not installed.
         """
         entries = self._entries[stage]
         if name in entries and entries[name].spec.members is None:
@@ -139,10 +142,12 @@ class Registry:
         for entry in entries.values():
             if entry.spec.members is None:
                 continue
-            members = entry.spec.resolve(entry.spec.members)()
-            if member in members and prefix in ("", entry.spec.name):
+            names = entry.spec.names()
+            if name in names or (prefix == entry.spec.name and member in names):
                 return Found(entry, member)
-            choices += members
+            if prefix == entry.spec.name and not names:
+                raise ConfigError(f"{stage} {name!r} is not installed: {entry.spec.summary}")
+            choices += names
         broken = "".join(f"; note: {failure.plugin} failed to load: {failure.cause}" for failure in self.failures)
         raise UnknownNameError(stage, name, choices, broken)
 

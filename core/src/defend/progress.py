@@ -23,9 +23,9 @@ def open_console(stderr: bool = False) -> Console:
     return Console(stderr=stderr, width=None if sys.stdout.isatty() else PIPED_WIDTH)
 
 
-def waiting(console: Console, quiet: bool) -> contextlib.AbstractContextManager[Any]:
-    """Show that imports are under way: torch and timm take seconds."""
-    return contextlib.nullcontext() if quiet or not console.is_terminal else console.status("loading torch")
+def waiting(console: Console, quiet: bool, what: str = "loading torch") -> contextlib.AbstractContextManager[Any]:
+    """Show what takes seconds: for one, torch's and timm's imports."""
+    return contextlib.nullcontext() if quiet or not console.is_terminal else console.status(what)
 
 
 def run_watcher(console: Console, quiet: bool) -> Any:

@@ -12,6 +12,7 @@ import attrs
 import torch
 from torch import nn
 
+from defend.bpda import BackwardThrough, surrogates_of
 from defend.build import (
     Built,
     build_purifiers,
@@ -22,25 +23,40 @@ from defend.build import (
     open_dataset,
     purifier_options,
     resolve_device,
+    transfer_sources,
 )
-from defend.calibrate import DEFAULT_FPR, calibrate, is_calibrated
+from defend.calibrate import DEFAULT_FPR, calibrate, clean_scores, is_calibrated, thresholds_at
+from defend.checks import Subject, check_run
 from defend.datasets.base import ImageDataset
 from defend.defence import Defence
 from defend.errors import ConfigError
 from defend.evaluate import Evaluator, PlannedRow, RowRecord, Settings, restrict
 from defend.options import describe
-from defend.plan import ArmSet, counter_attacks, plan
+from defend.plan import ArmSet, attacks_of, counter_attacks, plan
 from defend.plugins import Registry, registry
 from defend.report import folder as run_folder
 from defend.report.assemble import Circumstances, assemble
 from defend.speed import prepare
 from defend.stages import Stage
-from defend.threats import DEFENDED, TUNED, UNDEFENDED, UNTUNED, threat
+from defend.threats import (
+    BEFORE_TUNING,
+    DEFENDED,
+    DETECTOR_AWARE,
+    RATES,
+    THREATS,
+    TUNED,
+    UNDEFENDED,
+    UNTUNED,
+    chosen,
+)
 from defend.train_stage import Progress, train_stage
-from defend.values import Calibration, Report, RunConfig
+from defend.values import Calibration, Check, Report, RunConfig
 from defend.weights import locate, tuned_name
 
 SAMPLE = 4
+PROBED = {"basic": 8, "full": 25}  # images that the sanity checks query the defence with
+CHECK_STEPS = 10
+MOST_CHECK_STEPS = 20
 
 
 class Watcher:
@@ -84,6 +100,8 @@ class _Arms:
     parameters: int
     precision: Mapping[str, str]
     calibration: Calibration | None
+    thresholds: Mapping[float, float]
+    left_out: Mapping[str, str]
 
 
 def run(config: RunConfig, watcher: Watcher | None = None, found_in: Registry | None = None) -> Report:
@@ -128,6 +146,7 @@ def run_arms(
         seed=config.seed,
         batch_size=config.batch_size,
         draws=config.draws,
+        passes=config.passes_asked,
         crafting=torch.bfloat16 if precision == "bf16" else None,
         progress=watcher.images,
     )
@@ -135,7 +154,7 @@ def run_arms(
     records: list[RowRecord] = []
     partial = False
 
-    def outcome(defence: _Arms) -> Outcome:
+    def outcome(defence: _Arms, subject: Subject | None = None) -> Outcome:
         names = defence.names.names
         own = [restrict(record, names) for record in records if names[DEFENDED] in record.arms]
         wanted = sum(names[DEFENDED] in planned.judges for planned in plans)
@@ -151,7 +170,10 @@ def run_arms(
             built=defence.built,
             parameters=defence.parameters,
             threshold=None if detector is None else float(detector.threshold),
+            thresholds=defence.thresholds,
             calibration=defence.calibration,
+            checks=_checked(defence.names.config, own, subject, watcher),
+            left_out=defence.left_out,
             partial=partial or len(own) < wanted,
         )  # fmt: skip
         return Outcome(assemble(defence.names.config, own, known), own)
@@ -176,11 +198,48 @@ def run_arms(
         watcher.end()
     if not records:
         raise KeyboardInterrupt  # before the first batch was finished: nothing to report
-    outcomes = [outcome(defence) for defence in defences]
-    for out, done in zip(outs, outcomes, strict=True):
+    outcomes = []
+    for out, defence in zip(outs, defences, strict=True):
+        try:
+            done = outcome(defence, None if partial else _subject(defence, dataset, settings, records))
+        except KeyboardInterrupt:  # within the checks: the rows are whole
+            partial = True
+            done = outcome(defence)
+        finally:
+            watcher.end()
         if out is not None:
+            run_folder.write(out, done.report, done.records)
             run_folder.write_pictures(out, done.records)
+        outcomes.append(done)
     return outcomes
+
+
+def _checked(
+    config: RunConfig, records: Sequence[RowRecord], subject: Subject | None, watcher: Watcher
+) -> tuple[Check, ...]:
+    """Run the sanity checks that the config asks for: while rows are still missing, on what there is."""
+    if config.checks == "none":
+        return ()
+    level: Any = config.checks
+    return check_run(records, subject, level, lambda what: watcher.preparing(f"checking: {what}"))
+
+
+def _subject(defence: _Arms, dataset: ImageDataset, settings: Settings, records: Sequence[RowRecord]) -> Subject | None:
+    """Return what the checks may query: they take as many steps as the run's own PGD, within reason."""
+    config = defence.names.config
+    if config.checks == "none":
+        return None
+    own = [row.plan.steps for row in records if (row.plan.name, row.plan.threat.kind) == ("pgd", "adaptive")]
+    steps = min(own[0] or CHECK_STEPS, MOST_CHECK_STEPS) if own else CHECK_STEPS
+    keys = dataset.keys("test", PROBED[config.checks], config.seed)
+    batch = next(iter(dataset.batches("test", keys, len(keys), settings.device)))
+    names = defence.names.names
+    return Subject(
+        defence=defence.arms[names[DEFENDED]], undefended=defence.arms[UNDEFENDED],
+        images=batch.images, labels=batch.labels, keys=batch.keys,
+        eps=config.eps, seed=config.seed, draws=config.draws, steps=steps, classes=dataset.task().classes,
+        calibration=defence.calibration,
+    )  # fmt: skip
 
 
 def alternatives(config: RunConfig, purifiers: Sequence[str]) -> list[RunConfig]:
@@ -206,19 +265,19 @@ def alternatives(config: RunConfig, purifiers: Sequence[str]) -> list[RunConfig]
 
 
 def _check_names(config: RunConfig, plugins: Registry) -> None:
-    for name in config.threats:
-        threat(name)
-    for name in config.attacks:
-        plugins.find("attack", name)
+    carried_out = {found.name for kind in chosen(config) for found in attacks_of(kind, config, plugins)}
+    carried_out |= {plugins.find("attack", name).name for name in config.attacks or ()}
+    for name in config.sources:
+        plugins.find("victim", name)
     for name in config.purifiers:
         plugins.find("purifier", name)
-    chosen = {
+    named = {
         "victim": config.victim, "purifier": config.purifier, "detector": config.detector, "finetuner": config.finetune,
     }  # fmt: skip
-    parts = [*(stage for stage, name in chosen.items() if name), *config.purifiers]
+    parts = [*(stage for stage, name in named.items() if name), *config.purifiers]
     if config.fpr is not None and config.detector is None:
         raise ConfigError(f"fpr {config.fpr:g} was asked for, and there is no detector to calibrate: add --detector")
-    known = {*parts, "dataset", *config.attacks, *counter_attacks(config, plugins)}
+    known = {*parts, "dataset", *carried_out, *counter_attacks(config, plugins)}
     for stage in config.options:
         if stage not in known:
             listed = ", ".join(sorted(known))
@@ -247,6 +306,7 @@ def _build_all(
         "victim", config.victim, task, config.options.get("victim"), config.weights.get("victim"), plugins
     )
     bare, done = prepare(Defence(victim.module).to(device), precision, sample)
+    sources = _sources(config, dataset, plugins, watcher, device)
     ready = []
     for each in configs:
         label = f"{each.purifier}: " if len(configs) > 1 else ""
@@ -269,10 +329,78 @@ def _build_all(
         if len(parts) > 1:
             names[DEFENDED] = label + DEFENDED
             arms[names[DEFENDED]] = Defence(last, behind.purifier, behind.detector)
+        faced, attackable, left_out = _faced(each, label, names, arms, sources)
+        thresholds: dict[float, float] = {}
+        aim = None
+        judge = arms[names[DEFENDED]]
+        if DETECTOR_AWARE in faced and judge.detector is not None:
+            watcher.preparing(f"scoring held-out clean images with {each.detector}")
+            scores = clean_scores(judge, dataset, device=device, batch_size=each.batch_size, seed=each.seed)
+            thresholds = thresholds_at(scores, RATES)
+            own: Any = judge.detector.threshold
+            aim = min([float(own), *thresholds.values()])
         everything = {id(p): p.numel() for p in whole.parameters()}
         added = sum(everything.values()) - sum(p.numel() for p in whole.victim.parameters())
-        ready.append(_Arms(ArmSet(each, names), parts, arms, added, done, calibration))
+        armed = ArmSet(each, names, faced, aim, frozenset(attackable) - {f"source {name}" for name in sources})
+        ready.append(_Arms(armed, parts, arms | attackable, added, done, calibration, thresholds, left_out))
     return ready
+
+
+def _sources(
+    config: RunConfig, dataset: ImageDataset, plugins: Registry, watcher: Watcher, device: torch.device
+) -> dict[str, nn.Module]:
+    """Build the victims whose gradients the transfer threat takes, frozen, by name."""
+    if "transfer" not in chosen(config):
+        return {}
+    asked = config.threats is not None or config.thorough
+    names = config.sources or (transfer_sources(config.victim, dataset.name, plugins) if asked else ())
+    found = {}
+    for name in names:
+        _train_missing("victim", name, config, dataset, plugins, watcher)
+        module = build_stage("victim", name, dataset.task(), None, None, plugins).module
+        found[name] = module.to(device).requires_grad_(False)
+    return found
+
+
+def _faced(
+    config: RunConfig,
+    label: str,
+    names: Mapping[str, str],
+    arms: Mapping[str, Defence],
+    sources: Mapping[str, nn.Module],
+) -> tuple[dict[str, dict[str, str]], dict[str, Defence], dict[str, str]]:
+    """Return what the attackers of each threat see, the arms made for them alone, and the threats that do not fit."""
+    whole = arms[names[DEFENDED]]
+    made: dict[str, Defence] = {}
+    transfer = {BEFORE_TUNING: UNDEFENDED} if TUNED in names else {}
+    for place, (name, module) in enumerate(sources.items()):
+        transfer[name] = f"source {name}"
+        made[transfer[name]] = Defence(module)
+        if place == 0 and whole.purifier is not None:
+            behind = f"{name} behind the defence"
+            transfer[behind] = f"{label}source {behind}"
+            made[transfer[behind]] = Defence(module, whole.purifier)
+    bpda = {}
+    if whole.purifier is not None and "bpda" in chosen(config):
+        for variant, surrogate in surrogates_of(whole.purifier).items():
+            bpda[variant] = f"{label}bpda {variant}"
+            made[bpda[variant]] = Defence(whole.victim, BackwardThrough(whole.purifier, surrogate), whole.detector)
+    everything = {
+        "noise": {"": UNDEFENDED},
+        "transfer": transfer,
+        "oblivious": {"": names.get(TUNED, UNDEFENDED)},
+        "query": {"": names[DEFENDED]},
+        "bpda": bpda,
+        "adaptive": {} if names[DEFENDED] == UNDEFENDED else {"": names[DEFENDED]},
+        DETECTOR_AWARE: {} if whole.detector is None else {"": names[DEFENDED]},
+    }
+    left_out = {}
+    for kind in chosen(config):
+        needs = THREATS[kind].needs
+        if not everything[kind] and (needs or config.threats or config.thorough):
+            why = f"there is no {needs}" if needs else f"no other victim has weights for {config.dataset} (--source)"
+            left_out[kind] = why
+    return everything, made, left_out
 
 
 def _build(

@@ -109,5 +109,4 @@ def _guess(name: str) -> str:
 
 def _answers(entry: Entry, name: str) -> bool:
     """Whether a stage answers to a name: as its own, or as that of a family's member."""
-    members = entry.spec.members
-    return name == entry.spec.name or (members is not None and name in entry.spec.resolve(members)())
+    return name == entry.spec.name or name in entry.spec.names()

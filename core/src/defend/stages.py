@@ -91,6 +91,8 @@ class StageSpec:
             purifier's network names "purifier". Both modules then have the same state_dict.
         members: for a family that answers to many names (all timm models): "module:function"
             returning them. `member_option` is the option that receives the chosen one.
+        prefixed: a member is called "family:member" and answers to nothing shorter; where there are no members, the
+            family's library is not installed, and the summary says what it needs.
         threats: attacks only: the threats under which this attack makes sense.
         counter_attacks: names of attacks made against this stage, which the adaptive threat adds.
     """
@@ -107,8 +109,16 @@ class StageSpec:
     weights_of: Stage | None = None
     members: str | None = attrs.field(default=None, validator=_lazy_reference)
     member_option: str = "model"
+    prefixed: bool = False
     threats: tuple[str, ...] = ("oblivious", "adaptive")
     counter_attacks: tuple[str, ...] = ()
+
+    def names(self) -> tuple[str, ...]:
+        """Return what the stage answers to: its own name, or its members' as the user types them."""
+        if self.members is None:
+            return (self.name,)
+        known = self.resolve(self.members)()
+        return tuple(f"{self.name}:{member}" for member in known) if self.prefixed else tuple(known)
 
     def resolve(self, reference: str) -> Callable[..., Any]:
         """Import what `build`, `train` or `members` names."""
@@ -120,8 +130,9 @@ class StageSpec:
 class Attack(Protocol):
     """Makes adversarial images within a budget, against a target it may query and differentiate.
 
-    `norm` is the norm of its budget: "linf", or "l2" for one that minimises the distance and takes no eps.
-    The host checks and clips what comes back, see `defend.attacks.enforce`.
+    `norm` is the norm of its budget, "linf" or "l2"; one that minimises the distance instead has an attribute
+    `minimal` that is true, and gets infinite budgets. An attack that counts how often it asks leaves that in
+    `target.queries`. The host checks and clips what comes back, see `defend.attacks.host`.
     """
 
     norm: str
@@ -145,7 +156,8 @@ class Purifier(Protocol):
 
     Must work under `torch.no_grad()` even if it differentiates inside, and must be differentiable
     end to end where gradients are on. `random` says whether two passes may differ; draws come from
-    `defend.randomness`, so that the host can key them by image.
+    `defend.randomness`, so that the host can key them by image. One that is hard to differentiate may have a method
+    `surrogates()`: modules, by name, that the bpda threat differentiates in its place (`defend.bpda`).
     """
 
     random: bool

@@ -20,6 +20,11 @@ Precision = Literal["auto", "exact", "fp32", "bf16"]
 PRECISIONS: tuple[Precision, ...] = ("auto", "exact", "fp32", "bf16")
 QUICK_LIMIT = 100
 QUICK_ADAPTIVE_LIMIT = 25
+CHECKS = ("none", "basic", "full")
+QUICK_ATTACKS = ("noise", "fgsm", "pgd")
+QUICK_THREATS = ("noise", "transfer", "oblivious", "adaptive")
+LADDER = "ladder"
+PASSES = 10
 
 
 def parse_eps(value: Any) -> float:
@@ -37,6 +42,14 @@ def parse_eps(value: Any) -> float:
     if not 0 <= eps <= 1:
         raise ConfigError(f"eps {value!r} is out of range: expected 0 to 1, for example 8/255 or 0.03")
     return eps
+
+
+def parse_sweep(values: Any) -> tuple[float, ...]:
+    """Read several budgets: "2/255,4/255", or a list of what `parse_eps` reads; ascending, each once."""
+    parts = values.split(",") if isinstance(values, str) else values
+    if not isinstance(parts, (list, tuple, set, frozenset)):
+        raise ConfigError(f"sweep {values!r} is not a list of budgets: expected for example 2/255,4/255")
+    return tuple(sorted({parse_eps(part.strip() if isinstance(part, str) else part) for part in parts}))
 
 
 @attrs.frozen
@@ -99,13 +112,29 @@ def _names(value: Iterable[str]) -> tuple[str, ...]:
     return (value,) if isinstance(value, str) else tuple(value)
 
 
+def _names_or_none(value: Iterable[str] | None) -> tuple[str, ...] | None:
+    return None if value is None else _names(value)
+
+
+def _length(value: Any) -> float | None:
+    if value is None:
+        return None
+    try:
+        length = fraction(value)
+    except ValueError as error:
+        raise ConfigError(f"eps_l2 {value!r} is not {error}") from None
+    if not 0 <= length < float("inf"):
+        raise ConfigError(f"eps_l2 {value!r} is out of range: expected 0 or more, for example 0.5")
+    return length
+
+
 def split_names(text: str | None) -> tuple[str, ...]:
     """Split "dae,apudae" into its names."""
     return tuple(name.strip() for name in text.split(",")) if text else ()
 
 
-def _some(_: Any, attribute: attrs.Attribute[Any], value: tuple[str, ...]) -> None:
-    if not value or not all(value):
+def _some(_: Any, attribute: attrs.Attribute[Any], value: tuple[str, ...] | None) -> None:
+    if value is not None and (not value or not all(value)):
         raise ConfigError(f"{attribute.name} is empty: name at least one")
 
 
@@ -119,13 +148,23 @@ class RunConfig:
         fpr: calibrate the detector for this false-positive rate on held-out clean images; None keeps the threshold
             that came with its weights, and takes 0.01 if it has none.
         dataset: data set name; `data_dir` is where its files lie (imagefolder: the folder itself).
-        attacks: attack names, each run under every threat in `threats` that fits it.
-        eps: the L-inf budget in [0,1] units.
+        attacks: attack names, each run under every threat in `threats` that fits it; None: noise, FGSM and PGD, or
+            what `defend.threats` names for each rung where threats were chosen or with `thorough`.
+        threats: who attacks (`defend.threats`); "ladder" is all that fit. None: noise, oblivious, adaptive (and
+            transfer for a fine-tuned victim), or the ladder with `thorough`.
+        sources: victims whose gradients the transfer threat takes; empty: others with weights for this data set.
+        eps: the L-inf budget in [0,1] units, which the headline is for.
+        sweep: other L-inf budgets to attack with as well, for a curve.
+        eps_l2: the budget of L2 attacks; None: eps * sqrt(pixels and channels) / 4, which is near the pairs that
+            the field uses (MNIST 0.3 and 2, CIFAR-10 8/255 and 0.5).
         limit: how many test images, a seeded stratified sample; None: 100, or all with `thorough`.
         adaptive_limit: how many of them the adaptive rows use; None: 25, or all with `thorough`.
         thorough: all images, all attacks and the attacks' own step counts, in the adaptive rows too; a quick
             run leaves out single-step adaptive attacks and takes 10 steps of the others.
         draws: forward passes that the adaptive attacker averages over when the defence is random.
+        passes: how often a random defence is asked for the worst of N and the majority vote; None: 10 with
+            `thorough`, once in a quick run.
+        checks: "basic", those of the sanity checks that cost little; "full", all; "none".
         precision: "auto", "exact" (nothing rewritten), "fp32" (folded, channels-last) or "bf16"
             (attacks crafted in bfloat16, judged in fp32).
         options: options by stage, for example {"purifier": {"steps": 15}, "pgd": {"steps": 40}}.
@@ -139,15 +178,18 @@ class RunConfig:
     detector: str | None = None
     finetune: str | None = None
     fpr: float | None = attrs.field(default=None, validator=_rate)
-    attacks: tuple[str, ...] = attrs.field(default=("noise", "fgsm", "pgd"), converter=_names, validator=_some)
-    threats: tuple[str, ...] = attrs.field(
-        default=("noise", "transfer", "oblivious", "adaptive"), converter=_names, validator=_some
-    )
+    attacks: tuple[str, ...] | None = attrs.field(default=None, converter=_names_or_none, validator=_some)
+    threats: tuple[str, ...] | None = attrs.field(default=None, converter=_names_or_none, validator=_some)
+    sources: tuple[str, ...] = attrs.field(default=(), converter=_names)
     eps: float = attrs.field(default=0.1, converter=parse_eps)
+    sweep: tuple[float, ...] = attrs.field(default=(), converter=parse_sweep)
+    eps_l2: float | None = attrs.field(default=None, converter=_length)
     limit: int | None = attrs.field(default=None, validator=_positive)
     adaptive_limit: int | None = attrs.field(default=None, validator=_positive)
     thorough: bool = False
     draws: int = attrs.field(default=20, validator=_positive)
+    passes: int | None = attrs.field(default=None, validator=_positive)
+    checks: str = attrs.field(default="basic", validator=_known(CHECKS))
     seed: int = attrs.field(default=0, validator=_not_negative)
     batch_size: int = attrs.field(default=64, validator=_positive)
     workers: int = attrs.field(default=2, validator=_not_negative)
@@ -163,6 +205,11 @@ class RunConfig:
     def purifiers(self) -> tuple[str, ...]:
         """The purifiers in the order in which they are applied."""
         return split_names(self.purifier)
+
+    @property
+    def passes_asked(self) -> int:
+        """How often a random defence is asked."""
+        return self.passes or (PASSES if self.thorough else 1)
 
     @property
     def row_limit(self) -> int | None:
@@ -195,7 +242,19 @@ class Arm:
 class Row:
     """One attack under one threat, as the report shows it. `seconds` has "attack" and "purify".
 
-    `arms` holds the others' results where there are any: "tuned" and "untuned" (`defend.threats`).
+    Attributes:
+        arms: the others' results where there are any: "tuned" and "untuned" (`defend.threats`).
+        variant: which of several ways the threat was carried out: the source of a transfer ("resnet20", "resnet20
+            behind apudae"), what a bpda attack differentiates instead ("identity", "autoencoder").
+        headline: whether the row counts in the worst case: it has a budget, and that is the run's own.
+        queries: of an attack that counts them: "mean", "median", "max" per image.
+        paired: the defended arm against the undefended on the same images: "difference" (a fraction, positive where
+            the defence helps), "ci95" (Bonett and Price 2012), "only_defended" and "only_undefended" (images that only
+            this arm got right), "p" (McNemar's exact test).
+        passes: where the defence is random and was asked several times: "n", and "one_shot", "worst" (right in every
+            pass) and "majority" with their "accuracy" and "ci95".
+        success_at_fpr: of an attack that knows the detector: the share accepted and misclassified, by false-positive
+            rate ("0.01", "0.05").
     """
 
     attack: str
@@ -212,31 +271,58 @@ class Row:
     seconds: Mapping[str, float]
     partial: bool = False
     arms: Mapping[str, Arm] = attrs.field(factory=dict)
+    variant: str = ""
+    headline: bool = True
+    queries: Mapping[str, float] | None = None
+    paired: Mapping[str, Any] | None = None
+    passes: Mapping[str, Any] | None = None
+    success_at_fpr: Mapping[str, float] | None = None
 
     @property
     def key(self) -> str:
-        """The row's name in lists, "attack/threat"."""
-        return f"{self.attack}/{self.threat}"
+        """The row's name in lists: "attack/threat", with ":variant" where there is one, "@eps" beside the headline."""
+        variant = f":{self.variant}" if self.variant else ""
+        return f"{self.attack}/{self.threat}{variant}" + (
+            "" if self.headline or self.eps is None else f"@{self.eps:.4g}"
+        )
 
 
 @attrs.frozen
 class WorstCase:
-    """Per-image worst case of the defended arm: right under every row named in `over`."""
+    """Per-image worst case of the defended arm: right under every row named in `over`.
+
+    Attributes:
+        undefended: the same of the bare victim.
+        weakest: the row that alone leaves least, on the images that all rows judged.
+        passes: of a random defence, as in `Row.passes`, over all rows: "worst" is right in every pass of every row.
+    """
 
     accuracy: float
     ci95: tuple[float, float]
     n: int
     over: tuple[str, ...]
     undefended: float
+    weakest: str = ""
+    passes: Mapping[str, Any] | None = None
 
 
 @attrs.frozen
 class Check:
-    """One sanity check of the evaluation: status is pass, warn, fail or skip."""
+    """One sanity check of the evaluation.
+
+    Attributes:
+        name: what is checked.
+        status: pass, warn, fail or skip; one that fails blocks the headline.
+        detail: why, in one or two sentences, with the figures that decided.
+        number: its place in the list of checks (`defend.checks`), from 1.
+        numbers: the figures themselves, for machines: plain numbers, texts, lists and dicts.
+    """
 
     name: str
     status: Literal["pass", "warn", "fail", "skip"]
     detail: str
+    number: int = 0
+    numbers: Mapping[str, Any] = attrs.field(factory=dict)
 
 
 @attrs.frozen(kw_only=True)
@@ -272,7 +358,10 @@ class DatasetInfo:
 
 @attrs.frozen
 class Report:
-    """The result of a run. `defend.report.to_json` writes it as report.json (schema 1)."""
+    """The result of a run. `defend.report.to_json` writes it as report.json (schema 1).
+
+    `left_out` are threats of the ladder that do not fit this defence, with the reason.
+    """
 
     versions: Mapping[str, str]
     plugins: Mapping[str, str]
@@ -289,3 +378,9 @@ class Report:
     cost: Cost | None
     weights: Mapping[str, Mapping[str, Any]]
     partial: bool = False
+    left_out: Mapping[str, str] = attrs.field(factory=dict)
+
+    @property
+    def failed(self) -> tuple[Check, ...]:
+        """The checks that failed: where there are any, the headline is not to be trusted."""
+        return tuple(check for check in self.checks if check.status == "fail")

@@ -19,6 +19,7 @@ from defend_apudae.model import (
     reconstruction_error,
     transform,
 )
+from defend_apudae.purifier import ApudaePurifier
 
 MU, SIGMA = torch.tensor(0.1), torch.tensor(0.2)
 
@@ -267,3 +268,16 @@ def test_directions_remember():
     first, average, _ = direction("ema", one, nothing, nothing, 1, 0.5)
     second, _, _ = direction("ema", one, average, nothing, 2, 0.5)
     assert (float(first), float(second)) == (0.5, 0.75)
+
+
+def test_an_attacker_may_differentiate_the_plain_autoencoder_or_fewer_steps_instead():
+    purifier = ApudaePurifier(DenoisingAutoencoder(1, 3, 4), ApudaeOptions(steps=7)).eval()
+    purifier.mu, purifier.sigma = MU, SIGMA
+    images = torch.rand(2, 1, 28, 28)
+    offered = purifier.surrogates()
+    assert list(offered) == ["autoencoder", "3 steps"]
+    torch.testing.assert_close(offered["autoencoder"](images), purifier.dae(images).clamp(0, 1))
+    fewer = purify(images, purifier.dae, MU, SIGMA, ApudaeOptions(steps=3))
+    torch.testing.assert_close(offered["3 steps"](images), fewer)
+    assert ApudaePurifier(purifier.dae, ApudaeOptions(variant="direct")).surrogates() == {}
+    assert list(ApudaePurifier(purifier.dae, ApudaeOptions(steps=3)).surrogates()) == ["autoencoder"]

@@ -240,3 +240,12 @@ def test_straight_has_the_purifiers_result_and_the_autoencoders_gradient(mode):
     (expected,) = torch.autograd.grad((autoencoder(again) * weights).sum(), again)
     torch.testing.assert_close(gradient, expected)
     assert gradient.abs().sum() > 0
+
+
+def test_an_attacker_may_differentiate_the_plain_autoencoder_instead_of_the_climb():
+    purifier = VaeganPurifier(VaeGan(1, 28, 28, 8, 0.0625), VaeganOptions(width=0.0625, latent=8)).eval()
+    images = torch.rand(2, 1, 28, 28)
+    ((name, surrogate),) = purifier.surrogates().items()
+    assert name == "autoencoder"
+    torch.testing.assert_close(surrogate(images), purifier.networks.reconstruct(images))
+    assert VaeganPurifier(purifier.networks, VaeganOptions(mode="recon")).surrogates() == {}

@@ -40,6 +40,7 @@ class CarliniWagner:
     def __init__(self, config: CwOptions) -> None:
         self._config = config
         self.norm = "linf" if config.clip == "linf" else "l2"
+        self.minimal = config.clip == "none"
 
     def __call__(self, target: Target, images: Tensor, labels: Tensor, *, eps: Tensor, keys: Tensor) -> Tensor:
         """See `defend.stages.Attack`. Images that are never fooled come back unchanged."""

@@ -85,6 +85,36 @@ class CwOptions(GoalOptions):
     lr: float = option(1e-2, help="Adam's learning rate in tanh space", at_least=0)
 
 
+@options
+class SquareOptions:
+    """Options of `square` and `square_l2` (Andriushchenko et al. 2020); the defaults are AutoAttack's."""
+
+    queries: int = option(5000, help="answers that may be asked for, an image and restart", at_least=1)
+    p_init: float = option(0.8, help="share of the pixels that the first proposals change", at_least=0, at_most=1)
+    restarts: int = option(1, help="searches from the beginning, for images not yet fooled", at_least=1)
+
+
+@options
+class DetectorAwareOptions:
+    """Options that the attacks on classifier and detector share: step_size None means 2.5 eps / steps."""
+
+    steps: int = option(100, help="steps", at_least=1)
+    step_size: float | None = option(None, help="size of a step (None: chosen from eps)", at_least=0, at_most=1)
+    restarts: int = option(1, help="starts; the best candidate of all counts", at_least=1)
+    random_start: bool = option(True, help="start at a uniform point of the eps-ball")
+
+
+@options
+class JointOptions(DetectorAwareOptions):
+    """Options of `pgd_joint`."""
+
+    weights: tuple[float, ...] = option(
+        (0.0, 0.1, 1.0, 10.0, 100.0),
+        help="weights of the detector's score, in thresholds, beside the cross-entropy; each gets all the steps",
+        at_least=0,
+    )
+
+
 def bim_steps(eps: float, step_size: float) -> int:
     """Paper 001's n = floor(2 eps / step + 2), rounded first, as float32 is inexact: 8/255 by 1/255 gives 18."""
     return math.floor(round(2 * eps / step_size + 2, 3)) if step_size > 0 else 1

@@ -4,14 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from defend.attacks.options import ApgdOptions, BimOptions, CwOptions, FgsmOptions, PgdOptions, RfgsmOptions
+from defend.attacks.adapters.specs import families
+from defend.attacks.options import (
+    ApgdOptions,
+    BimOptions,
+    CwOptions,
+    DetectorAwareOptions,
+    FgsmOptions,
+    JointOptions,
+    PgdOptions,
+    RfgsmOptions,
+    SquareOptions,
+)
 from defend.hookspecs import hookimpl
 from defend.stages import Paper, StageSpec
 
 
 @hookimpl
 def defend_attacks() -> Sequence[StageSpec]:
-    """noise, fgsm, rfgsm, bim, pgd, apgd_ce, apgd_dlr, cw."""
+    """noise, fgsm, rfgsm, bim, pgd, apgd_*, cw; square*; pgd_joint and its like; families of other libraries."""
     return [
         StageSpec(
             name="noise",
@@ -76,4 +87,50 @@ def defend_attacks() -> Sequence[StageSpec]:
                 "Towards Evaluating the Robustness of Neural Networks", "Carlini and Wagner", 2017, "arXiv:1608.04644"
             ),
         ),
+        *(
+            StageSpec(
+                name=name,
+                summary=f"Square Attack: random search with answers alone ({text})",
+                build=f"defend.attacks.square:{norm}",
+                config=SquareOptions,
+                paper=Paper(
+                    "Square Attack: a Query-efficient Black-box Adversarial Attack via Random Search",
+                    "Andriushchenko et al.",
+                    2020,
+                    "arXiv:1912.00049",
+                ),
+                threats=("query",),
+            )
+            for name, norm, text in (("square", "linf", "L-inf"), ("square_l2", "l2", "L2"))
+        ),
+        StageSpec(
+            name="pgd_joint",
+            summary="PGD on the classifier's loss less the detector's score, its weight swept (L-inf)",
+            build="defend.attacks.detector_aware:joint",
+            config=JointOptions,
+            paper=Paper(
+                "Adversarial Examples Are Not Easily Detected: Bypassing Ten Detection Methods",
+                "Carlini and Wagner",
+                2017,
+                "arXiv:1705.07263",
+            ),
+            threats=("detector-aware",),
+        ),
+        *(
+            StageSpec(
+                name=f"pgd_{name}",
+                summary=f"PGD on the classifier while it is right, else on the detector{text} (L-inf)",
+                build=f"defend.attacks.detector_aware:{name}",
+                config=DetectorAwareOptions,
+                paper=Paper(
+                    "Evading Adversarial Example Detection Defenses with Orthogonal Projected Gradient Descent",
+                    "Bryniarski et al.",
+                    2021,
+                    "arXiv:2106.15023",
+                ),
+                threats=("detector-aware",),
+            )
+            for name, text in (("selective", ""), ("orthogonal", ", each orthogonal to the other"))
+        ),
+        *families(),
     ]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import attrs
 import torch
@@ -31,6 +32,19 @@ class Slope:
     logits: Tensor
 
 
+Aims = Callable[[Tensor, Tensor, Tensor], Sequence[Tensor]]
+"""(logits [B,K], detector scores [B], labels [B]) to numbers [B] each, every one to be differentiated."""
+
+
+@attrs.frozen
+class Slopes:
+    """One gradient [B,C,H,W] an aim; logits [B,K] and detector scores [B] of the same pass (means over draws)."""
+
+    gradients: list[Tensor]
+    logits: Tensor
+    scores: Tensor
+
+
 class Target:
     """A model under attack.
 
@@ -42,7 +56,17 @@ class Target:
         precision: a dtype for autocast while crafting, or None.
         compact_every: drop images already fooled from the batch after so many steps. Finding them
             waits for the device: free on a CPU, so every step there; rarer on a GPU.
+        threshold: the score below which an attacker who knows the detector wants an image to end, where that is
+            stricter than the detector's own; None takes the detector's.
+
+    Attributes:
+        queries: int64 [B], how often each image of the last batch was shown to the model, in the batch's order,
+            from an attack that counts; else None. `defend.attacks.host.craft` resets it.
+        overshoot: [B], how far beyond budget or box the last result was before `craft` clipped it; None at first.
     """
+
+    queries: Tensor | None = None
+    overshoot: Tensor | None = None
 
     def __init__(
         self,
@@ -52,8 +76,9 @@ class Target:
         draws: int = 1,
         precision: torch.dtype | None = None,
         compact_every: int | None = None,
+        threshold: float | None = None,
     ) -> None:
-        self.module, self.seed, self.precision = module, seed, precision
+        self.module, self.seed, self.precision, self.threshold = module, seed, precision, threshold
         self.random = bool(getattr(module, "random", False))
         self.draws = draws if self.random else 1
         self.compact_every = compact_every
@@ -63,14 +88,28 @@ class Target:
     ) -> Slope:
         """Return the gradient of the objective with respect to `images`, with its loss and logits.
 
-        `step` names the draws: another step sees other draws, the same step the same.
+        `step` names the draws: another step sees other draws, the same step the same. Where the module lets no
+        gradient through, it is zero: the attack is blind, and `defend.checks` says so.
         """
         source = images.detach().requires_grad_()
         with torch.enable_grad(), self._surroundings(source, keys, step):
             loss, logits = objective(self.module, self._repeat(source), self._repeat(labels))
             loss, logits = loss.float(), logits.float()
-            (gradient,) = torch.autograd.grad(loss.sum() / self.draws, source)
+            gradient = _gradient(loss.sum() / self.draws, source)
         return Slope(gradient, self._mean(loss.detach()), self._mean(logits.detach()))
+
+    def slopes(self, images: Tensor, labels: Tensor, keys: Tensor, step: int | str, aims: Aims) -> Slopes:
+        """Return the gradients of several aims, of logits and detector scores, from one forward pass.
+
+        In full precision always, as scores are held against a threshold. An aim that does not depend on the images
+        (a detector that always says the same) has a gradient of zeros. `step` as in `slope`.
+        """
+        source = images.detach().requires_grad_()
+        with torch.enable_grad(), self._surroundings(source, keys, step, full=True):
+            logits, scores = self._ask(self._repeat(source))
+            values = aims(logits.float(), scores.float(), self._repeat(labels))
+            gradients = [_gradient(value.sum() / self.draws, source, more=True) for value in values]
+        return Slopes(gradients, self._mean(logits.detach().float()), self._mean(scores.detach().float()))
 
     @torch.no_grad()
     def logits(self, images: Tensor, keys: Tensor, step: int | str) -> Tensor:
@@ -78,22 +117,65 @@ class Target:
         with self._surroundings(images, keys, step, full=True):
             return self._mean(self.module(self._repeat(images)).float())
 
+    @torch.no_grad()
+    def scores(self, images: Tensor, keys: Tensor, step: int | str) -> tuple[Tensor, Tensor]:
+        """Return logits [B,K] and detector scores [B], means over draws, in full precision."""
+        with self._surroundings(images, keys, step, full=True):
+            logits, scores = self._ask(self._repeat(images))
+            return self._mean(logits.float()), self._mean(scores.float())
+
+    @torch.no_grad()
+    def answer(self, images: Tensor, keys: Tensor, step: int | str, draws: int | None = None) -> tuple[Tensor, Tensor]:
+        """Return what an attacker sees who only asks: logits [B,K] (mean over draws) and who is accepted, bool [B].
+
+        In full precision. Accepted means a score below the detector's own threshold, in most of the draws where
+        the module is random; everything is accepted where there is no detector. `draws` is 1 for an attacker who
+        gets one answer a query; None means the target's own number.
+        """
+        count = self.draws if draws is None or not self.random else draws
+        with self._surroundings(images, keys, step, full=True, draws=count):
+            packed = self._repeat(images, count)
+            detector = getattr(self.module, "detector", None)
+            if detector is None:
+                logits = self.module(packed)
+                accepted = torch.ones(len(images), dtype=torch.bool, device=images.device)
+            else:
+                logits, scores = self._ask(packed)
+                accepted = self._mean((scores < detector.threshold).float(), count) > 0.5
+            return self._mean(logits.float(), count), accepted
+
+    def _ask(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        module: Any = self.module
+        logits, scores = module.answer(images)
+        return logits, scores
+
     def _surroundings(
-        self, images: Tensor, keys: Tensor, step: int | str, full: bool = False
+        self, images: Tensor, keys: Tensor, step: int | str, full: bool = False, draws: int | None = None
     ) -> contextlib.AbstractContextManager[None]:
         stack = contextlib.ExitStack()
+        count = draws or self.draws
         packed = (
             keys
-            if self.draws == 1
-            else (keys[None] + torch.arange(self.draws, device=keys.device)[:, None] * (1 << 40)).flatten()
+            if count == 1
+            else (keys[None] + torch.arange(count, device=keys.device)[:, None] * (1 << 40)).flatten()
         )
         stack.enter_context(keyed(packed, seed=self.seed, stream=f"attacker/{step}"))
         if self.precision is not None and not full:
             stack.enter_context(torch.autocast(images.device.type, self.precision))
         return stack  # type: ignore[return-value]
 
-    def _repeat(self, values: Tensor) -> Tensor:
-        return values if self.draws == 1 else values.repeat(self.draws, *(1,) * (values.ndim - 1))
+    def _repeat(self, values: Tensor, draws: int | None = None) -> Tensor:
+        count = draws or self.draws
+        return values if count == 1 else values.repeat(count, *(1,) * (values.ndim - 1))
 
-    def _mean(self, values: Tensor) -> Tensor:
-        return values if self.draws == 1 else values.unflatten(0, (self.draws, -1)).mean(0)
+    def _mean(self, values: Tensor, draws: int | None = None) -> Tensor:
+        count = draws or self.draws
+        return values if count == 1 else values.unflatten(0, (count, -1)).mean(0)
+
+
+def _gradient(value: Tensor, source: Tensor, more: bool = False) -> Tensor:
+    """Differentiate a number; zeros where it does not depend on the source. With `more` to come, the graph stays."""
+    if not value.requires_grad:
+        return torch.zeros_like(source)
+    (gradient,) = torch.autograd.grad(value, source, retain_graph=more, allow_unused=True)
+    return torch.zeros_like(source) if gradient is None else gradient

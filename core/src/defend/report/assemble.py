@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -14,18 +14,21 @@ from torch import Tensor
 
 from defend import metrics
 from defend.build import Built
-from defend.checks import HARMLESS, check_records
+from defend.checks import HARMLESS
+from defend.compare import mcnemar, paired_interval
 from defend.datasets.base import ImageDataset
-from defend.evaluate import RowRecord, worst_case
-from defend.threats import DEFENDED, UNDEFENDED
-from defend.values import Calibration, Cost, DatasetInfo, Report, Row, RunConfig, WorstCase
-
-RATES = (0.01, 0.05)
+from defend.evaluate import RowRecord, right, worst_case
+from defend.threats import DEFENDED, DETECTOR_AWARE, RATES, UNDEFENDED
+from defend.values import Calibration, Check, Cost, DatasetInfo, Report, Row, RunConfig, WorstCase
 
 
 @attrs.frozen(kw_only=True)
 class Circumstances:
-    """What a report says beside its records; `parameters` are those that the defence adds to the victim."""
+    """What a report says beside its records.
+
+    `parameters` are those that the defence adds to the victim; `thresholds` the detector's by false-positive rate, set
+    on held-out clean images; `left_out` the threats that do not fit the defence, with the reason.
+    """
 
     dataset: ImageDataset
     plugins: Mapping[str, str]
@@ -36,24 +39,17 @@ class Circumstances:
     built: Mapping[str, Built]
     parameters: int
     threshold: float | None = None
+    thresholds: Mapping[float, float] = attrs.field(factory=dict)
     calibration: Calibration | None = None
+    checks: tuple[Check, ...] = ()
+    left_out: Mapping[str, str] = attrs.field(factory=dict)
     partial: bool = False
 
 
 def assemble(config: RunConfig, records: Sequence[RowRecord], known: Circumstances) -> Report:
     """Return the report of one defence; its records have the arms "undefended", "defended" and perhaps others."""
-    rows = tuple(_row(record, config.seed) for record in records)
-    common, right = worst_case(list(records), DEFENDED)
-    _, bare = worst_case(list(records), UNDEFENDED)
-    worst = None
-    if len(common) and len(rows) > 1:
-        worst = WorstCase(
-            accuracy=float(right.double().mean()),
-            ci95=metrics.wilson(int(right.sum()), len(right)),
-            n=len(right),
-            over=tuple(row.key for row in rows),
-            undefended=float(bare.double().mean()),
-        )
+    rows = tuple(_row(record, config.seed, known.thresholds) for record in records)
+    counted = {row.key: record for row, record in zip(rows, records, strict=True) if row.headline}
     clean = records[0].judge_ms
     weights = {
         part: {"file": value.path.name, "sha256": value.card.content_sha256, "figures": dict(value.card.figures)}
@@ -71,16 +67,64 @@ def assemble(config: RunConfig, records: Sequence[RowRecord], known: Circumstanc
         seconds=known.seconds,
         dataset=DatasetInfo(config.dataset, "test", max(row.n for row in rows), known.dataset.sha256("test")),
         rows=rows,
-        worst_case=worst,
-        detector=None if known.threshold is None else _detector(records, known.threshold, known.calibration),
-        checks=check_records(records),
+        worst_case=_worst_case(counted),
+        detector=None if known.threshold is None else _detector(records, known),
+        checks=known.checks,
         cost=Cost(clean[UNDEFENDED], clean[DEFENDED], known.parameters, known.batch_size),
         weights=weights,
         partial=known.partial,
+        left_out=dict(known.left_out),
     )  # fmt: skip
 
 
-def _row(record: RowRecord, seed: int) -> Row:
+def _worst_case(counted: Mapping[str, RowRecord]) -> WorstCase | None:
+    records = list(counted.values())
+    common, held = worst_case(records, DEFENDED)
+    if not len(common) or len(records) < 2:
+        return None
+    _, bare = worst_case(records, UNDEFENDED)
+    kept = set(common.tolist())
+    alone = {
+        key: sum(ok for image, ok in zip(record.keys.tolist(), right(record, DEFENDED).tolist(), strict=True)
+                 if image in kept)
+        for key, record in counted.items()
+    }  # fmt: skip
+    several = [record for record in records if record.arms[DEFENDED].passes is not None]
+    passes = None
+    if several:
+        one = several[0].arms[DEFENDED].passes
+        assert one is not None
+        passes = {"n": one.shape[1], "one_shot": metrics.proportion(held)}
+        for name, judged in OVER_PASSES.items():
+            _, good = worst_case(records, DEFENDED, judged)
+            passes[name] = metrics.proportion(good)
+    return WorstCase(
+        accuracy=float(held.double().mean()),
+        ci95=metrics.wilson(int(held.sum()), len(held)),
+        n=len(held),
+        over=tuple(counted),
+        undefended=float(bare.double().mean()),
+        weakest=min(alone, key=alone.__getitem__),
+        passes=passes,
+    )
+
+
+def _in_every_pass(record: RowRecord, arm: str) -> Tensor:
+    passes = record.arms[arm].passes
+    return right(record, arm) if passes is None else (passes == record.labels[:, None]).all(1)
+
+
+def _by_majority(record: RowRecord, arm: str) -> Tensor:
+    """Right where the most frequent answer is; a rejection is an answer, and of equals the smallest class wins."""
+    passes = record.arms[arm].passes
+    return right(record, arm) if passes is None else passes.mode(1).values == record.labels
+
+
+OVER_PASSES: Mapping[str, Callable[[RowRecord, str], Tensor]] = {"worst": _in_every_pass, "majority": _by_majority}
+"""What a random defence that was asked several times is credited with, bool [N]."""
+
+
+def _row(record: RowRecord, seed: int, thresholds: Mapping[float, float]) -> Row:
     attacked = record.plan.attack is not None
     arms = {
         name: metrics.arm(said.predicted, record.labels, said.accepted, attacked) for name, said in record.arms.items()
@@ -100,15 +144,55 @@ def _row(record: RowRecord, seed: int) -> Row:
         seconds={"attack": record.attack_seconds, "purify": record.judge_seconds[DEFENDED]},
         partial=record.partial,
         arms=arms,
+        variant=record.plan.variant,
+        headline=record.plan.headline,
+        queries=None if record.queries is None else _queries(record.queries),
+        paired=_paired(record),
+        passes=_passes(record),
+        success_at_fpr=_success(record, thresholds) if record.plan.threat.kind == DETECTOR_AWARE else None,
     )
 
 
-def _detector(records: Sequence[RowRecord], threshold: float, calibration: Calibration | None) -> dict[str, Any]:
+def _paired(record: RowRecord) -> dict[str, Any]:
+    """Compare the defended arm with the undefended, image by image."""
+    bare, whole = right(record, UNDEFENDED), right(record, DEFENDED)
+    lost, won, n = int((bare & ~whole).sum()), int((whole & ~bare).sum()), len(bare)
+    return {
+        "difference": (won - lost) / n,
+        "ci95": paired_interval(lost, won, n),
+        "only_undefended": lost,
+        "only_defended": won,
+        "p": mcnemar(lost, won),
+    }
+
+
+def _queries(counted: Tensor) -> dict[str, float]:
+    many = counted.double()
+    return {"mean": float(many.mean()), "median": float(many.median()), "max": float(many.max())}
+
+
+def _passes(record: RowRecord) -> dict[str, Any] | None:
+    passes = record.arms[DEFENDED].passes
+    if passes is None:
+        return None
+    figures = {name: metrics.proportion(judged(record, DEFENDED)) for name, judged in OVER_PASSES.items()}
+    return {"n": passes.shape[1], "one_shot": metrics.proportion(right(record, DEFENDED)), **figures}
+
+
+def _success(record: RowRecord, thresholds: Mapping[float, float]) -> dict[str, float]:
+    """Return the share of images misclassified and scored below the threshold of each false-positive rate."""
+    said = record.arms[DEFENDED]
+    wrong = said.predicted != record.labels
+    return {f"{rate:g}": float((wrong & (said.score < bound)).double().mean()) for rate, bound in thresholds.items()}
+
+
+def _detector(records: Sequence[RowRecord], known: Circumstances) -> dict[str, Any]:
     """Return the detector's figures: for every attacked row, and for the one that it tells apart worst."""
+    calibration = known.calibration
     clean = next((record for record in records if record.plan.threat.kind == "none"), records[0])
     scores = clean.arms[DEFENDED].score
     rows = {
-        f"{record.plan.name}/{record.plan.threat.kind}": _separation(scores, record.arms[DEFENDED].score)
+        _row(record, 0, {}).key: _separation(scores, record.arms[DEFENDED].score)
         for record in records
         if record.plan.threat.kind not in HARMLESS
     }
@@ -116,7 +200,8 @@ def _detector(records: Sequence[RowRecord], threshold: float, calibration: Calib
     return {
         "auroc": rows[worst]["auroc"] if worst else None,
         "auroc_row": worst,
-        "threshold": threshold,
+        "threshold": known.threshold,
+        "thresholds": {f"{rate:g}": bound for rate, bound in known.thresholds.items()},
         "fpr": calibration.fpr if calibration else None,
         "calibration": attrs.asdict(calibration) if calibration else None,
         "clean_rejected": float((~clean.arms[DEFENDED].accepted).double().mean()),

@@ -163,7 +163,8 @@ def _named(key: RowKey) -> list[Text]:
     if key.threat == "none":
         return [Text("clean"), Text(), Text()]
     name = f"{key.attack} (L2)" if key.norm == "l2" else key.attack
-    return [Text(name), Text(key.threat), Text("-" if key.eps is None else f"{key.eps:.4g}")]
+    threat = f"{key.threat}: {key.variant}" if key.variant else key.threat
+    return [Text(name), Text(threat), Text("-" if key.eps is None else f"{key.eps:.4g}")]
 
 
 def _span(values: Sequence[int]) -> Text:

@@ -1,16 +1,20 @@
-"""The run folder: config.toml, report.json, records.csv, pictures."""
+"""The run folder: config.toml, report.json, records.csv, examples.safetensors, pictures."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
+
+from torch import Tensor
 
 from defend.config import to_toml
 from defend.errors import ConfigError
 from defend.evaluate import RowRecord
-from defend.files import write_text
+from defend.files import atomic, write_text
 from defend.report.document import to_json
 from defend.report.records import to_csv
+from defend.threats import DEFENDED, UNDEFENDED
 from defend.values import Report, RunConfig
 
 
@@ -41,9 +45,37 @@ def write(folder: Path, report: Report, records: Sequence[RowRecord]) -> None:
 
 
 def write_pictures(folder: Path, records: Sequence[RowRecord]) -> None:
-    """Draw one picture a row that changed images: examples-ATTACK-THREAT.png."""
+    """Keep the example images of every row, and draw those of the headline's: examples-ATTACK-THREAT[-VARIANT].png."""
     from defend.report.pictures import draw_examples
 
+    write_examples(folder / "examples.safetensors", records)
     for record in records:
-        if record.plan.attack is not None:
-            draw_examples(record, folder / f"examples-{record.plan.name}-{record.plan.threat.kind}.png")
+        plan = record.plan
+        if plan.attack is not None and plan.headline:
+            named = "-".join(part for part in (plan.name, plan.threat.kind, plan.variant) if part)
+            draw_examples(record, folder / f"examples-{re.sub(r'[^a-z0-9_.-]+', '_', named.lower())}.png")
+
+
+def write_examples(path: Path, records: Sequence[RowRecord]) -> None:
+    """Write the example images of attacked rows, by the row's place in the report: "3/clean", "3/attacked", ...
+
+    "clean", "attacked" and "purified" are float16 [M,C,H,W]; "label", "image" (the place in the test split),
+    "undefended", "defended" (predictions) and "accepted" int64 [M]. Failures of the defence come first.
+    """
+    from safetensors.torch import save
+
+    tensors: dict[str, Tensor] = {}
+    for place, record in enumerate(records):
+        example = record.example
+        if record.plan.attack is None:
+            continue
+        columns = {
+            "clean": example.clean.half(), "attacked": example.attacked.half(),
+            "purified": example.purified[DEFENDED].half(), "label": example.labels, "image": example.keys,
+            "undefended": example.predicted[UNDEFENDED], "defended": example.predicted[DEFENDED],
+            "accepted": example.accepted[DEFENDED].long(),
+        }  # fmt: skip
+        # copies, as two arms may be one, and safetensors refuses to write the same memory twice
+        tensors |= {f"{place}/{name}": column.clone().contiguous() for name, column in columns.items()}
+    with atomic(path) as temporary:
+        temporary.write_bytes(save(tensors))

@@ -9,11 +9,12 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from defend.threats import DEFENDED, TUNED, UNDEFENDED, UNTUNED
+from defend.threats import DEFENDED, TUNED, UNDEFENDED, UNTUNED, WHOLE
 from defend.values import Arm, Report, Row
 
 ARM_TITLES = {TUNED: "tuned, bare", UNTUNED: "defended, untuned"}
 LOUD = ("warn", "fail")
+COLOURS = {"pass": "green", "warn": "yellow", "fail": "red", "skip": "dim"}
 
 
 def render(report: Report, console: Console) -> None:
@@ -27,35 +28,43 @@ def render(report: Report, console: Console) -> None:
     for name in ("eps", "steps", "n"):
         table.add_column(name, justify="right")
     has_defence = bool(config.purifier or config.detector or config.finetune)
+    asked = [row.passes for row in report.rows if row.passes]
     arms = [UNDEFENDED, *(arm for arm in (TUNED, UNTUNED) if config.finetune), *([DEFENDED] if has_defence else [])]
     for arm in arms:
         table.add_column(ARM_TITLES.get(arm, arm), justify="right")
     if config.detector:
         table.add_column("rejected", justify="right")
+    if asked:
+        table.add_column(f"worst of {asked[0]['n']}", justify="right")
+        table.add_column("majority", justify="right")
     previous = ""
     for row in report.rows:
         if row.threat != previous:
             table.add_section()
         previous = row.threat
-        table.add_row(*_cells(row, arms), *([f"{100 * row.defended.rejected:.1f}"] if config.detector else []))
+        more = [f"{100 * row.defended.rejected:.1f}"] if config.detector else []
+        if asked:
+            more += [
+                f"{100 * row.passes[name]['accuracy']:.1f}" if row.passes else "" for name in ("worst", "majority")
+            ]
+        table.add_row(*_cells(row, arms), *more)
     lines: list[Text | Table] = [table]
-    lines.append(Text("accuracy in %, with Wilson 95 % intervals; adaptive rows attack the whole defence", "dim"))
+    lines.append(
+        Text(
+            "accuracy in %, with Wilson 95 % intervals; rows without an undefended figure attack the whole defence",
+            "dim",
+        )
+    )
     if config.finetune:
         lines.append(Text("transfer: made against the victim before tuning; oblivious: against the tuned one", "dim"))
+    lines += [Text(f"{kind}: left out, {why}", "dim") for kind, why in report.left_out.items()]
     if report.detector is not None:
-        lines.append(Text(f"\n{_detector(report.detector)}"))
-    lines += [Text(f"\n{check.status}: {check.detail}", "yellow") for check in report.checks if check.status in LOUD]
+        lines.append(Text(f"\n{_detector(report)}"))
+    lines += _checks(report)
     if report.worst_case is not None:
-        worst = report.worst_case
-        low, high = worst.ci95
-        lines.append(
-            Text.assemble(
-                f"\nWorst case per image, {'defended' if has_defence else 'undefended'}: ",
-                (f"{100 * worst.accuracy:.1f} %", "bold"),
-                f"  [{100 * low:.1f}, {100 * high:.1f}]  n={worst.n}, over {len(worst.over)} rows",
-                f"  (undefended {100 * worst.undefended:.1f} %)" if has_defence else "",
-            )
-        )
+        lines.append(_headline(report, has_defence))
+        if report.worst_case.passes:
+            lines.append(Text(_over_passes(report.worst_case.passes)))
     if report.cost is not None and has_defence:
         cost = report.cost
         lines.append(
@@ -72,13 +81,54 @@ def render(report: Report, console: Console) -> None:
     console.print(Group(*lines))
 
 
+def _headline(report: Report, has_defence: bool) -> Text:
+    worst = report.worst_case
+    assert worst is not None
+    low, high = worst.ci95
+    figure = f"{100 * worst.accuracy:.1f} %"
+    blocked = ", ".join(f"{check.number} {check.name}" for check in report.failed)
+    return Text.assemble(
+        ("\nNot to be trusted, a check failed (", "bold red") if blocked else "\n",
+        (f"{blocked}): ", "bold red") if blocked else "",
+        f"{'worst' if blocked else 'Worst'} case per image, {'defended' if has_defence else 'undefended'}: ",
+        (figure, "strike" if blocked else "bold"),
+        f"  [{100 * low:.1f}, {100 * high:.1f}]  n={worst.n}, over {len(worst.over)} rows",
+        f"  (undefended {100 * worst.undefended:.1f} %)" if has_defence else "",
+        f"\nLeast is left by {worst.weakest}" if worst.weakest else "",
+    )
+
+
+def _over_passes(passes: Mapping[str, Any]) -> str:
+    worst, majority = (100 * passes[name]["accuracy"] for name in ("worst", "majority"))
+    return f"The defence is random: right in each of {passes['n']} passes {worst:.1f} %, by majority {majority:.1f} %"
+
+
+def _checks(report: Report) -> list[Text]:
+    if not report.checks:
+        return []
+    count = {status: sum(check.status == status for check in report.checks) for status in COLOURS}
+    said = ", ".join(f"{number} {status}" for status, number in count.items() if number)
+    lines = [Text(f"\nChecks: {said}")]
+    lines += [
+        Text(f"  {check.number} {check.name}, {check.status}: {check.detail}", COLOURS[check.status])
+        for check in report.checks
+        if check.status in LOUD
+    ]
+    return lines
+
+
 def _note(report: Report) -> str:
     if report.config.thorough or report.partial:
         return ""
-    return "Quick run: a sample of the images, and 10 steps in adaptive rows; --thorough takes all of them"
+    return (
+        "Quick run: a sample of the images, and 10 steps in adaptive rows; --thorough takes all of them, under every "
+        "threat; --threat ladder every threat quickly"
+    )
 
 
-def _detector(found: Mapping[str, Any]) -> str:
+def _detector(report: Report) -> str:
+    found = report.detector
+    assert found is not None
     set_on = found["calibration"]
     how = "came with its weights"
     if set_on:
@@ -91,6 +141,13 @@ def _detector(found: Mapping[str, Any]) -> str:
             found["tpr_at_fpr"].items()
         )  # fmt: skip
         text += f"\n          AUROC {found['auroc']:.3f} on {found['auroc_row']}, its worst row; it finds {rates}"
+    for row in report.rows:
+        if row.success_at_fpr:
+            shares = ", ".join(
+                f"{100 * share:.1f} % at {100 * float(rate):g} % false positives"
+                for rate, share in row.success_at_fpr.items()
+            )
+            text += f"\n          {row.key}: accepted and misclassified {shares}"
     return text
 
 
@@ -101,11 +158,11 @@ def _cells(row: Row, arms: Sequence[str]) -> list[Text | str]:
     name = row.attack if row.norm != "l2" else f"{row.attack} (mean L2 {row.mean_l2:.2f})"
     return [
         "clean" if clean else name,
-        "" if clean else row.threat,
+        "" if clean else f"{row.threat}: {row.variant}" if row.variant else row.threat,
         "" if clean else eps,
         "" if row.steps is None else str(row.steps),
         f"{row.n}{'*' if row.partial else ''}",
-        *(Text("") if row.threat == "adaptive" and arm != DEFENDED else _arm(known[arm]) for arm in arms),
+        *(Text("") if row.threat in WHOLE and arm != DEFENDED else _arm(known[arm]) for arm in arms),
     ]
 
 

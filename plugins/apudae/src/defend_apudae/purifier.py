@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import attrs
 import torch
 from torch import Tensor, nn
 
@@ -10,6 +13,7 @@ from defend_apudae.config import ApudaeOptions
 from defend_apudae.model import DenoisingAutoencoder, purify
 
 GREY_DEPTH, COLOUR_DEPTH = 5, 15
+FEWER_STEPS = 3
 
 
 class ApudaePurifier(nn.Module):
@@ -41,6 +45,21 @@ class ApudaePurifier(nn.Module):
             direct: Tensor = self.dae(images)
             return direct.clamp(0, 1)
         return purify(images, self.dae, self.mu, self.sigma, self.config)
+
+    def surrogates(self) -> dict[str, nn.Module]:
+        """Return what an attacker may differentiate instead: the plain autoencoder, and fewer steps of the same."""
+        if self.config.variant == "direct":
+            return {}
+        config: Any = self.config
+        ways = {"autoencoder": attrs.evolve(config, variant="direct")}
+        if config.steps > FEWER_STEPS:
+            ways[f"{FEWER_STEPS} steps"] = attrs.evolve(config, steps=FEWER_STEPS)
+        return {name: self._with(config) for name, config in ways.items()}
+
+    def _with(self, config: ApudaeOptions) -> ApudaePurifier:
+        other = ApudaePurifier(self.dae, config)
+        other.mu, other.sigma = self.mu, self.sigma
+        return other.eval()
 
 
 def build(config: ApudaeOptions, task: Task) -> ApudaePurifier:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import attrs
 import torch
 from torch import Tensor, nn
 
@@ -32,6 +35,13 @@ class VaeganPurifier(nn.Module):
         if mode == "latent":
             return networks.decode(search(images, networks, self.config))
         return networks.reconstruct(climb(images, networks, self.config) if mode == "disc_grad" else images)
+
+    def surrogates(self) -> dict[str, nn.Module]:
+        """Return what an attacker may differentiate instead of the climb or the search: the plain autoencoder."""
+        if self.config.mode == "recon":
+            return {}
+        config: Any = self.config
+        return {"autoencoder": VaeganPurifier(self.networks, attrs.evolve(config, mode="recon")).eval()}
 
     def straight(self, images: Tensor) -> Tensor:
         """Return what `forward` returns; backwards only the autoencoder is seen, not the search before it.

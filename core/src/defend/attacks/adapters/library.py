@@ -1,0 +1,151 @@
+"""What running another library's attack takes: a plain model, seeds, its arguments, and leaving no trace."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import importlib
+import random
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from defend.attacks.host import clip
+from defend.attacks.target import Target
+from defend.errors import ConfigError, ContractError, DefendError
+from defend.randomness import step_seed
+
+Work = Callable[[Tensor, Tensor, float], Tensor]
+"""(images, labels, one budget for all) to what the library returns."""
+
+
+class Plain(nn.Module):
+    """A target as the plain network that a library expects: logits, the mean over `draws` passes in one batch.
+
+    Libraries put the model into eval or training mode as they like; this one keeps the mode it has.
+    """
+
+    def __init__(self, target: Target, draws: int | None = None) -> None:
+        super().__init__()
+        self.module, self._draws = target.module, draws or target.draws
+        self.training = False
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits [B,K]."""
+        if self._draws == 1:
+            logits: Tensor = self.module(images)
+            return logits
+        packed: Tensor = self.module(images.repeat(self._draws, 1, 1, 1))
+        mean: Tensor = packed.unflatten(0, (self._draws, -1)).mean(0)
+        return mean
+
+    def train(self, mode: bool = True) -> Plain:
+        """Change nothing."""
+        return self
+
+
+def load(module: str, extra: str, attack: str) -> Any:
+    """Import a library, its own deprecations unseen.
+
+    Raises:
+        ConfigError: it is not installed; how to install it.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"attack {attack} needs {error.name}: pip install 'defend-core[{extra}]'") from None
+
+
+def arguments(text: str, where: str) -> dict[str, Any]:
+    """Read "steps=20,rel_stepsize=1/10": Python literals, and fractions of two numbers; nothing is evaluated.
+
+    Raises:
+        ConfigError: anything else.
+    """
+    try:
+        call = ast.parse(f"f({text})", mode="eval").body
+        if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.args:
+            raise ValueError
+        return {_name(keyword.arg): _literal(keyword.value) for keyword in call.keywords}
+    except (ValueError, SyntaxError, TypeError, ZeroDivisionError):
+        raise ConfigError(
+            f"{where}: arguments={text!r} is not name=value pairs of literals, for example steps=20,rel_stepsize=1/10"
+        ) from None
+
+
+def _name(name: str | None) -> str:
+    if name is None:  # **something
+        raise ValueError
+    return name
+
+
+def _literal(node: ast.expr) -> Any:
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
+        return ast.literal_eval(node.left) / ast.literal_eval(node.right)
+    return ast.literal_eval(node)
+
+
+def run(
+    work: Work, name: str, norm: str, target: Target, images: Tensor, labels: Tensor, eps: Tensor, keys: Tensor
+) -> Tensor:
+    """Run a library's attack once for each budget, and clip to it what a minimiser leaves beyond.
+
+    Libraries draw from the global generators, so no image's draws can be its own: they are seeded from the target's
+    seed and the keys of the batch. Another batch size gives another result of the same distribution. Afterwards
+    generators and parameters are as they were.
+
+    Raises:
+        ContractError: the library failed; its message.
+    """
+    result = images.clone()
+    with _untouched(target.module):
+        for budget in sorted({value for value in eps.tolist() if value > 0}):
+            some = (eps == budget).nonzero()[:, 0]
+            with _seeded(step_seed(target.seed, name, *keys[some].tolist()), images.device), torch.enable_grad():
+                found = _named(work, name, images[some].clone(), labels[some], budget)
+            result[some] = clip(found.detach().to(images.dtype), images[some], eps[some], norm)
+    return result
+
+
+def _named(work: Work, name: str, images: Tensor, labels: Tensor, budget: float) -> Tensor:
+    try:
+        return work(images, labels, budget)
+    except Exception as error:  # a library may fail in any way; where memory ran out, the host tries a smaller batch
+        if isinstance(error, DefendError) or "memory" in str(error):
+            raise
+        text = " ".join(str(error).split()) or "no message"
+        raise ContractError(f"attack {name} failed inside its library: {type(error).__name__}: {text}") from error
+
+
+@contextlib.contextmanager
+def _untouched(module: nn.Module) -> Iterator[None]:
+    """Freeze the parameters, so that no backward pass leaves gradients there; afterwards they are as before."""
+    needed = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    for parameter in needed:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in needed:
+            parameter.requires_grad_(True)
+
+
+@contextlib.contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed torch's, numpy's and Python's generators for a block, and put them back."""
+    numpy, python = np.random.get_state(), random.getstate()
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        np.random.seed(seed % (1 << 32))
+        random.seed(seed)
+        try:
+            yield
+        finally:
+            np.random.set_state(numpy)
+            random.setstate(python)

@@ -1,0 +1,66 @@
+"""torchattacks' attacks (Kim 2020), on whatever is under attack."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import io
+import re
+from typing import Any
+
+from torch import Tensor
+
+from defend.attacks.adapters.library import Plain, arguments, load, run
+from defend.attacks.adapters.specs import TorchattacksOptions
+from defend.attacks.target import Target
+from defend.errors import ConfigError
+
+NORMS = {"linf": "linf", "l2": "l2"}
+
+
+class Torchattacks:
+    """One attack of torchattacks, untargeted, with the budget as its eps where it takes one, else clipped to it.
+
+    Its norm is that of its argument `norm`, or the one its documentation names.
+    """
+
+    def __init__(self, config: TorchattacksOptions) -> None:
+        self._name = f"torchattacks:{config.attack}"
+        library = load("torchattacks", "torchattacks", self._name)
+        self._kind: Any = getattr(library, config.attack, None)
+        if self._kind is None:
+            raise ConfigError(f"{self._name}: torchattacks {library.__version__} has no such attack")
+        self._given = arguments(config.arguments, self._name)
+        signature = inspect.signature(self._kind)
+        self._takes_eps = "eps" in signature.parameters
+        if "eps" in self._given:
+            raise ConfigError(f"{self._name}: arguments has eps={self._given['eps']!r}: the budget comes from --eps")
+        try:
+            bound = signature.bind(None, **self._given)
+        except TypeError as error:
+            raise ConfigError(f"{self._name}: {error}; set the option arguments") from None
+        bound.apply_defaults()
+        documented = re.search(r"Distance Measure\s*:\s*(\w+)", self._kind.__doc__ or "")
+        norm = str(bound.arguments.get("norm", documented[1] if documented else ""))
+        if norm.lower() not in NORMS:
+            raise ConfigError(f"{self._name}: norm {norm!r} is not accepted: expected Linf or L2")
+        self.norm = NORMS[norm.lower()]
+
+    def __call__(self, target: Target, images: Tensor, labels: Tensor, *, eps: Tensor, keys: Tensor) -> Tensor:
+        """See `defend.stages.Attack`; and `library.run` for what is seeded."""
+        model = Plain(target)
+
+        def work(some: Tensor, true: Tensor, budget: float) -> Tensor:
+            within = {"eps": budget} if self._takes_eps else {}
+            with contextlib.redirect_stdout(io.StringIO()):  # it prints what it finds odd
+                attack = self._kind(model, **within, **self._given)
+                attack.set_device(some.device)
+                found: Tensor = attack(some, true)
+            return found
+
+        return run(work, self._name, self.norm, target, images, labels, eps, keys)
+
+
+def build(config: TorchattacksOptions) -> Torchattacks:
+    """Build an attack of torchattacks."""
+    return Torchattacks(config)

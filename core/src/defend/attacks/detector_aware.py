@@ -1,0 +1,218 @@
+"""Attacks that know the detector: an image must end misclassified and accepted, within an L-inf budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from defend.attacks.host import project_linf
+from defend.attacks.options import DetectorAwareOptions, JointOptions
+from defend.attacks.target import Aims, Slopes, Target
+from defend.errors import ConfigError
+from defend.randomness import keyed, uniform_like
+
+TINY = 1e-20
+
+Direction = Callable[[Slopes, Tensor], Tensor]
+"""(gradients of one pass, who is misclassified, bool [B]) to what the next step ascends, [B,C,H,W]."""
+
+
+class DetectorAware:
+    """Projected sign steps in directions made of the classifier's and the detector's gradient.
+
+    Of all points seen, the image itself among them, it keeps the misclassified one with the lowest score; while there
+    is none, the one with the highest cross-entropy. It is left alone once misclassified with a score below what the
+    attacker wants (`target.threshold`, else the detector's own), but never against a random defence.
+    """
+
+    norm = "linf"
+
+    def __init__(self, config: DetectorAwareOptions, name: str) -> None:
+        self._config, self._name = config, name
+
+    def _passes(self, target: Target) -> list[tuple[Aims, Direction]]:
+        """Return what to differentiate and where to go, one a pass of `steps` steps."""
+        raise NotImplementedError
+
+    def __call__(self, target: Target, images: Tensor, labels: Tensor, *, eps: Tensor, keys: Tensor) -> Tensor:
+        """See `defend.stages.Attack`.
+
+        Raises:
+            ConfigError: what is attacked has no detector.
+        """
+        if getattr(target.module, "detector", None) is None:
+            raise ConfigError(
+                f"attack {self._name} is made against a detector, and what it attacks has none: "
+                "add one (--detector) or choose an attack for the adaptive threat, such as pgd"
+            )
+        config = self._config
+        wanted = _threshold(target)
+        size = 2.5 * eps / config.steps if config.step_size is None else torch.full_like(eps, config.step_size)
+        best = _Best(images)
+        everyone = torch.arange(len(images), device=images.device)
+        best.record(everyone, images, *target.scores(images, keys, f"{self._name}/clean"), labels)
+        for restart in range(config.restarts):
+            for number, (aims, direction) in enumerate(self._passes(target)):
+                left = everyone if target.random else best.open(wanted)
+                if len(left) == 0:
+                    return best.images
+                some, budget, identity = images[left], eps[left], keys[left]
+                stream = f"{self._name}/{restart}/{number}"
+                start = some
+                if config.random_start:
+                    with keyed(identity, seed=target.seed, stream=f"{stream}/start"):
+                        start = some + uniform_like(some, -1, 1) * budget.view(-1, 1, 1, 1)
+                    start = project_linf(start, some, budget)
+                found = self._climb(
+                    target, some, start, labels[left], budget, identity, size[left], aims, direction, wanted, stream
+                )
+                best.merge(left, found)
+        return best.images
+
+    def _climb(
+        self, target: Target, images: Tensor, start: Tensor, labels: Tensor, eps: Tensor, keys: Tensor, size: Tensor,
+        aims: Aims, direction: Direction, wanted: Tensor, stream: str,
+    ) -> _Best:  # fmt: skip
+        steps = self._config.steps
+        every = target.compact_every or (1 if images.device.type == "cpu" else max(steps // 4, 1))
+        best, place = _Best(start), torch.arange(len(images), device=images.device)
+        current = start
+        for step in range(steps):
+            slopes = target.slopes(current, labels, keys, f"{stream}/{step}", aims)
+            best.record(place, current, slopes.logits, slopes.scores, labels)
+            wrong = slopes.logits.argmax(1) != labels
+            ahead = torch.sign(direction(slopes, wrong)) * size.view(-1, 1, 1, 1)
+            current = project_linf(current + ahead, images, eps)
+            if not target.random and (step + 1) % every == 0:
+                keep = ~(wrong & (slopes.scores < wanted))
+                # an image that has what is wanted is not moved on; what came before is recorded
+                if not keep.any():
+                    return best
+                place, current, images, labels = place[keep], current[keep], images[keep], labels[keep]
+                eps, keys, size = eps[keep], keys[keep], size[keep]
+        logits, scores = target.scores(current, keys, f"{stream}/{steps}")
+        best.record(place, current, logits, scores, labels)
+        return best
+
+
+class _Best:
+    """The best candidate of every image so far: misclassified before not, then by score, then by cross-entropy."""
+
+    def __init__(self, images: Tensor) -> None:
+        self.images = images.clone()
+        self.wrong = torch.zeros(len(images), dtype=torch.bool, device=images.device)
+        self.score = torch.full((len(images),), torch.inf, device=images.device)
+        self.loss = torch.full((len(images),), -torch.inf, device=images.device)
+
+    def record(self, place: Tensor, images: Tensor, logits: Tensor, scores: Tensor, labels: Tensor) -> None:
+        """Take candidates for the images at `place` [n] in, where they are better."""
+        loss = F.cross_entropy(logits, labels, reduction="none")
+        self._take(place, images, logits.argmax(1) != labels, scores, loss)
+
+    def merge(self, place: Tensor, other: _Best) -> None:
+        """Take the best of another pass over the images at `place` in."""
+        self._take(place, other.images, other.wrong, other.score, other.loss)
+
+    def open(self, wanted: Tensor) -> Tensor:
+        """Return the places of those not yet misclassified with a score below `wanted`."""
+        return (~(self.wrong & (self.score < wanted))).nonzero()[:, 0]
+
+    def _take(self, place: Tensor, images: Tensor, wrong: Tensor, score: Tensor, loss: Tensor) -> None:
+        was, lowest, highest = self.wrong[place], self.score[place], self.loss[place]
+        better = torch.where(wrong & was, score < lowest, torch.where(wrong | was, wrong, loss > highest))
+        self.images[place] = torch.where(better.view(-1, 1, 1, 1), images, self.images[place])
+        self.wrong[place] = was | wrong
+        self.score[place] = torch.where(better, score, lowest)
+        self.loss[place] = torch.where(better, loss, highest)
+
+
+class Joint(DetectorAware):
+    """Ascend cross-entropy - weight * score / threshold, one pass for each weight.
+
+    The score is divided by the size of the threshold that the attacker wants, so that a weight means the same for
+    every detector; by 1 where that is zero or infinite.
+    """
+
+    def __init__(self, config: JointOptions) -> None:
+        if not config.weights:
+            raise ConfigError("pgd_joint: weights is empty: expected at least one number, for example 0,1,10")
+        super().__init__(config, "pgd_joint")
+        self._weights = config.weights
+
+    def _passes(self, target: Target) -> list[tuple[Aims, Direction]]:
+        size = _threshold(target).abs()
+        scale = torch.where(torch.isfinite(size) & (size > 0), size, torch.ones_like(size))
+
+        def aims(weight: float) -> Aims:
+            return lambda logits, scores, labels: [_loss(logits, labels) - weight * scores / scale]
+
+        return [(aims(weight), lambda slopes, wrong: slopes.gradients[0]) for weight in self._weights]
+
+
+class Selective(DetectorAware):
+    """Ascend the cross-entropy of an image still classified right, else descend its score (Bryniarski et al. 2021).
+
+    Against a random defence each draw chooses for itself.
+    """
+
+    def __init__(self, config: DetectorAwareOptions) -> None:
+        super().__init__(config, "pgd_selective")
+
+    def _passes(self, target: Target) -> list[tuple[Aims, Direction]]:
+        def aims(logits: Tensor, scores: Tensor, labels: Tensor) -> list[Tensor]:
+            return [torch.where(logits.argmax(1) != labels, -scores, _loss(logits, labels))]
+
+        return [(aims, lambda slopes, wrong: slopes.gradients[0])]
+
+
+class Orthogonal(DetectorAware):
+    """As `Selective`, with each gradient's part along the other taken away (Bryniarski et al. 2021).
+
+    So that a step against one is, to first order, none against the other; L-inf takes its sign, as their code does.
+    """
+
+    def __init__(self, config: DetectorAwareOptions) -> None:
+        super().__init__(config, "pgd_orthogonal")
+
+    def _passes(self, target: Target) -> list[tuple[Aims, Direction]]:
+        def direction(slopes: Slopes, wrong: Tensor) -> Tensor:
+            classifier, detector = slopes.gradients
+            return torch.where(wrong.view(-1, 1, 1, 1), without(detector, classifier), without(classifier, detector))
+
+        return [(lambda logits, scores, labels: [_loss(logits, labels), -scores], direction)]
+
+
+def without(vectors: Tensor, other: Tensor) -> Tensor:
+    """Return the part of each image's vector [B,C,H,W] that is orthogonal to the other's; all of it beside zero."""
+    flat, along = vectors.flatten(1), other.flatten(1)
+    along = along / along.norm(dim=1, keepdim=True).clamp_min(TINY)  # first, as squares of tiny gradients vanish
+    rest: Tensor = (flat - (flat * along).sum(1, keepdim=True) * along).view_as(vectors)
+    return rest
+
+
+def _loss(logits: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy(logits, labels, reduction="none")
+
+
+def _threshold(target: Target) -> Tensor:
+    """The score below which an image must end."""
+    own = torch.as_tensor(getattr(target.module.detector, "threshold", torch.inf)).float()
+    return own if target.threshold is None else torch.full_like(own, target.threshold)
+
+
+def joint(config: JointOptions) -> Joint:
+    """Build PGD on both losses together."""
+    return Joint(config)
+
+
+def selective(config: DetectorAwareOptions) -> Selective:
+    """Build selective PGD."""
+    return Selective(config)
+
+
+def orthogonal(config: DetectorAwareOptions) -> Orthogonal:
+    """Build orthogonal PGD."""
+    return Orthogonal(config)

@@ -1,0 +1,96 @@
+"""The gate: what in an evaluation's records, or in the defence itself, should make a reader suspicious.
+
+| no. | check              | `basic` looks at                  | `full` adds                                         |
+|-----|--------------------|-----------------------------------|-----------------------------------------------------|
+| 1   | eps sweep          | rows of several budgets           | a PGD of its own from 0 to 255/255                  |
+| 2   | attack order       | rows, image by image              | FGSM against PGD through the defence                |
+| 3   | square             | query rows against white-box rows |                                                     |
+| 4   | convergence        |                                   | ten times the steps, ten restarts, the loss's curve |
+| 5   | gradients          | a few images                      |                                                     |
+| 6   | randomness         | five passes                       | an attack that knows the draws                      |
+| 7   | optimisation inside| one pass                          |                                                     |
+| 8   | label leak         | rows                              | attacks with predicted labels                       |
+| 9   | undefended victim  | rows, or a PGD of its own         |                                                     |
+| 10  | loss surface       |                                   | a slice of 15 by 15 points                          |
+| 11  | detector           | rows, and the score's gradient    |                                                     |
+
+1, 2, 4 and 9 follow Carlini et al. 2019 (arXiv:1902.06705), whose authors warn that a checklist is neither necessary
+nor sufficient. A difference counts where chance explains it less often than a normal deviate beyond two standard
+errors, by the exact test (McNemar's where images are paired), so that a handful of images convicts nobody.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from defend.checks import climbs, probes, records
+from defend.checks.common import Case, Findings, Level, NoGradientError, Subject, plain
+from defend.checks.records import HARMLESS, LEAK, label_leak
+from defend.errors import DefendError
+from defend.evaluate import RowRecord
+from defend.values import Check
+
+__all__ = ["CHECKS", "HARMLESS", "Level", "Subject", "check_run", "label_leak"]
+
+Part = Callable[[Case, Findings], None]
+
+CHECKS: tuple[tuple[str, tuple[Part, ...]], ...] = (
+    ("eps sweep", (records.sweep, climbs.sweep)),
+    ("attack order", (records.attack_order, records.one_step, climbs.one_step)),
+    ("square", (records.square,)),
+    ("convergence", (climbs.convergence,)),
+    ("gradients", (probes.gradients,)),
+    ("randomness", (probes.randomness, climbs.known_draws)),
+    ("optimisation inside", (probes.inside,)),
+    (LEAK, (records.leak, climbs.predicted_labels)),
+    ("undefended victim", (records.undefended, climbs.undefended, records.rules, records.normalisation)),
+    ("loss surface", (probes.surface,)),
+    ("detector", (records.separation, probes.detector_gradient)),
+)
+"""Names and parts of the checks, in the order of their numbers."""
+
+
+def check_run(
+    records: Sequence[RowRecord],
+    subject: Subject | None,
+    level: Level,
+    watcher: Callable[[str], None] = lambda name: None,
+) -> tuple[Check, ...]:
+    """Return all checks of a run in order, numbered from 1; one that cannot judge says "skip" and why.
+
+    Nothing that a defence does in them ends the run: what it raises is the check's outcome. Torch's global random
+    generators are as before afterwards, and the outcome does not depend on them.
+
+    Args:
+        records: finished rows, with the arms "undefended" and "defended".
+        subject: what may be queried; None judges the records alone.
+        level: "basic" costs about 40 passes over the subject's images, "full" attacks it a few dozen times.
+        watcher: told each check's name as it begins.
+    """
+    case = Case(records, subject, level)
+    devices = [subject.images.device] if subject is not None and subject.images.is_cuda else []
+    done = []
+    with torch.random.fork_rng(devices):
+        for number, (name, parts) in enumerate(CHECKS, start=1):
+            watcher(name)
+            torch.manual_seed(subject.seed if subject is not None else 0)
+            found = Findings()
+            for part in parts:
+                _guarded(part, case, found)
+            finding = found.finding()
+            done.append(Check(name, finding.status, finding.detail, number, plain(finding.numbers)))
+    return tuple(done)
+
+
+def _guarded(part: Part, case: Case, found: Findings) -> None:
+    """Run one part; what it raises becomes its finding."""
+    try:
+        part(case, found)
+    except DefendError as error:  # a stage broke its contract
+        found.add("fail", str(error))
+    except Exception as error:
+        text = " ".join(str(error).split())
+        gradient = isinstance(error, NoGradientError) or (isinstance(error, RuntimeError) and "grad" in text)
+        found.add("fail" if gradient else "skip", f"could not be judged, {type(error).__name__}: {text}")

@@ -1,0 +1,265 @@
+"""Checks that ask the defence a few questions: its gradient, its randomness, what it does inside, its loss surface."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from defend.checks.common import (
+    PACK,
+    Case,
+    Findings,
+    Known,
+    NoGradientError,
+    Status,
+    Subject,
+    gradient,
+    known,
+    margin,
+    percent,
+)
+from defend.defence import Defence
+from defend.evaluate import RowRecord
+from defend.gradients import differentiates_inside
+from defend.randomness import keyed, sign_like
+
+DIRECTIONS = 2
+WIDTH = 2.0**-10  # of the finite difference: a quarter of a grey level, a power of two so that it is exact
+DISAGREEMENT = 0.25
+VANISHING = 1e-12
+DEAD_SHARE = 0.05
+PASSES = 5
+SAME_LOGITS = 1e-4
+ENOUGH_DRAWS = 10
+GRID = 15
+SURFACE_IMAGES = 2
+FLAT = 0.1  # of the change along a random direction
+SUITE = "autoattack"
+
+
+def gradients(case: Case, found: Findings) -> None:
+    """Check 5: the input gradient exists, is finite, is the slope of the loss, and leads uphill.
+
+    Taken of the logit margin, which does not saturate as the cross-entropy does; where that does is a warning of its
+    own. A random defence is asked with its draws known.
+    """
+    subject = case.subject
+    if subject is None:
+        found.add("skip", "nothing to query: only rows were given")
+        return
+    whole, images = known(subject), subject.images.clamp(2 * WIDTH, 1 - 2 * WIDTH).detach().requires_grad_()
+    try:
+        with torch.enable_grad():
+            logits = whole(images).float()
+            slope = gradient(margin(logits, subject.labels), images)
+    except NoGradientError as error:
+        found.add("fail", f"no input gradient: {error}; attack with bpda, or let the purifier differentiate")
+        return
+    n = len(images)
+    broken = int((~torch.isfinite(slope)).flatten(1).any(1).sum())
+    dead = int((slope.abs().flatten(1).amax(1) < VANISHING).sum())
+    share = logits.detach().softmax(1) - torch.nn.functional.one_hot(subject.labels, logits.shape[1])
+    saturated = int((share == 0).all(1).sum())  # these are the cross-entropy's slopes with respect to the logits
+    found.numbers |= {"n": n, "not_finite": broken, "zero": dead, "saturated": saturated}
+    if broken:
+        found.add("fail", f"{broken} of {n} input gradients are not finite")
+        return
+    if dead:
+        status: Status = "fail" if dead / n > DEAD_SHARE else "warn"
+        found.add(status, f"{dead} of {n} input gradients are zero: masked; attack with bpda or query")
+    if saturated:
+        found.add(
+            "warn",
+            f"the logits are so large that the cross-entropy's gradient is zero on {saturated} of {n} images; attack "
+            "the difference of logits (apgd_dlr)",
+        )
+    at = images.detach()
+    _against_differences(found, subject, whole, at, slope)
+    _uphill(found, subject, whole, at, slope)
+
+
+@torch.no_grad()
+def _against_differences(found: Findings, subject: Subject, whole: Known, images: Tensor, slope: Tensor) -> None:
+    """Compare the gradient with finite differences along random signs, all images and directions together."""
+    taken, differences, size = [], [], 1.0
+    for number in range(DIRECTIONS):
+        direction = _signs(subject, f"check/direction/{number}")
+        high, low = (margin(whole(images + side * WIDTH * direction).float(), subject.labels) for side in (1, -1))
+        differences.append((high - low) / (2 * WIDTH))
+        taken.append((slope * direction).flatten(1).sum(1))
+        size = max(size, float(high.abs().max()))
+    found_slope, true_slope = torch.cat(taken), torch.cat(differences)
+    rounding = 4 * torch.finfo(torch.float32).eps * size / (2 * WIDTH) * len(true_slope) ** 0.5
+    total = float(found_slope.norm() + true_slope.norm())
+    apart = max(float((found_slope - true_slope).norm()) - rounding, 0.0)
+    error = apart / total if total > 0 else 0.0
+    found.numbers["difference_error"] = error
+    if error <= DISAGREEMENT:
+        found.add("pass", f"finite differences agree with autograd (relative error {error:.2g})")
+    else:
+        found.add(
+            "warn",
+            f"finite differences disagree with autograd (relative error {error:.2g}, expected {DISAGREEMENT:g} or "
+            "less): a slope smoothed on purpose, or a masked one",
+        )
+
+
+@torch.no_grad()
+def _uphill(found: Findings, subject: Subject, whole: Known, images: Tensor, slope: Tensor) -> None:
+    """Compare a quarter of the budget along the gradient's sign with the mean over random signs, image by image."""
+    size = max(subject.eps / 4, 1 / 255)
+
+    def loss(direction: Tensor) -> Tensor:
+        return margin(whole((images + size * direction).clamp(0, 1)).float(), subject.labels)
+
+    blind = torch.stack([loss(_signs(subject, f"check/blind/{number}")) for number in range(DIRECTIONS)]).mean(0)
+    gain = (loss(slope.sign()) - blind).cpu().double()
+    mean, error = float(gain.mean()), float(gain.std() / len(gain) ** 0.5) if len(gain) > 1 else 0.0
+    found.numbers |= {"gain_over_random_signs": mean, "gain_error": error}
+    said = f"a step along the gradient's sign changes the margin by {mean:.3g} +- {error:.2g} more than random signs"
+    if mean > 2 * error and mean > 0:
+        found.add("pass", said)
+    else:
+        found.add("fail" if mean <= 0 else "warn", f"{said}: the gradient does not lead uphill")
+
+
+def _signs(subject: Subject, stream: str) -> Tensor:
+    with keyed(subject.keys, seed=subject.seed, stream=stream):
+        return sign_like(subject.images)
+
+
+@torch.no_grad()
+def randomness(case: Case, found: Findings) -> None:
+    """Check 6: passes that differ make expectation over transformation compulsory (Athalye et al. 2018)."""
+    subject = case.subject
+    if subject is None:
+        found.add("skip", "nothing to query: only rows were given")
+        return
+    verdicts = [subject.defence.judge(subject.images) for _ in range(PASSES)]
+    first = verdicts[0]
+    scale = float(first.logits.abs().max().clamp_min(1.0))
+    moved = max(float((each.logits - first.logits).abs().max()) for each in verdicts) / scale
+    scored = max(float((each.score - first.score).abs().max()) for each in verdicts)
+    scored /= max(float(first.score.abs().max()), VANISHING)
+    flips = int(torch.stack([each.labels != first.labels for each in verdicts]).any(0).sum())
+    differ, declared = moved > SAME_LOGITS or scored > SAME_LOGITS or flips > 0, subject.defence.random
+    draws = subject.draws if declared else 1
+    found.numbers |= {"differ": differ, "declared": declared, "draws": draws, "flips": flips, "logits": moved}
+    said = f"{PASSES} passes differ (logits by {moved:.2g} of the largest, {flips} predictions of {len(first.labels)})"
+    if not differ:
+        declares = ", though it declares itself random" if declared else ""
+        found.add("pass", f"{PASSES} passes agree{declares}")
+    elif not declared:
+        found.add("fail", f"{said}, and the defence does not say so: set `random = True`, or no attack averages")
+    elif draws >= ENOUGH_DRAWS:
+        found.add("pass", f"{said}; attacks average over {draws} draws")
+    elif draws > 1:
+        found.add("warn", f"{said}, and attacks average over {draws} draws only: take {ENOUGH_DRAWS} or more (--draws)")
+    else:
+        found.add("fail", f"{said}, and attacks take one draw for all: average over {ENOUGH_DRAWS} or more (--draws)")
+
+
+def inside(case: Case, found: Findings) -> None:
+    """Check 7: what AutoAttack alone cannot judge: optimisation inside the forward pass, probabilities for logits."""
+    subject = case.subject
+    if subject is None:
+        found.add("skip", "nothing to query: only rows were given")
+        return
+    with torch.no_grad():
+        outputs = known(subject)(subject.images).float()
+    ones = torch.ones(len(outputs), device=outputs.device)
+    if bool((outputs >= 0).all()) and torch.allclose(outputs.sum(1), ones, atol=1e-4):
+        found.add("fail", "the outputs are probabilities: attacks on logits saturate; return logits")
+    some = subject.part(slice(2))
+    declared = any(bool(getattr(module, "optimises", False)) for module in some.defence.modules())
+    with keyed(some.keys, seed=some.seed, stream="defender"):
+        optimises = declared or differentiates_inside(_Judging(some.defence), some.images)
+    found.numbers["optimises"] = optimises
+    if not optimises:
+        found.add("pass", "no optimisation inside the forward pass, and logits")
+        return
+    white = case.of(case.informed_kinds)
+    own = [row for row in white if not _of_suite(row)]
+    said = "the forward pass optimises, where AutoAttack alone is insufficient (Croce et al. 2022)"
+    if own:
+        found.add("pass", f"{said}; {len(own)} other white-box rows differentiate it")
+    elif white:
+        found.add("fail", f"{said}, and it is the only white-box attack: add --attack pgd --threat adaptive")
+    else:
+        found.add("warn", f"{said}, and no row differentiates it: add --threat adaptive")
+
+
+class _Judging(nn.Module):
+    """A defence asked for its whole answer, the detector's score included."""
+
+    def __init__(self, defence: Defence) -> None:
+        super().__init__()
+        self.defence = defence
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.defence.judge(images).logits
+
+
+def _of_suite(row: RowRecord) -> bool:
+    return row.plan.name.startswith(SUITE)
+
+
+@torch.no_grad()
+def surface(case: Case, found: Findings) -> None:
+    """Check 10: a slice of the loss surface for review (Carlini et al. 2019): margins on a square of side 2 eps.
+
+    `numbers["surface"]`: "axis", [15] from -1 to 1 in units of eps, and "loss", [15][15]: the mean margin over the
+    first images, rows along the sign of the gradient, columns along random signs; points are clipped to [0,1].
+    """
+    if case.full is None:
+        found.add("skip", "needs --checks full")
+        return
+    subject = case.full.part(slice(SURFACE_IMAGES))
+    whole, n = known(subject), len(subject.images)
+    images = subject.images.clone().requires_grad_()
+    with torch.enable_grad():
+        up = gradient(margin(whole(images).float(), subject.labels), images).nan_to_num().sign()
+    across = _signs(subject, "check/surface")
+    centre = GRID // 2
+    axis = torch.arange(-centre, centre + 1, device=up.device) / centre
+    places = torch.cartesian_prod(axis, axis) * subject.eps
+    heights = []
+    for some in places.split(max(PACK // n, 1)):
+        along, aside = (column.view(-1, 1, 1, 1, 1) for column in some.T)
+        points = (subject.images + along * up + aside * across).clamp(0, 1)
+        losses = margin(whole(points.flatten(0, 1)).float(), subject.labels.repeat(len(some)))
+        heights.append(losses.view(-1, n).mean(1))
+    loss = torch.cat(heights).view(GRID, GRID)
+    along_range, across_range = (float(line.max() - line.min()) for line in (loss[:, centre], loss[centre]))
+    found.numbers["surface"] = {"axis": axis.tolist(), "loss": loss.tolist()}
+    found.numbers |= {"range_along_gradient": along_range, "range_across": across_range}
+    said = f"the margin changes by {along_range:.3g} along the gradient, {across_range:.3g} along random signs"
+    if not bool(torch.isfinite(loss).all()):
+        found.add("fail", "the loss surface is not finite")
+    elif along_range <= max(FLAT * across_range, 1e-6):
+        found.add("warn", f"{said}: flat where it should be steepest, so the gradient is masked")
+    else:
+        found.add("pass", f"{said}; stored")
+
+
+def detector_gradient(case: Case, found: Findings) -> None:
+    """Check 11: the score can be differentiated, or no detector-aware attack can aim at it."""
+    subject = case.subject
+    if subject is None or subject.defence.detector is None:
+        return
+    images = subject.images.clone().requires_grad_()
+    try:
+        with torch.enable_grad():
+            slope = gradient(known(subject).scores(images).float(), images)
+    except NoGradientError as error:
+        found.add("fail", f"the score has no gradient: {error}")
+        return
+    n, sizes = len(images), slope.abs().flatten(1).amax(1)
+    broken, dead = int((~torch.isfinite(sizes)).sum()), int((sizes < VANISHING).sum())
+    found.numbers |= {"score_gradients_not_finite": broken, "score_gradients_zero": dead}
+    if broken or dead == n:
+        found.add("fail", f"the score's gradient is not finite on {broken} and zero on {dead} of {n} images")
+    elif dead:
+        found.add("warn", f"the score's gradient is zero on {dead} of {n} images ({percent(dead / n)})")
+    else:
+        found.add("pass", f"the score's gradient is finite and not zero on all {n} images")

@@ -1,0 +1,132 @@
+"""Accuracy against the budget, where an attack was run at several."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator
+
+import attrs
+
+from defend.report.figures.scene import (
+    DASHES,
+    MARKERS,
+    SERIES,
+    SMALL,
+    Entry,
+    Mark,
+    Plot,
+    Scene,
+    Text,
+    fitted,
+    legend,
+    marker,
+    percent_ticks,
+    round_ticks,
+)  # fmt: skip
+from defend.report.reading import Results, knows_the_defence
+from defend.threats import THREATS
+from defend.values import Row
+
+WIDTH, HEIGHT = 344.0, 210.0
+LEFT, RIGHT, BELOW = 46.0, 12.0, 44.0
+
+
+@attrs.frozen(kw_only=True)
+class Curve:
+    """One line: (eps, accuracy, low, high) in rising eps."""
+
+    name: str
+    role: str
+    dash: tuple[float, ...]
+    marker: str
+    points: tuple[tuple[float, float, float, float], ...]
+
+
+def slug(text: str) -> str:
+    """Return a file name of letters, digits, dots and dashes."""
+    return re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-.") or "figure"
+
+
+def curves(results: Results) -> list[Scene]:
+    """Return a figure for each attack, and norm, that has rows at two budgets or more; those with most lines first."""
+    families: dict[tuple[str, str], list[Row]] = {}
+    for row in results.rows:
+        if row.threat not in ("none", "noise") and row.eps is not None:
+            families.setdefault((row.attack, row.norm), []).append(row)
+    found = {family: _curves(results, rows) for family, rows in families.items()}
+    ordered = sorted(found, key=lambda family: -len(found[family]))
+    return [_scene(*family, found[family]) for family in ordered if found[family]]
+
+
+def _curves(results: Results, rows: list[Row]) -> list[Curve]:
+    """Return the undefended victim's line, under the oblivious threat where there is one, and all defended ones."""
+    ways: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        ways.setdefault((row.threat, row.variant), []).append(row)
+    ways = {way: found for way, found in ways.items() if len({row.eps for row in found}) > 1}
+    bare = [way for way, found in ways.items() if not knows_the_defence(found[0])]
+    lines = []
+    for threat, variant in sorted(bare, key=lambda way: way[0] != "oblivious")[:1]:
+        lines.append(
+            Curve(
+                name=f"undefended, {threat}", role="bare", dash=DASHES[1], marker="circle",
+                points=_points(results, ways[threat, variant], "undefended"),
+            )
+        )  # fmt: skip
+    threats = list(THREATS)
+    variants: dict[str, int] = {}
+    for (threat, variant), found in ways.items() if results.defended else ():
+        # a threat keeps its colour from one figure to the next; its variants differ in their dashes
+        colour = threats.index(threat) if threat in threats else len(threats)
+        dash = variants[threat] = variants.get(threat, -1) + 1
+        lines.append(
+            Curve(
+                name=f"defended, {threat}{f': {variant}' if variant else ''}", role=SERIES[colour % len(SERIES)],
+                dash=DASHES[dash % len(DASHES)], marker=MARKERS[colour % len(MARKERS)],
+                points=_points(results, found, "defended"),
+            )
+        )  # fmt: skip
+    return lines
+
+
+def _points(results: Results, rows: list[Row], arm: str) -> tuple[tuple[float, float, float, float], ...]:
+    """Return a line's points; it begins at the clean row."""
+    clean = [results.clean] if results.clean is not None else []
+    found = {}
+    for row in (*clean, *rows):
+        said = getattr(row, arm)
+        eps = 0.0 if row.threat == "none" else row.eps or 0.0
+        found[eps] = (eps, said.accuracy, *said.ci95)
+    return tuple(found[eps] for eps in sorted(found))
+
+
+def _scene(attack: str, norm: str, found: list[Curve]) -> Scene:
+    title = f"{attack} (L2)" if norm == "l2" else attack
+    marks: list[Mark] = [Text(x=0, y=8, text=fitted(title, SMALL, WIDTH), bold=True)]
+    keys, top = legend(
+        [Entry(text=curve.name, role=curve.role, dash=curve.dash, marker=curve.marker) for curve in found],
+        0, 18, WIDTH,
+    )  # fmt: skip
+    marks += keys
+    most = max(point[0] for curve in found for point in curve.points)
+    plot = Plot(left=LEFT, top=top + 6, width=WIDTH - LEFT - RIGHT, height=HEIGHT, x=(0, most))
+    label = "eps (L2)" if norm == "l2" else "eps"
+    marks += plot.axes(round_ticks(0, most), percent_ticks(), label, "accuracy in %")
+    marks += itertools.chain.from_iterable(_drawn(plot, curve) for curve in found)
+    said = "; ".join(
+        f"{curve.name}: " + ", ".join(f"{100 * share:.1f} at {eps:.4g}" for eps, share, *_ in curve.points)
+        for curve in found
+    )
+    name = slug(f"accuracy-against-eps-{attack}{'-l2' if norm == 'l2' else ''}")
+    says = f"Line chart of accuracy in percent against eps for {attack}. {said}."
+    return Scene(name=name, says=says, width=WIDTH, height=plot.top + HEIGHT + BELOW, marks=tuple(marks))
+
+
+def _drawn(plot: Plot, curve: Curve) -> Iterator[Mark]:
+    band = [(eps, high) for eps, _, _, high in curve.points] + [(eps, low) for eps, _, low, _ in curve.points[::-1]]
+    yield plot.line(band, fill=curve.role, opacity=0.14, closed=True)
+    points = [point[:2] for point in curve.points]
+    yield plot.line(points, stroke=curve.role, width=2, dash=curve.dash)
+    for point in points:
+        yield marker(*plot.at(*point), curve.marker, curve.role)

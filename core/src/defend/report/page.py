@@ -1,0 +1,226 @@
+"""The report as a page: one HTML file that needs nothing else, and every figure as PNG and SVG for a paper.
+
+Charts are SVG inside the page, coloured by CSS variables, images are PNG inside it; there is no script.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import attrs
+import jinja2
+from markupsafe import Markup
+
+from defend import __version__
+from defend.compare import Comparison, compare
+from defend.errors import ConfigError
+from defend.files import write_text
+from defend.report.figures import paper, strips
+from defend.report.figures.board import board
+from defend.report.figures.curves import curves
+from defend.report.figures.detector import histograms, roc, scored_rows
+from defend.report.figures.ladder import ladder
+from defend.report.figures.scene import DARK, LIGHT, MINUS, NOTHING, Scene
+from defend.report.figures.strips import Strip
+from defend.report.figures.surface import surface
+from defend.report.figures.svg import png_uri, to_svg
+from defend.report.leaderboard import Place, leaderboard
+from defend.report.reading import Results, knows_the_defence, named, read_results, run_folders
+from defend.report.terminal import ARM_TITLES
+from defend.threats import THREATS
+from defend.values import Row
+
+ONE, SEVERAL = "report.html", Path("defend-report.html")
+FIGURES = "figures"
+BADGES = {"pass": "✓", "warn": "!", "fail": "✗", "skip": NOTHING}
+
+
+@attrs.frozen
+class Written:
+    """What `write_page` wrote."""
+
+    page: Path
+    figures: tuple[Path, ...]
+
+
+@attrs.frozen(slots=False)
+class Section:
+    """One run's part of the page; `place` is its place among the runs, from 1."""
+
+    results: Results
+    place: int = 1
+    label: str = ""
+
+    @cached_property
+    def ladder(self) -> Scene:
+        """The ladder, for wide pages and for papers."""
+        return ladder(self.results)
+
+    @cached_property
+    def narrow_ladder(self) -> Scene:
+        """The ladder for a phone."""
+        return ladder(self.results, narrow=True)
+
+    @cached_property
+    def curves(self) -> list[Scene]:
+        """Accuracy against eps, by attack."""
+        return curves(self.results)
+
+    @cached_property
+    def strips(self) -> list[Strip]:
+        """Example images, by row."""
+        results = self.results
+        purified = bool(results.report.config.purifier)
+        places = dict(zip((row.key for row in results.rows), results.places, strict=True))
+        return [
+            strips.strip(row, examples, purified, results.defended)
+            for row in results.ladder
+            if (examples := results.examples.get(places[row.key])) is not None and len(examples.label)
+        ]
+
+    @cached_property
+    def roc(self) -> Scene | None:
+        """The detector's ROC curves."""
+        return roc(self.results)
+
+    @cached_property
+    def histograms(self) -> list[Scene]:
+        """The detector's scores, by row."""
+        return histograms(self.results)
+
+    @cached_property
+    def surface(self) -> Scene | None:
+        """The slice of the loss."""
+        found = self.results.surface
+        return None if found is None else surface(found)
+
+    @property
+    def scenes(self) -> list[Scene]:
+        """Every figure, for the files."""
+        single = [scene for scene in (self.ladder, self.roc, self.surface) if scene is not None]
+        return [*single, *self.curves, *map(strips.scene, self.strips), *self.histograms]
+
+    @property
+    def detector_rows(self) -> list[Row]:
+        """The rows that the detector's table lists."""
+        listed = (self.results.report.detector or {}).get("rows", {})
+        return [row for row in self.results.ladder if row.key in listed or row.success_at_fpr]
+
+    @property
+    def scored(self) -> bool:
+        """Whether there are scores to draw."""
+        return bool(scored_rows(self.results))
+
+    @property
+    def arms(self) -> dict[str, str]:
+        """The arms beside the undefended and the defended one, with their titles."""
+        names = dict.fromkeys(name for row in self.results.rows for name in row.arms)
+        return {name: ARM_TITLES.get(name, name) for name in names}
+
+    @property
+    def sentence(self) -> str:
+        """What the headline means, in plain words."""
+        worst, results = self.results.report.worst_case, self.results
+        if worst is None:
+            return "A worst case needs two rows with images in common; this run has none."
+        right, bare = (round(share * worst.n) for share in (worst.accuracy, worst.undefended))
+        accepted = " and accepted" if results.report.config.detector else ""
+        without = f" (without the defence, {bare})" if results.defended else ""
+        return (
+            f"Of {worst.n} test images, {right} are still classified correctly{accepted} whatever these attackers "
+            f"tried{without}; a stronger attacker can only leave fewer."
+        )
+
+    @property
+    def rerun(self) -> str:
+        """The command that makes the run again."""
+        return f"defend run --config {shlex.quote(str(self.results.folder / 'config.toml'))}"
+
+
+def write_page(paths: Sequence[Path], out: Path | None = None) -> Written:
+    """Write the page of one run or several, and the figures of each into its folder's `figures`.
+
+    Args:
+        paths: run folders, or folders of several arms.
+        out: the page; by default report.html in the run's folder, or defend-report.html here for several.
+
+    Raises:
+        ConfigError: runs that judged different images, one given twice, or an `out` that cannot be.
+        DataError: no run folder, or a damaged one.
+        DefendError: a folder cannot be written to.
+    """
+    folders = run_folders(paths)
+    page = out or (folders[0] / ONE if len(folders) == 1 else SEVERAL)
+    if out is not None and (out.is_dir() or not out.parent.is_dir()):
+        why = "is a folder" if out.is_dir() else f"folder {str(out.parent)!r} does not exist"
+        raise ConfigError(f"--out {str(out)!r}: {why}; name a file, for example report.html")
+    results = [read_results(folder) for folder in folders]
+    compared = compare([each.run for each in results]) if len(results) > 1 else None
+    labels = compared.labels if compared else (results[0].run.label,)
+    sections = [
+        Section(each, place, label) for place, (each, label) in enumerate(zip(results, labels, strict=True), start=1)
+    ]
+    places = leaderboard(results, compared) if compared else []
+    write_text(page, render(sections, compared, places))
+    figures = [file for section in sections for file in _draw(section.scenes, section.results.folder / FIGURES)]
+    if compared:
+        chart = board(places, f"{page.stem}-leaderboard")
+        figures += [] if chart is None else paper.write(chart, page.parent)
+    return Written(page, tuple(figures))
+
+
+def _draw(scenes: Sequence[Scene], folder: Path) -> list[Path]:
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"folder {str(folder)!r} cannot be made: {error.strerror}") from None
+    return [path for scene in scenes for path in paper.write(scene, folder)]
+
+
+def render(sections: Sequence[Section], compared: Comparison | None, places: Sequence[Place]) -> str:
+    """Return the page's HTML: `sections` in their order, below the leaderboard where there are several."""
+    dataset = sections[0].results.report.dataset
+    title = sections[0].results.title if compared is None else f"{len(sections)} runs on {dataset.name}"
+    return _environment().get_template("page.html.j2").render(
+        title=title, sections=sections, compared=compared, places=places, light=LIGHT, dark=DARK, version=__version__,
+        board=_drawn(board(places, "leaderboard")), narrow_board=_drawn(board(places, "leaderboard", narrow=True)),
+    )  # fmt: skip
+
+
+def _drawn(scene: Scene | None) -> Markup | None:
+    return None if scene is None else to_svg(scene)
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("defend.report"), autoescape=True, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
+    )  # fmt: skip
+    environment.filters.update(
+        percent=lambda share: f"{100 * share:.1f}",
+        points=lambda share: f"{100 * share:+.1f}".replace("-", MINUS),
+        interval=lambda ci95: f"[{100 * ci95[0]:.1f}, {100 * ci95[1]:.1f}]",
+        rate=lambda text: f"{100 * float(text):g}\N{NO-BREAK SPACE}%",
+        p=lambda p: "<0.001" if p < 0.001 else f"{p:.3f}",
+        short=lambda value: NOTHING if value is None else f"{value:.4g}",
+        svg=to_svg, png=png_uri, named=named, knows_the_defence=knows_the_defence, numbers=_numbers,
+        by_threat=lambda rows: [list(found) for _, found in itertools.groupby(rows, lambda row: row.threat)],
+    )  # fmt: skip
+    counters = {kind: itertools.count(1) for kind in ("figure", "table")}
+    environment.globals.update(
+        badges=BADGES, threats=THREATS, rates=("0.01", "0.05"), number=lambda kind: next(counters[kind])
+    )
+    return environment
+
+
+def _numbers(numbers: Mapping[str, Any]) -> str:
+    """Return a check's figures as text; a slice of the loss is drawn instead."""
+    shown = {key: "drawn below" if key == "surface" else value for key, value in numbers.items()}
+    short = json.loads(json.dumps(shown, default=str), parse_float=lambda text: float(f"{float(text):.6g}"))
+    return json.dumps(short, indent=1, ensure_ascii=False)
