@@ -6,8 +6,8 @@ import torch
 import defend
 from defend.attacks.host import craft
 from defend.attacks.target import Target
-from defend.metrics import wilson
 from defend.plugins import registry
+from defend.statistics import wilson
 
 EPS, STEPS, IMAGES = 0.1, 20, 24
 

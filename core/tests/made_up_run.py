@@ -10,8 +10,8 @@ import attrs
 import numpy as np
 from safetensors.numpy import save_file
 
-from defend.metrics import wilson
 from defend.report.document import to_json
+from defend.statistics import wilson
 from defend.values import Arm, Calibration, Check, Cost, DatasetInfo, Report, Row, RunConfig, WorstCase
 
 N, PASSES, CLASSES, SIDE = 80, 10, 10, 12

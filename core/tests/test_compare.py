@@ -24,15 +24,13 @@ from defend.compare import (
     RunRow,
     compare,
     from_records,
-    holm,
-    mcnemar,
-    paired_interval,
     read_run,
 )  # fmt: skip
 from defend.errors import ConfigError, DataError
-from defend.metrics import arm, wilson
+from defend.metrics import arm
 from defend.report import folder as run_folder
 from defend.report.comparison import render, to_dict
+from defend.statistics import holm, mcnemar, paired_interval, wilson
 from defend.values import DatasetInfo, Report, Row, RunConfig, Threat
 
 # McNemar's test

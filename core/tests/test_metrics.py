@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from defend.evaluate import ArmRecord, Example, PlannedRow, RowRecord, worst_case
-from defend.metrics import arm, wilson
+from defend.metrics import arm
+from defend.statistics import wilson
 from defend.threats import DEFENDED, UNDEFENDED
 from defend.values import Threat
 

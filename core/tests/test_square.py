@@ -9,8 +9,8 @@ from defend.attacks.options import SquareOptions
 from defend.attacks.square import SquareAttack, bump, propose_l2, propose_linf, share_of_pixels, stripes, tiles
 from defend.attacks.target import Target
 from defend.defence import Defence
-from defend.metrics import wilson
 from defend.randomness import keyed, uniform_per_image
+from defend.statistics import wilson
 from defend.testing import TASK, TinyVictim, images
 
 NORMS = {"linf": "Linf", "l2": "L2"}

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from defend.errors import ConfigError, DataError, did_you_mean
+from defend.statistics import holm, mcnemar, paired_interval, wilson
 from defend.threats import DEFENDED, THREATS
 from defend.values import Report
 
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 SCHEMA = 1
 NEEDED = {"config": ("victim", "eps"), "dataset": ("name", "split", "sha256")}  # of report.json, beside its rows
 COLUMNS = ("attack", "threat", "eps", "image", "label", "arm", "predicted", "accepted")  # of records.csv
-Z95 = 1.959963984540054
 
 RecordKey = tuple[str, str, float | None, str]
 Right = Mapping[int, bool]
@@ -156,57 +156,9 @@ class Comparison:
         return sum(len(row.differences) for row in self.rows) + worst
 
 
-# Statistics
-
-
-def mcnemar(only_first: int, only_second: int) -> float:
-    """Return the two-sided exact p value of McNemar's test (McNemar 1947; exact: binomial, p = 1/2).
-
-    Args:
-        only_first, only_second: how many images only the first, or only the second, got right.
-    """
-    discordant = only_first + only_second
-    return float(_binomial(only_first, discordant).pvalue) if discordant else 1.0
-
-
-def paired_interval(only_first: int, only_second: int, n: int) -> tuple[float, float]:
-    """Return the 95 % interval of a difference of paired proportions, second less first, within [-1,1].
-
-    The Wald interval after one image more on either side of the disagreement (Bonett and Price 2012, "Adjusted Wald
-    confidence interval for a difference of binomial proportions based on paired data"). Unlike the plain one it has a
-    width where nothing differs, and its coverage does not fall far below 95 % down to 20 images.
-    """
-    first, second = (only_first + 1) / (n + 2), (only_second + 1) / (n + 2)
-    centre = second - first
-    half = Z95 * math.sqrt((first + second - centre**2) / (n + 2))
-    return max(centre - half, -1.0), min(centre + half, 1.0)
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Return the p values adjusted for their number (Holm 1979), in the order given.
-
-    However many of the differences are none, and however the tests depend on each other, the chance that any of
-    those comes out below 0.05 is at most 0.05.
-    """
-    order = sorted(range(len(p_values)), key=p_values.__getitem__)
-    adjusted = [0.0] * len(p_values)
-    highest = 0.0
-    for place, index in enumerate(order):
-        highest = max(highest, min(1.0, (len(order) - place) * p_values[index]))
-        adjusted[index] = highest
-    return adjusted
-
-
 def _cell(right: Right, steps: int | None = None, partial: bool = False) -> Cell:
     successes, n = sum(right.values()), len(right)
-    interval = _binomial(successes, n).proportion_ci(0.95, method="wilson")
-    return Cell(successes / n, (float(interval.low), float(interval.high)), n, steps, partial)
-
-
-def _binomial(successes: int, n: int) -> Any:
-    from scipy.stats import binomtest  # its import takes a second: only where it is needed
-
-    return binomtest(successes, n, 0.5)
+    return Cell(successes / n, wilson(successes, n), n, steps, partial)
 
 
 # Comparing

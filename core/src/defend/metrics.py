@@ -9,21 +9,8 @@ import torch
 from torch import Tensor
 
 from defend.errors import ConfigError
+from defend.statistics import wilson
 from defend.values import Arm
-
-Z95 = 1.959963984540054
-
-
-def wilson(successes: int, n: int, z: float = Z95) -> tuple[float, float]:
-    """Return the Wilson score interval of a proportion (Wilson 1927); (0, 1) for n = 0."""
-    if n == 0:
-        return 0.0, 1.0
-    share = successes / n
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    low = 0.0 if successes == 0 else max(centre - half, 0.0)
-    high = 1.0 if successes == n else min(centre + half, 1.0)
-    return low, high
 
 
 def arm(predicted: Tensor, labels: Tensor, accepted: Tensor, attacked: bool) -> Arm:

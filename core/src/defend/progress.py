@@ -29,10 +29,10 @@ def waiting(console: Console, quiet: bool, what: str = "loading torch") -> conte
 
 
 def run_watcher(console: Console, quiet: bool) -> Any:
-    """Return a `defend.runner.Watcher` that shows one bar for the row at hand, on standard error."""
+    """Return a `defend.watcher.Watcher` that shows one bar for the row at hand, on standard error."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from defend.runner import Watcher
+    from defend.watcher import Watcher
 
     class Bar(Watcher):
         def __init__(self) -> None:

@@ -4,82 +4,31 @@ from __future__ import annotations
 
 import datetime
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import attrs
 import torch
-from torch import nn
 
-from defend.bpda import BackwardThrough, surrogates_of
-from defend.build import (
-    Built,
-    build_purifiers,
-    build_stage,
-    build_tuned,
-    in_sequence,
-    needs_weights,
-    open_dataset,
-    purifier_options,
-    resolve_device,
-    transfer_sources,
-)
-from defend.calibrate import DEFAULT_FPR, calibrate, clean_scores, is_calibrated, thresholds_at
+from defend.arms import Arms, build_all
+from defend.build import open_dataset, resolve_device
 from defend.checks import Subject, check_run
 from defend.datasets.base import ImageDataset
-from defend.defence import Defence
 from defend.errors import ConfigError
-from defend.evaluate import Evaluator, PlannedRow, RowRecord, Settings, restrict
+from defend.evaluate import Evaluator, RowRecord, Settings, restrict
 from defend.options import describe
-from defend.plan import ArmSet, attacks_of, counter_attacks, plan
+from defend.plan import attacks_of, counter_attacks, plan
 from defend.plugins import Registry, registry
 from defend.report import folder as run_folder
 from defend.report.assemble import Circumstances, assemble
-from defend.speed import prepare
-from defend.stages import Stage
-from defend.threats import (
-    BEFORE_TUNING,
-    DEFENDED,
-    DETECTOR_AWARE,
-    RATES,
-    THREATS,
-    TUNED,
-    UNDEFENDED,
-    UNTUNED,
-    chosen,
-)
-from defend.train_stage import Progress, train_stage
-from defend.values import Calibration, Check, Report, RunConfig
-from defend.weights import locate, tuned_name
+from defend.threats import DEFENDED, UNDEFENDED, chosen
+from defend.values import Check, Report, RunConfig
+from defend.watcher import Watcher
 
-SAMPLE = 4
 PROBED = {"basic": 8, "full": 25}  # images that the sanity checks query the defence with
 CHECK_STEPS = 10
 MOST_CHECK_STEPS = 20
-
-
-class Watcher:
-    """What a run tells while it goes on; this one shows nothing, the command line's shows progress bars."""
-
-    def preparing(self, what: str) -> None:
-        """Something that may take seconds begins, before the first row."""
-
-    def begin(self, rows: Sequence[PlannedRow]) -> None:
-        """The rows that will be evaluated."""
-
-    def row(self, plan: PlannedRow) -> None:
-        """A row begins."""
-
-    def images(self, count: int) -> None:
-        """So many more images of the row are finished."""
-
-    def end(self) -> None:
-        """Nothing more will come."""
-
-    def training(self, title: str) -> Progress | None:
-        """Missing weights are about to be trained; return what is to be told of it."""
-        return None
 
 
 @attrs.frozen
@@ -88,20 +37,6 @@ class Outcome:
 
     report: Report
     records: Sequence[RowRecord]
-
-
-@attrs.frozen
-class _Arms:
-    """One defence, ready: what was built, its arms by their names in the run, and how they were prepared."""
-
-    names: ArmSet
-    built: Mapping[str, Built]
-    arms: Mapping[str, Defence]
-    parameters: int
-    precision: Mapping[str, str]
-    calibration: Calibration | None
-    thresholds: Mapping[float, float]
-    left_out: Mapping[str, str]
 
 
 def run(config: RunConfig, watcher: Watcher | None = None, found_in: Registry | None = None) -> Report:
@@ -138,7 +73,7 @@ def run_arms(
     watcher.preparing(f"reading {config.dataset}")
     dataset = open_dataset(config.dataset, config.data_dir, dataset_options, plugins)
     precision = "fp32" if config.precision == "auto" else config.precision
-    defences = _build_all(configs, dataset, plugins, watcher, device, precision)
+    defences = build_all(configs, dataset, plugins, watcher, device, precision)
     plans = plan([defence.names for defence in defences], dataset, plugins)
     outs = [run_folder.create(each) if each.out else None for each in configs]
     settings = Settings(
@@ -154,7 +89,7 @@ def run_arms(
     records: list[RowRecord] = []
     partial = False
 
-    def outcome(defence: _Arms, subject: Subject | None = None) -> Outcome:
+    def outcome(defence: Arms, subject: Subject | None = None) -> Outcome:
         names = defence.names.names
         own = [restrict(record, names) for record in records if names[DEFENDED] in record.arms]
         wanted = sum(names[DEFENDED] in planned.judges for planned in plans)
@@ -224,7 +159,7 @@ def _checked(
     return check_run(records, subject, level, lambda what: watcher.preparing(f"checking: {what}"))
 
 
-def _subject(defence: _Arms, dataset: ImageDataset, settings: Settings, records: Sequence[RowRecord]) -> Subject | None:
+def _subject(defence: Arms, dataset: ImageDataset, settings: Settings, records: Sequence[RowRecord]) -> Subject | None:
     """Return what the checks may query: they take as many steps as the run's own PGD, within reason."""
     config = defence.names.config
     if config.checks == "none":
@@ -286,179 +221,6 @@ def _check_names(config: RunConfig, plugins: Registry) -> None:
         if stage not in parts:
             listed = ", ".join(dict.fromkeys(parts))
             raise ConfigError(f"weights for {stage!r}, which this run does not have: expected one of {listed}")
-
-
-def _build_all(
-    configs: Sequence[RunConfig],
-    dataset: ImageDataset,
-    plugins: Registry,
-    watcher: Watcher,
-    device: torch.device,
-    precision: str,
-) -> list[_Arms]:
-    """Build every defence; the bare victim, which they share, once."""
-    config, task = configs[0], dataset.task()
-    sample, _ = dataset.tensors("val", limit=SAMPLE)
-    sample = sample.to(device)
-    _train_missing("victim", config.victim, config, dataset, plugins, watcher)
-    watcher.preparing("building the defence")
-    victim = build_stage(
-        "victim", config.victim, task, config.options.get("victim"), config.weights.get("victim"), plugins
-    )
-    bare, done = prepare(Defence(victim.module).to(device), precision, sample)
-    sources = _sources(config, dataset, plugins, watcher, device)
-    ready = []
-    for each in configs:
-        label = f"{each.purifier}: " if len(configs) > 1 else ""
-        parts, whole = _build(each, victim, dataset, plugins, watcher)
-        calibration = None
-        screen = whole.to(device).detector
-        if screen is not None and (each.fpr is not None or not is_calibrated(screen)):
-            watcher.preparing(f"calibrating {each.detector}")
-            calibration = calibrate(
-                whole, dataset, each.fpr or DEFAULT_FPR, device=device, batch_size=each.batch_size, seed=each.seed
-            )
-        behind, _ = prepare(Defence(nn.Identity(), whole.purifier, whole.detector), precision, sample)
-        names, arms = {UNDEFENDED: UNDEFENDED, DEFENDED: UNDEFENDED}, {UNDEFENDED: bare}
-        last = bare.victim
-        if each.finetune is not None:
-            tuned, _ = prepare(Defence(whole.victim), precision, sample)
-            last = tuned.victim
-            names |= {TUNED: label + TUNED, UNTUNED: label + UNTUNED}
-            arms |= {names[TUNED]: tuned, names[UNTUNED]: Defence(bare.victim, behind.purifier, behind.detector)}
-        if len(parts) > 1:
-            names[DEFENDED] = label + DEFENDED
-            arms[names[DEFENDED]] = Defence(last, behind.purifier, behind.detector)
-        faced, attackable, left_out = _faced(each, label, names, arms, sources)
-        thresholds: dict[float, float] = {}
-        aim = None
-        judge = arms[names[DEFENDED]]
-        if DETECTOR_AWARE in faced and judge.detector is not None:
-            watcher.preparing(f"scoring held-out clean images with {each.detector}")
-            scores = clean_scores(judge, dataset, device=device, batch_size=each.batch_size, seed=each.seed)
-            thresholds = thresholds_at(scores, RATES)
-            own: Any = judge.detector.threshold
-            aim = min([float(own), *thresholds.values()])
-        everything = {id(p): p.numel() for p in whole.parameters()}
-        added = sum(everything.values()) - sum(p.numel() for p in whole.victim.parameters())
-        armed = ArmSet(each, names, faced, aim, frozenset(attackable) - {f"source {name}" for name in sources})
-        ready.append(_Arms(armed, parts, arms | attackable, added, done, calibration, thresholds, left_out))
-    return ready
-
-
-def _sources(
-    config: RunConfig, dataset: ImageDataset, plugins: Registry, watcher: Watcher, device: torch.device
-) -> dict[str, nn.Module]:
-    """Build the victims whose gradients the transfer threat takes, frozen, by name."""
-    if "transfer" not in chosen(config):
-        return {}
-    asked = config.threats is not None or config.thorough
-    names = config.sources or (transfer_sources(config.victim, dataset.name, plugins) if asked else ())
-    found = {}
-    for name in names:
-        _train_missing("victim", name, config, dataset, plugins, watcher)
-        module = build_stage("victim", name, dataset.task(), None, None, plugins).module
-        found[name] = module.to(device).requires_grad_(False)
-    return found
-
-
-def _faced(
-    config: RunConfig,
-    label: str,
-    names: Mapping[str, str],
-    arms: Mapping[str, Defence],
-    sources: Mapping[str, nn.Module],
-) -> tuple[dict[str, dict[str, str]], dict[str, Defence], dict[str, str]]:
-    """Return what the attackers of each threat see, the arms made for them alone, and the threats that do not fit."""
-    whole = arms[names[DEFENDED]]
-    made: dict[str, Defence] = {}
-    transfer = {BEFORE_TUNING: UNDEFENDED} if TUNED in names else {}
-    for place, (name, module) in enumerate(sources.items()):
-        transfer[name] = f"source {name}"
-        made[transfer[name]] = Defence(module)
-        if place == 0 and whole.purifier is not None:
-            behind = f"{name} behind the defence"
-            transfer[behind] = f"{label}source {behind}"
-            made[transfer[behind]] = Defence(module, whole.purifier)
-    bpda = {}
-    if whole.purifier is not None and "bpda" in chosen(config):
-        for variant, surrogate in surrogates_of(whole.purifier).items():
-            bpda[variant] = f"{label}bpda {variant}"
-            made[bpda[variant]] = Defence(whole.victim, BackwardThrough(whole.purifier, surrogate), whole.detector)
-    everything = {
-        "noise": {"": UNDEFENDED},
-        "transfer": transfer,
-        "oblivious": {"": names.get(TUNED, UNDEFENDED)},
-        "query": {"": names[DEFENDED]},
-        "bpda": bpda,
-        "adaptive": {} if names[DEFENDED] == UNDEFENDED else {"": names[DEFENDED]},
-        DETECTOR_AWARE: {} if whole.detector is None else {"": names[DEFENDED]},
-    }
-    left_out = {}
-    for kind in chosen(config):
-        needs = THREATS[kind].needs
-        if not everything[kind] and (needs or config.threats or config.thorough):
-            why = f"there is no {needs}" if needs else f"no other victim has weights for {config.dataset} (--source)"
-            left_out[kind] = why
-    return everything, made, left_out
-
-
-def _build(
-    config: RunConfig, victim: Built, dataset: ImageDataset, plugins: Registry, watcher: Watcher
-) -> tuple[dict[str, Built], Defence]:
-    """Build one defence around a victim; return its parts by name, and the whole."""
-    task, options, weights = dataset.task(), config.options, config.weights
-    for name in config.purifiers:
-        _train_missing("purifier", name, config, dataset, plugins, watcher)
-    purifiers = build_purifiers(config.purifiers, task, options, weights, plugins)
-    built = {"victim": victim}
-    built |= {"purifier" if len(purifiers) == 1 else name: part for name, part in purifiers.items()}
-    last = victim.module
-    if config.finetune is not None:
-        _train_missing("finetuner", config.finetune, config, dataset, plugins, watcher)
-        built["finetuner"] = build_tuned(
-            config.finetune, task, config.victim, last, config.purifier, options.get("finetuner"),
-            weights.get("finetuner"), plugins,
-        )  # fmt: skip
-        last = built["finetuner"].module
-    if config.detector is not None:
-        _train_missing("detector", config.detector, config, dataset, plugins, watcher)
-        built["detector"] = build_stage(
-            "detector", config.detector, task, options.get("detector"), weights.get("detector"), plugins
-        )
-    screen = built["detector"].module if "detector" in built else None
-    return built, Defence(last, in_sequence(purifiers), screen)
-
-
-def _train_missing(
-    stage: Stage, name: str, config: RunConfig, dataset: ImageDataset, plugins: Registry, watcher: Watcher
-) -> None:
-    """Train a stage that has no weights yet, if the config allows it."""
-    found = plugins.find(stage, name)
-    options: Mapping[str, Any] = config.options.get(stage, {})
-    if stage == "purifier":
-        options = purifier_options(config.options, name)
-    elif found.spec.weights_of:
-        options = {}  # these are the detector's own; its network is another stage's
-    filed_as = tuned_name(found.name, config.victim, config.purifier) if stage == "finetuner" else None
-    given = config.weights.get(stage) or config.weights.get(name)
-    if not config.train_missing or given is not None or not needs_weights(found, found.config(options)):
-        return
-    if locate(found, dataset.name, filed_as=filed_as) is not None:
-        return
-    train_stage(
-        found.spec.weights_of or stage,
-        name,
-        dataset,
-        victim=config.victim if stage == "finetuner" else None,
-        purifier=config.purifier if stage == "finetuner" else None,
-        parts={"options": config.options, "weights": config.weights},
-        options=options,
-        seed=config.seed,
-        device=config.device,
-        found_in=plugins,
-        progress=watcher.training(f"training {stage} {name} on {config.dataset}"),
-    )
 
 
 def default_out(config: RunConfig, purifiers: Sequence[str] = (), root: Path = Path("runs")) -> str:

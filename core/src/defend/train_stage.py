@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,8 @@ from defend.plugins import Registry, registry
 from defend.stages import Stage, Task
 from defend.train import FitSettings, Training, fit
 from defend.values import split_names
+from defend.watcher import Progress
 from defend.weights import Card, cache_dir, cached_path, content_hash, new_card, save, tuned_name
-
-Progress = Callable[[int, int, Mapping[str, float]], None]
 
 
 def train_stage(

@@ -11,10 +11,10 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from defend.compare import mcnemar
 from defend.defence import Defence
 from defend.evaluate import RowRecord
 from defend.randomness import keyed
+from defend.statistics import mcnemar
 from defend.threats import DEFENDED, UNDEFENDED
 from defend.values import Calibration
 

@@ -31,9 +31,9 @@ from defend.checks.common import (
     title,
     worst_of,
 )
-from defend.compare import mcnemar
 from defend.evaluate import RowRecord
 from defend.metrics import auroc
+from defend.statistics import mcnemar
 from defend.threats import DEFENDED, TUNED, UNDEFENDED
 from defend.values import Check
 

@@ -15,9 +15,9 @@ from torch import Tensor
 from defend import metrics
 from defend.build import Built
 from defend.checks import HARMLESS
-from defend.compare import mcnemar, paired_interval
 from defend.datasets.base import ImageDataset
 from defend.evaluate import RowRecord, right, worst_case
+from defend.statistics import mcnemar, paired_interval, wilson
 from defend.threats import DEFENDED, DETECTOR_AWARE, RATES, UNDEFENDED
 from defend.values import Calibration, Check, Cost, DatasetInfo, Report, Row, RunConfig, WorstCase
 
@@ -100,7 +100,7 @@ def _worst_case(counted: Mapping[str, RowRecord]) -> WorstCase | None:
             passes[name] = metrics.proportion(good)
     return WorstCase(
         accuracy=float(held.double().mean()),
-        ci95=metrics.wilson(int(held.sum()), len(held)),
+        ci95=wilson(int(held.sum()), len(held)),
         n=len(held),
         over=tuple(counted),
         undefended=float(bare.double().mean()),
