@@ -109,6 +109,7 @@ def test_the_whole_ladder_of_a_purifier_with_a_detector(rungs, defend, tmp_path)
     assert len(answer.json["worst_case"]["over"]) == 16
     assert answer.json["worst_case"]["n"] == 3
     assert answer.json["worst_case"]["weakest"] in answer.json["worst_case"]["over"]
+    assert answer.json["worst_case"]["with_credit"]["accuracy"] == credited(out)
     assert all(row["queries"]["max"] <= 5 for row in rows if row["threat"] == "query")
     aware = [row for row in rows if row["threat"] == "detector-aware"]
     assert all(set(row["success_at_fpr"]) == {"0.01", "0.05"} for row in aware)
@@ -124,6 +125,21 @@ def test_the_whole_ladder_of_a_purifier_with_a_detector(rungs, defend, tmp_path)
     asked = [line["queries"] for line in lines if line["attack"] == "square" and line["arm"] == "defended"]
     assert len(asked) == 6
     assert all(1 <= int(queries) <= 5 for queries in asked[:3])
+
+
+def credited(out):
+    """The share of images that no attack of the headline got accepted and misclassified, from the records."""
+    fooled, judged, rows = set(), {}, 0
+    with (out / "records.csv").open(newline="") as file:
+        for line in csv.DictReader(file):
+            if line["arm"] == "defended" and line["eps"] != "0.05":
+                judged.setdefault(line["image"], set()).add((line["attack"], line["threat"], line["variant"]))
+                right, accepted = line["predicted"] == line["label"], line["accepted"] == "1"
+                if (accepted and not right) or (line["threat"] == "none" and not accepted):
+                    fooled.add(line["image"])
+    rows = max(len(seen) for seen in judged.values())
+    everywhere = {image for image, seen in judged.items() if len(seen) == rows}
+    return len(everywhere - fooled) / len(everywhere)
 
 
 def test_the_gate_stops_a_defence_that_a_check_catches(rungs, defend, tmp_path):

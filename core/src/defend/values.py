@@ -294,6 +294,8 @@ class WorstCase:
     Attributes:
         undefended: the same of the bare victim.
         weakest: the row that alone leaves least, on the images that all rows judged.
+        with_credit: with a detector, "accuracy" and "ci95" of the same where a rejected attacked image counts as
+            right: no attack was accepted and misclassified (paper 003's definition). A rejected clean one is wrong.
         passes: of a random defence, as in `Row.passes`, over all rows: "worst" is right in every pass of every row.
     """
 
@@ -303,6 +305,7 @@ class WorstCase:
     over: tuple[str, ...]
     undefended: float
     weakest: str = ""
+    with_credit: Mapping[str, Any] | None = None
     passes: Mapping[str, Any] | None = None
 
 

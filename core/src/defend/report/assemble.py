@@ -67,7 +67,7 @@ def assemble(config: RunConfig, records: Sequence[RowRecord], known: Circumstanc
         seconds=known.seconds,
         dataset=DatasetInfo(config.dataset, "test", max(row.n for row in rows), known.dataset.sha256("test")),
         rows=rows,
-        worst_case=_worst_case(counted),
+        worst_case=_worst_case(counted, screened=known.threshold is not None),
         detector=None if known.threshold is None else _detector(records, known),
         checks=known.checks,
         cost=Cost(clean[UNDEFENDED], clean[DEFENDED], known.parameters, known.batch_size),
@@ -77,12 +77,19 @@ def assemble(config: RunConfig, records: Sequence[RowRecord], known: Circumstanc
     )  # fmt: skip
 
 
-def _worst_case(counted: Mapping[str, RowRecord]) -> WorstCase | None:
+def _credited(record: RowRecord, arm: str) -> Tensor:
+    """Right, or rejected and attacked, bool [N]."""
+    held = right(record, arm)
+    return held if record.plan.attack is None else held | ~record.arms[arm].accepted
+
+
+def _worst_case(counted: Mapping[str, RowRecord], screened: bool) -> WorstCase | None:
     records = list(counted.values())
     common, held = worst_case(records, DEFENDED)
     if not len(common) or len(records) < 2:
         return None
     _, bare = worst_case(records, UNDEFENDED)
+    _, credited = worst_case(records, DEFENDED, _credited)
     kept = set(common.tolist())
     alone = {
         key: sum(ok for image, ok in zip(record.keys.tolist(), right(record, DEFENDED).tolist(), strict=True)
@@ -105,6 +112,7 @@ def _worst_case(counted: Mapping[str, RowRecord]) -> WorstCase | None:
         over=tuple(counted),
         undefended=float(bare.double().mean()),
         weakest=min(alone, key=alone.__getitem__),
+        with_credit=metrics.proportion(credited) if screened else None,
         passes=passes,
     )
 

@@ -49,12 +49,8 @@ def render(report: Report, console: Console) -> None:
             ]
         table.add_row(*_cells(row, arms), *more)
     lines: list[Text | Table] = [table]
-    lines.append(
-        Text(
-            "accuracy in %, with Wilson 95 % intervals; rows without an undefended figure attack the whole defence",
-            "dim",
-        )
-    )
+    whole = "; rows without an undefended figure attack the whole defence" if has_defence else ""
+    lines.append(Text(f"accuracy in %, with Wilson 95 % intervals{whole}", "dim"))
     if config.finetune:
         lines.append(Text("transfer: made against the victim before tuning; oblivious: against the tuned one", "dim"))
     lines += [Text(f"{kind}: left out, {why}", "dim") for kind, why in report.left_out.items()]
@@ -94,8 +90,15 @@ def _headline(report: Report, has_defence: bool) -> Text:
         (figure, "strike" if blocked else "bold"),
         f"  [{100 * low:.1f}, {100 * high:.1f}]  n={worst.n}, over {len(worst.over)} rows",
         f"  (undefended {100 * worst.undefended:.1f} %)" if has_defence else "",
+        _with_credit(worst.with_credit) if worst.with_credit else "",
         f"\nLeast is left by {worst.weakest}" if worst.weakest else "",
     )
+
+
+def _with_credit(figures: Mapping[str, Any]) -> str:
+    low, high = figures["ci95"]
+    share = f"{100 * figures['accuracy']:.1f} %  [{100 * low:.1f}, {100 * high:.1f}]"
+    return f"\nWith credit for rejected attacks {share}: no attack on these images was accepted and misclassified"
 
 
 def _over_passes(passes: Mapping[str, Any]) -> str:
