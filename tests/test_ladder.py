@@ -170,7 +170,7 @@ def test_a_random_defence_is_asked_several_times(rungs, defend):
     worst = answer.json["worst_case"]
     assert worst["passes"]["worst"]["accuracy"] <= worst["accuracy"] == worst["passes"]["one_shot"]["accuracy"]
     table = defend(*asked, "--passes", "4").out
-    assert "worst of 4" in table
+    assert "worst/4" in table
     assert "right in each of 4 passes" in table
 
 

@@ -20,37 +20,17 @@ COLOURS = {"pass": "green", "warn": "yellow", "fail": "red", "skip": "dim"}
 def render(report: Report, console: Console) -> None:
     """Print the table, the headline, the cost and where the files are."""
     config = report.config
-    tuned = f"{config.victim} (tuned by {config.finetune})" if config.finetune else config.victim
-    stages = " + ".join(part for part in (config.purifier, config.detector, tuned) if part)
-    table = Table(title=f"{stages} on {report.dataset.name} (test)", title_justify="left", caption_justify="left")
-    for name in ("attack", "threat"):
-        table.add_column(name)
-    for name in ("eps", "steps", "n"):
-        table.add_column(name, justify="right")
     has_defence = bool(config.purifier or config.detector or config.finetune)
-    asked = [row.passes for row in report.rows if row.passes]
-    arms = [UNDEFENDED, *(arm for arm in (TUNED, UNTUNED) if config.finetune), *([DEFENDED] if has_defence else [])]
-    for arm in arms:
-        table.add_column(ARM_TITLES.get(arm, arm), justify="right")
-    if config.detector:
-        table.add_column("rejected", justify="right")
-    if asked:
-        table.add_column(f"worst of {asked[0]['n']}", justify="right")
-        table.add_column("majority", justify="right")
-    previous = ""
-    for row in report.rows:
-        if row.threat != previous:
-            table.add_section()
-        previous = row.threat
-        more = [f"{100 * row.defended.rejected:.1f}"] if config.detector else []
-        if asked:
-            more += [
-                f"{100 * row.passes[name]['accuracy']:.1f}" if row.passes else "" for name in ("worst", "majority")
-            ]
-        table.add_row(*_cells(row, arms), *more)
+    intervals = tuple(_arms(report))
+    table = _table(report, intervals)
+    while intervals and console.measure(table, options=console.options.update(width=10_000)).maximum > console.width:
+        intervals = intervals[1:]  # narrow the least important arm first; report.json has them all
+        table = _table(report, intervals)
     lines: list[Text | Table] = [table]
     whole = "; rows without an undefended figure attack the whole defence" if has_defence else ""
-    lines.append(Text(f"accuracy in %, with Wilson 95 % intervals{whole}", "dim"))
+    lines.append(Text(f"accuracy in %{', with Wilson 95 % intervals' * bool(intervals)}{whole}", "dim"))
+    if config.detector:
+        lines.append(Text("a rejected image counts as wrong; with credit, a rejected attacked image as right", "dim"))
     if config.finetune:
         lines.append(Text("transfer: made against the victim before tuning; oblivious: against the tuned one", "dim"))
     lines += [Text(f"{kind}: left out, {why}", "dim") for kind, why in report.left_out.items()]
@@ -120,6 +100,45 @@ def _checks(report: Report) -> list[Text]:
     return lines
 
 
+def _arms(report: Report) -> list[str]:
+    config = report.config
+    has_defence = bool(config.purifier or config.detector or config.finetune)
+    return [UNDEFENDED, *(arm for arm in (TUNED, UNTUNED) if config.finetune), *([DEFENDED] if has_defence else [])]
+
+
+def _table(report: Report, intervals: Sequence[str]) -> Table:
+    """Make the table of all rows, with intervals for some of its arms."""
+    config, arms = report.config, _arms(report)
+    tuned = f"{config.victim} (tuned by {config.finetune})" if config.finetune else config.victim
+    stages = " + ".join(part for part in (config.purifier, config.detector, tuned) if part)
+    table = Table(title=f"{stages} on {report.dataset.name} (test)", title_justify="left", caption_justify="left")
+    for name in ("attack", "threat"):
+        table.add_column(name, overflow="fold")
+    for name in ("eps", "steps", "n", *(ARM_TITLES.get(arm, arm) for arm in arms)):
+        table.add_column(name, justify="right")
+    if config.detector:
+        table.add_column("rejected", justify="right")
+        table.add_column("with credit", justify="right")
+    asked = [row.passes for row in report.rows if row.passes]
+    if asked:
+        table.add_column(f"worst/{asked[0]['n']}", justify="right")
+        table.add_column("majority", justify="right")
+    previous = ""
+    for row in report.rows:
+        if row.threat != previous:
+            table.add_section()
+        previous = row.threat
+        more = []
+        if config.detector:
+            more = [f"{100 * share:.1f}" for share in (row.defended.rejected, row.defended.accuracy_with_credit)]
+        if asked:
+            more += [
+                f"{100 * row.passes[name]['accuracy']:.1f}" if row.passes else "" for name in ("worst", "majority")
+            ]
+        table.add_row(*_cells(row, arms, intervals), *more)
+    return table
+
+
 def _note(report: Report) -> str:
     if report.config.thorough or report.partial:
         return ""
@@ -154,7 +173,7 @@ def _detector(report: Report) -> str:
     return text
 
 
-def _cells(row: Row, arms: Sequence[str]) -> list[Text | str]:
+def _cells(row: Row, arms: Sequence[str], intervals: Sequence[str]) -> list[Text | str]:
     eps = "-" if row.eps is None else f"{row.eps:.4g}"
     clean = row.threat == "none"
     known = {UNDEFENDED: row.undefended, DEFENDED: row.defended, **row.arms}
@@ -165,10 +184,13 @@ def _cells(row: Row, arms: Sequence[str]) -> list[Text | str]:
         "" if clean else eps,
         "" if row.steps is None else str(row.steps),
         f"{row.n}{'*' if row.partial else ''}",
-        *(Text("") if row.threat in WHOLE and arm != DEFENDED else _arm(known[arm]) for arm in arms),
+        *(
+            Text("") if row.threat in WHOLE and arm != DEFENDED else _arm(known[arm], interval=arm in intervals)
+            for arm in arms
+        ),
     ]
 
 
-def _arm(arm: Arm) -> Text:
-    low, high = arm.ci95
-    return Text.assemble((f"{100 * arm.accuracy:5.1f}", "bold"), f" [{100 * low:.1f}, {100 * high:.1f}]")
+def _arm(arm: Arm, interval: bool) -> Text:
+    low, high = (100 * bound for bound in arm.ci95)
+    return Text.assemble((f"{100 * arm.accuracy:5.1f}", "bold"), f" [{low:.1f}, {high:.1f}]" if interval else "")
