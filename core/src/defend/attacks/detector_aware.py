@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Callable
 
 import torch
@@ -20,7 +21,7 @@ Direction = Callable[[Slopes, Tensor], Tensor]
 """(gradients of one pass, who is misclassified, bool [B]) to what the next step ascends, [B,C,H,W]."""
 
 
-class DetectorAware:
+class DetectorAware(abc.ABC):
     """Projected sign steps in directions made of the classifier's and the detector's gradient.
 
     Of all points seen, the image itself among them, it keeps the misclassified one with the lowest score; while there
@@ -33,9 +34,9 @@ class DetectorAware:
     def __init__(self, config: DetectorAwareOptions, name: str) -> None:
         self._config, self._name = config, name
 
+    @abc.abstractmethod
     def _passes(self, target: Target) -> list[tuple[Aims, Direction]]:
         """Return what to differentiate and where to go, one a pass of `steps` steps."""
-        raise NotImplementedError
 
     def __call__(self, target: Target, images: Tensor, labels: Tensor, *, eps: Tensor, keys: Tensor) -> Tensor:
         """See `defend.stages.Attack`.
