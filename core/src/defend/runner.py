@@ -94,6 +94,7 @@ def run_arms(
         own = [restrict(record, names) for record in records if names[DEFENDED] in record.arms]
         wanted = sum(names[DEFENDED] in planned.judges for planned in plans)
         detector: Any = defence.arms[names[DEFENDED]].detector
+        checks = _checked(defence.names.config, own, subject, watcher)  # first, as they count in the run's seconds
         known = Circumstances(
             dataset=dataset,
             plugins=plugins.versions,
@@ -107,7 +108,7 @@ def run_arms(
             threshold=None if detector is None else float(detector.threshold),
             thresholds=defence.thresholds,
             calibration=defence.calibration,
-            checks=_checked(defence.names.config, own, subject, watcher),
+            checks=checks,
             left_out=defence.left_out,
             partial=partial or len(own) < wanted,
         )  # fmt: skip
