@@ -16,6 +16,7 @@ from defend.speed import prepare
 from defend.testing import TASK, TinyVictim
 from defend.threats import DEFENDED, UNDEFENDED
 from defend.values import RunConfig, Threat
+from defend.watcher import Watcher
 
 PLUGIN = """
 from defend import StageSpec, hookimpl
@@ -185,6 +186,26 @@ def test_the_python_face_runs_without_a_folder(tmp_path):
     assert [row.key for row in report.rows] == ["none/none", "fgsm/oblivious"]
     assert report.worst_case is not None
     assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_announced_while_a_rows_bar_is_shown():
+    """A terminal shows one live display at a time: older versions of rich refuse a second."""
+    told = []
+
+    class Listening(Watcher):
+        def preparing(self, what):
+            told.append(what.split(":")[0])
+
+        def begin(self, rows):
+            told.append("begin")
+
+        def end(self):
+            told.append("end")
+
+    run(RunConfig(victim="resnet18", attacks=("fgsm",), limit=4), Listening())
+    during = told[told.index("begin") + 1 : told.index("end")]
+    assert during == []
+    assert "checking" in told[told.index("end") :]
 
 
 def test_memory_that_runs_out_halves_the_batch():

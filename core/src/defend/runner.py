@@ -153,10 +153,15 @@ def run_arms(
 def _checked(
     config: RunConfig, records: Sequence[RowRecord], subject: Subject | None, watcher: Watcher
 ) -> tuple[Check, ...]:
-    """Run the sanity checks that the config asks for: while rows are still missing, on what there is."""
+    """Run the sanity checks that the config asks for: while rows are still missing, on what there is.
+
+    Only those that query something take long enough to be announced; the others run while a row's bar is still shown.
+    """
     if config.checks == "none":
         return ()
     level: Any = config.checks
+    if subject is None:
+        return check_run(records, None, level)
     return check_run(records, subject, level, lambda what: watcher.preparing(f"checking: {what}"))
 
 
