@@ -188,7 +188,7 @@ def test_the_python_face_runs_without_a_folder(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_nothing_is_announced_while_a_rows_bar_is_shown():
+def test_nothing_is_announced_while_a_rows_bar_is_shown(tmp_path):
     """A terminal shows one live display at a time: older versions of rich refuse a second."""
     told = []
 
@@ -202,7 +202,7 @@ def test_nothing_is_announced_while_a_rows_bar_is_shown():
         def end(self):
             told.append("end")
 
-    run(RunConfig(victim="resnet18", attacks=("fgsm",), limit=4), Listening())
+    run(RunConfig(victim="resnet18", attacks=("fgsm",), limit=4, out=str(tmp_path / "run")), Listening())
     during = told[told.index("begin") + 1 : told.index("end")]
     assert during == []
     assert "checking" in told[told.index("end") :]
