@@ -158,6 +158,11 @@ class Purifier(Protocol):
     end to end where gradients are on. `random` says whether two passes may differ; draws come from
     `defend.randomness`, so that the host can key them by image. One that is hard to differentiate may have a method
     `surrogates()`: modules, by name, that the bpda threat differentiates in its place (`defend.bpda`).
+
+    One that can compute the same faster may have a method `prepared()`: it returns a module for evaluation alone,
+    with frozen weights, equal up to rounding. The host uses it unless the precision is "exact", and only if it agrees
+    with the original on a few images (`defend.speed.prepare`). What the host reads must stay: `random`, `threshold`,
+    `surrogates()`, `beside()`, and the type where other stages ask for it.
     """
 
     random: bool
@@ -172,7 +177,8 @@ class Detector(Protocol):
     It gets the purifier's output too (the images themselves where there is none), [B,C,H,W] each, and
     returns [B]. `threshold` is a buffer, infinite until it is calibrated. A detector may have a method
     `beside(purifier)`, which returns what to use behind that purifier: itself, or a lighter module that
-    takes the purifier's output for the reconstruction it would have computed.
+    takes the purifier's output for the reconstruction it would have computed. It may have `prepared()` too, see
+    `Purifier`.
     """
 
     random: bool

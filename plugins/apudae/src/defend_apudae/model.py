@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from defend.gradients import State, inner_gradients, smooth_sign, unroll
+from defend.gradients import SEGMENT, State, inner_gradients, smooth_sign, unroll
 from defend.randomness import normal_like, uniform_like, uniform_per_image
 from defend_apudae.config import ApudaeOptions
+from defend_apudae.layers import FrozenAutoencoder
 
 ADAM_BETAS = (0.9, 0.999)
 ADAM_EPS = 1e-8
@@ -106,6 +107,13 @@ def loss(variant: str, r: Tensor, mu: Tensor, sigma: Tensor) -> Tensor:
     return r
 
 
+def loss_slope(variant: str, r: Tensor, mu: Tensor, sigma: Tensor) -> Tensor:
+    """The derivative of `loss` with respect to r, [B,1,1,1]; its own is zero, as every loss is linear in pieces."""
+    at = r.detach().requires_grad_()
+    (slope,) = torch.autograd.grad(loss(variant, at, mu, sigma).sum(), at)
+    return slope.view(-1, 1, 1, 1)
+
+
 def rate(variant: str, a: float, r: Tensor, mu: Tensor, sigma: Tensor) -> Tensor:
     """The step of each image, [B,1,1,1]: a, or eq. 10's a (1 - exp(-((r - mu)/sigma)^2)) for C (resolution 4)."""
     if variant != "C":
@@ -157,8 +165,10 @@ def purify(
     Works whether gradients are on or off. Where they are on and `images` requires them, the result is
     differentiable with respect to `images`, second order included: the updates' own gradients are
     differentiated too. That is exact but for `sign`, see `defend.gradients.smooth_sign` and the option `sign_slope`.
+    A `FrozenAutoencoder` gives both gradients itself, and so little to remember that no step is computed twice.
     """
     rule = resolve_rule(config)
+    frozen = autoencoder if isinstance(autoencoder, FrozenAutoencoder) else None
 
     def step(number: int, state: State, attached: bool) -> State:
         x, first, second = state
@@ -166,13 +176,17 @@ def purify(
             x = x + code_noise(x, autoencoder, mu, sigma, config)
         twice = attached and (rule != "sign" or config.sign_slope == "smooth")
         keeps = twice or (attached and config.variant == "C")
-        at = x if keeps else x.detach().requires_grad_()
+        at = x if keeps else x.detach().requires_grad_(frozen is None)
         there = at
         if config.variant == "F" and config.noise == "gaussian":
             there = at + _size(config, PAPER_NOISE) * normal_like(at)
-        r = reconstruction_error(there, autoencoder)
-        total = loss(config.variant, r, mu, sigma).sum()
-        (gradient,) = torch.autograd.grad(total, at, create_graph=twice, retain_graph=keeps)
+        if frozen is not None:
+            r, slope = frozen.error_and_slope(there)
+            gradient = loss_slope(config.variant, r, mu, sigma) * (slope if twice else slope.detach())
+        else:
+            r = reconstruction_error(there, autoencoder)
+            total = loss(config.variant, r, mu, sigma).sum()
+            (gradient,) = torch.autograd.grad(total, at, create_graph=twice, retain_graph=keeps)
         along, first, second = direction(rule, gradient, first, second, number + 1, config.momentum)
         x = x - rate(config.variant, config.step_size, r, mu, sigma) * along
         return (x, first, second) if attached else (x.detach(), first.detach(), second.detach())
@@ -181,7 +195,8 @@ def purify(
         if config.variant == "G":
             x = transform(x, config.resize, config.rotate)
         nothing = torch.zeros_like(x)
-        return unroll(step, (x, nothing, nothing), config.steps, attached=outer)[0].clamp(0, 1)
+        segment = SEGMENT if frozen is None else config.steps
+        return unroll(step, (x, nothing, nothing), config.steps, attached=outer, segment=segment)[0].clamp(0, 1)
 
 
 def _size(config: ApudaeOptions, default: float) -> float:

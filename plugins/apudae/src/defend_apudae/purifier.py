@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from defend import Task
 from defend_apudae.config import ApudaeOptions
+from defend_apudae.layers import FrozenAutoencoder
 from defend_apudae.model import DenoisingAutoencoder, purify
 
 GREY_DEPTH, COLOUR_DEPTH = 5, 15
@@ -28,7 +29,7 @@ class ApudaePurifier(nn.Module):
     mu: Tensor
     sigma: Tensor
 
-    def __init__(self, dae: DenoisingAutoencoder, config: ApudaeOptions) -> None:
+    def __init__(self, dae: DenoisingAutoencoder | FrozenAutoencoder, config: ApudaeOptions) -> None:
         super().__init__()
         self.dae, self.config = dae, config
         self.register_buffer("mu", torch.tensor(0.0))
@@ -46,6 +47,12 @@ class ApudaePurifier(nn.Module):
             return direct.clamp(0, 1)
         return purify(images, self.dae, self.mu, self.sigma, self.config)
 
+    def prepared(self) -> ApudaePurifier:
+        """Return the same purifier for evaluation, faster: the updates' gradients are written out by hand."""
+        if self.config.variant == "direct" or isinstance(self.dae, FrozenAutoencoder):
+            return self
+        return self._with(self.config, FrozenAutoencoder(self.dae))
+
     def surrogates(self) -> dict[str, nn.Module]:
         """Return what an attacker may differentiate instead: the plain autoencoder, and fewer steps of the same."""
         if self.config.variant == "direct":
@@ -56,8 +63,8 @@ class ApudaePurifier(nn.Module):
             ways[f"{FEWER_STEPS} steps"] = attrs.evolve(config, steps=FEWER_STEPS)
         return {name: self._with(config) for name, config in ways.items()}
 
-    def _with(self, config: ApudaeOptions) -> ApudaePurifier:
-        other = ApudaePurifier(self.dae, config)
+    def _with(self, config: ApudaeOptions, dae: FrozenAutoencoder | None = None) -> ApudaePurifier:
+        other = ApudaePurifier(dae or self.dae, config)
         other.mu, other.sigma = self.mu, self.sigma
         return other.eval()
 
