@@ -1,6 +1,8 @@
 """Data sets: the embedded digits, torchvision's by their files, and the user's own folders."""
 
+import hashlib
 import struct
+from pathlib import Path
 from urllib.error import URLError
 
 import numpy as np
@@ -350,6 +352,35 @@ def test_the_hash_of_a_folder_changes_with_its_files(tmp_path):
     (tmp_path / "test" / "cat" / "000.png").rename(tmp_path / "test" / "cat" / "new.png")
     after = {split: open_folder(tmp_path).sha256(split) for split in SPLITS}
     assert [split for split in SPLITS if before[split] != after[split]] == ["test"]
+
+
+def test_the_hash_of_a_folder_is_that_of_its_file_list(tmp_path):
+    write_folder(tmp_path, 20)
+    dataset = open_folder(tmp_path)
+    (batch,) = dataset.batches("test", torch.arange(12), 12, CPU)
+    digest = hashlib.sha256()
+    for pixels, label in zip(batch.images, dataset.labels("test").tolist(), strict=True):
+        name = f"{dataset.classes[label]}/{round(float(pixels[0, 0, 0]) * 255) % 20:03d}.png"
+        digest.update(f"{name}\0{(tmp_path / name).stat().st_size}\0{label}\n".encode())
+    assert dataset.sha256("test") == digest.hexdigest()
+
+
+def test_a_folder_is_read_in_the_order_of_torchvision(tmp_path):
+    for place in ("dog", "cat", "cat/b/deep", "cat/a", "Eel"):
+        write_folder(tmp_path / "train" / place, 3, classes=("",))
+    (tmp_path / "train" / "dog" / "000.png").rename(tmp_path / "train" / "dog" / "été.PNG")
+    (tmp_path / "train" / "dog" / "notes.txt").write_text("no image", encoding="utf-8")
+    for split in ("val", "test"):
+        write_folder(tmp_path / split, 1, classes=("Eel", "cat", "dog"))
+    dataset = open_folder(tmp_path)
+    known = torchvision.datasets.ImageFolder(str(tmp_path / "train"))
+    assert dataset.classes == tuple(known.classes) == ("Eel", "cat", "dog")
+    assert dataset.labels("train").tolist() == known.targets
+    digest = hashlib.sha256()
+    for path, label in known.samples:
+        name, size = Path(path).relative_to(tmp_path), Path(path).stat().st_size
+        digest.update(f"{name}\0{size}\0{label}\n".encode())
+    assert dataset.sha256("train") == digest.hexdigest()
 
 
 def test_images_are_resized_by_the_shorter_side_and_cropped_to_the_centre(tmp_path):

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
+import importlib.util
+from pathlib import Path
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,11 +19,8 @@ TEST, VALIDATION = 500, 200
 
 def build(_: NoOptions) -> MemoryDataset:
     """Return the 1,797 images, 8x8 resized (bilinear) to 28x28, split 1,097 / 200 / 500 by class."""
-    from sklearn.datasets import load_digits
-
-    raw = load_digits()
-    pixels = enlarge(torch.from_numpy(raw.images).long())
-    labels = torch.from_numpy(raw.target).long()
+    values = torch.from_numpy(_table()).long()
+    pixels, labels = enlarge(values[:, :-1].view(-1, RAW_SIDE, RAW_SIDE)), values[:, -1].clone()
     rest, test = hold_out(labels, TEST)
     train, val = hold_out(labels[rest], VALIDATION)
     places: dict[Split, Tensor] = {"train": rest[train], "val": rest[val], "test": test}
@@ -28,6 +30,23 @@ def build(_: NoOptions) -> MemoryDataset:
         {split: pixels[place] for split, place in places.items()},
         {split: labels[place] for split, place in places.items()},
     )
+
+
+def _table() -> np.ndarray:
+    """Return scikit-learn's table of the digits, [1797,65]: 64 pixels of 0 to 16, and the label.
+
+    Read from the package's own file, as importing scikit-learn for it would take over a second of every start.
+    """
+    found = importlib.util.find_spec("sklearn")
+    for folder in (found and found.submodule_search_locations) or ():
+        path = Path(folder) / "datasets" / "data" / "digits.csv.gz"
+        if path.is_file():
+            with gzip.open(path, "rb") as file:
+                return np.loadtxt(file, delimiter=",", dtype=np.int64)
+    from sklearn.datasets import load_digits  # another version may keep it elsewhere
+
+    pixels, labels = load_digits(return_X_y=True)
+    return np.column_stack([pixels, labels]).astype(np.int64)
 
 
 def enlarge(raw: Tensor) -> Tensor:

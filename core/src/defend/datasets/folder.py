@@ -1,18 +1,24 @@
-"""The user's own images: ROOT/CLASS/*.png, or ROOT/{train,val,test}/CLASS/*.png; streamed."""
+"""The user's own images: ROOT/CLASS/*.png, or ROOT/{train,val,test}/CLASS/*.png; streamed.
+
+However many there are, what stays in memory is their names and labels, and of the images a few batches: those that
+worker processes have decoded ahead.
+"""
 
 from __future__ import annotations
 
-import functools
+import array
 import hashlib
 import os
-from collections.abc import Iterator
+import signal
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import attrs
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
-from torchvision.datasets import ImageFolder
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes
 from torchvision.transforms import v2
 
 from defend.datasets.base import Batch, ImageDataset, Split, channel_statistics, hold_out
@@ -22,6 +28,7 @@ from defend.images import read_image
 
 TEST_SHARE, VALIDATION_SHARE = 5, 10  # one image in five to test, one in ten of the rest to val
 STATISTICS_SAMPLE = 512
+STATISTICS_BATCH = 64
 
 
 def build(config: FolderOptions) -> FolderDataset:
@@ -40,6 +47,14 @@ class FolderDataset(ImageDataset):
 
     Where the folder has no `test` (or `val`) of its own, a stratified fifth of train becomes test
     and a tenth of the rest val.
+
+    Args:
+        root: the folder.
+        image_size: pixels a side.
+        workers: processes that decode, no more than there are cores to run on; 0 decodes in this process.
+
+    Raises:
+        DataError: see `build`; or splits with different classes, or too few images to hold some out.
     """
 
     name = "imagefolder"
@@ -47,81 +62,194 @@ class FolderDataset(ImageDataset):
 
     def __init__(self, root: Path, image_size: int, workers: int) -> None:
         self.shape = (3, image_size, image_size)
-        self._workers = workers
-        self._resize = v2.Compose([v2.Resize(image_size, antialias=True), v2.CenterCrop(image_size)])
         if not root.is_dir():
             raise DataError(f"data folder {str(root)!r} does not exist: name one with --data-dir")
         named = (root / "train").is_dir()
-        listing = _list(root / "train" if named else root)
-        self.classes = tuple(listing.classes)
-        self._root = root
-        self._files: dict[Split, tuple[list[str], Tensor]] = {}
-        files, labels = [path for path, _ in listing.samples], torch.tensor(listing.targets)
-        for split, share in (("test", TEST_SHARE), ("val", VALIDATION_SHARE)):
+        own: dict[Split, _Listing] = {"train": _list(root / "train" if named else root, root)}
+        self.classes = own["train"].classes
+        for split in ("test", "val"):
             if named and (root / split).is_dir():
-                own = _list(root / split)
-                if tuple(own.classes) != self.classes:
+                own[split] = _list(root / split, root)
+                if own[split].classes != self.classes:
                     raise DataError(f"{str(root / split)!r} has other classes than {str(root / 'train')!r}")
-                self._files[split] = [path for path, _ in own.samples], torch.tensor(own.targets)  # type: ignore[index]
-            else:
-                kept, held = hold_out(labels, max(len(files) // share, 1))
-                self._files[split] = [files[i] for i in held], labels[held]  # type: ignore[index]
-                files, labels = [files[i] for i in kept], labels[kept]
-        if not files:
-            raise DataError(f"{str(root)!r} has {len(listing)} images: too few to hold some out for val and test")
-        self._files["train"] = files, labels
+        self._labels: dict[Split, Tensor] = {split: listing.labels for split, listing in own.items()}
+        self._files: dict[Split, Tensor] = {}  # places in the list of all files, int64
+        first = 0
+        for split, listing in own.items():
+            self._files[split] = torch.arange(first, first + len(listing.labels))
+            first += len(listing.labels)
+        held_out: tuple[tuple[Split, int], ...] = (("test", TEST_SHARE), ("val", VALIDATION_SHARE))
+        for split, share in held_out:
+            if split not in own:
+                self._hold_out(split, share)
+        if len(self._labels["train"]) == 0:
+            raise DataError(f"{str(root)!r} has {first} images: too few to hold some out for val and test")
+        self._names = _Names(root, list(own.values()))
+        self._decoders = _Decoders(_Decoder(self._names, image_size), workers)
+        self._hashes: dict[Split, str] = {}
+        self._statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+
+    def _hold_out(self, split: Split, share: int) -> None:
+        """Move one in `share` images from train to another split."""
+        files, labels = self._files["train"], self._labels["train"]
+        kept, held = hold_out(labels, max(len(files) // share, 1))
+        self._files[split], self._labels[split] = files[held], labels[held]
+        self._files["train"], self._labels["train"] = files[kept], labels[kept]
 
     def labels(self, split: Split) -> Tensor:
-        return self._files[split][1]
+        return self._labels[split]
 
     def batches(self, split: Split, keys: Tensor, batch_size: int, device: torch.device) -> Iterator[Batch]:
-        files, labels = self._files[split]
-        order = keys.tolist()
-        loader: DataLoader[Tensor | DataError] = DataLoader(
-            _Decoder([files[key] for key in order], self._resize),
-            batch_size=batch_size,
-            collate_fn=_collate,
-            num_workers=min(self._workers, os.cpu_count() or 1) if len(order) > batch_size else 0,
-            pin_memory=device.type == "cuda",
-        )
+        labels, keys = self._labels[split], keys.cpu()
         start = 0
-        for pixels in loader:
-            if isinstance(pixels, DataError):
-                raise pixels
+        pinned = device.type == "cuda"  # so that the copy to the device does not wait for it
+        for pixels in self._decoders.decoded(self._files[split][keys].split(batch_size), pinned):
             part = keys[start : start + len(pixels)]
             start += len(pixels)
             images = pixels.to(device, non_blocking=True).float().div_(255)
             yield Batch(images, labels[part].to(device), part.to(device))
 
-    @functools.cache  # noqa: B019 - a data set lives as long as the process
     def sha256(self, split: Split) -> str:
-        digest = hashlib.sha256()
-        for path, label in zip(self._files[split][0], self._files[split][1].tolist(), strict=True):
-            file = Path(path)
-            digest.update(f"{file.relative_to(self._root)}\0{file.stat().st_size}\0{label}\n".encode())
-        return digest.hexdigest()
+        if split not in self._hashes:
+            digest = hashlib.sha256()
+            for place, label in zip(self._files[split].tolist(), self._labels[split].tolist(), strict=True):
+                digest.update(self._names[place])
+                digest.update(f"\0{self._names.path(place).stat().st_size}\0{label}\n".encode())
+            self._hashes[split] = digest.hexdigest()
+        return self._hashes[split]
 
-    @functools.cache  # noqa: B019
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        keys = self.keys("train", STATISTICS_SAMPLE)
-        parts = self.batches("train", keys, 64, torch.device("cpu"))
-        return channel_statistics([(part.images * 255).round().to(torch.uint8) for part in parts])
+        if self._statistics is None:
+            files = self._files["train"][self.keys("train", STATISTICS_SAMPLE)]
+            self._statistics = channel_statistics(list(self._decoders.decoded(files.split(STATISTICS_BATCH), False)))
+        return self._statistics
+
+
+@attrs.frozen(eq=False)
+class _Listing:
+    """The images of one folder, in order: their names below the root joined to one, the names' lengths, labels."""
+
+    classes: tuple[str, ...]
+    joined: bytearray
+    lengths: Tensor
+    labels: Tensor
+
+
+class _Names:
+    """File names in one piece of memory, as a Python string each would take a hundred bytes more.
+
+    They are tensors, which processes share, and have no reference counts that would make each process copy them.
+    """
+
+    def __init__(self, root: Path, listings: Sequence[_Listing]) -> None:
+        self._root = os.fspath(root)
+        self._joined = torch.cat([torch.frombuffer(listing.joined, dtype=torch.uint8) for listing in listings])
+        self._ends = torch.cat([listing.lengths for listing in listings]).cumsum(0)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, place: int) -> bytes:
+        """Return a file's name below the root."""
+        start = int(self._ends[place - 1]) if place > 0 else 0
+        return self._joined[start : int(self._ends[place])].numpy().tobytes()
+
+    def path(self, place: int) -> Path:
+        """Return where a file is."""
+        return Path(self._root, os.fsdecode(self[place]))
 
 
 class _Decoder(Dataset[Tensor | DataError]):
     """Gives an image, or the error that it is damaged: raised in a worker, torch would bury it in a traceback."""
 
-    def __init__(self, files: list[str], resize: Any) -> None:
-        self._files, self._resize = files, resize
+    def __init__(self, names: _Names, image_size: int) -> None:
+        self._names = names
+        self._resize: Any = v2.Compose([v2.Resize(image_size, antialias=True), v2.CenterCrop(image_size)])
 
     def __len__(self) -> int:
-        return len(self._files)
+        return len(self._names)
 
-    def __getitem__(self, index: int) -> Tensor | DataError:
+    def __getitem__(self, place: int) -> Tensor | DataError:
         try:
-            return self._resize(read_image(Path(self._files[index]), channels=3))  # type: ignore[no-any-return]
+            return self._resize(read_image(self._names.path(place), channels=3))  # type: ignore[no-any-return]
         except DataError as error:
             return error
+
+
+class _Plan(Sampler[list[int]]):
+    """Which files the batches of the next pass are of."""
+
+    def __init__(self) -> None:
+        self.batches: Sequence[Tensor] = ()
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return (batch.tolist() for batch in self.batches)
+
+
+class _Decoders:
+    """Decodes batches of files: in processes of its own, a few batches ahead of their use.
+
+    Processes that have finished a pass wait for the next, as starting them may take seconds; a pass that is left
+    early ends its processes.
+    """
+
+    def __init__(self, decoder: _Decoder, workers: int) -> None:
+        self._decoder = decoder
+        self._workers = min(workers, _cores())
+        self._waiting: dict[bool, tuple[_Plan, DataLoader[Tensor | DataError]]] = {}
+
+    def decoded(self, batches: Sequence[Tensor], pinned: bool) -> Iterator[Tensor]:
+        """Yield uint8 [B,C,H,W] for batches of places of files, int64 [B]; what workers decode may be page-locked.
+
+        Raises:
+            DataError: an image is damaged.
+        """
+        alone = self._workers == 0 or len(batches) == 1
+        for pixels in self._here(batches) if alone else self._there(batches, pinned):
+            if isinstance(pixels, DataError):
+                raise pixels
+            yield pixels
+
+    def _here(self, batches: Sequence[Tensor]) -> Iterator[Tensor | DataError]:
+        return (_collate([self._decoder[place] for place in batch.tolist()]) for batch in batches)
+
+    def _there(self, batches: Sequence[Tensor], pinned: bool) -> Iterator[Tensor | DataError]:
+        # taken out while in use: another pass at the same time starts processes of its own
+        plan, loader = self._waiting.pop(pinned) if pinned in self._waiting else self._start(pinned)
+        plan.batches = batches
+        try:
+            yield from loader
+            self._waiting[pinned] = plan, loader
+        finally:
+            del loader  # which ends its processes, unless they wait for the next pass
+
+    def _start(self, pinned: bool) -> tuple[_Plan, DataLoader[Tensor | DataError]]:
+        plan = _Plan()
+        loader: DataLoader[Tensor | DataError] = DataLoader(
+            self._decoder,
+            batch_sampler=plan,
+            collate_fn=_collate,
+            num_workers=self._workers,
+            persistent_workers=True,
+            pin_memory=pinned,
+            worker_init_fn=_begin,
+            generator=torch.Generator(),  # workers draw nothing, so torch's own generator stays where it is
+        )
+        return plan, loader
+
+
+def _begin(_: int) -> None:
+    """Leave Ctrl-C to the main process, which then ends its workers, by a SIGTERM that kills."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _cores() -> int:
+    """How many cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _collate(parts: list[Tensor | DataError]) -> Tensor | DataError:
@@ -131,12 +259,36 @@ def _collate(parts: list[Tensor | DataError]) -> Tensor | DataError:
     return default_collate(parts)  # type: ignore[no-any-return]
 
 
-def _list(folder: Path) -> ImageFolder:
+def _list(folder: Path, root: Path) -> _Listing:
+    """Find the images of every class, in the order of torchvision's `ImageFolder`, and name them from the root."""
+    joined, lengths, labels = bytearray(), array.array("q"), array.array("q")
+    empty = []
     try:
-        found = ImageFolder(str(folder), allow_empty=False)
-    except (FileNotFoundError, OSError) as error:
+        classes, _ = find_classes(folder)
+        for label, name in enumerate(classes):
+            before = len(labels)
+            for place, _, files in sorted(os.walk(folder / name, followlinks=True)):
+                below = os.path.relpath(place, root)
+                for file in sorted(files):
+                    if file.lower().endswith(IMG_EXTENSIONS):
+                        encoded = os.fsencode(os.path.join(below, file))
+                        joined += encoded
+                        lengths.append(len(encoded))
+                        labels.append(label)
+            if len(labels) == before:
+                empty.append(name)
+        if empty:
+            extensions = ", ".join(IMG_EXTENSIONS)
+            raise FileNotFoundError(
+                f"Found no valid file for the classes {', '.join(empty)}. Supported extensions are: {extensions}"
+            )
+    except OSError as error:
         cause = " ".join(str(error).split())
         raise DataError(f"{str(folder)!r} is not an image folder (one sub-folder of images a class): {cause}") from None
-    if len(found.classes) < 2:
-        raise DataError(f"{str(folder)!r} has one class ({found.classes[0]!r}): a classifier needs two or more")
-    return found
+    if len(classes) < 2:
+        raise DataError(f"{str(folder)!r} has one class ({classes[0]!r}): a classifier needs two or more")
+    return _Listing(tuple(classes), joined, _int64(lengths), _int64(labels))
+
+
+def _int64(values: array.array[int]) -> Tensor:
+    return torch.frombuffer(values, dtype=torch.int64).clone()
