@@ -9,8 +9,9 @@ from torch import nn
 import defend
 from defend.build import open_dataset
 from defend.defence import Defence
-from defend.evaluate import Evaluator, PlannedRow, Settings
+from defend.evaluate import Evaluator, Settings
 from defend.plugins import registry
+from defend.rows import PlannedRow
 from defend.runner import run
 from defend.speed import prepare
 from defend.testing import TASK, TinyVictim

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 import defend
-from defend.runner import alternatives, run, run_arms
+from defend.config import alternatives
+from defend.runner import run, run_arms
 from defend.values import RunConfig
 from defend.weights import read_card
 
@@ -272,9 +273,9 @@ def test_crafting_happens_once_for_all_arms():
 
     class Counting:
         def __get__(self, evaluator, owner):
-            def row(plan):
+            def row(plan, number):
                 rows.append((plan.name, plan.threat.kind, plan.attacked))
-                return original(evaluator, plan)
+                return original(evaluator, plan, number)
 
             return row
 

@@ -18,8 +18,9 @@ from defend.attacks.square import linf
 from defend.checks import CHECKS, Subject, check_run, label_leak
 from defend.checks.common import TAIL, Findings, Known, chance_of_at_least, margin, paired, rejections
 from defend.defence import Defence
-from defend.evaluate import Evaluator, PlannedRow, Settings
+from defend.evaluate import Evaluator, Settings
 from defend.randomness import keyed
+from defend.rows import PlannedRow
 from defend.values import Calibration, Threat
 
 EPS = rigged.EPS

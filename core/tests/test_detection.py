@@ -13,8 +13,8 @@ from defend.calibrate import calibrate, is_calibrated, set_threshold
 from defend.checks import label_leak
 from defend.defence import Defence, PurifierSequence
 from defend.errors import ConfigError, ContractError
-from defend.evaluate import ArmRecord, Example, PlannedRow, RowRecord
 from defend.metrics import auroc, threshold_at, tpr_at
+from defend.rows import ArmRecord, Example, PlannedRow, RowRecord
 from defend.statistics import mcnemar
 from defend.threats import DEFENDED, UNDEFENDED
 from defend.values import Threat

@@ -11,11 +11,12 @@ from defend.bpda import BackwardThrough, surrogates_of
 from defend.build import open_dataset
 from defend.defence import Defence
 from defend.errors import ConfigError, ContractError
-from defend.evaluate import REJECTED, Evaluator, PlannedRow, Settings, right, worst_case
+from defend.evaluate import Evaluator, Settings
 from defend.plan import ArmSet, plan
 from defend.plugins import registry
 from defend.randomness import uniform_like
 from defend.report.assemble import OVER_PASSES
+from defend.rows import REJECTED, PlannedRow, right, worst_case
 from defend.testing import TASK, TinyVictim, tiny_dataset
 from defend.threats import DEFENDED, THREATS, TUNED, UNDEFENDED, chosen, insisted
 from defend.values import RunConfig, Threat

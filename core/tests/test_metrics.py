@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from defend.evaluate import ArmRecord, Example, PlannedRow, RowRecord, worst_case
 from defend.metrics import arm
+from defend.rows import ArmRecord, Example, PlannedRow, RowRecord, worst_case
 from defend.statistics import wilson
 from defend.threats import DEFENDED, UNDEFENDED
 from defend.values import Threat

@@ -19,10 +19,11 @@ if TYPE_CHECKING:
     from defend.attacks.target import Target
     from defend.build import load_defence as load
     from defend.build import open_dataset as dataset
+    from defend.config import alternatives
     from defend.defence import Defence
-    from defend.runner import alternatives, run, run_arms
+    from defend.runner import run, run_arms
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"
 
 __all__ = [
     "Defence",
@@ -48,7 +49,7 @@ __all__ = [
 _LAZY = {
     "Defence": ("defend.defence", "Defence"),
     "Target": ("defend.attacks.target", "Target"),
-    "alternatives": ("defend.runner", "alternatives"),
+    "alternatives": ("defend.config", "alternatives"),
     "craft": ("defend.attacks.host", "craft"),
     "dataset": ("defend.build", "open_dataset"),
     "load": ("defend.build", "load_defence"),

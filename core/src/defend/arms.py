@@ -90,7 +90,7 @@ def build_all(
             calibration = calibrate(
                 whole, dataset, each.fpr or DEFAULT_FPR, device=device, batch_size=each.batch_size, seed=each.seed
             )
-        behind, _ = prepare(Defence(nn.Identity(), whole.purifier, whole.detector), precision, sample)
+        behind, behind_done = prepare(Defence(nn.Identity(), whole.purifier, whole.detector), precision, sample)
         names, arms = {UNDEFENDED: UNDEFENDED, DEFENDED: UNDEFENDED}, {UNDEFENDED: bare}
         last = bare.victim
         if each.finetune is not None:
@@ -114,7 +114,8 @@ def build_all(
         everything = {id(p): p.numel() for p in whole.parameters()}
         added = sum(everything.values()) - sum(p.numel() for p in whole.victim.parameters())
         armed = ArmSet(each, names, faced, aim, frozenset(attackable) - {f"source {name}" for name in sources})
-        ready.append(Arms(armed, parts, arms | attackable, added, done, calibration, thresholds, left_out))
+        precisions = done | {stage: how for stage, how in behind_done.items() if stage in ("purifier", "detector")}
+        ready.append(Arms(armed, parts, arms | attackable, added, precisions, calibration, thresholds, left_out))
     return ready
 
 

@@ -9,13 +9,16 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from defend import __version__
-from defend.errors import ConfigError, DefendError
+from defend.errors import ConfigError, DefendError, ProcessLostError
 from defend.progress import counting, open_console, run_watcher, training_progress, waiting
+
+if TYPE_CHECKING:
+    from defend.values import RunConfig
 
 EXIT_WRONG_INPUT, EXIT_INTERNAL, EXIT_INTERRUPTED, EXIT_GATE = 2, 1, 130, 3
 
@@ -32,6 +35,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         sys.exit(EXIT_WRONG_INPUT)
     except click.ClickException as error:
         _fail(f"{' '.join(error.format_message().split())} (see {_help_for(error)})", EXIT_WRONG_INPUT, debug)
+    except ProcessLostError as error:
+        _fail(str(error), EXIT_INTERNAL, debug)
     except DefendError as error:
         _fail(str(error), EXIT_WRONG_INPUT, debug)
     except (KeyboardInterrupt, click.Abort):
@@ -54,7 +59,8 @@ def _help_for(error: click.ClickException) -> str:
 def _fail(message: str, code: int, debug: bool) -> NoReturn:
     if debug:
         traceback.print_exc()
-    click.echo(f"{click.style('error:', fg='red') if _colours() else 'error:'} {message}", err=True)
+    which = f"process {os.environ['RANK']}: " if "RANK" in os.environ else ""  # of several, each speaks for itself
+    click.echo(f"{click.style('error:', fg='red') if _colours() else 'error:'} {which}{message}", err=True)
     sys.exit(code)
 
 
@@ -188,19 +194,96 @@ def _one_purifier(values: dict[str, Any]) -> str | None:
     "--config", "file", type=click.Path(path_type=Path), metavar="FILE", help="TOML of a run; flags win over it."
 )
 @click.option("--out", metavar="DIR", help="Run folder (default runs/TIME-VICTIM-PURIFIER).")
+@click.option(
+    "--resume",
+    type=click.Path(path_type=Path),
+    metavar="RUN",
+    help="Go on with an interrupted run's folder; its own settings hold, so no others are taken.",
+)
+@click.option("--store/--no-store", default=None, help="Reuse attacked images of other runs (default; `defend cache`).")
 @_set_option
 @_json_option
 @click.option("--quiet", is_flag=True, help="No progress.")
 def run_command(
-    settings: tuple[str, ...], file: Path | None, as_json: bool, quiet: bool, gate: bool, **values: Any
-) -> int:
+    settings: tuple[str, ...], file: Path | None, as_json: bool, quiet: bool, gate: bool, resume: Path | None,
+    **values: Any,
+) -> int:  # fmt: skip
     """Attack a victim with and without its defence, and report what is left.
 
     Prints a table and writes a run folder: config.toml (runs it again with --config), report.json,
     records.csv (every image), pictures. Options of a part: --set purifier.steps=10 --set pgd.steps=40.
     --purifier given twice makes two arms, compared on the same images.
     """
-    from defend.config import parse_settings, run_config
+    if resume is not None:
+        given = [name for name, value in {**values, "set": settings, "config": file}.items() if value]
+        if given:
+            raise ConfigError(
+                f"--resume {str(resume)!r} goes on with that run's own settings: leave out --{given[0].rstrip('s')}"
+            )
+        from defend.unfinished import unfinished
+
+        configs = unfinished(resume)
+        if not configs:
+            click.echo(f"{resume} is complete, there is nothing to resume. A page of it: defend report {resume}")
+            return 0
+    else:
+        configs = _asked(settings, file, values)
+    if gate and configs[0].checks == "none":
+        raise ConfigError("--gate needs checks, and --checks none leaves them out: expected basic or full")
+    first = os.environ.get("RANK", "0") == "0"  # of several processes, one speaks
+
+    console = open_console(stderr=True)
+    with waiting(console, quiet or not first):
+        from defend.report.document import to_json
+        from defend.report.terminal import render
+        from defend.runner import run_arms
+        from defend.watcher import Watcher
+    watcher = run_watcher(console, quiet) if first else Watcher()
+    try:
+        outcomes = run_arms(configs, watcher, resume=resume is not None)
+    except KeyboardInterrupt:
+        if configs[0].out and first and Path(configs[0].out, "config.toml").is_file():
+            click.echo(f"what was finished is kept: defend run --resume {configs[0].out}", err=True)
+        raise
+    finally:
+        watcher.end()
+    if not first:
+        return 0
+    out = open_console()
+    folders = [str(config.out) for config in configs]
+    if len(configs) > 1:
+        from defend.compare import compare, from_records
+        from defend.report import comparison
+
+        several = [str(config.purifier) for config in configs]
+        runs = [from_records(name, each.report, each.records) for name, each in zip(several, outcomes, strict=True)]
+        compared = compare(runs)
+        if as_json:
+            click.echo(json.dumps(comparison.to_dict(compared), indent=1))
+        else:
+            comparison.render(compared, out)
+            parent = Path(folders[0]).parent
+            out.print(f"Written to {parent}: a run folder for each of {', '.join(several)}", highlight=False)
+    elif as_json:
+        click.echo(to_json(outcomes[0].report), nl=False)
+    else:
+        render(outcomes[0].report, out)
+        out.print(f"Written to {folders[0]}: report.json, records.csv, pictures, config.toml", highlight=False)
+        out.print(f"A page to share: defend report {folders[0]}", highlight=False)
+    if any(each.report.partial for each in outcomes):
+        click.echo(f"interrupted: defend run --resume {folders[0]} goes on where it stopped", err=True)
+        return EXIT_INTERRUPTED
+    failed = [check for each in outcomes for check in each.report.failed]
+    if gate and failed:
+        names = ", ".join(f"{check.number} {check.name}" for check in failed)
+        console.print(f"gate: {len(failed)} failed ({names})", highlight=False, style="red")
+        return EXIT_GATE
+    return 0
+
+
+def _asked(settings: tuple[str, ...], file: Path | None, values: dict[str, Any]) -> list[RunConfig]:
+    """Turn the options of `defend run` into configs, one an arm, each with a run folder."""
+    from defend.config import alternatives, parse_settings, run_config, with_out
 
     weights = _weights(values)
     purifiers: tuple[str, ...] = values.pop("purifiers")
@@ -210,53 +293,15 @@ def run_command(
         from defend.values import parse_sweep
 
         *values["sweep"], values["eps"] = parse_sweep(values["eps"])
-    if gate and values["checks"] == "none":
-        raise ConfigError("--gate needs checks, and --checks none leaves them out: expected basic or full")
     flags = {**values, "options": parse_settings(settings) or None, "weights": weights or None}
     config = run_config(flags, file)
     if file is not None and not values["out"]:
         import attrs
 
         config = attrs.evolve(config, out=None)  # a rerun gets a folder of its own
-
-    console = open_console(stderr=True)
-    with waiting(console, quiet):
-        from defend.report.document import to_json
-        from defend.report.terminal import render
-        from defend.runner import alternatives, run_arms, with_out
     several = purifiers if len(purifiers) > 1 else ()
     config = with_out(config, several)
-    watcher = run_watcher(console, quiet)
-    try:
-        outcomes = run_arms(alternatives(config, several) if several else [config], watcher)
-    finally:
-        watcher.end()
-    out = open_console()
-    if several:
-        from defend.compare import compare, from_records
-        from defend.report import comparison
-
-        runs = [from_records(name, each.report, each.records) for name, each in zip(several, outcomes, strict=True)]
-        compared = compare(runs)
-        if as_json:
-            click.echo(json.dumps(comparison.to_dict(compared), indent=1))
-        else:
-            comparison.render(compared, out)
-            out.print(f"Written to {config.out}: a run folder for each of {', '.join(several)}", highlight=False)
-    elif as_json:
-        click.echo(to_json(outcomes[0].report), nl=False)
-    else:
-        render(outcomes[0].report, out)
-        out.print(f"Written to {config.out}: report.json, records.csv, pictures, config.toml", highlight=False)
-        out.print(f"A page to share: defend report {config.out}", highlight=False)
-    if any(each.report.partial for each in outcomes):
-        return EXIT_INTERRUPTED
-    failed = [check for each in outcomes for check in each.report.failed]
-    if gate and failed:
-        names = ", ".join(f"{check.number} {check.name}" for check in failed)
-        console.print(f"gate: {len(failed)} failed ({names})", highlight=False, style="red")
-        return EXIT_GATE
-    return 0
+    return alternatives(config, several) if several else [config]
 
 
 @cli.command("compare")
@@ -458,6 +503,39 @@ def calibrate_command(
     )
 
 
+@cli.command("cache")
+@click.option("--clear", is_flag=True, help="Delete all of it.")
+@click.option("--verify", is_flag=True, help="Read and check every batch; delete those that are damaged.")
+@_json_option
+def cache_command(clear: bool, verify: bool, as_json: bool) -> None:
+    """Show what is kept of attacked images, so that another run against the same victim finds them.
+
+    The least recently used go when there are more than $DEFEND_CACHE_LIMIT (2GB; 0 keeps none), in
+    $DEFEND_CACHE_DIR/adversarial. What was made by other code, weights or options is never used.
+    """
+    from defend.store import Store
+    from defend.store_listing import contents, print_contents, size
+
+    if clear and verify:
+        raise ConfigError("--clear and --verify were both given: what is deleted need not be checked, give one")
+    store = Store.users()
+    if clear:
+        freed = store.clear()
+        click.echo(json.dumps({"freed": freed}) if as_json else f"Freed {size(freed)} in {store.folder}")
+    elif verify:
+        with counting(open_console(stderr=True), "checking", len(store.entries()), quiet=as_json) as progress:
+            found = store.verify(progress)
+        if as_json:
+            click.echo(json.dumps({"checked": found.checked, "damaged": found.damaged, "freed": found.freed}))
+            return
+        what = f"{found.damaged} damaged, deleted ({size(found.freed)})" if found.damaged else "none damaged"
+        click.echo(f"Checked {found.checked} batches in {store.folder}: {what}")
+    elif as_json:
+        click.echo(json.dumps(contents(store), indent=1))
+    else:
+        print_contents(open_console(), store)
+
+
 @cli.command("new-plugin")
 @click.argument("name")
 @click.option("--stage", required=True, metavar="STAGE", help="purifier, detector, victim, attack, finetuner, dataset.")
@@ -528,3 +606,42 @@ def predict_command(
     open_console().print(table, highlight=False)
     if save is not None:
         click.echo(f"Purified images written to {save}")
+
+
+@cli.command("export")
+@click.option("--victim", required=True, metavar="NAME", help="Victim, for example resnet18.")
+@_stage_options
+@click.option(
+    "--out", type=click.Path(path_type=Path), required=True, metavar="FILE",
+    help="model.pt2 (torch.export) or model.onnx; replaced if it exists.",
+)  # fmt: skip
+@_set_option
+@_json_option
+def export_command(
+    victim: str, out: Path, settings: tuple[str, ...], as_json: bool, **values: Any
+) -> None:  # fmt: skip
+    """Write a defence as one file that runs without defend: images in [0,1] to logits.
+
+    With a detector also its score, and whether an image is accepted. Batches may be of any size. The file is first
+    held against the defence on test images. Only for defences without random numbers or optimisation at test time.
+    """
+    from defend.config import parse_settings
+
+    weights, purifier = _weights(values), _one_purifier(values)
+    with waiting(open_console(stderr=True), quiet=as_json, what="exporting"):
+        from defend.export import export_defence
+
+        made = export_defence(
+            out, victim=victim, purifier=purifier, detector=values["detector"], finetune=values["finetune"],
+            dataset=values["dataset"] or "digits", data_dir=values["data_dir"], options=parse_settings(settings),
+            weights=weights,
+        )  # fmt: skip
+    if as_json:
+        click.echo(json.dumps(made.as_dict(), indent=1))
+        return
+    shapes = {name: str(shape).replace("'", "") for name, shape in {**made.inputs, **made.outputs}.items()}
+    outputs = ", ".join(f"{name} {shapes[name]}" for name in made.outputs)
+    found = ", ".join(f"{name} {most:.2g}" for name, most in made.parity.items())
+    click.echo(f"Written to {made.path} ({made.size / 1e6:.1f} MB): images {shapes['images']} in [0,1] to {outputs}")
+    sizes = " and ".join(map(str, made.batches))
+    click.echo(f"Largest difference from the defence, on test images in batches of {sizes}: {found}")

@@ -23,7 +23,7 @@ from defend.threats import DEFENDED, THREATS
 from defend.values import Report
 
 if TYPE_CHECKING:
-    from defend.evaluate import RowRecord
+    from defend.rows import RowRecord
 
 SCHEMA = 1
 NEEDED = {"config": ("victim", "eps"), "dataset": ("name", "split", "sha256")}  # of report.json, beside its rows

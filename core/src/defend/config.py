@@ -1,11 +1,12 @@
-"""Flags and TOML to `RunConfig`, and back to TOML."""
+"""Flags and TOML to `RunConfig`, one an arm, and back to TOML."""
 
 from __future__ import annotations
 
+import datetime
 import tomllib
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,18 @@ def run_config(flags: Mapping[str, Any], file: Path | None = None) -> RunConfig:
     return _structure(values, where)
 
 
+def read_toml(text: str, where: str) -> RunConfig:
+    """Read what `to_toml` wrote; `where` names it in errors.
+
+    Raises:
+        ConfigError: as `run_config`.
+    """
+    try:
+        return _structure(tomllib.loads(text), where)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"the configuration in {where!r} is not TOML: {error}") from None
+
+
 def _read(file: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
@@ -103,3 +116,43 @@ def to_toml(config: RunConfig) -> str:
     for chosen in values.get("options", {}).values():
         chosen.update({name: "none" for name, value in chosen.items() if value is None})
     return tomli_w.dumps({key: list(value) if isinstance(value, tuple) else value for key, value in values.items()})
+
+
+def alternatives(config: RunConfig, purifiers: Sequence[str]) -> list[RunConfig]:
+    """Return one config a purifier (or sequence of them), each an arm with a folder of its own under the config's.
+
+    Raises:
+        ConfigError: one named twice; or options or weights for "purifier", which cannot mean several.
+    """
+    if len(set(purifiers)) < len(purifiers):
+        raise ConfigError(f"--purifier names one twice: {', '.join(purifiers)}")
+    for kind, given in (("options", config.options), ("weights", config.weights)):
+        if "purifier" in given:
+            raise ConfigError(f"{kind} for 'purifier', and there are {len(purifiers)}: name one of them instead")
+    every = {name for purifier in purifiers for name in purifier.split(",")}
+    configs = []
+    for purifier in purifiers:
+        others = every - set(purifier.split(","))
+        own = {key: value for key, value in config.options.items() if key not in others}
+        files = {key: value for key, value in config.weights.items() if key not in others}
+        out = None if config.out is None else str(Path(config.out) / purifier.replace(",", "+"))
+        configs.append(attrs.evolve(config, purifier=purifier, options=own, weights=files, out=out))
+    return configs
+
+
+def default_out(config: RunConfig, purifiers: Sequence[str] = (), root: Path = Path("runs")) -> str:
+    """Return a fresh run folder's name: runs/20260131-120000-resnet18-apudae."""
+    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    named = "-vs-".join(purifiers) or config.purifier
+    tuned = f"finetune-{config.finetune}" if config.finetune else None
+    parts = [stamp, config.victim, *(part for part in (named, config.detector, tuned) if part)]
+    path = root / "-".join(parts).replace(":", "_").replace("/", "_").replace(",", "+")
+    unique, count = path, 2
+    while unique.exists():
+        unique, count = path.with_name(f"{path.name}-{count}"), count + 1
+    return str(unique)
+
+
+def with_out(config: RunConfig, purifiers: Sequence[str] = ()) -> RunConfig:
+    """Name a run folder if the config has none; `purifiers` are those of several arms."""
+    return config if config.out else attrs.evolve(config, out=default_out(config, purifiers))

@@ -43,6 +43,10 @@ class WeightsError(DefendError):
     """Weights that are missing, damaged, unsafe, or made for another architecture."""
 
 
+class ProcessLostError(DefendError):
+    """A process that shared a run is gone, or this one was told to stop."""
+
+
 def did_you_mean(value: str, choices: Iterable[str], most: int = 12) -> str:
     """Return "did you mean 'x'? (one of a, b, c)"; long lists are cut to `most` names."""
     known = list(choices)

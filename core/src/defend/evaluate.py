@@ -1,109 +1,34 @@
 """The evaluation loop: craft once, judge with every arm, record every image.
 
-Rows run one after another, so that an interrupted run keeps the finished ones. Every random draw is
-keyed by image, so batch size and order change nothing.
+Rows run one after another, batch by batch. Where several processes share a run, each takes every so-manieth batch;
+what is finished goes to all of them, and to the journal. Every random draw is keyed by image, and the batches are cut
+alike however many processes there are, so that the records are the same to the bit.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import TypeVar
 
 import attrs
 import torch
 from torch import Tensor
 
-from defend.attacks.host import craft
 from defend.attacks.target import Target
+from defend.crafting import Crafted, Crafter
 from defend.datasets.base import Batch, ImageDataset
 from defend.defence import Defence, Screening
+from defend.journal import Journal
+from defend.processes import Processes
 from defend.randomness import keyed
-from defend.stages import Attack
-from defend.values import Threat, Verdict
+from defend.rows import EXAMPLES, REJECTED, ArmRecord, Example, Part, PlannedRow, RowRecord, Trimmed, merge, record_of
+from defend.speed import give_back_pages
+from defend.store import Store
+from defend.values import Verdict
 
-EXAMPLES = 4  # images kept for the pictures: so many where the defence failed, and so many where it held
-REJECTED = -1
 T = TypeVar("T")
-
-
-@attrs.frozen
-class PlannedRow:
-    """One row to evaluate: an attack under a threat, on the images at `keys` of the test split.
-
-    `attack` is None for the clean row. `steps` is what the table shows. The arm `attacked` is what the attack
-    faces; the arms in `judges` give their verdicts. `variant` and `headline` are as in `defend.values.Row`. `aim` is
-    the score below which an attacker who knows the detector wants to stay. `carry` is what rows of the same attack at
-    several budgets have in common, and the arm that says who is fooled: those images are taken over to the next larger
-    budget, which holds them too; never where the attacked arm is random.
-    """
-
-    name: str
-    threat: Threat
-    attack: Attack | None
-    keys: Tensor
-    steps: int | None
-    attacked: str
-    judges: tuple[str, ...]
-    variant: str = ""
-    headline: bool = True
-    aim: float | None = None
-    carry: tuple[str, str] | None = None
-
-
-@attrs.frozen
-class ArmRecord:
-    """What one arm said of every image of a row: tensors [N] on the CPU.
-
-    `passes` is what a random arm predicted in each of several passes, [N,P], `REJECTED` where it rejected; the first
-    is `predicted`. None where it was asked once.
-    """
-
-    predicted: Tensor
-    confidence: Tensor
-    accepted: Tensor
-    score: Tensor
-    passes: Tensor | None = None
-
-
-@attrs.frozen
-class Example:
-    """A few images of a row for the picture, [M,C,H,W]: first those that the row's last arm got wrong, then others.
-
-    Of each arm: what its victim saw, [M,C,H,W], what it predicted [M], and whether it accepted [M].
-    """
-
-    clean: Tensor
-    attacked: Tensor
-    labels: Tensor
-    keys: Tensor
-    purified: Mapping[str, Tensor]
-    predicted: Mapping[str, Tensor]
-    accepted: Mapping[str, Tensor]
-
-
-@attrs.frozen
-class RowRecord:
-    """Everything recorded of a row, per image, in the order of `keys`; `linf` and `l2` are distances.
-
-    `overshoot` is how far beyond budget or box the attack's raw result was before it was clipped, `queries` how often
-    the attack asked, if it counts. `judge_seconds` is what each arm's judging took in all, `judge_ms` an image's share
-    of its fastest batch.
-    """
-
-    plan: PlannedRow
-    keys: Tensor
-    labels: Tensor
-    arms: Mapping[str, ArmRecord]
-    linf: Tensor
-    l2: Tensor
-    attack_seconds: float
-    judge_seconds: Mapping[str, float]
-    judge_ms: Mapping[str, float]
-    example: Example
-    partial: bool
-    overshoot: Tensor
-    queries: Tensor | None = None
+TIDY_SECONDS = 10.0  # between two times that freed memory goes back to the system: taking it anew costs a tenth of one
 
 
 @attrs.frozen(kw_only=True)
@@ -134,37 +59,81 @@ class Evaluator:
         arms: "undefended", "defended", ..., by name, prepared (frozen, on the device).
         dataset: whose test split is judged.
         settings: see `Settings`.
+        processes: who shares the run; all of them evaluate the same rows in the same order.
+        journal: where finished batches are kept, and taken from; None keeps none.
+        store: where images attacked on a bare victim are kept for other runs; None keeps none.
     """
 
-    def __init__(self, arms: Mapping[str, Defence], dataset: ImageDataset, settings: Settings) -> None:
+    def __init__(
+        self,
+        arms: Mapping[str, Defence],
+        dataset: ImageDataset,
+        settings: Settings,
+        processes: Processes | None = None,
+        journal: Journal | None = None,
+        store: Store | None = None,
+    ) -> None:
         self._arms, self._dataset, self._settings = arms, dataset, settings
+        self._processes, self._journal = processes or Processes(), journal
         self.batch_size = settings.batch_size
-        self._fooled: dict[str, dict[int, Tensor]] = {}
+        self._tidied = time.perf_counter()
+        self._crafter = Crafter(
+            arms,
+            dataset=dataset.name if store else "",
+            seed=settings.seed,
+            draws=settings.draws,
+            precision=settings.crafting,
+            store=store,
+        )
 
-    def row(self, plan: PlannedRow) -> RowRecord | None:
-        """Evaluate one row. Ctrl-C ends it: what was finished comes back marked partial, None if nothing."""
-        settings = self._settings
-        attacked_arm = self._arms[plan.attacked] if plan.attack is not None else None
-        target = None
-        if attacked_arm is not None:
-            target = Target(
-                attacked_arm,
-                seed=settings.seed,
-                draws=settings.draws,
-                # a purifier is never attacked in reduced precision: its rounding would hide the gradient
-                precision=settings.crafting if attacked_arm.purifier is None else None,
-                threshold=plan.aim,
-            )
-        parts: list[_Part] = []
+    def row(self, plan: PlannedRow, number: int = 0) -> RowRecord | None:
+        """Evaluate one row, the `number`-th of the run, from where the journal has it.
+
+        Ctrl-C ends it: what was finished comes back marked partial, None if nothing.
+
+        Raises:
+            ProcessLostError: another process of the run is gone.
+        """
+        processes = self._processes
+        so_far = Trimmed()
         partial = False
         try:
-            for batch in self._dataset.batches("test", plan.keys, self.batch_size, settings.device):
-                for piece in self._pieces(batch, lambda part: self._judge(part, plan, target)):
-                    parts.append(piece)
-                    settings.progress(len(piece.keys))
+            for part in processes.tell([] if self._journal is None else self._journal.parts(number)):
+                self._take(plan, so_far, part)
+            begun = len(so_far.parts)
+            left = range(begun, -(-len(plan.keys) // self._settings.batch_size))
+            own = self._parts(plan, left[processes.rank :: processes.world])
+            for start in range(0, len(left), processes.world):
+                mine = next(own) if start + processes.rank < len(left) else None
+                for place, made in enumerate(processes.gather(mine), begun + start):
+                    if made is not None:
+                        kept = self._take(plan, so_far, made)
+                        if self._journal is not None:
+                            self._journal.keep(number, place, kept)
         except KeyboardInterrupt:
             partial = True
-        return _join(plan, parts, partial) if parts else None
+        return record_of(plan, so_far.parts, partial) if so_far.parts else None
+
+    def _take(self, plan: PlannedRow, so_far: Trimmed, part: Part) -> Part:
+        """Add a finished batch to its row."""
+        self._settings.progress(len(part.keys))
+        self._crafter.remember(plan, part)
+        if self._settings.device.type == "cpu" and time.perf_counter() - self._tidied > TIDY_SECONDS:
+            give_back_pages()
+            self._tidied = time.perf_counter()
+        return so_far.add(part)
+
+    def _parts(self, plan: PlannedRow, places: range) -> Iterator[Part]:
+        """Evaluate some of the batches that a row is cut into, in this process."""
+        settings = self._settings
+        target = None if plan.attack is None else self._crafter.target(plan)
+        every = plan.keys.split(settings.batch_size)
+        if not places:
+            return
+        keys = torch.cat([every[place] for place in places])
+        for batch in self._dataset.batches("test", keys, settings.batch_size, settings.device):
+            pieces = list(self._pieces(batch, lambda part: self._judge(part, plan, target)))
+            yield pieces[0] if len(pieces) == 1 else merge(pieces)
 
     def _pieces(self, batch: Batch, work: Callable[[Batch], T]) -> Iterator[T]:
         """Do the work on a batch, in halves when memory runs out."""
@@ -181,12 +150,12 @@ class Evaluator:
                     torch.cuda.empty_cache()
                 waiting = list(_split(part, self.batch_size)) + waiting
 
-    def _judge(self, batch: Batch, plan: PlannedRow, target: Target | None) -> _Part:
+    def _judge(self, batch: Batch, plan: PlannedRow, target: Target | None) -> Part:
         images = batch.images
         start = self._now()
-        made = _Made(images, images.new_zeros(len(images)), None)
+        made = Crafted(images, images.new_zeros(len(images)))
         if plan.attack is not None and target is not None:
-            made = self._craft(plan, plan.attack, target, batch)
+            made = self._crafter.make(plan, plan.attack, target, batch)
         attacked = made.images
         crafted = self._now()
         verdicts, passes, seconds = self._verdicts(plan.judges, attacked, batch.keys)
@@ -202,9 +171,12 @@ class Evaluator:
         failures = (~held).nonzero()[:EXAMPLES, 0]
         some = torch.cat([failures, held.nonzero()[:EXAMPLES, 0]])
         there = some.to(images.device)
+        carried = None
         if plan.carry is not None and target is not None and not target.random:
-            self._keep_fooled(plan.carry, arms, batch, attacked)
-        return _Part(
+            said = arms[plan.carry[1]]
+            wrong = ((said.predicted != batch.labels.cpu()) & said.accepted).nonzero()[:, 0]
+            carried = batch.keys.cpu()[wrong], attacked.cpu()[wrong]
+        return Part(
             keys=batch.keys.cpu(),
             labels=batch.labels.cpu(),
             arms=arms,
@@ -212,9 +184,12 @@ class Evaluator:
             l2=difference.square().sum(1).sqrt().cpu(),
             attack_seconds=crafted - start,
             judge_seconds=seconds,
+            judge_ms={name: 1000 * took / len(images) for name, took in seconds.items()},
             overshoot=made.overshoot.cpu(),
             queries=None if made.queries is None else made.queries.cpu(),
-            wrong=len(failures),
+            failures=len(failures),
+            fooled=carried,
+            reused=made.reused,
             example=Example(
                 images[there].cpu(), attacked[there].cpu(), batch.labels[there].cpu(), batch.keys[there].cpu(),
                 {name: said.purified[there].cpu() for name, said in verdicts.items()},
@@ -222,39 +197,6 @@ class Evaluator:
                 {name: said.accepted[some] for name, said in arms.items()},
             ),
         )  # fmt: skip
-
-    def _craft(self, plan: PlannedRow, attack: Attack, target: Target, batch: Batch) -> _Made:
-        """Attack the images of a batch that no smaller budget has fooled."""
-        known = self._fooled.get(plan.carry[0], {}) if plan.carry is not None else {}
-        if not known:
-            images = craft(attack, target, batch.images, batch.labels, eps=plan.threat.eps, keys=batch.keys)
-            assert target.overshoot is not None
-            return _Made(images, target.overshoot, target.queries)
-        done = [place for place, key in enumerate(batch.keys.tolist()) if key in known]
-        left = [place for place, key in enumerate(batch.keys.tolist()) if key not in known]
-        made = _Made(batch.images.clone(), batch.images.new_zeros(len(batch.images)), None)
-        if done:
-            before = torch.stack([known[int(batch.keys[place])] for place in done])
-            made.images[done] = before.to(batch.images.device)
-        if left:
-            images, labels, keys = batch.images[left], batch.labels[left], batch.keys[left]
-            made.images[left] = craft(attack, target, images, labels, eps=plan.threat.eps, keys=keys)
-            assert target.overshoot is not None
-            made.overshoot[left] = target.overshoot
-            if target.queries is not None:
-                queries = target.queries.new_zeros(len(batch.images))
-                queries[left] = target.queries
-                made = attrs.evolve(made, queries=queries)
-        return made
-
-    def _keep_fooled(
-        self, carry: tuple[str, str], arms: Mapping[str, ArmRecord], batch: Batch, attacked: Tensor
-    ) -> None:
-        name, arm = carry
-        wrong = (arms[arm].predicted != batch.labels.cpu()) & arms[arm].accepted
-        kept = self._fooled.setdefault(name, {})
-        for place in wrong.nonzero()[:, 0].tolist():
-            kept[int(batch.keys[place])] = attacked[place].cpu()
 
     def _verdicts(
         self, names: tuple[str, ...], attacked: Tensor, keys: Tensor
@@ -306,97 +248,6 @@ class Evaluator:
         return time.perf_counter()
 
 
-@attrs.frozen
-class _Made:
-    """What an attack made of a batch."""
-
-    images: Tensor
-    overshoot: Tensor
-    queries: Tensor | None
-
-
-@attrs.frozen(kw_only=True)
-class _Part:
-    """The record of one batch; `wrong` of its examples, the first ones, are failures."""
-
-    keys: Tensor
-    labels: Tensor
-    arms: dict[str, ArmRecord]
-    linf: Tensor
-    l2: Tensor
-    overshoot: Tensor
-    queries: Tensor | None
-    attack_seconds: float
-    judge_seconds: dict[str, float]
-    example: Example
-    wrong: int
-
-
-def _join(plan: PlannedRow, parts: list[_Part], partial: bool) -> RowRecord:
-    def arm(name: str) -> ArmRecord:
-        said = [part.arms[name] for part in parts]
-        return ArmRecord(
-            predicted=torch.cat([one.predicted for one in said]),
-            confidence=torch.cat([one.confidence for one in said]),
-            accepted=torch.cat([one.accepted for one in said]),
-            score=torch.cat([one.score for one in said]),
-            passes=_joined([one.passes for one in said]),
-        )
-
-    count = sum(len(part.keys) for part in parts)
-    # the first batch also pays for warming up, so cost is that of the fastest batch an image
-    judge_ms = {name: min(1000 * part.judge_seconds[name] / len(part.keys) for part in parts) for name in parts[0].arms}
-    return RowRecord(
-        plan=plan,
-        keys=torch.cat([part.keys for part in parts]),
-        labels=torch.cat([part.labels for part in parts]),
-        arms={name: arm(name) for name in parts[0].arms},
-        linf=torch.cat([part.linf for part in parts]),
-        l2=torch.cat([part.l2 for part in parts]),
-        attack_seconds=sum(part.attack_seconds for part in parts),
-        judge_seconds={name: sum(part.judge_seconds[name] for part in parts) for name in judge_ms},
-        judge_ms=judge_ms,
-        example=_examples(parts),
-        partial=partial or count < len(plan.keys),
-        overshoot=torch.cat([part.overshoot for part in parts]),
-        queries=_joined([part.queries for part in parts]),
-    )
-
-
-def _joined(column: Sequence[Tensor | None]) -> Tensor | None:
-    there = [value for value in column if value is not None]
-    return torch.cat(there) if len(there) == len(column) else None
-
-
-def _examples(parts: Sequence[_Part]) -> Example:
-    """Take the first failures of all batches, then the first others."""
-    places: list[tuple[Example, int]] = []
-    for failures in (True, False):
-        found = [
-            (part.example, place)
-            for part in parts
-            for place in (range(part.wrong) if failures else range(part.wrong, len(part.example.keys)))
-        ]
-        places += found[:EXAMPLES]
-
-    def stacked(pick: Callable[[Example], Tensor]) -> Tensor:
-        return torch.stack([pick(example)[place] for example, place in places])
-
-    def by_arm(pick: Callable[[Example], Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        columns = {name: [pick(example)[name][place] for example, place in places] for name in parts[0].arms}
-        return {name: torch.stack(column) for name, column in columns.items()}
-
-    return Example(
-        clean=stacked(lambda example: example.clean),
-        attacked=stacked(lambda example: example.attacked),
-        labels=stacked(lambda example: example.labels),
-        keys=stacked(lambda example: example.keys),
-        purified=by_arm(lambda example: example.purified),
-        predicted=by_arm(lambda example: example.predicted),
-        accepted=by_arm(lambda example: example.accepted),
-    )
-
-
 def _split(batch: Batch, size: int) -> Iterator[Batch]:
     columns = (batch.images.split(size), batch.labels.split(size), batch.keys.split(size))
     return (Batch(*part) for part in zip(*columns, strict=True))
@@ -406,42 +257,3 @@ def _out_of_memory(error: RuntimeError) -> bool:
     from accelerate.utils.memory import should_reduce_batch_size
 
     return should_reduce_batch_size(error)
-
-
-def restrict(record: RowRecord, names: Mapping[str, str]) -> RowRecord:
-    """Keep some of a record's arms, under new names: `names` maps the new ones to the recorded ones."""
-    known = {new: old for new, old in names.items() if old in record.arms}
-    return attrs.evolve(
-        record,
-        arms={new: record.arms[old] for new, old in known.items()},
-        judge_seconds={new: record.judge_seconds[old] for new, old in known.items()},
-        judge_ms={new: record.judge_ms[old] for new, old in known.items()},
-        example=attrs.evolve(
-            record.example,
-            purified={new: record.example.purified[old] for new, old in known.items()},
-            predicted={new: record.example.predicted[old] for new, old in known.items()},
-            accepted={new: record.example.accepted[old] for new, old in known.items()},
-        ),
-    )
-
-
-def right(record: RowRecord, arm: str) -> Tensor:
-    """Return bool [N]: which images an arm classified right, and accepted."""
-    said = record.arms[arm]
-    return (said.predicted == record.labels) & said.accepted
-
-
-def worst_case(
-    records: Sequence[RowRecord], arm: str, judged: Callable[[RowRecord, str], Tensor] = right
-) -> tuple[Tensor, Tensor]:
-    """Return (keys of the images that every row judged, whether each was `judged` right in all rows)."""
-    alive: dict[int, bool] = {}
-    common: set[int] | None = None
-    for record in records:
-        good = judged(record, arm).tolist()
-        keys = record.keys.tolist()
-        for key, ok in zip(keys, good, strict=True):
-            alive[key] = alive.get(key, True) and ok
-        common = set(keys) if common is None else common & set(keys)
-    kept = sorted(common or ())
-    return torch.tensor(kept, dtype=torch.int64), torch.tensor([alive[key] for key in kept], dtype=torch.bool)

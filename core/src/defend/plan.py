@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -11,9 +12,9 @@ from torch import Tensor
 
 from defend.datasets.base import ImageDataset
 from defend.errors import ConfigError
-from defend.evaluate import PlannedRow
 from defend.options import describe
 from defend.plugins import Found, Registry
+from defend.rows import PlannedRow
 from defend.stages import Attack, Stage, Task
 from defend.threats import DEFENDED, THREATS, UNDEFENDED, chosen, insisted
 from defend.values import QUICK_ATTACKS, RunConfig, Threat
@@ -140,7 +141,16 @@ def _rows(
                 found.name, Threat(kind, attack.norm, eps), attack, keys, steps, attacked, _judges(facing), variant,
                 headline, aim if kind == "detector-aware" else None,
                 (f"{found.name}/{kind}/{variant}/{attacked}", defended) if reusable else None,
+                _recipe(found, settings),
             )  # fmt: skip
+
+
+def _recipe(found: Found, settings: Any) -> str:
+    """Name an attack with all its options."""
+    options = attrs.asdict(settings) if attrs.has(type(settings)) else {}
+    return json.dumps(
+        {"attack": found.name, "build": found.spec.build, "options": options}, sort_keys=True, default=str
+    )
 
 
 def _budgets(attack: Attack, config: RunConfig, task: Task) -> list[tuple[float | None, bool]]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from defend.evaluate import PlannedRow
+    from defend.rows import PlannedRow
 
 PIPED_WIDTH = 120
 

@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
-import datetime
+import hashlib
+import json
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import attrs
 import torch
 
+from defend import __version__
 from defend.arms import Arms, build_all
 from defend.build import open_dataset, resolve_device
 from defend.checks import Subject, check_run
+from defend.config import to_toml
 from defend.datasets.base import ImageDataset
-from defend.errors import ConfigError
-from defend.evaluate import Evaluator, RowRecord, Settings, restrict
+from defend.errors import ConfigError, ProcessLostError
+from defend.evaluate import Evaluator, Settings
+from defend.journal import Journal
 from defend.options import describe
 from defend.plan import attacks_of, counter_attacks, plan
 from defend.plugins import Registry, registry
+from defend.precision import REDUCED, Crafting, choose
+from defend.processes import join
 from defend.report import folder as run_folder
 from defend.report.assemble import Circumstances, assemble
+from defend.rows import PlannedRow, RowRecord, restrict
+from defend.speed import keep_pages
+from defend.store import Store
 from defend.threats import DEFENDED, UNDEFENDED, chosen
 from defend.values import Check, Report, RunConfig
 from defend.watcher import Watcher
@@ -50,21 +58,30 @@ def run(config: RunConfig, watcher: Watcher | None = None, found_in: Registry | 
 
 
 def run_arms(
-    configs: Sequence[RunConfig], watcher: Watcher | None = None, found_in: Registry | None = None
+    configs: Sequence[RunConfig],
+    watcher: Watcher | None = None,
+    found_in: Registry | None = None,
+    resume: bool = False,
 ) -> list[Outcome]:
     """Evaluate several defences of one victim side by side, see `alternatives`.
 
     An attack on the bare victim is made once and judged by all of them; each gets a report, and a run folder if
-    its config names one.
+    its config names one. Every finished batch is kept in the first of these folders until the run is complete, and
+    with `resume` it is taken from there. Where a launcher (torchrun) started several processes they share the
+    batches; process 0 alone writes, and alone runs the checks that query the defence.
 
     Raises:
         DefendError: as `run`.
+        ProcessLostError: another process of the run is gone; what was finished is in the run folder.
     """
     started = time.perf_counter()
     watcher = watcher or Watcher()
     plugins = found_in or registry()
     config = configs[0]
-    device = resolve_device(config.device)
+    processes, device = join(resolve_device(config.device))
+    if device.type == "cpu":
+        keep_pages()
+    store = Store.users() if config.store and config.out else None  # without a folder, a run leaves no trace
     for each in configs:
         _check_names(each, plugins)
     dataset_options: dict[str, Any] = dict(config.options.get("dataset", {}))
@@ -72,20 +89,26 @@ def run_arms(
         dataset_options.setdefault("workers", config.workers)
     watcher.preparing(f"reading {config.dataset}")
     dataset = open_dataset(config.dataset, config.data_dir, dataset_options, plugins)
-    precision = "fp32" if config.precision == "auto" else config.precision
-    defences = build_all(configs, dataset, plugins, watcher, device, precision)
+    defences = build_all(configs, dataset, plugins, watcher, device, config.precision)
     plans = plan([defence.names for defence in defences], dataset, plugins)
-    outs = [run_folder.create(each) if each.out else None for each in configs]
+    outs = [run_folder.create(each, resume) if each.out and processes.first else None for each in configs]
+    journal = Journal(outs[0]) if outs[0] is not None else None
+    if journal is not None:
+        journal.begin([to_toml(each) for each in configs], _fingerprint(defences, plans, dataset, plugins, device))
+    watcher.preparing("choosing a precision")
+    crafting = processes.tell(_crafting(defences, plans, dataset, device, journal) if processes.first else None)
+    assert crafting is not None
     settings = Settings(
         device=device,
         seed=config.seed,
         batch_size=config.batch_size,
         draws=config.draws,
         passes=config.passes_asked,
-        crafting=torch.bfloat16 if precision == "bf16" else None,
+        crafting=crafting.dtype,
         progress=watcher.images,
     )
-    evaluator = Evaluator({name: arm for each in defences for name, arm in each.arms.items()}, dataset, settings)
+    everyone = {name: arm for each in defences for name, arm in each.arms.items()}
+    evaluator = Evaluator(everyone, dataset, settings, processes, journal, store)
     records: list[RowRecord] = []
     partial = False
 
@@ -99,9 +122,9 @@ def run_arms(
             dataset=dataset,
             plugins=plugins.versions,
             device=device,
-            precision={"requested": config.precision, "crafting": "bf16" if settings.crafting else "fp32",
+            precision={"requested": config.precision, "crafting": crafting.name, "crafting_why": crafting.why,
                        "judging": "fp32", **defence.precision},
-            seconds=time.perf_counter() - started,
+            seconds=time.perf_counter() - started if journal is None else journal.seconds,
             batch_size=evaluator.batch_size,
             built=defence.built,
             parameters=defence.parameters,
@@ -116,9 +139,9 @@ def run_arms(
 
     watcher.begin(plans)
     try:
-        for planned in plans:
+        for number, planned in enumerate(plans):
             watcher.row(planned)
-            record = evaluator.row(planned)
+            record = evaluator.row(planned, number)
             if record is not None:
                 records.append(record)
             partial = record is None or record.partial
@@ -130,6 +153,9 @@ def run_arms(
                 break
     except KeyboardInterrupt:  # between rows
         partial = True
+    except ProcessLostError as error:
+        kept = f"; what was finished is kept: defend run --resume {outs[0]}" if outs[0] is not None else ""
+        raise ProcessLostError(f"{error}{kept}") from None
     finally:
         watcher.end()
     if not records:
@@ -137,7 +163,8 @@ def run_arms(
     outcomes = []
     for out, defence in zip(outs, defences, strict=True):
         try:
-            done = outcome(defence, None if partial else _subject(defence, dataset, settings, records))
+            whole = not partial and processes.first
+            done = outcome(defence, _subject(defence, dataset, settings, records) if whole else None)
         except KeyboardInterrupt:  # within the checks: the rows are whole
             partial = True
             done = outcome(defence)
@@ -147,7 +174,52 @@ def run_arms(
             run_folder.write(out, done.report, done.records)
             run_folder.write_pictures(out, done.records)
         outcomes.append(done)
+    if journal is not None and not partial:
+        journal.finish()
     return outcomes
+
+
+def _crafting(
+    defences: Sequence[Arms],
+    plans: Sequence[PlannedRow],
+    dataset: ImageDataset,
+    device: torch.device,
+    journal: Journal | None,
+) -> Crafting:
+    """Choose what attacks on bare victims are crafted in; a run that goes on keeps what it chose at first."""
+    kept = None if journal is None else journal.choice("crafting")
+    if kept is not None:
+        return Crafting(REDUCED if kept["name"] == "bf16" else None, kept["why"], kept["figures"])
+    config = defences[0].names.config
+    bare = defences[0].arms[UNDEFENDED]
+    batches = dataset.batches("test", plans[0].keys, config.batch_size, device)
+    chosen = choose(config.precision, bare, batches, eps=config.eps, seed=config.seed, device=device)
+    if journal is not None:
+        journal.choose("crafting", {"name": chosen.name, "why": chosen.why, "figures": dict(chosen.figures)})
+    return chosen
+
+
+def _fingerprint(
+    defences: Sequence[Arms], plans: Sequence[PlannedRow], dataset: ImageDataset, plugins: Registry,
+    device: torch.device,
+) -> dict[str, Any]:  # fmt: skip
+    """Say what decides the records of a run, for its journal."""
+    rows = [
+        (plan.name, plan.threat.kind, plan.threat.norm, plan.threat.eps, plan.variant, plan.attacked, plan.judges,
+         plan.recipe, plan.keys.tolist())
+        for plan in plans
+    ]  # fmt: skip
+    return {
+        "version of defend or torch": [__version__, torch.__version__],
+        "set of plugins": dict(plugins.versions),
+        "data": dataset.sha256("test"),
+        "kind of device": device.type,
+        "weights file": [
+            {part: built.card.content_sha256 for part, built in each.built.items() if built.card is not None}
+            for each in defences
+        ],
+        "plan of rows": hashlib.sha256(json.dumps(rows).encode()).hexdigest(),
+    }
 
 
 def _checked(
@@ -183,28 +255,6 @@ def _subject(defence: Arms, dataset: ImageDataset, settings: Settings, records: 
     )  # fmt: skip
 
 
-def alternatives(config: RunConfig, purifiers: Sequence[str]) -> list[RunConfig]:
-    """Return one config a purifier (or sequence of them), each an arm with a folder of its own under the config's.
-
-    Raises:
-        ConfigError: one named twice; or options or weights for "purifier", which cannot mean several.
-    """
-    if len(set(purifiers)) < len(purifiers):
-        raise ConfigError(f"--purifier names one twice: {', '.join(purifiers)}")
-    for kind, given in (("options", config.options), ("weights", config.weights)):
-        if "purifier" in given:
-            raise ConfigError(f"{kind} for 'purifier', and there are {len(purifiers)}: name one of them instead")
-    every = {name for purifier in purifiers for name in purifier.split(",")}
-    configs = []
-    for purifier in purifiers:
-        others = every - set(purifier.split(","))
-        own = {key: value for key, value in config.options.items() if key not in others}
-        files = {key: value for key, value in config.weights.items() if key not in others}
-        out = None if config.out is None else str(Path(config.out) / purifier.replace(",", "+"))
-        configs.append(attrs.evolve(config, purifier=purifier, options=own, weights=files, out=out))
-    return configs
-
-
 def _check_names(config: RunConfig, plugins: Registry) -> None:
     carried_out = {found.name for kind in chosen(config) for found in attacks_of(kind, config, plugins)}
     carried_out |= {plugins.find("attack", name).name for name in config.attacks or ()}
@@ -227,21 +277,3 @@ def _check_names(config: RunConfig, plugins: Registry) -> None:
         if stage not in parts:
             listed = ", ".join(dict.fromkeys(parts))
             raise ConfigError(f"weights for {stage!r}, which this run does not have: expected one of {listed}")
-
-
-def default_out(config: RunConfig, purifiers: Sequence[str] = (), root: Path = Path("runs")) -> str:
-    """Return a fresh run folder's name: runs/20260131-120000-resnet18-apudae."""
-    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    named = "-vs-".join(purifiers) or config.purifier
-    tuned = f"finetune-{config.finetune}" if config.finetune else None
-    parts = [stamp, config.victim, *(part for part in (named, config.detector, tuned) if part)]
-    path = root / "-".join(parts).replace(":", "_").replace("/", "_").replace(",", "+")
-    unique, count = path, 2
-    while unique.exists():
-        unique, count = path.with_name(f"{path.name}-{count}"), count + 1
-    return str(unique)
-
-
-def with_out(config: RunConfig, purifiers: Sequence[str] = ()) -> RunConfig:
-    """Name a run folder if the config has none; `purifiers` are those of several arms."""
-    return config if config.out else attrs.evolve(config, out=default_out(config, purifiers))

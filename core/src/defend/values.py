@@ -164,6 +164,8 @@ class RunConfig:
         draws: forward passes that the adaptive attacker averages over when the defence is random.
         passes: how often a random defence is asked for the worst of N and the majority vote; None: 10 with
             `thorough`, once in a quick run.
+        store: take images that another run attacked from the user's store (`defend cache`), and keep new ones there;
+            a run without a folder (`out`) never does.
         checks: "basic", those of the sanity checks that cost little; "full", all; "none".
         precision: "auto", "exact" (nothing rewritten), "fp32" (folded, channels-last) or "bf16"
             (attacks crafted in bfloat16, judged in fp32).
@@ -197,6 +199,7 @@ class RunConfig:
     precision: str = attrs.field(default="auto", validator=_known(PRECISIONS))
     data_dir: str | None = None
     train_missing: bool = False
+    store: bool = True
     options: Mapping[str, Mapping[str, Any]] = attrs.field(factory=dict)
     weights: Mapping[str, str] = attrs.field(factory=dict)
     out: str | None = None
@@ -255,6 +258,7 @@ class Row:
             pass) and "majority" with their "accuracy" and "ci95".
         success_at_fpr: of an attack that knows the detector: the share accepted and misclassified, by false-positive
             rate ("0.01", "0.05").
+        reused: how many of the attacked images another run had made (`defend cache`); their seconds are not counted.
     """
 
     attack: str
@@ -277,6 +281,7 @@ class Row:
     paired: Mapping[str, Any] | None = None
     passes: Mapping[str, Any] | None = None
     success_at_fpr: Mapping[str, float] | None = None
+    reused: int = 0
 
     @property
     def key(self) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from defend.evaluate import PlannedRow
+    from defend.rows import PlannedRow
 
 Progress = Callable[[int, int, Mapping[str, float]], None]
 

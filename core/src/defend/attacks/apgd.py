@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from defend.attacks.goals import Goal, choose_goal, sign_step
+from defend.attacks.goals import Goal, choose_goal, confirm, sign_step
 from defend.attacks.host import project_linf
 from defend.attacks.options import ApgdOptions
 from defend.attacks.target import Objective, Slope, Target, cross_entropy
@@ -87,6 +87,8 @@ class Apgd:
                 continue
             state.check(step - last, self._config.rho)
             last = step
+            if stops:
+                state.fooled = confirm(state.fooled, target, aim, state.fooling, identity, f"{stream}/confirm/{step}")
             if stops and step < steps:  # the only wait for the device, a dozen times in a hundred steps
                 result[place] = state.answer()
                 keep = (~state.fooled).nonzero()[:, 0]
@@ -94,6 +96,8 @@ class Apgd:
                     return result
                 state, place, origin = state.part(keep), place[keep], origin[keep]
                 budget, identity, aim = budget[keep], identity[keep], aim.part(keep)
+        if stops and last < steps:
+            state.fooled = confirm(state.fooled, target, aim, state.fooling, identity, f"{stream}/confirm/{steps}")
         result[place] = state.answer()
         return result
 

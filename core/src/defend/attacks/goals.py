@@ -43,3 +43,18 @@ def choose_goal(config: GoalOptions, target: Target, images: Tensor, labels: Ten
 def sign_step(gradient: Tensor, goal: Goal, size: Tensor) -> Tensor:
     """Return the L-inf step: `size` [B] times the sign of the gradient, downhill for a targeted goal."""
     return torch.sign(gradient) * (goal.sign * size).view(-1, 1, 1, 1)
+
+
+def confirm(fooled: Tensor, target: Target, goal: Goal, images: Tensor, keys: Tensor, step: str) -> Tensor:
+    """Ask in full precision about the images [B,C,H,W] that reduced precision calls `fooled` [B]; bool [B].
+
+    Judged in full precision, a few of them still are right. Where the target is attacked in full precision, nothing
+    is asked.
+    """
+    if target.precision is None:
+        return fooled
+    maybe = fooled.nonzero()[:, 0]
+    if len(maybe) == 0:
+        return fooled
+    certain = goal.part(maybe).reached(target.logits(images[maybe], keys[maybe], step))
+    return fooled.index_copy(0, maybe, certain)

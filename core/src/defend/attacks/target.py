@@ -84,15 +84,22 @@ class Target:
         self.compact_every = compact_every
 
     def slope(
-        self, images: Tensor, labels: Tensor, keys: Tensor, step: int | str, objective: Objective = cross_entropy
+        self,
+        images: Tensor,
+        labels: Tensor,
+        keys: Tensor,
+        step: int | str,
+        objective: Objective = cross_entropy,
+        full: bool = False,
     ) -> Slope:
         """Return the gradient of the objective with respect to `images`, with its loss and logits.
 
         `step` names the draws: another step sees other draws, the same step the same. Where the module lets no
-        gradient through, it is zero: the attack is blind, and `defend.checks` says so.
+        gradient through, it is zero: the attack is blind, and `defend.checks` says so. `full` is full precision,
+        whatever the target's own.
         """
         source = images.detach().requires_grad_()
-        with torch.enable_grad(), self._surroundings(source, keys, step):
+        with torch.enable_grad(), self._surroundings(source, keys, step, full=full):
             loss, logits = objective(self.module, self._repeat(source), self._repeat(labels))
             loss, logits = loss.float(), logits.float()
             gradient = _gradient(loss.sum() / self.draws, source)

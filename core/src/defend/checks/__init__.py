@@ -29,7 +29,7 @@ from defend.checks import climbs, probes, records
 from defend.checks.common import Case, Findings, Level, NoGradientError, Subject, plain
 from defend.checks.records import HARMLESS, LEAK, label_leak
 from defend.errors import DefendError
-from defend.evaluate import RowRecord
+from defend.rows import RowRecord
 from defend.values import Check
 
 __all__ = ["CHECKS", "HARMLESS", "Level", "Subject", "check_run", "label_leak"]

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from defend.defence import Defence
-from defend.evaluate import RowRecord
 from defend.randomness import keyed
+from defend.rows import RowRecord
 from defend.statistics import mcnemar
 from defend.threats import DEFENDED, UNDEFENDED
 from defend.values import Calibration

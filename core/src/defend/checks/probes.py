@@ -19,9 +19,9 @@ from defend.checks.common import (
     percent,
 )
 from defend.defence import Defence
-from defend.evaluate import RowRecord
 from defend.gradients import differentiates_inside
 from defend.randomness import keyed, sign_like
+from defend.rows import RowRecord
 
 DIRECTIONS = 2
 WIDTH = 2.0**-10  # of the finite difference: a quarter of a grey level, a power of two so that it is exact

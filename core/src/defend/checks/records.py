@@ -31,8 +31,8 @@ from defend.checks.common import (
     title,
     worst_of,
 )
-from defend.evaluate import RowRecord
 from defend.metrics import auroc
+from defend.rows import RowRecord
 from defend.statistics import mcnemar
 from defend.threats import DEFENDED, TUNED, UNDEFENDED
 from defend.values import Check

@@ -16,7 +16,7 @@ from defend import metrics
 from defend.build import Built
 from defend.checks import HARMLESS
 from defend.datasets.base import ImageDataset
-from defend.evaluate import RowRecord, right, worst_case
+from defend.rows import RowRecord, right, worst_case
 from defend.statistics import mcnemar, paired_interval, wilson
 from defend.threats import DEFENDED, DETECTOR_AWARE, RATES, UNDEFENDED
 from defend.values import Calibration, Check, Cost, DatasetInfo, Report, Row, RunConfig, WorstCase
@@ -158,6 +158,7 @@ def _row(record: RowRecord, seed: int, thresholds: Mapping[float, float]) -> Row
         paired=_paired(record),
         passes=_passes(record),
         success_at_fpr=_success(record, thresholds) if record.plan.threat.kind == DETECTOR_AWARE else None,
+        reused=record.reused,
     )
 
 

@@ -10,19 +10,20 @@ from torch import Tensor
 
 from defend.config import to_toml
 from defend.errors import ConfigError
-from defend.evaluate import RowRecord
 from defend.files import atomic, write_text
 from defend.report.document import to_json
 from defend.report.records import to_csv
+from defend.rows import RowRecord
 from defend.threats import DEFENDED, UNDEFENDED
+from defend.unfinished import is_unfinished
 from defend.values import Report, RunConfig
 
 
-def create(config: RunConfig) -> Path:
+def create(config: RunConfig, resume: bool = False) -> Path:
     """Make the run folder and write config.toml into it, before anything is computed.
 
     Raises:
-        ConfigError: it cannot be written to, or already holds a run.
+        ConfigError: it cannot be written to, or already holds a run and this does not `resume` it.
     """
     assert config.out is not None
     folder = Path(config.out)
@@ -32,7 +33,12 @@ def create(config: RunConfig) -> Path:
         raise ConfigError(
             f"run folder {config.out!r} cannot be made ({error.strerror}): name another with --out"
         ) from None
-    if (folder / "report.json").exists():
+    if not resume and is_unfinished(folder):
+        raise ConfigError(
+            f"run folder {config.out!r} holds a run that is not finished: go on with --resume {config.out}, or name "
+            "another with --out"
+        )
+    if not resume and (folder / "report.json").exists():
         raise ConfigError(f"run folder {config.out!r} already holds a run: name another with --out")
     write_text(folder / "config.toml", to_toml(config))
     return folder

@@ -10,8 +10,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from defend.evaluate import RowRecord
 from defend.files import atomic
+from defend.rows import RowRecord
 from defend.threats import DEFENDED, UNDEFENDED
 
 CELL = 1.25  # inches

@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Sequence
 
-from defend.evaluate import REJECTED, ArmRecord, RowRecord
+from defend.rows import REJECTED, ArmRecord, RowRecord
 
 COLUMNS = (
     "attack", "threat", "variant", "eps", "image", "label", "linf", "l2", "queries",

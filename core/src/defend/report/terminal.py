@@ -49,6 +49,9 @@ def render(report: Report, console: Console) -> None:
                 f"undefended ({report.device}, batch {cost.batch_size}); {cost.parameters:,} parameters added"
             )
         )
+    reused = sum(row.reused for row in report.rows)
+    if reused:
+        lines.append(Text(f"{reused} attacked images are those of an earlier run (`defend cache`; --no-store)", "dim"))
     if report.partial:
         lines.append(Text("Partial: interrupted, only what was finished is shown", "yellow"))
     note = _note(report)

@@ -1,0 +1,74 @@
+"""Several processes as one run: torchrun's or `accelerate launch`'s, on torch's own distributed engine."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import signal
+import threading
+from typing import Any, TypeVar
+
+import attrs
+import torch
+
+from defend.errors import ProcessLostError
+
+T = TypeVar("T")
+PATIENCE = datetime.timedelta(hours=12)  # processes wait for each other's batches; one that dies is noticed at once
+
+
+@attrs.frozen
+class Processes:
+    """The processes that share a run: this one is number `rank` of `world`."""
+
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one that writes and speaks."""
+        return self.rank == 0
+
+    def gather(self, value: T) -> list[T]:
+        """Return every process's value, in the order of ranks; all of them must call.
+
+        Raises:
+            ProcessLostError: one of them is gone.
+        """
+        if self.world == 1:
+            return [value]
+        found: list[Any] = [None] * self.world
+        try:
+            torch.distributed.all_gather_object(found, value)
+        except RuntimeError as error:
+            raise ProcessLostError(f"another process of this run is gone ({_first_line(error)})") from None
+        return found
+
+    def tell(self, value: T) -> T:
+        """Return process 0's value; all of them must call."""
+        return self.gather(value)[0]
+
+
+def join(device: torch.device) -> tuple[Processes, torch.device]:
+    """Meet the other processes, if a launcher started several; return them and this one's device.
+
+    Each process on a machine with GPUs gets one of its own; on CPUs gloo connects them.
+    """
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        return Processes(), device
+    from accelerate import PartialState
+
+    state: Any = PartialState(cpu=device.type == "cpu", timeout=PATIENCE)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _told_to_stop)
+    own = torch.device("cuda", state.local_process_index) if device.type == "cuda" else device
+    return Processes(state.process_index, state.num_processes), own
+
+
+def _told_to_stop(*_: Any) -> None:
+    raise ProcessLostError("the launcher stopped this process, as another one failed or the run was ended")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or ["no reason given"])[0][:120]
