@@ -19,7 +19,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.contest import PEERS, Result, Scale, installed, malloc_keeps, ratio
+from benchmarks.contest import PEERS, Result, Scale, installed, ratio
 from defend.build import resolve_device
 from defend.errors import ConfigError, DefendError
 from defend.files import atomic
@@ -40,7 +40,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except DefendError as error:
         errors.print(f"error: {error}", markup=False)
         return 2
-    malloc_keeps(False)
     about = surroundings(scale)
     console.print(", ".join(f"{key} {value}" for key, value in about.items() if key != "versions"), highlight=False)
     missing = [DISTRIBUTIONS.get(peer, peer) for peer in PEERS if peer not in scale.peers]

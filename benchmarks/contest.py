@@ -6,8 +6,6 @@ round by round: a ratio is the median of the rounds' own ratios.
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import gc
 import importlib.util
 import json
@@ -16,7 +14,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +23,9 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from defend.speed import keep_pages
-
 PEERS = ("foolbox", "torchattacks", "art", "pyautoattack")
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's mallopt(3)
 ROOT = Path(__file__).resolve().parents[1]  # where `benchmarks` is found, wherever it is run from
 MIB = 2**20
-LEARNT_MMAP = 32 * MIB  # bytes: glibc's own upper limit
-CHUNK = 128  # MiB
 
 
 def _rounds(values: Any) -> tuple[float, ...]:
@@ -133,8 +126,7 @@ def compete(
     between two synchronisations.
 
     Args:
-        contenders: work by name; a context manager that one offers as `around` (see `Keeping`) is entered outside
-            the time taken.
+        contenders: work by name.
         per: what a turn's time is divided by: images times steps.
         rounds: turns of each contender that count.
         device: where the work happens.
@@ -149,8 +141,7 @@ def compete(
             for name, work in contenders.items():
                 shown.update(task, description=name)
                 gc.collect()
-                with getattr(work, "around", contextlib.nullcontext)():
-                    seconds = _seconds(work, device)
+                seconds = _seconds(work, device)
                 if turn >= 0:
                     found[name].append(1000 * seconds / per)
                 shown.advance(task)
@@ -237,49 +228,3 @@ def held() -> float:
 def installed() -> tuple[str, ...]:
     """Return which peers can be imported."""
     return tuple(name for name in PEERS if importlib.util.find_spec(name) is not None)
-
-
-def malloc_keeps(keep: bool) -> bool:
-    """Make glibc keep freed pages from now on, or give them back as in an ordinary process; False without glibc.
-
-    Unless told otherwise, glibc learns: freeing a block of its own mapping raises the size from which blocks get one,
-    up to 32 MiB, and the free memory it keeps to twice that. Once told, it learns no more, so giving back means these
-    two upper limits, the best that an ordinary process gets to.
-    """
-    if keep:
-        return keep_pages()
-    if not sys.platform.startswith("linux") or not hasattr(ctypes.CDLL(None), "gnu_get_libc_version"):
-        return False
-    mallopt = ctypes.CDLL(None).mallopt
-    return bool(mallopt(M_MMAP_THRESHOLD, LEARNT_MMAP) and mallopt(M_TRIM_THRESHOLD, 2 * LEARNT_MMAP))
-
-
-@attrs.frozen
-class Keeping:
-    """Work that is done with freed pages kept, as `defend run` does it, while the others' turns give them back.
-
-    Calling it does the work. `around` switches, outside the time that `compete` takes: as after the first batch of a
-    run, so much memory (MiB) is already there when the work begins, and is gone before the next contender's turn.
-    """
-
-    work: Callable[[], object]
-    mib: int = 512
-
-    def __call__(self) -> object:
-        """Do the work."""
-        return self.work()
-
-    @contextlib.contextmanager
-    def around(self) -> Iterator[None]:
-        """Keep freed pages inside, give them back after."""
-        if not malloc_keeps(True):
-            yield
-            return
-        try:
-            blocks = [torch.ones(CHUNK * MIB, dtype=torch.uint8) for _ in range(self.mib // CHUNK)]
-            del blocks
-            yield
-        finally:
-            malloc_keeps(False)
-            gc.collect()
-            ctypes.CDLL(None).malloc_trim(0)

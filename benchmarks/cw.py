@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 import defend
 from benchmarks import peers
-from benchmarks.contest import Bar, Keeping, Result, Scale, compete, ratio
-from benchmarks.pgd import AS_BUILT, FAST, FLOOR, GIVEN_BACK, SAMPLE, digits, floor
+from benchmarks.contest import Bar, Result, Scale, compete, ratio
+from benchmarks.pgd import AS_BUILT, FAST, FLOOR, SAMPLE, digits, floor
 from defend.attacks.cw import CarliniWagner
 from defend.attacks.options import CwOptions
 from defend.defence import Defence
@@ -65,12 +65,7 @@ def contest(scale: Scale, how: peers.Cw, present: tuple[str, ...], about: str) -
         return work
 
     contenders: dict[str, Callable[[], object]] = {FLOOR: lambda: floor(module, images, labels, iterations)}
-    for name, craft in mine.items():
-        work = turn(name, craft)
-        contenders[name] = Keeping(work) if device.type == "cpu" else work
-    if device.type == "cpu":
-        contenders[GIVEN_BACK] = turn(FAST, mine[FAST])
-    contenders |= {name: turn(name, craft) for name, craft in theirs.items()}
+    contenders |= {name: turn(name, craft) for name, craft in (mine | theirs).items()}
     rounds = scale.rounds if how is not LONGER else 1
     timings = compete(contenders, per=count * iterations, rounds=max(2 * rounds // 5, 1), device=device, warm_up=0)
     counting = peers.Counting(module)

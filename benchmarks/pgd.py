@@ -20,13 +20,13 @@ from torch.nn import functional as F
 
 import defend
 from benchmarks import peers, victims
-from benchmarks.contest import Bar, Keeping, Result, Scale, alone, compete, held, ratio, resident
+from benchmarks.contest import Bar, Result, Scale, alone, compete, held, ratio, resident
 from defend.attacks.apgd import Apgd
 from defend.attacks.iterated import Pgd
 from defend.attacks.options import ApgdOptions, PgdOptions
 from defend.defence import Defence
 from defend.precision import unsupported
-from defend.speed import keep_pages, prepare
+from defend.speed import prepare
 
 WORKLOAD = "1 pgd"
 STEPS, EPS = 10, 8 / 255
@@ -45,7 +45,6 @@ PAIRS, POINTS = 2000, 0.5
 SEEDS = 4
 TRAINED_IMAGES = 128
 FLOOR, AS_BUILT, FAST, REDUCED_NAME = "floor", "ours, exact", "ours, default", "ours, default, bf16 crafting"
-GIVEN_BACK = "ours, default, pages given back"
 MEASURED_STEPS = 2  # of the attack whose memory is measured
 
 
@@ -89,11 +88,6 @@ def ours(
     return lambda images, labels: defend.craft(attack, target, images, labels, eps=how.eps)
 
 
-def kept(work: Callable[[], object], device: torch.device, mib: int = 512) -> Callable[[], object]:
-    """Return a turn of ours as it runs in `defend run`: with freed pages kept, on a CPU."""
-    return Keeping(work, mib) if device.type == "cpu" else work
-
-
 def data(name: str, count: int, device: torch.device) -> tuple[nn.Module, Tensor, Tensor]:
     """Return an untrained victim, images, and what it takes them for."""
     module, images = victims.untrained(name).to(device), victims.pictures(count).to(device)
@@ -116,9 +110,7 @@ def fixed_steps(name: str, scale: Scale, batch: int) -> Result:
         notes.append(f"reduced-precision crafting left out: {refused}")
     theirs = peers.pgd(module, tuple(images.shape[1:]), HOW, batch, scale.peers)
     contenders: dict[str, Callable[[], object]] = {FLOOR: lambda: floor(module, images, labels, STEPS)}
-    contenders |= {name: kept(peers.work(craft, images, labels), device) for name, craft in crafts.items()}
-    if device.type == "cpu" and name == "resnet20":
-        contenders[GIVEN_BACK] = peers.work(crafts[FAST], images, labels)
+    contenders |= {name: peers.work(craft, images, labels) for name, craft in crafts.items()}
     contenders |= {name: peers.work(craft, images, labels) for name, craft in theirs.items()}
     rounds, warm_up = _effort(name, scale)
     timings = compete(contenders, per=batch * STEPS, rounds=rounds, device=device, warm_up=warm_up)
@@ -155,11 +147,9 @@ def large_batch(name: str, scale: Scale, batch: int, large: int) -> Result:
     bare = f"{FLOOR}, batch {large}"
     contenders: dict[str, Callable[[], object]] = {
         bare: lambda: floor(module, images, labels, steps),
-        small: kept(peers.work(craft, images, labels, batch), device),
-        whole: kept(peers.work(craft, images, labels), device, 1536),
+        small: peers.work(craft, images, labels, batch),
+        whole: peers.work(craft, images, labels),
     }
-    if device.type == "cpu":
-        contenders[f"{whole}, pages given back"] = peers.work(craft, images, labels)
     if name == "resnet20":
         lean = tuple(peer for peer in scale.peers if peer == "torchattacks")  # the others are slower at any size
         theirs = peers.pgd(module, tuple(images.shape[1:]), how, large, lean)
@@ -187,8 +177,6 @@ def measure(which: str, name: str, batch: int, device: torch.device) -> float:
     module, images, labels = data(name, SAMPLE, device)
     images, labels = images.repeat(batch // SAMPLE, 1, 1, 1), labels.repeat(batch // SAMPLE)
     gc.collect()
-    if which == FAST:
-        keep_pages()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device) / 2**20
@@ -241,13 +229,13 @@ def trained(kind: str, scale: Scale) -> Result:
     bare = f"{FLOOR}, all steps"
     contenders: dict[str, Callable[[], object]] = {
         bare: peers.work(lambda some, true: floor(module, some, true, STEPS), images, labels, batch),
-        FAST: kept(mine(how, early_stop=True), device),
-        "ours, all steps": kept(mine(how), device),
+        FAST: mine(how, early_stop=True),
+        "ours, all steps": mine(how),
     }
     notes = []
     refused = unsupported(device)
     if refused is None:
-        contenders[REDUCED_NAME] = kept(mine(how, early_stop=True, crafting=torch.bfloat16), device)
+        contenders[REDUCED_NAME] = mine(how, early_stop=True, crafting=torch.bfloat16)
     else:
         notes.append(f"reduced-precision crafting left out: {refused}")
     contenders |= {peer: their(module_name, how) for peer, module_name in present.items()}
@@ -311,7 +299,7 @@ def auto_pgd(scale: Scale) -> Result:
 
     crafts: Mapping[str, peers.Craft] = {FAST: mine, **peers.apgd(module, victims.HARD_EPS, steps, scale.peers)}
     works = {name: peers.work(craft, images, labels, batch) for name, craft in crafts.items()}
-    contenders: dict[str, Callable[[], object]] = {**works, FAST: kept(works[FAST], scale.device)}
+    contenders: dict[str, Callable[[], object]] = {**works, FAST: works[FAST]}
     timings = compete(contenders, per=len(images), rounds=max(2 * scale.rounds // 5, 1), device=scale.device)
     left = {name: float(_right(module, work(), labels).float().mean()) for name, work in works.items()}
     bars = [Bar(f"ours against {peer}", ratio(timings, FAST, peer), 1.0, "at most") for peer in crafts if peer != FAST]
@@ -328,7 +316,7 @@ def _right(module: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
 def main() -> None:
     """Print the memory that one attack adds, as JSON: for `alone`."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("which", choices=(FLOOR, FAST, GIVEN_BACK))
+    parser.add_argument("which", choices=(FLOOR, FAST))
     parser.add_argument("name", choices=tuple(victims.OPTIONS))
     parser.add_argument("batch", type=int)
     parser.add_argument("device", type=torch.device)

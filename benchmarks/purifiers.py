@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.contest import Bar, Result, Scale, compete, malloc_keeps, ratio
+from benchmarks.contest import Bar, Result, Scale, compete, ratio
 from defend.build import build_module
 from defend.defence import Defence
 from defend.plugins import registry
@@ -41,16 +41,12 @@ PUVAE, PUVAE_REDUCED = 0.50, 0.33
 
 def run(scale: Scale) -> Iterator[Result]:
     """Measure every purifier."""
-    malloc_keeps(True)
-    try:
-        yield apudae(scale)
-        for task in (COLOUR, GREY):
-            yield puvae(scale, task)
-        yield vaegan(scale)
-        for name, options, times in (("unet_gan", {}, 1), ("vaegan", {"mode": "recon"}, 2), ("dae", {}, 50)):
-            yield single_pass(scale, name, options, times)
-    finally:
-        malloc_keeps(False)
+    yield apudae(scale)
+    for task in (COLOUR, GREY):
+        yield puvae(scale, task)
+    yield vaegan(scale)
+    for name, options, times in (("unet_gan", {}, 1), ("vaegan", {"mode": "recon"}, 2), ("dae", {}, 50)):
+        yield single_pass(scale, name, options, times)
 
 
 def apudae(scale: Scale) -> Result:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import defend
 from benchmarks import peers, victims
-from benchmarks.contest import Bar, Keeping, Result, Scale, compete, ratio
+from benchmarks.contest import Bar, Result, Scale, compete, ratio
 from benchmarks.pgd import AS_BUILT, BATCH, FAST, FLOOR, SAMPLE, digits
 from defend.attacks.options import SquareOptions
 from defend.attacks.square import SquareAttack
@@ -64,10 +64,7 @@ def contest(kind: str, scale: Scale) -> Result:
         return work
 
     contenders: dict[str, Callable[[], object]] = {FLOOR: lambda: floor(module, images, how.queries)}
-    for name, craft in mine.items():
-        work = turn(name, craft)
-        contenders[name] = Keeping(work) if device.type == "cpu" else work
-    contenders |= {name: turn(name, craft) for name, craft in theirs.items()}
+    contenders |= {name: turn(name, craft) for name, craft in (mine | theirs).items()}
     rounds = max(2 * scale.rounds // 5, 1)
     timings = compete(contenders, per=count * how.queries, rounds=rounds, device=device, warm_up=0)
     left = {name: still_right(module, one, labels) for name, one in found.items()}

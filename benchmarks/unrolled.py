@@ -32,7 +32,7 @@ from benchmarks.contest import Bar, Result, Scale, Timing, alone, progress, rati
 from defend.attacks.target import Target
 from defend.defence import Defence
 from defend.gradients import smooth_sign
-from defend.speed import keep_pages, prepare
+from defend.speed import prepare
 
 WORKLOAD = "5 unrolled"
 OURS, NAIVE = "ours", "naive"
@@ -137,8 +137,6 @@ def measure(way: str, steps: int, images: int, device: str) -> dict[str, float |
     with torch.no_grad():
         defence(clean)  # what a forward pass needs is there before
     before, added, taken = forget_peak(clean.is_cuda), 0.0, []
-    if way == OURS:
-        keep_pages()
     try:
         for number in range(1 + GRADIENTS):
             begun = time.perf_counter()

@@ -529,3 +529,21 @@ def test_without_keys_an_image_is_its_place_in_the_batch():
     pictures, labels = images(TASK, 3), torch.zeros(3, dtype=torch.int64)
     named = craft(Noise(), Target(Brightest()), pictures, labels, eps=0.1, keys=torch.arange(3))
     assert torch.equal(craft(Noise(), Target(Brightest()), pictures, labels, eps=0.1), named)
+
+
+# Large batches
+
+
+@pytest.mark.parametrize(("inner", "draws"), [(TinyVictim(), 1), (Jittered(), 20)], ids=["fixed", "random"])
+def test_on_a_cpu_a_large_batch_is_taken_in_parts_and_says_the_same(inner, draws):
+    pictures, keys = images(TASK, 150).double(), torch.arange(150)
+    labels = keys % TASK.classes
+    module = Counting(inner.double().eval(), random=draws > 1)
+    target = Target(module, draws=draws)
+    whole = target.slope(pictures, labels, keys, 0)
+    assert max(module.passes) <= 64
+    assert sum(module.passes) == 150 * draws
+    for place in (0, 77, 149):
+        alone = target.slope(pictures[[place]], labels[[place]], keys[[place]], 0)
+        for name in ("gradient", "loss", "logits"):
+            assert torch.allclose(getattr(whole, name)[[place]], getattr(alone, name), rtol=1e-5, atol=1e-12)

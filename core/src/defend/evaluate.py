@@ -23,12 +23,10 @@ from defend.journal import Journal
 from defend.processes import Processes
 from defend.randomness import keyed
 from defend.rows import EXAMPLES, REJECTED, ArmRecord, Example, Part, PlannedRow, RowRecord, Trimmed, merge, record_of
-from defend.speed import give_back_pages
 from defend.store import Store
 from defend.values import Verdict
 
 T = TypeVar("T")
-TIDY_SECONDS = 10.0  # between two times that freed memory goes back to the system: taking it anew costs a tenth of one
 
 
 @attrs.frozen(kw_only=True)
@@ -76,7 +74,6 @@ class Evaluator:
         self._arms, self._dataset, self._settings = arms, dataset, settings
         self._processes, self._journal = processes or Processes(), journal
         self.batch_size = settings.batch_size
-        self._tidied = time.perf_counter()
         self._crafter = Crafter(
             arms,
             dataset=dataset.name if store else "",
@@ -118,9 +115,6 @@ class Evaluator:
         """Add a finished batch to its row."""
         self._settings.progress(len(part.keys))
         self._crafter.remember(plan, part)
-        if self._settings.device.type == "cpu" and time.perf_counter() - self._tidied > TIDY_SECONDS:
-            give_back_pages()
-            self._tidied = time.perf_counter()
         return so_far.add(part)
 
     def _parts(self, plan: PlannedRow, places: range) -> Iterator[Part]:

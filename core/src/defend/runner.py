@@ -28,7 +28,6 @@ from defend.processes import join
 from defend.report import folder as run_folder
 from defend.report.assemble import Circumstances, assemble
 from defend.rows import PlannedRow, RowRecord, restrict
-from defend.speed import keep_pages
 from defend.store import Store
 from defend.threats import DEFENDED, UNDEFENDED, chosen
 from defend.values import Check, Report, RunConfig
@@ -79,8 +78,6 @@ def run_arms(
     plugins = found_in or registry()
     config = configs[0]
     processes, device = join(resolve_device(config.device))
-    if device.type == "cpu":
-        keep_pages()
     store = Store.users() if config.store and config.out else None  # without a folder, a run leaves no trace
     for each in configs:
         _check_names(each, plugins)

@@ -5,11 +5,7 @@ In fp32, on the shipped victim, none of 2,000 predictions (500 digits, four rows
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import ctypes
-import os
-import sys
 import warnings
 from collections import Counter
 from typing import Any
@@ -22,9 +18,6 @@ from defend.randomness import keyed
 
 FOLD_TOLERANCE = 1e-3
 MOST_MOVED = 1e-3  # on average, of a pixel or a score: sign steps answer to rounding, a few pixels by a whole step
-TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # mallopt's numbers for them
-NEVER_TRIM = 2**31 - 1
-LARGEST_MMAP_THRESHOLDS = 2**30, 2**25  # the second for a glibc that takes no more
 
 
 def prepare(defence: Defence, precision: str, sample: Tensor) -> tuple[Defence, dict[str, str]]:
@@ -167,29 +160,3 @@ def fold_batch_norm(module: nn.Module, sample: Tensor) -> tuple[nn.Module, bool]
 
 def _count_norms(module: nn.Module) -> int:
     return sum(isinstance(part, nn.BatchNorm2d) for part in module.modules())
-
-
-def keep_pages() -> bool:
-    """Let glibc keep the memory of freed tensors; return whether it does now.
-
-    As it comes, glibc gives every large tensor pages of its own and hands them back when it is freed, so each layer of
-    each step faults all its pages in anew: that was over a third of a resnet18's time on 32x32 images. Results are
-    the same to the bit. The setting is the process's; one that the user made in the environment is left alone.
-    """
-    users = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
-    if not sys.platform.startswith("linux") or any(name in os.environ for name in users):
-        return False
-    try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):  # another libc
-        return False
-    return any(mallopt(MMAP_THRESHOLD, size) for size in LARGEST_MMAP_THRESHOLDS) and bool(
-        mallopt(TRIM_THRESHOLD, NEVER_TRIM)
-    )
-
-
-def give_back_pages() -> None:
-    """Return freed memory to the system now, after `keep_pages`: small lasting values would split it up for good."""
-    if sys.platform.startswith("linux"):
-        with contextlib.suppress(OSError, AttributeError):  # another libc
-            ctypes.CDLL("libc.so.6").malloc_trim(0)

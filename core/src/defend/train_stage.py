@@ -18,7 +18,6 @@ from defend.datasets.base import ImageDataset
 from defend.errors import ConfigError, did_you_mean
 from defend.options import describe, make
 from defend.plugins import Registry, registry
-from defend.speed import keep_pages
 from defend.stages import Stage, Task
 from defend.train import FitSettings, Training, fit
 from defend.values import split_names
@@ -83,8 +82,6 @@ def train_stage(
     recipe: Any = make(spec.recipe, {**spec.recipes.get(dataset.name, {}), **chosen}, f"the recipe of {stage} {name}")
 
     place = resolve_device(device)
-    if place.type == "cpu":
-        keep_pages()
     torch.manual_seed(seed)
     task = dataset.task()
     tuned: dict[str, Any] = {}

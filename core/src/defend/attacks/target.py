@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import attrs
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from defend.randomness import keyed
+
+CPU_BATCH = 64  # images at once: a resnet18 on 32x32 takes 1.27 times as long for each of 256
 
 Objective = Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, Tensor]]
 """(module, images [B,C,H,W], labels [B]) to (loss [B] that an untargeted attack raises, logits [B,K])."""
@@ -98,6 +100,26 @@ class Target:
         gradient through, it is zero: the attack is blind, and `defend.checks` says so. `full` is full precision,
         whatever the target's own.
         """
+        pieces = [
+            self._slope(some, own, whose, step, objective, full)
+            for some, own, whose in self._pieces(images, labels, keys)
+        ]
+        if len(pieces) == 1:
+            return pieces[0]
+        columns = ([getattr(piece, name) for piece in pieces] for name in ("gradient", "loss", "logits"))
+        return Slope(*(torch.cat(column) for column in columns))
+
+    def _pieces(self, *columns: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        """Cut a large batch up on a CPU, where more than `CPU_BATCH` images at once are slower an image, not faster."""
+        images = columns[0]
+        fits = images.device.type != "cpu" or len(images) * self.draws <= CPU_BATCH
+        count = 1 if fits else -(-len(images) * self.draws // CPU_BATCH)
+        size = max(-(-len(images) // count), 1)
+        return zip(*(column.split(size) for column in columns), strict=True)
+
+    def _slope(
+        self, images: Tensor, labels: Tensor, keys: Tensor, step: int | str, objective: Objective, full: bool
+    ) -> Slope:
         source = images.detach().requires_grad_()
         with torch.enable_grad(), self._surroundings(source, keys, step, full=full):
             loss, logits = objective(self.module, self._repeat(source), self._repeat(labels))

@@ -87,17 +87,25 @@ def _climb(
 
 @attrs.define
 class _Trace:
-    """What a climb went through: the mean loss at each step, and who was ever misclassified."""
+    """What a climb of `size` images, draws included, went through: each step's mean loss, and who was ever fooled.
 
-    losses: list[Tensor]
+    A step may come in pieces.
+    """
+
+    size: int
+    losses: list[Tensor] = attrs.field(factory=list)
     fooled: Tensor | None = None
+    pieces: list[tuple[Tensor, Tensor]] = attrs.field(factory=list)
 
     def objective(self, module: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """See `defend.attacks.target.Objective`."""
         loss, logits = cross_entropy(module, images, labels)
-        wrong = logits.detach().argmax(1) != labels
-        self.losses.append(loss.detach().mean())
-        self.fooled = wrong if self.fooled is None else self.fooled | wrong
+        self.pieces.append((loss.detach(), logits.detach().argmax(1) != labels))
+        if sum(len(losses) for losses, _ in self.pieces) == self.size:
+            losses, wrong = (torch.cat(column) for column in zip(*self.pieces, strict=True))
+            self.losses.append(losses.mean())
+            self.fooled = wrong if self.fooled is None else self.fooled | wrong
+            self.pieces = []
         return loss, logits
 
 
@@ -110,7 +118,8 @@ def _traced(subject: Subject, module: nn.Module, steps: int) -> tuple[Tensor, li
     pack = max(PACK // target.draws, 1) if isinstance(module, Defence) else len(subject.images)
     right, losses = [], torch.zeros(steps, dtype=torch.float64)
     for place in range(0, len(subject.images), pack):
-        part, trace = subject.part(slice(place, place + pack)), _Trace([])
+        part = subject.part(slice(place, place + pack))
+        trace = _Trace(len(part.images) * target.draws)
         size = 2.5 * subject.eps / subject.steps
         found = _climb(target, part, part.labels, subject.eps, steps, size, 0, trace.objective, early_stop=False)
         ok = judged(part, found)
