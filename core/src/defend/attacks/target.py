@@ -112,8 +112,8 @@ class Target:
     def _pieces(self, *columns: Tensor) -> Iterator[tuple[Tensor, ...]]:
         """Cut a large batch up on a CPU, where more than `CPU_BATCH` images at once are slower an image, not faster."""
         images = columns[0]
-        fits = images.device.type != "cpu" or len(images) * self.draws <= CPU_BATCH
-        count = 1 if fits else -(-len(images) * self.draws // CPU_BATCH)
+        most = max(CPU_BATCH // self.draws, 1)
+        count = 1 if images.device.type != "cpu" else max(-(-len(images) // most), 1)
         size = max(-(-len(images) // count), 1)
         return zip(*(column.split(size) for column in columns), strict=True)
 
