@@ -129,9 +129,11 @@ def found(naive_at_six):
 
 
 def test_unrolled_memory_and_time_are_held_against_their_bars():
-    both = found({"mib": 400.0, "seconds": 2.0})
+    both = found({"mib": 400.0, "seconds": 4.0})
     (bar,) = unrolled.compared(both, 6, 2).bars
-    assert (bar.figure, bar.met) == (1.5, True)
+    assert (bar.figure, bar.met) == (0.75, True)
+    (bar,) = unrolled.compared(found({"mib": 400.0, "seconds": 2.0}), 6, 2).bars
+    assert (bar.figure, bar.met) == (1.5, False)
     grown = unrolled.grown(both, (2, 6), 2)
     assert [bar.figure for bar in grown.bars] == [1.5]
     assert grown.figures["naive, MiB added by steps"] == {"2": 100.0, "6": 400.0}
