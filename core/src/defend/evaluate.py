@@ -1,7 +1,7 @@
 """The evaluation loop: craft once, judge with every arm, record every image.
 
-Rows run one after another, batch by batch. Where several processes share a run, each takes every so-manieth batch;
-what is finished goes to all of them, and to the journal. Every random draw is keyed by image, and the batches are cut
+Rows run one after another, batch by batch. Where N processes share a run, each takes every N-th batch; what is
+finished goes to all of them, and to the journal. Every random draw is keyed by image, and the batches are cut
 alike however many processes there are, so that the records are the same to the bit.
 """
 

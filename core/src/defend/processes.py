@@ -1,4 +1,4 @@
-"""Several processes as one run: torchrun's or `accelerate launch`'s, on torch's own distributed engine."""
+"""Several processes as one run, as torchrun and its likes start them, on torch's own distributed engine."""
 
 from __future__ import annotations
 
