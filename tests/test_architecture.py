@@ -14,7 +14,10 @@ SOURCES = sorted([*ROOT.glob("core/src/**/*.py"), *ROOT.glob("plugins/*/src/**/*
 PLUGINS = sorted(path.parent for path in ROOT.glob("plugins/*/pyproject.toml"))
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["list"], ["show", "apudae"], ["show", "resnet18"], ["show", "pgd"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["list"], ["show", "apudae"], ["show", "resnet18"], ["show", "pgd"], ["recipe", "--list"]],
+)
 def test_discovery_never_imports_torch(arguments):
     code = (
         "import sys\nfrom defend.cli import main\n"
@@ -34,9 +37,8 @@ def test_import_defend_is_cheap():
 def test_hooks_stand_on_one_page_without_bodies():
     tree = ast.parse((ROOT / "core/src/defend/hookspecs.py").read_text())
     hooks = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
-    assert {hook.name for hook in hooks} == {
-        f"defend_{stage}s" for stage in ("attack", "purifier", "detector", "victim", "finetuner", "dataset")
-    }
+    stages = ("attack", "purifier", "detector", "victim", "finetuner", "dataset")
+    assert {hook.name for hook in hooks} == {f"defend_{name}s" for name in (*stages, "table", "recipe")}
     for hook in hooks:
         (only,) = hook.body
         assert isinstance(only, ast.Expr), f"{hook.name} has a body"

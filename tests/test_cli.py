@@ -52,6 +52,28 @@ def test_list_names_every_stage_and_its_weights(defend):
     assert "defend-apudae" in table
 
 
+def test_own_weights_are_listed_where_they_belong(defend, tmp_path):
+    """A family does not claim the weights of others, and an edition is called one."""
+    from importlib.resources import files
+
+    own = tmp_path / "cache" / "weights"
+    own.mkdir(parents=True)
+    shipped = files("defend_apudae.weights")
+    (own / "victim-mlp-mnist+wide.safetensors").write_bytes((shipped / "victim-mlp-mnist.safetensors").read_bytes())
+    stages = {(row["stage"], row["name"]): row["weights"] for row in defend("list", "--json").json["stages"]}
+    assert stages["victim", "mlp"] == ["mnist", "mnist+wide"]
+    assert not any("mlp" in name for name in stages["victim", "timm"])
+    (shown,) = defend("show", "mlp", "--json").json
+    assert [(one["edition"], one["shipped"]) for one in shown["weights"]] == [("wide", False), ("", True)]
+    assert "mlp, edition wide, trained here" in " ".join(defend("show", "mlp").out.split())
+
+
+def test_show_names_editions_and_what_trainings_cost(defend):
+    shown = " ".join(defend("show", "adversarial").out.split())
+    assert "Edition trades (--edition trades): mode=trades" in shown
+    assert "Training on mnist+eps-0.1 takes 1 min on one CPU core" in shown
+
+
 def test_show_gives_paper_options_and_weights(defend):
     (shown,) = defend("show", "apudae", "--json").json
     assert "Denoising AutoEncoders" in shown["paper"]["title"]

@@ -62,7 +62,7 @@ def test_the_plugin_of_contributing_passes_its_contract(blur):
 
 
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", *(f"plugins/{path.parent.name}/README.md" for path in PLUGINS)]
-COMMANDS = "run|list|show|train|predict|export|cache|compare|report|calibrate|new-plugin"
+COMMANDS = "run|list|show|train|predict|export|cache|compare|report|calibrate|new-plugin|reproduce|recipe"
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)

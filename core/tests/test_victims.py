@@ -50,7 +50,9 @@ def stem_output(victim, side):
         return network.maxpool(network.act1(network.bn1(network.conv1(torch.zeros(1, 1, side, side))))).shape[-1]
 
 
-@pytest.mark.parametrize(("stem", "kernel", "size"), [("standard", 7, 7), ("small", 3, 28), ("strided", 3, 14)])
+@pytest.mark.parametrize(
+    ("stem", "kernel", "size"), [("standard", 7, 7), ("small", 3, 28), ("pooled", 3, 14), ("strided", 3, 14)]
+)
 def test_a_stem_sets_the_resolution_that_the_network_starts_from(stem, kernel, size):
     victim = build("resnet18", TASK, stem=stem)
     assert victim.network.conv1.kernel_size == (kernel, kernel)
@@ -62,12 +64,18 @@ def test_the_stem_follows_the_side_of_the_images(side, size):
     assert stem_output(build("resnet18", square(side)), side) == size
 
 
-@pytest.mark.parametrize("stem", ["small", "strided"])
+@pytest.mark.parametrize(
+    ("stem", "needed"),
+    [
+        ("small", "a VGG, inception_v3, or a ResNet or DenseNet with a 7x7 stem"),
+        ("strided", "a ResNet or DenseNet with a 7x7 stem"),
+    ],
+)
 @pytest.mark.parametrize("name", ["mobilenetv3_small_050", "test_vit", "resnet10t"])
-def test_a_small_stem_is_refused_where_there_is_none_to_replace(name, stem):
+def test_a_small_stem_is_refused_where_there_is_none_to_replace(name, stem, needed):
     with pytest.raises(ConfigError) as caught:
         build(name, COLOUR, stem=stem)
-    assert str(caught.value) == f"stem='{stem}' needs a ResNet with a 7x7 stem, and {name} has none: use stem=standard"
+    assert str(caught.value) == f"stem='{stem}' needs {needed}, and {name} is none: use stem=standard"
 
 
 def test_a_network_without_a_resnet_stem_is_left_as_timm_builds_it():
@@ -76,7 +84,7 @@ def test_a_network_without_a_resnet_stem_is_left_as_timm_builds_it():
 
 
 def test_an_unknown_stem_lists_the_known():
-    with pytest.raises(ConfigError, match=r"did you mean 'small'\? \(known: auto, standard, small, strided\)"):
+    with pytest.raises(ConfigError, match=r"did you mean 'small'\? \(known: auto, standard, small, pooled, strided\)"):
         build("resnet18", TASK, stem="smal")
 
 

@@ -21,9 +21,11 @@ if TYPE_CHECKING:
     from defend.build import open_dataset as dataset
     from defend.config import alternatives
     from defend.defence import Defence
+    from defend.ladders import load_recipe
+    from defend.ladders import recipe_config as recipe
     from defend.runner import run, run_arms
 
-__version__ = "0.4.0"
+__version__ = "0.5.0"
 
 __all__ = [
     "Defence",
@@ -40,8 +42,10 @@ __all__ = [
     "dataset",
     "hookimpl",
     "load",
+    "load_recipe",
     "option",
     "options",
+    "recipe",
     "run",
     "run_arms",
 ]
@@ -53,6 +57,8 @@ _LAZY = {
     "craft": ("defend.attacks.host", "craft"),
     "dataset": ("defend.build", "open_dataset"),
     "load": ("defend.build", "load_defence"),
+    "load_recipe": ("defend.ladders", "load_recipe"),
+    "recipe": ("defend.ladders", "recipe_config"),
     "run": ("defend.runner", "run"),
     "run_arms": ("defend.runner", "run_arms"),
 }

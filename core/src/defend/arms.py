@@ -31,6 +31,7 @@ from defend.threats import (
     BEFORE_TUNING,
     DEFENDED,
     DETECTOR_AWARE,
+    NO_SOURCES,
     RATES,
     THREATS,
     TUNED,
@@ -41,7 +42,7 @@ from defend.threats import (
 from defend.train_stage import train_stage
 from defend.values import Calibration, RunConfig
 from defend.watcher import Watcher
-from defend.weights import locate, tuned_name
+from defend.weights import edition_of, locate, tuned_name
 
 SAMPLE = 4
 
@@ -123,7 +124,7 @@ def _sources(
     config: RunConfig, dataset: ImageDataset, plugins: Registry, watcher: Watcher, device: torch.device
 ) -> dict[str, nn.Module]:
     """Build the victims whose gradients the transfer threat takes, frozen, by name."""
-    if "transfer" not in chosen(config):
+    if "transfer" not in chosen(config) or config.sources == NO_SOURCES:
         return {}
     asked = config.threats is not None or config.thorough
     names = config.sources or (transfer_sources(config.victim, dataset.name, plugins) if asked else ())
@@ -215,9 +216,10 @@ def _train_missing(
         options = {}  # these are the detector's own; its network is another stage's
     filed_as = tuned_name(found.name, config.victim, config.purifier) if stage == "finetuner" else None
     given = config.weights.get(stage) or config.weights.get(name)
-    if not config.train_missing or given is not None or not needs_weights(found, found.config(options)):
+    edition = edition_of(given)
+    if not config.train_missing or (given and not edition) or not needs_weights(found, found.config(options)):
         return
-    if locate(found, dataset.name, filed_as=filed_as) is not None:
+    if locate(found, dataset.name, given, filed_as) is not None:
         return
     train_stage(
         found.spec.weights_of or stage,
@@ -227,6 +229,7 @@ def _train_missing(
         purifier=config.purifier if stage == "finetuner" else None,
         parts={"options": config.options, "weights": config.weights},
         options=options,
+        edition=edition,
         seed=config.seed,
         device=config.device,
         found_in=plugins,

@@ -17,7 +17,7 @@ from defend.options import describe
 from defend.plugins import Found, Registry, registry
 from defend.stages import Stage, Task
 from defend.values import split_names
-from defend.weights import Card, available, load, locate, read_card, stages_of, tuned_name
+from defend.weights import Card, available, edition_of, load, locate, read_card, stages_of, tuned_name
 
 MOST_SOURCES = 2
 
@@ -57,10 +57,12 @@ def open_dataset(
     return dataset
 
 
-def train_command(stage: str, name: str, dataset: str, options: Mapping[str, Any] | None = None) -> str:
+def train_command(
+    stage: str, name: str, dataset: str, options: Mapping[str, Any] | None = None, edition: str = ""
+) -> str:
     """Return the command that trains what is missing."""
     chosen = "".join(f" --set {key}={value}" for key, value in (options or {}).items())
-    return f"defend train {stage} {name} --dataset {dataset}{chosen}"
+    return f"defend train {stage} {name} --dataset {dataset}{f' --edition {edition}' if edition else ''}{chosen}"
 
 
 def build_stage(
@@ -83,7 +85,9 @@ def build_stage(
     config = found.config(options)
     path = None if getattr(config, "pretrained", False) else locate(found, task.dataset, weights)
     if path is None and needs_weights(found, config):
-        command = train_command(found.spec.weights_of or stage, name, task.dataset, _architecture_asked(found, options))
+        command = train_command(
+            found.spec.weights_of or stage, name, task.dataset, _architecture_asked(found, options), edition_of(weights)
+        )
         raise WeightsError(f"no weights for {stage} {name} on {task.dataset}: run `{command}`, or add --train-missing")
     card = None
     if path is not None:
@@ -160,10 +164,10 @@ def build_tuned(
     path = locate(found, task.dataset, weights, tuned_name(found.name, victim, purifier))
     if path is None:
         behind = f" --purifier {purifier}" if purifier else ""
-        command = f"{train_command('finetuner', name, task.dataset)} --victim {victim}{behind}"
+        command = train_command("finetuner", name, task.dataset, edition=edition_of(weights))
         raise WeightsError(
             f"no weights of {victim} fine-tuned by {name} behind {purifier or 'no purifier'} on {task.dataset}: "
-            f"run `{command}`, or add --train-missing"
+            f"run `{command} --victim {victim}{behind}`, or add --train-missing"
         )
     card = read_card(path)
     _check_task(card, task, path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -89,12 +89,21 @@ def print_description(console: Console, shown: dict[str, Any]) -> None:
             )
         console.print(table, highlight=False, markup=False)
     for dataset, values in shown["training_overrides"].items():
-        console.print(f"On {dataset}: {', '.join(f'{k}={v}' for k, v in values.items())}", highlight=False)
+        console.print(f"On {dataset}: {_values(values)}", highlight=False)
+    for edition, values in shown["editions"].items():
+        console.print(f"Edition {edition} (--edition {edition}): {_values(values)}", highlight=False)
+    for trained, cost in shown["costs"].items():
+        console.print(f"Training on {trained} takes {cost}", highlight=False)
     for weights in shown["weights"]:
         figures = ", ".join(f"{key} {value:.4g}" for key, value in weights["figures"].items())
         origin = "shipped" if weights["shipped"] else "trained here"
-        what = f"{weights['name']}, {origin}, {weights['bytes'] / 1e6:.1f} MB"
+        edition = f", edition {weights['edition']}" if weights["edition"] else ""
+        what = f"{weights['name']}{edition}, {origin}, {weights['bytes'] / 1e6:.1f} MB"
         console.print(f"\nWeights for {weights['dataset']} ({what}): {figures}", highlight=False)
+
+
+def _values(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={_short(value)}" for name, value in values.items())
 
 
 def _short(value: Any) -> str:
@@ -113,11 +122,14 @@ def _description(entry: Entry, name: str) -> dict[str, Any]:
         "options": [attrs.asdict(option) for option in describe(spec.config)],
         "training": [attrs.asdict(option) for option in describe(spec.recipe)] if spec.train else [],
         "training_overrides": {dataset: dict(values) for dataset, values in spec.recipes.items()},
+        "editions": {edition: dict(values) for edition, values in spec.editions.items()},
+        "costs": dict(spec.costs),
         "threats": list(spec.threats) if entry.stage == "attack" else [],
         "weights": [
             {
                 "name": _filed_as(found.card),
                 "dataset": found.card.dataset["name"],
+                "edition": found.edition,
                 "file": found.path.name,
                 "bytes": found.path.stat().st_size,
                 "shipped": found.shipped,
@@ -131,16 +143,18 @@ def _description(entry: Entry, name: str) -> dict[str, Any]:
 
 
 def _weights_of(entry: Entry) -> list[str]:
-    cards = [found.card for found in _known_weights(entry, None if entry.spec.members else entry.spec.name)]
     named = entry.spec.members is not None or entry.stage == "finetuner"
-    return sorted({f"{_filed_as(card)}/{card.dataset['name']}" if named else card.dataset["name"] for card in cards})
+    known = _known_weights(entry, None if entry.spec.members else entry.spec.name)
+    return sorted({f"{_filed_as(found.card)}/{found.filed_for}" if named else found.filed_for for found in known})
 
 
 def _known_weights(entry: Entry, name: str | None) -> Iterator[Available]:
     """Yield the weights that serve a stage: its own, and those of the stage whose network it shares."""
     for stage in (entry.stage, entry.spec.weights_of):
         if stage is not None:
-            yield from available(stage, name, entry.spec.weights)
+            for found in available(stage, name, entry.spec.weights):
+                if name is not None or entry.stage == "finetuner" or _member(entry, found.card.name):
+                    yield found
 
 
 def _filed_as(card: Card) -> str:

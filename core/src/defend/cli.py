@@ -230,6 +230,11 @@ def run_command(
         configs = _asked(settings, file, values)
     if gate and configs[0].checks == "none":
         raise ConfigError("--gate needs checks, and --checks none leaves them out: expected basic or full")
+    return _run(configs, as_json=as_json, quiet=quiet, gate=gate, resume=resume is not None)
+
+
+def _run(configs: list[RunConfig], *, as_json: bool, quiet: bool, gate: bool = False, resume: bool = False) -> int:
+    """Run configs, one an arm, each with a run folder; print what is left and return the exit code."""
     first = os.environ.get("RANK", "0") == "0"  # of several processes, one speaks
 
     console = open_console(stderr=True)
@@ -240,7 +245,7 @@ def run_command(
         from defend.watcher import Watcher
     watcher = run_watcher(console, quiet) if first else Watcher()
     try:
-        outcomes = run_arms(configs, watcher, resume=resume is not None)
+        outcomes = run_arms(configs, watcher, resume=resume)
     except KeyboardInterrupt:
         if configs[0].out and first and Path(configs[0].out, "config.toml").is_file():
             click.echo(f"what was finished is kept: defend run --resume {configs[0].out}", err=True)
@@ -384,6 +389,7 @@ def show_command(name: str, as_json: bool) -> None:
 @click.option("--victim", metavar="NAME", help="Fine-tuners: the victim to adapt.")
 @click.option("--purifier", metavar="NAME[,NAME]", help="Fine-tuners: the purifier that stands before it.")
 @click.option("--dataset", default="digits", show_default=True, metavar="NAME", help="What to train on.")
+@click.option("--edition", default="", metavar="NAME", help="Other weights of the same stage; see `defend show NAME`.")
 @_data_option
 @_set_option
 @_seed_option
@@ -397,8 +403,8 @@ def show_command(name: str, as_json: bool) -> None:
 @_json_option
 @click.option("--quiet", is_flag=True, help="No progress.")
 def train_command(
-    stage: Any, name: str, victim: str | None, purifier: str | None, dataset: str, data_dir: str | None,
-    settings: tuple[str, ...], seed: int | None,
+    stage: Any, name: str, victim: str | None, purifier: str | None, dataset: str, edition: str,
+    data_dir: str | None, settings: tuple[str, ...], seed: int | None,
     device: str | None, precision: str, out: Path | None, as_json: bool, quiet: bool,
 ) -> int:  # fmt: skip
     """Train a stage and write its weights, with their card. Cut off, it goes on where it was.
@@ -432,7 +438,7 @@ def train_command(
     progress = training_progress(console, f"{stage} {name} on {dataset}", quiet)
     try:
         path, card = train_stage(
-            stage, name, images, victim=victim, purifier=purifier, options=options, seed=seed or 0,
+            stage, name, images, victim=victim, purifier=purifier, options=options, edition=edition, seed=seed or 0,
             device=device or "auto", precision=precision, out=out,
             progress=progress,
         )  # fmt: skip
@@ -501,6 +507,201 @@ def calibrate_command(
         f"Threshold {calibration.threshold:.5g}: rejects {100 * calibration.measured:.2f} % of {calibration.n} "
         f"held-out clean images (asked: at most {100 * fpr:g} %). Written to {path}"
     )
+
+
+@cli.command("reproduce")
+@click.argument("names", nargs=-1, metavar="[TABLE...]")
+@click.option("--list", "listing", is_flag=True, help="List the tables that the installed plugins declare.")
+@click.option("--kept", is_flag=True, help="Show the results that came with the plugins; nothing is run.")
+@click.option("--limit", type=int, metavar="N", help="At most N images in any cell, for a quick look.")
+@click.option("--train-missing", is_flag=True, help="Train weights that do not exist yet.")
+@_data_option
+@_seed_option
+@_device_option
+@click.option("--batch-size", type=int, default=64, show_default=True, metavar="N", help="Images at a time.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("reproductions"), show_default=True, metavar="DIR",
+    help="Where runs and results go; what is complete there is not run again.",
+)  # fmt: skip
+@click.option(
+    "--readme", type=click.Path(path_type=Path), metavar="FILE",
+    help="With --kept: write the tables between this file's marks, <!-- table NAME --> and <!-- end NAME -->.",
+)  # fmt: skip
+@click.option(
+    "--page", type=click.Path(path_type=Path), metavar="FILE", help="With --kept: write one table as an HTML page."
+)
+@_json_option
+@click.option("--quiet", is_flag=True, help="No progress.")
+def reproduce_command(
+    names: tuple[str, ...], listing: bool, kept: bool, limit: int | None, train_missing: bool, data_dir: str | None,
+    seed: int | None, device: str | None, batch_size: int, out: Path, readme: Path | None, page: Path | None,
+    as_json: bool, quiet: bool,
+) -> int:  # fmt: skip
+    """Measure a paper's table again: ours, the paper's, and what an adaptive attacker leaves.
+
+    TABLE is for example apudae/table-2, or apudae for all of a plugin's. Cut off, the same command goes on.
+    """
+    from defend import results
+    from defend.plugins import registry
+    from defend.report import reproduction
+    from defend.tables import choose_tables
+
+    every = registry().tables
+    if listing or not names:
+        if names:
+            raise ConfigError(f"--list lists every table: leave out {names[0]!r}")
+        if not listing and not kept:
+            raise ConfigError("no table was named: see `defend reproduce --list`, or name a plugin")
+    chosen = choose_tables(every.values(), names) if names else sorted(every.values(), key=lambda one: one.name)
+    if listing:
+        listed = [(table, results.kept(table)) for table in chosen]
+        if as_json:
+            click.echo(json.dumps([reproduction.entry(table, result) for table, result in listed], indent=1))
+        else:
+            reproduction.print_listing(open_console(), listed)
+        return 0
+    for flag, value in (("--readme", readme), ("--page", page)):
+        if value is not None and not kept:
+            raise ConfigError(f"{flag} needs --kept: it writes the results that came with the plugins")
+    console = open_console(stderr=True)
+    measured = []
+    wrong = False
+    if kept:
+        if readme is not None:
+            click.echo(f"Written to {readme}: {', '.join(reproduction.write_readme(readme, chosen))}")
+            return 0
+        there = [(table, results.kept(table)) for table in chosen]
+        measured = [(table, result) for table, result in there if result is not None]
+        if not measured:
+            several = ", ".join(table.name for table in chosen)
+            raise ConfigError(f"no result of {several} came with its plugin: measure it, without --kept")
+        if page is not None:
+            from defend.report.reproduction_page import write_page
+
+            if len(measured) > 1:
+                raise ConfigError(f"--page {str(page)!r} holds one table: name one, for example {measured[0][0].name}")
+            write_page(*measured[0], page)
+            click.echo(f"Written to {page}")
+            return 0
+    else:
+        if limit is not None and limit < 1:
+            raise ConfigError(f"--limit {limit}: expected at least 1")
+        with waiting(console, quiet):
+            from defend.report.reproduction_page import page_name, write_page
+            from defend.reproduce import Settings, reproduce
+
+        settings = Settings(
+            out=out, limit=limit, seed=seed or 0, device=device or "auto", data_dir=data_dir, batch_size=batch_size,
+            train_missing=train_missing,
+            announce=(lambda line: None) if quiet else lambda line: console.print(line, highlight=False, markup=False),
+        )  # fmt: skip
+        for table in chosen:
+            if table.not_run and table.name not in names:
+                console.print(f"{table.name}: {table.not_run}; name it to try", highlight=False, markup=False)
+                continue
+            watcher = run_watcher(console, quiet)
+            try:
+                result = reproduce(table, settings, watcher)
+            except DefendError as error:
+                if len(chosen) == 1:
+                    raise
+                console.print(f"{table.name}: {error}", style="red", highlight=False, markup=False)
+                wrong = True
+                continue
+            finally:
+                watcher.end()
+            measured.append((table, result))
+            out.mkdir(parents=True, exist_ok=True)
+            write_page(table, result, out / page_name(table))
+            if result.partial:
+                break
+    if as_json:
+        click.echo(json.dumps([reproduction.as_dict(table, result) for table, result in measured], indent=1))
+    else:
+        for table, result in measured:
+            reproduction.render(table, result, open_console())
+        for table, _ in measured if not kept else ():
+            click.echo(f"Page: {out / page_name(table)}; beside it the result as JSON, and a folder for each run")
+    if any(result.partial for _, result in measured) and not kept:
+        click.echo("interrupted: the same command goes on where it stopped", err=True)
+        return EXIT_INTERRUPTED
+    return EXIT_WRONG_INPUT if wrong or any(result.failed for _, result in measured) else 0
+
+
+@cli.command("recipe")
+@click.argument("name", required=False)
+@click.argument("runs", nargs=-1, type=click.Path(path_type=Path), metavar="[RUN...]")
+@click.option("--list", "listing", is_flag=True, help="List the recipes that the installed plugins bring.")
+@click.option("--run", "start", is_flag=True, help="Measure it again; takes the flags below, as in `defend run`.")
+@click.option("--toml", type=click.Path(path_type=Path), metavar="FILE", help="Write it for `defend run --config`.")
+@click.option(
+    "--keep", "keeping", is_flag=True,
+    help="Write what RUN measured to NAME.json in --out: the recipe's own run, then those it is held against.",
+)  # fmt: skip
+@click.option("--thorough", is_flag=True, default=None, help="All images, attacks and steps.")
+@click.option("--limit", type=int, metavar="N", help="Images, a seeded stratified sample.")
+@click.option("--adaptive-limit", type=int, metavar="N", help="Images in the adaptive rows.")
+@click.option("--train-missing", is_flag=True, default=None, help="Train weights that do not exist yet.")
+@_data_option
+@_seed_option
+@_device_option
+@click.option("--out", metavar="DIR", help="Run folder; with --keep the folder of NAME.json.")
+@_json_option
+@click.option("--quiet", is_flag=True, help="No progress.")
+def recipe_command(
+    name: str | None, runs: tuple[Path, ...], listing: bool, start: bool, toml: Path | None, keeping: bool,
+    out: str | None, as_json: bool, quiet: bool, **values: Any,
+) -> int:  # fmt: skip
+    """Show a whole defence that was composed and measured, use it, or measure it again.
+
+    For example: defend recipe --list
+    """
+    from defend import ladders
+    from defend.plugins import registry
+    from defend.report import recipe as shown
+
+    asked = {"--list": listing, "--run": start, "--toml": toml is not None, "--keep": keeping}
+    modes = [flag for flag, given in asked.items() if given]
+    only_run = [f"--{key.replace('_', '-')}" for key, value in values.items() if value is not None]
+    if len(modes) > 1:
+        raise ConfigError(f"{modes[0]} and {modes[1]} were both given: give one of them")
+    if only_run and not start:
+        raise ConfigError(f"{only_run[0]} was given without --run: a recipe is measured again with --run")
+    if out and not (start or keeping):
+        raise ConfigError("--out was given without --run or --keep: nothing is written")
+    if runs and not keeping:
+        raise ConfigError(f"{str(runs[0])!r} was given beside {name!r}: expected one recipe; run folders need --keep")
+    if keeping and (not runs or out is None):
+        raise ConfigError(f"--keep needs {'--out DIR' if runs else 'run folders, first the own run of the recipe'}")
+    if name is None and modes not in ([], ["--list"]):
+        raise ConfigError(f"{modes[0]} needs the name of a recipe: see `defend recipe --list`")
+    if name is not None and listing:
+        raise ConfigError(f"--list lists every recipe: leave out {name!r}")
+    if name is None:
+        listed = [(recipe, ladders.kept(recipe)) for _, recipe in sorted(registry().recipes.items())]
+        if as_json:
+            click.echo(json.dumps([shown.entry(*each) for each in listed], indent=1))
+        else:
+            shown.print_listing(open_console(), listed)
+        return 0
+    recipe = ladders.find(name)
+    if start:
+        from defend.config import with_out
+
+        recipe.require()
+        return _run([with_out(recipe.run_config(out=out, **values))], as_json=as_json, quiet=quiet)
+    if toml is not None:
+        ladders.write_toml(recipe, toml)
+        click.echo(json.dumps({"path": str(toml)}) if as_json else f"Written to {toml}: defend run --config {toml}")
+    elif keeping and out is not None:
+        path = ladders.keep(recipe, runs, Path(out))
+        said = f"Written to {path}: the ladder of {name}, and {len(runs) - 1} that it is held against"
+        click.echo(json.dumps({"path": str(path)}) if as_json else said)
+    elif as_json:
+        click.echo(json.dumps(shown.as_dict(recipe, ladders.kept(recipe)), indent=1))
+    else:
+        shown.render(recipe, ladders.kept(recipe), open_console())
+    return 0
 
 
 @cli.command("cache")

@@ -16,7 +16,9 @@ from collections.abc import Sequence
 
 import pluggy
 
+from defend.recipes import Recipe
 from defend.stages import StageSpec
+from defend.tables import Table
 
 GROUP = "defend"
 hookspec = pluggy.HookspecMarker(GROUP)
@@ -51,3 +53,13 @@ def defend_finetuners() -> Sequence[StageSpec]:  # type: ignore[empty-body]
 @hookspec
 def defend_datasets() -> Sequence[StageSpec]:  # type: ignore[empty-body]
     """Data sets: labelled images by name (`defend.datasets.base.ImageDataset`)."""
+
+
+@hookspec
+def defend_tables() -> Sequence[Table]:  # type: ignore[empty-body]
+    """Tables of a paper, to be measured again (`defend.tables.Table`)."""
+
+
+@hookspec
+def defend_recipes() -> Sequence[Recipe]:  # type: ignore[empty-body]
+    """Recipes: whole defences by name, with what was measured of them (`defend.recipes.Recipe`)."""

@@ -13,9 +13,11 @@ import pluggy
 from defend import hookspecs
 from defend.errors import ConfigError, PluginError, UnknownNameError
 from defend.options import make
+from defend.recipes import Recipe
 from defend.stages import STAGES, Stage, StageSpec
+from defend.tables import Table
 
-CORE = ("defend.attacks.plugin", "defend.datasets.plugin", "defend.victims.plugin")
+CORE = ("defend.attacks.plugin", "defend.datasets.plugin", "defend.finetuners.plugin", "defend.victims.plugin")
 """What core itself offers comes through the same hooks; these modules implement them."""
 
 
@@ -75,6 +77,8 @@ class Registry:
     def __init__(self, entry_points: Iterable[importlib.metadata.EntryPoint] | None = None) -> None:
         self.failures: list[Failure] = []
         self.versions: dict[str, str] = {}
+        self.tables: dict[str, Table] = {}
+        self.recipes: dict[str, Recipe] = {}
         self._entries: dict[Stage, dict[str, Entry]] = {stage: {} for stage in STAGES}
         self._manager = pluggy.PluginManager(hookspecs.GROUP)
         self._manager.add_hookspecs(hookspecs)
@@ -92,6 +96,8 @@ class Registry:
 
     def _register(self, plugin: Any, origin: str) -> bool:
         offered: list[Entry] = []
+        tables: list[Table] = []
+        recipes: list[Recipe] = []
         try:
             self._manager.register(plugin)
             self._manager.check_pending()
@@ -105,6 +111,16 @@ class Registry:
                         if not isinstance(spec, StageSpec):
                             raise TypeError(f"defend_{stage}s returned {type(spec).__name__}, not StageSpec")
                         offered.append(Entry(stage, spec, origin))
+            for found in self._manager.subset_hook_caller("defend_tables", remove_plugins=others)():
+                tables += found
+            for table in tables:
+                if not isinstance(table, Table):
+                    raise TypeError(f"defend_tables returned {type(table).__name__}, not Table")
+            for cooked in self._manager.subset_hook_caller("defend_recipes", remove_plugins=others)():
+                recipes += cooked
+            for recipe in recipes:
+                if not isinstance(recipe, Recipe):
+                    raise TypeError(f"defend_recipes returned {type(recipe).__name__}, not Recipe")
         except Exception as error:
             if self._manager.is_registered(plugin):
                 self._manager.unregister(plugin)
@@ -118,6 +134,20 @@ class Registry:
                     f"uninstall one (pip uninstall {origin})"
                 )
             self._entries[entry.stage][entry.spec.name] = entry
+        for table in tables:
+            if table.name in self.tables:
+                raise PluginError(
+                    f"table {table.name!r} is offered by {origin} and by another plugin: uninstall one "
+                    f"(pip uninstall {origin})"
+                )
+            self.tables[table.name] = table
+        for recipe in recipes:
+            if recipe.name in self.recipes:
+                raise PluginError(
+                    f"recipe {recipe.name!r} is offered by {origin} and by another plugin: uninstall one "
+                    f"(pip uninstall {origin})"
+                )
+            self.recipes[recipe.name] = recipe
         return True
 
     def entries(self, stage: Stage) -> list[Entry]:

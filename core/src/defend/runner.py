@@ -29,7 +29,7 @@ from defend.report import folder as run_folder
 from defend.report.assemble import Circumstances, assemble
 from defend.rows import PlannedRow, RowRecord, restrict
 from defend.store import Store
-from defend.threats import DEFENDED, UNDEFENDED, chosen
+from defend.threats import DEFENDED, NO_SOURCES, UNDEFENDED, chosen
 from defend.values import Check, Report, RunConfig
 from defend.watcher import Watcher
 
@@ -61,13 +61,15 @@ def run_arms(
     watcher: Watcher | None = None,
     found_in: Registry | None = None,
     resume: bool = False,
+    dataset: ImageDataset | None = None,
 ) -> list[Outcome]:
     """Evaluate several defences of one victim side by side, see `alternatives`.
 
     An attack on the bare victim is made once and judged by all of them; each gets a report, and a run folder if
     its config names one. Every finished batch is kept in the first of these folders until the run is complete, and
     with `resume` it is taken from there. Where a launcher (torchrun) started several processes they share the
-    batches; process 0 alone writes, and alone runs the checks that query the defence.
+    batches; process 0 alone writes, and alone runs the checks that query the defence. A `dataset` that is open
+    already is not read again.
 
     Raises:
         DefendError: as `run`.
@@ -84,8 +86,9 @@ def run_arms(
     dataset_options: dict[str, Any] = dict(config.options.get("dataset", {}))
     if "workers" in {option.name for option in describe(plugins.find("dataset", config.dataset).spec.config)}:
         dataset_options.setdefault("workers", config.workers)
-    watcher.preparing(f"reading {config.dataset}")
-    dataset = open_dataset(config.dataset, config.data_dir, dataset_options, plugins)
+    if dataset is None:
+        watcher.preparing(f"reading {config.dataset}")
+        dataset = open_dataset(config.dataset, config.data_dir, dataset_options, plugins)
     defences = build_all(configs, dataset, plugins, watcher, device, config.precision)
     plans = plan([defence.names for defence in defences], dataset, plugins)
     outs = [run_folder.create(each, resume) if each.out and processes.first else None for each in configs]
@@ -211,6 +214,7 @@ def _fingerprint(
         "set of plugins": dict(plugins.versions),
         "data": dataset.sha256("test"),
         "kind of device": device.type,
+        "batch size": defences[0].names.config.batch_size,
         "weights file": [
             {part: built.card.content_sha256 for part, built in each.built.items() if built.card is not None}
             for each in defences
@@ -256,7 +260,8 @@ def _check_names(config: RunConfig, plugins: Registry) -> None:
     carried_out = {found.name for kind in chosen(config) for found in attacks_of(kind, config, plugins)}
     carried_out |= {plugins.find("attack", name).name for name in config.attacks or ()}
     for name in config.sources:
-        plugins.find("victim", name)
+        if config.sources != NO_SOURCES:
+            plugins.find("victim", name)
     for name in config.purifiers:
         plugins.find("purifier", name)
     named = {

@@ -84,8 +84,13 @@ class StageSpec:
         train: "module:function" called as `train(config, recipe, task)`, returning a
             `defend.train.Training`; None where there is nothing to train.
         recipe: the option class of the training.
-        recipes: data set name to the recipe options that differ there from the defaults.
-            A fine-tuner's is called as `train(config, recipe, task, victim, purifier)`; the purifier may be None.
+        recipes: data set name to the options, of the recipe or of the architecture, that differ there from the
+            defaults. A fine-tuner's is called as `train(config, recipe, task, victim, purifier)`; the purifier may be
+            None.
+        editions: other weights for the same data sets, by name: the options that they are trained with, which win
+            over `recipes`. They are asked for as "+NAME" where a weights file is named.
+        costs: what a training takes, by data set or "DATASET+EDITION", for those who are told to run it: "20 min on
+            one CPU core".
         weights: the package whose data holds shipped weights, for example "defend_apudae.weights".
         weights_of: a stage whose weights of the same name serve this one too: a detector that scores with the
             purifier's network names "purifier". Both modules then have the same state_dict.
@@ -105,6 +110,8 @@ class StageSpec:
     train: str | None = attrs.field(default=None, validator=_lazy_reference)
     recipe: type = NoOptions
     recipes: Mapping[str, Mapping[str, Any]] = attrs.field(factory=dict)
+    editions: Mapping[str, Mapping[str, Any]] = attrs.field(factory=dict)
+    costs: Mapping[str, str] = attrs.field(factory=dict)
     weights: str | None = None
     weights_of: Stage | None = None
     members: str | None = attrs.field(default=None, validator=_lazy_reference)

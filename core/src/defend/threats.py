@@ -20,6 +20,7 @@ TUNED, UNTUNED = "tuned", "untuned"
 without the purifier, and the purifier before the victim as it was."""
 
 BEFORE_TUNING = "before tuning"
+NO_SOURCES = ("none",)  # what a run names that wants no transfer from other victims
 IDENTITY = "identity"
 DETECTOR_AWARE = "detector-aware"
 RATES = (0.01, 0.05)  # false-positive rates at which detectors are compared

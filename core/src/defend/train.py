@@ -144,6 +144,9 @@ def fit(
     AcceleratorState._reset_state()  # its settings are the process's, and each training has its own
     accelerator = Accelerator(cpu=settings.device == "cpu", mixed_precision=settings.precision)
     device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
+    if device.type == "cuda":  # shapes do not change from step to step, and gradients need no more digits than TF32's
+        torch.backends.cudnn.benchmark = True
+        torch.set_float32_matmul_precision("high")
     bare = dict(training.modules)
     for module in (training.stage, *bare.values(), *training.frozen.values()):
         module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -189,7 +192,7 @@ def fit(
         order = order[step - (ends[epoch] - steps[epoch]) :].flatten()
         for batch in source.batches("train", order, per_process, device):
             torch.manual_seed(step_seed(settings.seed, "step", step, rank))
-            for loss in training.losses(batch):
+            for loss in _reduced(accelerator.autocast, training.losses(batch)):
                 if loss.optimiser not in prepared:
                     raise ContractError(
                         f"a loss names optimiser {loss.optimiser!r}, which is none of {sorted(prepared)}"
@@ -233,6 +236,16 @@ def fit(
         module.eval()
     round_to_stored(training.stage)
     return training.finish(dataset, device)
+
+
+def _reduced(precision: Callable[[], contextlib.AbstractContextManager[Any]], losses: Iterator[Loss]) -> Iterator[Loss]:
+    """Compute every loss under autocast, so that frozen networks take part in mixed precision; optimisers do not."""
+    while True:
+        with precision():
+            loss = next(losses, None)
+        if loss is None:
+            return
+        yield loss
 
 
 @attrs.define

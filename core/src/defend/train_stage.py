@@ -34,6 +34,7 @@ def train_stage(
     purifier: str | None = None,
     parts: Mapping[str, Any] | None = None,
     options: Mapping[str, Any] | None = None,
+    edition: str = "",
     seed: int = 0,
     device: str = "auto",
     precision: str = "no",
@@ -50,6 +51,7 @@ def train_stage(
         victim, purifier: of a fine-tuner: the names of what it adapts, and behind what (None: no purifier).
         parts: {"options": ..., "weights": ...} of that victim and purifier, as in `defend.load`.
         options: of the stage (its architecture) and of its recipe, in one namespace.
+        edition: which of the stage's editions to train, "" for the usual weights.
         seed: of everything random.
         device: "auto", "cpu", "cuda".
         precision: "no" or "bf16".
@@ -59,7 +61,7 @@ def train_stage(
         The path and the card.
 
     Raises:
-        ConfigError: an unknown option, or a stage that has nothing to train.
+        ConfigError: an unknown option or edition, or a stage that has nothing to train.
     """
     found = (found_in or registry()).find(stage, name)
     spec = found.spec
@@ -77,9 +79,16 @@ def train_stage(
             raise ConfigError(
                 f"unknown option {key!r} of training {stage} {name}: {did_you_mean(key, own + recipe_names)}"
             )
-    config = found.config({key: value for key, value in (options or {}).items() if key in own})
-    chosen = {key: value for key, value in (options or {}).items() if key in recipe_names}
-    recipe: Any = make(spec.recipe, {**spec.recipes.get(dataset.name, {}), **chosen}, f"the recipe of {stage} {name}")
+    if edition and edition not in spec.editions:
+        known = did_you_mean(edition, list(spec.editions)) if spec.editions else "it has none"
+        raise ConfigError(f"unknown edition {edition!r} of {stage} {name}: {known}")
+    chosen = {**spec.recipes.get(dataset.name, {}), **spec.editions.get(edition, {}), **(options or {})}
+    config = found.config({key: value for key, value in chosen.items() if key in own})
+    recipe: Any = make(
+        spec.recipe,
+        {key: value for key, value in chosen.items() if key in recipe_names},
+        f"the recipe of {stage} {name}",
+    )
 
     place = resolve_device(device)
     torch.manual_seed(seed)
@@ -115,7 +124,7 @@ def train_stage(
                 "python": platform.python_version(), "device": place.type, **tuned},
         made_for=None if victim is None else {"victim": victim, "purifier": purifier},
     )  # fmt: skip
-    path = out or cached_path(stage, filed_as, dataset.name)
+    path = out or cached_path(stage, filed_as, dataset.name, edition)
     return path, save(path, training.stage, card)
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import platformdirs
 
-from defend.errors import WeightsError
+from defend.errors import WeightsError, did_you_mean
 from defend.files import atomic
 from defend.options import describe
 from defend.plugins import Found
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 CARD_FORMAT = 1
 MOST_HEADER_BYTES = 100_000_000
+EDITION = "+"  # before the name of an edition: weights of the same stage and data set, trained with other options
 SMALL_TENSOR = 64  # elements; halving these saves nothing
 
 
@@ -112,14 +113,19 @@ def cache_dir() -> Path:
     return Path(named) if named else platformdirs.user_cache_path("defend")
 
 
-def file_name(stage: str, name: str, dataset: str) -> str:
-    """Return the name of a weights file, for example purifier-apudae-digits.safetensors."""
-    return f"{stage}-{name}-{dataset}.safetensors"
+def file_name(stage: str, name: str, dataset: str, edition: str = "") -> str:
+    """Return the name of a weights file: purifier-apudae-digits.safetensors, or ...-digits+EDITION.safetensors."""
+    return f"{stage}-{name}-{dataset}{EDITION if edition else ''}{edition}.safetensors"
 
 
-def cached_path(stage: str, name: str, dataset: str) -> Path:
+def cached_path(stage: str, name: str, dataset: str, edition: str = "") -> Path:
     """Return where `defend train` writes weights unless told otherwise."""
-    return cache_dir() / "weights" / file_name(stage, name, dataset)
+    return cache_dir() / "weights" / file_name(stage, name, dataset, edition)
+
+
+def edition_of(explicit: str | None) -> str:
+    """Return the edition that "+EDITION" asks for in the place of a file, "" for anything else."""
+    return explicit[len(EDITION) :] if explicit is not None and explicit.startswith(EDITION) else ""
 
 
 def tuned_name(finetuner: str, victim: str, purifier: str | None) -> str:
@@ -130,17 +136,22 @@ def tuned_name(finetuner: str, victim: str, purifier: str | None) -> str:
 def locate(found: Found, dataset: str, explicit: str | None = None, filed_as: str | None = None) -> Path | None:
     """Find weights: an explicit path, then the user's cache, then the plugin's package.
 
-    `filed_as` stands in the file's name instead of the stage's own (see `tuned_name`). A stage with `weights_of`
-    may also find those of that stage.
+    "+EDITION" in the place of a path asks for that edition of them (`StageSpec.editions`). `filed_as` stands in the
+    file's name instead of the stage's own (see `tuned_name`). A stage with `weights_of` may also find those of that
+    stage.
 
     Raises:
-        WeightsError: an explicit path that does not exist.
+        WeightsError: an explicit path, or an edition, that does not exist.
     """
-    if explicit is not None:
+    edition = edition_of(explicit)
+    if edition and edition not in found.spec.editions:
+        known = did_you_mean(edition, list(found.spec.editions)) if found.spec.editions else "it has none"
+        raise WeightsError(f"{found.entry.stage} {found.name} has no edition {edition!r}: {known}")
+    if explicit is not None and not edition:
         if not Path(explicit).is_file():
             raise WeightsError(f"weights file {explicit!r} does not exist")
         return Path(explicit)
-    candidates = [cached_path(stage, filed_as or found.name, dataset) for stage in stages_of(found)]
+    candidates = [cached_path(stage, filed_as or found.name, dataset, edition) for stage in stages_of(found)]
     shipped = {path.name: path for path in _shipped(found.spec.weights)}
     candidates += [shipped[path.name] for path in candidates if path.name in shipped]
     return next((path for path in candidates if path.is_file()), None)
@@ -159,6 +170,16 @@ class Available:
     path: Path
     card: Card
     shipped: bool
+
+    @property
+    def edition(self) -> str:
+        """Which edition of its stage's weights these are, by the file's name; "" for the usual ones."""
+        return self.path.stem.partition(f"-{self.card.dataset['name']}{EDITION}")[2]
+
+    @property
+    def filed_for(self) -> str:
+        """The data set, and the edition where there is one: "mnist", "mnist+paper"."""
+        return f"{self.card.dataset['name']}{EDITION if self.edition else ''}{self.edition}"
 
 
 def available(stage: str, name: str | None, package: str | None) -> Iterator[Available]:

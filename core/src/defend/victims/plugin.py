@@ -13,6 +13,8 @@ from defend.hookspecs import hookimpl
 from defend.options import option, options
 from defend.stages import Paper, StageSpec
 
+SGD = {"optimiser": "sgd", "weight_decay": 5e-4}
+
 
 @options
 class TimmOptions:
@@ -21,9 +23,11 @@ class TimmOptions:
     model: str = option("resnet18", help="timm's model name", architecture=True)
     stem: str = option(
         "auto",
-        help="ResNet stem: standard (7x7 stride 2, pooling), small (3x3 stride 1, no pooling), strided (3x3 stride 2, "
-        "no pooling); auto: small for images of 32 to 64 pixels, strided below, standard above",
-        choices=("auto", "standard", "small", "strided"),
+        help="standard: as timm has it; small: for small images (ResNet, DenseNet, Inception-v3: a 3x3 stride-1 stem "
+        "without pooling; VGG: one linear layer, images padded to 32); pooled (ResNet, DenseNet): 3x3 stride 1 and "
+        "pooling; strided (the same): 3x3 stride 2, no pooling; auto: small up to 64 pixels (a ResNet under 32: "
+        "strided), standard above",
+        choices=("auto", "standard", "small", "pooled", "strided"),
         architecture=True,
     )
     pretrained: bool = option(
@@ -33,13 +37,22 @@ class TimmOptions:
 
 @options
 class VictimRecipe:
-    """How a victim is trained: AdamW, a one-cycle rate, shifts, and flips where they keep the class."""
+    """How a victim is trained: a one-cycle rate, shifts, and flips where they keep the class."""
 
     epochs: int = option(30, help="passes over the training images", at_least=1)
     batch_size: int = option(128, help="images a step", at_least=2)
     lr: float = option(2e-3, help="peak of the one-cycle learning rate", at_least=0)
-    weight_decay: float = option(5e-2, help="AdamW's weight decay", at_least=0)
+    weight_decay: float = option(5e-2, help="weight decay; sgd spares biases and normalisation", at_least=0)
     shift: int = option(4, help="random shift of up to this many pixels, zero padding", at_least=0, at_most=32)
+    optimiser: str = option(
+        "adamw",
+        help="adamw, or sgd (Nesterov momentum 0.9), which wants lr near 0.1 and weight_decay near 5e-4",
+        choices=("adamw", "sgd"),
+    )
+    label_smoothing: float = option(
+        0.0, help="share of the target that is spread over all classes", at_least=0, at_most=1
+    )
+    cutout: int = option(0, help="side in pixels of a black square at a random place of each image", at_least=0)
 
 
 @hookimpl
@@ -59,7 +72,12 @@ def defend_victims() -> Sequence[StageSpec]:
             ),
             train="defend.victims.network:train",
             recipe=VictimRecipe,
-            recipes={"digits": {"epochs": 20, "batch_size": 64, "shift": 2}},
+            recipes={
+                "digits": {"epochs": 20, "batch_size": 64, "shift": 2},
+                "mnist": {"epochs": 6, "batch_size": 256, "shift": 2},
+                "fashion_mnist": {**SGD, "epochs": 15, "batch_size": 256, "lr": 0.1, "shift": 2},
+                "cifar10": {**SGD, "epochs": 30, "batch_size": 512, "lr": 0.4, "label_smoothing": 0.1, "cutout": 8},
+            },
             weights="defend.victims.weights",
             members="defend.victims.plugin:timm_models",
         )

@@ -9,11 +9,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from defend.datasets.base import Batch, ImageDataset
+from defend.errors import ConfigError
 from defend.stages import Task
 from defend.train import Loss, Optimiser, Training
 from defend.victims.plugin import VictimRecipe
 
 GREY, HALF, SMALLEST_STD = 0.5, 0.5, 1e-3
+MOMENTUM = 0.9
 
 
 class NormalisedVictim(nn.Module):
@@ -22,46 +24,86 @@ class NormalisedVictim(nn.Module):
     Args:
         network: takes normalised images [B,C,H,W], returns logits [B,classes].
         mean, std: one number a channel, in [0,1] units; a std under 1e-3 (a constant channel) is raised to it.
+        margin: black (zero) pixels to add left, right, above and below, before normalisation.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, network: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        margin: tuple[int, int, int, int] = (0, 0, 0, 0),
+    ) -> None:
         super().__init__()
-        self.network = network
+        self.network, self._margin = network, margin
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std).clamp_min(SMALLEST_STD).view(1, -1, 1, 1))
 
     @classmethod
-    def for_task(cls, network: nn.Module, task: Task) -> NormalisedVictim:
-        """Normalise by the training images' statistics, or around grey where they are unknown."""
-        return cls(network, task.mean or (GREY,) * task.channels, task.std or (HALF,) * task.channels)
+    def for_task(cls, network: nn.Module, task: Task, side: int = 0) -> NormalisedVictim:
+        """Normalise by the training images' statistics, or around grey where they are unknown.
+
+        Images of fewer rows or columns than `side` get a margin up to it, an odd pixel at the right or below.
+        """
+        rows, columns = (max(side - size, 0) for size in (task.height, task.width))
+        margin = (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2)
+        return cls(network, task.mean or (GREY,) * task.channels, task.std or (HALF,) * task.channels, margin)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits [B,classes] of images [B,C,H,W] in [0,1]."""
+        if any(self._margin):
+            images = F.pad(images, self._margin)
         logits: Tensor = self.network((images - self.mean) / self.std)
         return logits
 
 
 class VictimTraining(Training):
-    """Cross-entropy on shifted (and flipped) training images."""
+    """Cross-entropy on shifted (and flipped, and partly covered) training images.
+
+    Raises:
+        ConfigError: the recipe's cutout is larger than the images.
+    """
 
     def __init__(self, victim: nn.Module, recipe: VictimRecipe, task: Task) -> None:
         super().__init__(victim, {"victim": victim}, epochs=recipe.epochs, batch_size=recipe.batch_size)
+        if recipe.cutout > min(task.height, task.width):
+            raise ConfigError(
+                f"cutout={recipe.cutout} is larger than the images of {task.dataset}: expected at most "
+                f"{min(task.height, task.width)}"
+            )
         self._recipe, self._flips = recipe, task.flips
 
+    def optimiser(self) -> torch.optim.Optimizer:
+        """Return the recipe's optimiser at its `lr`, before any schedule.
+
+        AdamW decays every parameter. SGD (Nesterov momentum 0.9) leaves out what has one dimension: biases, and the
+        scales of normalisation layers.
+        """
+        recipe, parameters = self._recipe, list(self.modules["victim"].parameters())
+        if recipe.optimiser == "adamw":
+            return torch.optim.AdamW(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay)
+        groups = [
+            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": recipe.weight_decay},
+            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        return torch.optim.SGD(groups, lr=recipe.lr, momentum=MOMENTUM, nesterov=True)
+
     def optimisers(self, steps: int) -> dict[str, Optimiser]:
-        parameters = self.modules["victim"].parameters()
-        adamw = torch.optim.AdamW(parameters, lr=self._recipe.lr, weight_decay=self._recipe.weight_decay)
-        cycle = torch.optim.lr_scheduler.OneCycleLR(adamw, self._recipe.lr, total_steps=steps)
-        return {"victim": Optimiser(adamw, cycle)}
+        chosen = self.optimiser()
+        cycle = torch.optim.lr_scheduler.OneCycleLR(
+            chosen, self._recipe.lr, total_steps=steps, cycle_momentum=self._recipe.optimiser == "adamw"
+        )
+        return {"victim": Optimiser(chosen, cycle)}
 
     def losses(self, batch: Batch) -> Iterator[Loss]:
-        images = augment(batch.images, self._recipe.shift, self._flips)
+        images = cut_out(augment(batch.images, self._recipe.shift, self._flips), self._recipe.cutout)
         logits = self.modules["victim"](images)
         right = (logits.detach().argmax(1) == batch.labels).float().mean()
-        yield Loss("victim", F.cross_entropy(logits, batch.labels), {"accuracy": right})
+        loss = F.cross_entropy(logits, batch.labels, label_smoothing=self._recipe.label_smoothing)
+        yield Loss("victim", loss, {"accuracy": right})
 
     @torch.no_grad()
     def finish(self, dataset: ImageDataset, device: torch.device) -> dict[str, float]:
@@ -88,3 +130,23 @@ def augment(images: Tensor, shift: int, flips: bool) -> Tensor:
     batch = torch.arange(count, device=images.device).view(-1, 1, 1, 1)
     channel = torch.arange(channels, device=images.device).view(1, -1, 1, 1)
     return padded[batch, channel, rows[:, None, :, None], columns[:, None, None, :]]
+
+
+def cut_out(images: Tensor, side: int) -> Tensor:
+    """Paint a black square of `side` pixels, at its own random place inside each image [B,C,H,W].
+
+    Source: DeVries & Taylor, Improved Regularization of Convolutional Neural Networks with Cutout (2017); here the
+    square never sticks out. Draws nothing for 0.
+    """
+    if side == 0:
+        return images
+    count, _, height, width = images.shape
+    rows, columns = (_window(count, size, side, images.device) for size in (height, width))
+    return images.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0)
+
+
+def _window(count: int, size: int, side: int, device: torch.device) -> Tensor:
+    """Return bool [count,size]: `side` neighbours, placed at random."""
+    start = torch.randint(0, size - side + 1, (count, 1), device=device)
+    place = torch.arange(size, device=device)
+    return (place >= start) & (place < start + side)

@@ -1,0 +1,223 @@
+"""Adversarial training: PGD (Madry et al. 2018, arXiv:1706.06083), TRADES (Zhang et al. 2019, arXiv:1901.08573).
+
+Behind a purifier the victim learns from what the purifier makes of images that were crafted against both.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from defend.attacks.host import craft, project_linf
+from defend.attacks.iterated import Pgd
+from defend.attacks.options import PgdOptions
+from defend.attacks.target import Target
+from defend.datasets.base import Batch, ImageDataset
+from defend.defence import Defence
+from defend.errors import ConfigError
+from defend.finetuners.plugin import AdversarialRecipe
+from defend.options import NoOptions, make
+from defend.randomness import keyed, normal_like, uniform_like
+from defend.stages import Task
+from defend.train import Loss, Optimiser, Training
+from defend.victims.training import augment
+
+TRADES_START = 1e-3  # deviation of the normal noise that TRADES starts from: at the image itself KL has no slope
+JUDGE_STEPS = 10  # of the PGD that epochs are compared and the card is filled with
+SCORED, MEASURED = 256, 1000  # validation images, after an epoch and for the card
+JUDGE_BATCH = 250
+
+Objective = Callable[[Tensor], Tensor]
+"""Logits [B,K] to the numbers [B] that crafting raises."""
+
+
+def divergence(reference: Tensor, logits: Tensor) -> Tensor:
+    """Return KL(softmax(reference) || softmax(logits)) of logits [B,K], in nats: [B]."""
+    pair = logits.log_softmax(1), reference.log_softmax(1)
+    return F.kl_div(*pair, log_target=True, reduction="none").sum(1)
+
+
+def climb(
+    model: nn.Module, images: Tensor, start: Tensor, objective: Objective, *, eps: float, steps: int, step_size: float
+) -> Tensor:
+    """Take `steps` projected sign steps up the objective; all of them, so that nothing waits for the device.
+
+    Args:
+        model: images [B,C,H,W] in [0,1] to logits [B,K], in the mode that it is to be attacked in.
+        images: the centre of the L-inf ball of radius `eps`.
+        start: where to begin; projected first.
+        objective, steps, step_size: what is raised, how often, by how much.
+
+    Raises:
+        ConfigError: no gradient reaches the images.
+    """
+    radius = images.new_full((1,), eps)
+    current = project_linf(start, images, radius)
+    for _ in range(steps):
+        source = current.detach().requires_grad_()
+        value = objective(model(source)).sum()
+        if not value.requires_grad:
+            raise ConfigError(
+                "adversarial training needs a gradient, and victim or purifier lets none through to the images: "
+                "leave the purifier out, or take one that is differentiable"
+            )
+        (gradient,) = torch.autograd.grad(value, source)
+        current = project_linf(current + step_size * gradient.sign(), images, radius)
+    return current
+
+
+@contextlib.contextmanager
+def still(network: nn.Module) -> Iterator[None]:
+    """Hold a network in eval mode with frozen parameters; afterwards every part is as it was.
+
+    Passes in this block leave batch norm's statistics alone, and differentiate with respect to images only.
+    """
+    modes = [(part, part.training) for part in network.modules()]
+    learning = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    network.eval()
+    for parameter in learning:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in learning:
+            parameter.requires_grad_(True)
+        for part, mode in modes:
+            part.training = mode
+
+
+def warm(step: int, steps: int, warmup: float) -> float:
+    """Return the share of the full eps at step `step` (from 0) of `steps`, where `warmup` of them are the rise."""
+    return min((step + 1) / max(warmup * steps, 1.0), 1.0)
+
+
+@torch.no_grad()
+def accuracies(
+    model: Defence, dataset: ImageDataset, eps: float, limit: int, device: torch.device
+) -> tuple[float, float]:
+    """Return the accuracy on clean validation images, and on those under PGD (random start, 10 steps, one draw).
+
+    All draws are keyed by image, so every call with the same weights gives the same. The model must be in eval mode.
+    """
+    target, attack = Target(model), Pgd(make(PgdOptions, {"steps": JUDGE_STEPS}, "pgd"))
+    keys = dataset.keys("val", limit)
+    right = torch.zeros(2, device=device)
+    for batch in dataset.batches("val", keys, JUDGE_BATCH, device):
+        attacked = craft(attack, target, batch.images, batch.labels, eps=eps, keys=batch.keys)
+        for place, seen in enumerate((batch.images, attacked)):
+            with keyed(batch.keys, seed=0, stream=f"adversarial/judge/{place}"):
+                right[place] += (model(seen).argmax(1) == batch.labels).sum()
+    clean, robust = (right / len(keys)).tolist()
+    return clean, robust
+
+
+class AdversarialTraining(Training):
+    """A victim learns from images crafted against itself as it is, behind the purifier if there is one.
+
+    Crafting sees the victim in eval mode, and the purifier as it answers, differentiated exactly; a random purifier
+    draws anew for every step and for the loss. The loss is on train mode's logits, of one forward pass for clean and
+    adversarial images together (TRADES' code makes two, each with batch statistics of its own), as several processes
+    need.
+
+    Args:
+        tuned: what is trained; starts as a copy of the victim.
+        recipe: see `AdversarialRecipe`.
+        task: whether a mirrored image is of its class.
+        victim: the victim as it was, which the card compares with.
+        purifier: what stands before it, frozen; or None.
+    """
+
+    _cycle: torch.optim.lr_scheduler.OneCycleLR
+    _steps: int
+
+    def __init__(
+        self, tuned: nn.Module, recipe: AdversarialRecipe, task: Task, victim: nn.Module, purifier: nn.Module | None
+    ) -> None:
+        frozen = {"victim": victim} if purifier is None else {"victim": victim, "purifier": purifier}
+        super().__init__(tuned, {"victim": tuned}, epochs=recipe.epochs, batch_size=recipe.batch_size, frozen=frozen)
+        self._recipe, self._flips = recipe, task.flips
+        self._before, self._after = Defence(victim, purifier), Defence(tuned, purifier)
+
+    def optimisers(self, steps: int) -> dict[str, Optimiser]:
+        parameters = self.modules["victim"].parameters()
+        adamw = torch.optim.AdamW(parameters, lr=self._recipe.lr, weight_decay=self._recipe.weight_decay)
+        self._cycle = torch.optim.lr_scheduler.OneCycleLR(adamw, self._recipe.lr, total_steps=steps)
+        self._steps = steps
+        return {"victim": Optimiser(adamw, self._cycle)}
+
+    def craft(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Return adversarial images [B,C,H,W] within this step's share of eps, against the weights as they are."""
+        recipe = self._recipe
+        share = warm(self._cycle.last_epoch, self._steps, recipe.warmup)  # the schedule's count survives a resume
+        step_size = 2.5 * recipe.eps / recipe.steps if recipe.step_size is None else recipe.step_size
+        with still(self.stage):
+            if recipe.mode == "trades":
+                with torch.no_grad():
+                    reference = self._after(images)
+                start = images + TRADES_START * normal_like(images)
+                objective: Objective = partial(divergence, reference)
+            else:
+                start = images + share * recipe.eps * uniform_like(images, -1, 1)
+                objective = partial(F.cross_entropy, target=labels, reduction="none")
+            return climb(
+                self._after, images, start, objective,
+                eps=share * recipe.eps, steps=recipe.steps, step_size=share * step_size,
+            )  # fmt: skip
+
+    def losses(self, batch: Batch) -> Iterator[Loss]:
+        labels = batch.labels
+        images = augment(batch.images, self._recipe.shift, self._flips)
+        if self._recipe.mode == "trades":
+            clean, logits = self._logits(torch.cat([images, self.craft(images, labels)])).chunk(2)
+            value = F.cross_entropy(clean, labels) + self._recipe.beta * divergence(clean, logits).mean()
+            yield Loss("victim", value, {"accuracy": _accuracy(clean, labels), "robust": _accuracy(logits, labels)})
+            return
+        left = int(self._recipe.clean_share * len(images))
+        logits = self._logits(torch.cat([images[:left], self.craft(images[left:], labels[left:])]))
+        robust = _accuracy(logits[left:], labels[left:])
+        yield Loss("victim", F.cross_entropy(logits, labels), {"robust": robust})
+
+    def _logits(self, images: Tensor) -> Tensor:
+        with torch.no_grad():  # the purifier is frozen, and the images are given
+            seen = self._after.purify(images)
+        logits: Tensor = self.modules["victim"](seen)
+        return logits
+
+    def score(self, dataset: ImageDataset, device: torch.device) -> float | None:
+        """Accuracy under PGD of the full eps on up to 256 validation images, behind the purifier."""
+        if self._recipe.select == "last":
+            return None
+        return accuracies(self._after, dataset, self._recipe.eps, SCORED, device)[1]
+
+    def finish(self, dataset: ImageDataset, device: torch.device) -> dict[str, float]:
+        """Measure up to 1,000 validation images, clean and under PGD of the full eps, before and after the training.
+
+        Behind the purifier where there is one; what PGD attacks is what it is judged by.
+        """
+        figures = {"val_images": float(min(len(dataset.labels("val")), MEASURED))}
+        for when, model in (("before", self._before), ("after", self._after)):
+            found = accuracies(model, dataset, self._recipe.eps, MEASURED, device)
+            figures |= {f"val_{kind}_{when}": value for kind, value in zip(("clean", "pgd"), found, strict=True)}
+        return figures
+
+
+def _accuracy(logits: Tensor, labels: Tensor) -> Tensor:
+    return (logits.detach().argmax(1) == labels).float().mean()
+
+
+def build(_: NoOptions, __: Task, victim: nn.Module) -> nn.Module:
+    """Build what will hold the tuned weights: a copy of the victim."""
+    return copy.deepcopy(victim).requires_grad_(True)
+
+
+def train(
+    config: NoOptions, recipe: AdversarialRecipe, task: Task, victim: nn.Module, purifier: nn.Module | None
+) -> AdversarialTraining:
+    """Describe the adversarial training of a victim behind a purifier, or of a bare one."""
+    return AdversarialTraining(build(config, task, victim), recipe, task, victim, purifier)

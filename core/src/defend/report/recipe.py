@@ -1,0 +1,178 @@
+"""A recipe to be read: what it is composed of, why, and what was measured of it. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import attrs
+from rich.console import Console, Group
+from rich.table import Table as Grid
+from rich.text import Text
+
+from defend.config import to_toml
+from defend.ladders import Figure, Ladder, LadderRow, to_json
+from defend.recipes import Recipe, composition
+from defend.threats import WHOLE
+from defend.values import Arm, WorstCase
+
+
+def entry(recipe: Recipe, ladder: Ladder | None) -> dict[str, Any]:
+    """Return a recipe as `defend recipe --list --json` has it."""
+    config = recipe.run_config()
+    worst = None if ladder is None else {**attrs.asdict(_worst(ladder)), "failed": list(ladder.failed)}
+    return {
+        "name": recipe.name, "summary": recipe.summary, "dataset": config.dataset, "eps": config.eps,
+        "composition": composition(config), "worst_case": worst, "missing": list(recipe.missing()),
+    }  # fmt: skip
+
+
+def as_dict(recipe: Recipe, ladder: Ladder | None) -> dict[str, Any]:
+    """Return a recipe and its ladder for machines."""
+    config = recipe.run_config()
+    return {
+        "name": recipe.name, "summary": recipe.summary, "composition": composition(config), "toml": to_toml(config),
+        "why": recipe.why, "notes": list(recipe.notes), "needs": list(recipe.needs),
+        "missing": list(recipe.missing()), "outdated": _outdated(recipe, ladder),
+        "ladder": None if ladder is None else json.loads(to_json(ladder)),
+    }  # fmt: skip
+
+
+def print_listing(console: Console, listed: Sequence[tuple[Recipe, Ladder | None]]) -> None:
+    """Print all recipes, and what is left of each in the worst case."""
+    if not listed:
+        console.print("No recipe is installed: plugins bring them", highlight=False)
+        return
+    grid = Grid(box=None, pad_edge=False)
+    for name in ("recipe", "data set", "eps", "made of", "worst case", "what it is"):
+        grid.add_column(name, overflow="fold")
+    for recipe, ladder in listed:
+        config = recipe.run_config()
+        left = Text("not measured", "dim")
+        if ladder is not None:
+            figure = _worst(ladder)
+            left = Text(f"{_percent(figure)} n={figure.n:,}")
+            left.append("*" if ladder.failed else "", "red")
+        grid.add_row(recipe.name, config.dataset, f"{config.eps:.4g}", composition(config), left, recipe.summary)
+    console.print(grid, highlight=False)
+    if any(ladder is not None and ladder.failed for _, ladder in listed):
+        console.print("*: not to be trusted, a check failed", style="red", highlight=False)
+    console.print(
+        "Accuracy in %, per image over the ladder, with its Wilson 95 % interval", style="dim", highlight=False
+    )
+    console.print("Show one: defend recipe NAME. Measure it again: defend recipe NAME --run", highlight=False)
+
+
+def render(recipe: Recipe, ladder: Ladder | None, console: Console) -> None:
+    """Print a recipe: its parts, its TOML, why, and its ladder beside what it was held against."""
+    config = recipe.run_config()
+    lines: list[Text | Grid] = [
+        Text.assemble((f"{recipe.name}: ", "bold"), recipe.summary),
+        Text(f"{composition(config)}, on {config.dataset} at eps {config.eps:.4g}\n"),
+        Text(to_toml(config), "dim"),
+    ]
+    lines += [Text(line) for line in (recipe.why, *recipe.notes) if line]
+    missing = recipe.missing()
+    if missing:
+        lines.append(Text(f"Not installed: pip install {' '.join(missing)}", "yellow"))
+    if ladder is None:
+        lines.append(Text("\nNo ladder came with it"))
+    else:
+        lines += [Text(""), *_ladder(ladder)]
+        if _outdated(recipe, ladder):
+            lines.append(Text("The ladder is of an earlier version of this recipe", "bold red"))
+        if ladder.compared:
+            lines += [Text(""), _comparison(ladder, composition(config))]
+            if any(each.failed for each in ladder.compared):
+                lines.append(Text("*: not to be trusted, a check of that run failed", "red"))
+        lines.append(Text(f"\nMeasured by `{ladder.command}`, {ladder.device}, {_versions(ladder)}, seed {ladder.seed}",
+                          "dim"))  # fmt: skip
+    lines.append(Text(f"Use it: defend.load_recipe({recipe.name!r}). Measure it again: defend recipe {recipe.name} "
+                      "--run", "dim"))  # fmt: skip
+    console.print(Group(*lines), soft_wrap=False)
+
+
+def _ladder(ladder: Ladder) -> list[Text | Grid]:
+    grid = Grid(title="What is left, by attacker", title_justify="left")
+    for name in ("attack", "threat"):
+        grid.add_column(name, overflow="fold")
+    for name in ("eps", "steps", "n", "undefended", "defended"):
+        grid.add_column(name, justify="right")
+    previous = ""
+    for row in ladder.rows:
+        if row.threat != previous:
+            grid.add_section()
+        previous = row.threat
+        grid.add_row(*_cells(row))
+    grid.add_section()
+    worst = ladder.worst_case
+    bare = f"{100 * worst.undefended:.1f}"
+    grid.add_row(Text("worst case", "bold"), f"over {len(worst.over)} rows", "", "", f"{worst.n:,}", bare,
+                 Text(_percent(worst), "bold"))  # fmt: skip
+    lines: list[Text | Grid] = [grid]
+    lines.append(Text("accuracy in %, with Wilson 95 % intervals; rows without an undefended figure attack the whole "
+                      "defence; the worst case is per image", "dim"))  # fmt: skip
+    lines += [Text(f"{kind}: left out, {why}", "dim") for kind, why in ladder.left_out.items()]
+    if worst.weakest:
+        lines.append(Text(f"Least is left by {worst.weakest}"))
+    if worst.with_credit:
+        low, high = worst.with_credit["ci95"]
+        lines.append(Text(f"With credit for rejected attacks {100 * worst.with_credit['accuracy']:.1f} % "
+                          f"[{100 * low:.1f}, {100 * high:.1f}]"))  # fmt: skip
+    if worst.passes:
+        again, majority = (100 * worst.passes[name]["accuracy"] for name in ("worst", "majority"))
+        lines.append(Text(f"The defence is random: right in each of {worst.passes['n']} passes {again:.1f} %, by "
+                          f"majority {majority:.1f} %"))  # fmt: skip
+    if ladder.failed:
+        lines.append(Text(f"Not to be trusted, a check failed ({', '.join(ladder.failed)})", "bold red"))
+    elif ladder.checks:
+        said = {status: sum(check.status == status for check in ladder.checks) for status in ("pass", "warn", "skip")}
+        lines.append(Text(f"Checks: {', '.join(f'{count} {status}' for status, count in said.items() if count)}"))
+    return lines
+
+
+def _cells(row: LadderRow) -> tuple[str, ...]:
+    clean = row.threat == "none"
+    threat = f"{row.threat}: {row.variant}" if row.variant else row.threat
+    return (
+        "clean" if clean else row.attack,
+        "" if clean else threat,
+        "" if clean else "-" if row.eps is None else f"{row.eps:.4g}",
+        "" if row.steps is None else str(row.steps),
+        f"{row.n:,}",
+        "" if row.threat in WHOLE else _percent(row.undefended),
+        _percent(row.defended),
+    )
+
+
+def _comparison(ladder: Ladder, own: str) -> Grid:
+    """Make the table of what it was held against, the best worst case first and the recipe among them."""
+    grid = Grid(title="Held against", title_justify="left")
+    grid.add_column("made of", overflow="fold")
+    for name in ("clean", "n", "worst case", "n"):
+        grid.add_column(name, justify="right")
+    rows = [(own, ladder.clean, _worst(ladder), ladder.failed, "bold")]
+    rows += [(each.name, each.clean, each.worst_case, each.failed, "") for each in ladder.compared]
+    for name, clean, worst, failed, style in sorted(rows, key=lambda row: -row[2].accuracy):
+        mark = "*" if failed else ""
+        grid.add_row(name, _percent(clean), f"{clean.n:,}", f"{_percent(worst)}{mark}", f"{worst.n:,}", style=style)
+    return grid
+
+
+def _worst(ladder: Ladder) -> Figure:
+    worst = ladder.worst_case
+    return Figure(accuracy=worst.accuracy, ci95=worst.ci95, n=worst.n)
+
+
+def _percent(one: Arm | Figure | WorstCase) -> str:
+    low, high = (100 * bound for bound in one.ci95)
+    return f"{100 * one.accuracy:.1f} [{low:.1f}, {high:.1f}]"
+
+
+def _outdated(recipe: Recipe, ladder: Ladder | None) -> bool:
+    return ladder is not None and ladder.config != to_toml(recipe.run_config())
+
+
+def _versions(ladder: Ladder) -> str:
+    return ", ".join(f"{name} {version}" for name, version in ladder.versions.items())

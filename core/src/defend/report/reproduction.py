@@ -1,0 +1,225 @@
+"""A table measured again, to be read: in the terminal, and in a README. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, Group
+from rich.table import Table as Grid
+from rich.text import Text
+
+from defend.errors import ConfigError
+from defend.files import write_text
+from defend.results import AdaptiveResult, Cell, Standing, TableResult, kept, to_json
+from defend.tables import Table
+
+STYLES: dict[Standing, str] = {
+    "same": "green",
+    "better": "green",
+    "explained": "yellow",
+    "off": "red",
+    "beside": "dim",
+    "open": "dim",
+}
+SAID: dict[Standing, str] = {
+    "same": "within 3 points",
+    "better": "better",
+    "explained": "explained below",
+    "off": "off",
+    "beside": "not in the paper",
+    "open": "not measured",
+}
+NOTHING = "-"
+
+
+def render(table: Table, result: TableResult, console: Console) -> None:
+    """Print every cell: the paper's figure, ours with its interval, the difference; adaptive beside every arm."""
+    grid = Grid(title=f"{table.name}: {table.caption}", title_justify="left")
+    for name in ("arm", "attack"):
+        grid.add_column(name, overflow="fold")
+    for name in ("paper", "ours", "difference", "n", "adaptive"):
+        grid.add_column(name, justify="right", no_wrap=True)
+    grid.add_column("")
+    for arm in table.arms:
+        cells = [cell for cell in result.cells if cell.arm == arm.name]
+        adaptive = result.against(arm.name)
+        for number, cell in enumerate(cells):
+            grid.add_row(
+                arm.name if number == 0 else "", cell.attack, percent(cell.paper), _with_interval(cell),
+                signed(cell.difference), f"{cell.n:,}" if cell.ours is not None else "",
+                _adaptive(adaptive) if number == 0 else "",
+                Text(SAID[cell.standing], STYLES[cell.standing]),
+                end_section=number == len(cells) - 1,
+            )  # fmt: skip
+    lines: list[Text | Grid] = [grid]
+    lines.append(Text("accuracy in %, Wilson 95 % intervals; adaptive: the worst case per image over attacks that know "
+                      "the defence, with n", "dim"))  # fmt: skip
+    lines.append(Text(f"What the paper's figures are: {table.knowledge}"))
+    why = explanations(result)
+    lines += [Text("\nNot the paper's figures:")] * bool(why) + [Text(f"- {line}") for line in why]
+    failed = [one for one in result.adaptive if one.failed]
+    lines += [Text(f"{one.arm}: the adaptive figure is not to be trusted, a check failed ({', '.join(one.failed)})",
+                   "bold red") for one in failed]  # fmt: skip
+    lines += [Text(f"Weights are missing: {command}", "yellow") for command in result.missing]
+    lines += [Text(f"{arm}: a run failed: {why}", "bold red") for arm, why in result.failed.items()]
+    if result.partial:
+        lines.append(Text(f"Partial: {result.command} goes on where it stopped", "yellow"))
+    console.print(Group(*lines))
+
+
+def entry(table: Table, result: TableResult | None) -> dict[str, Any]:
+    """Return a table as `defend reproduce --list --json` has it."""
+    return {
+        "name": table.name, "caption": table.caption, "paper": table.paper.title, "dataset": table.dataset,
+        "cells": len(table.cells), "standings": None if result is None else counted(result),
+        "not_run": table.not_run,
+    }  # fmt: skip
+
+
+def as_dict(table: Table, result: TableResult) -> dict[str, Any]:
+    """Return a result for machines, with what the table says of itself."""
+    return {
+        **json.loads(to_json(result)), "caption": table.caption, "knowledge": table.knowledge,
+        "notes": list(table.notes), "explanations": explanations(result),
+    }  # fmt: skip
+
+
+def print_listing(console: Console, listed: Sequence[tuple[Table, TableResult | None]]) -> None:
+    """Print all tables, and how our kept figures stand to the papers'."""
+    grid = Grid(box=None, pad_edge=False)
+    for name in ("table", "data set", "cells", "kept result", "what it shows"):
+        grid.add_column(name, overflow="fold")
+    for table, result in listed:
+        counts = {} if result is None else counted(result)
+        said = ", ".join(f"{count} {SAID[name].removesuffix(' below')}" for name, count in counts.items() if count)
+        grid.add_row(table.name, table.dataset, str(len(table.cells)), said or table.not_run or "none", table.caption)
+    console.print(grid, highlight=False)
+    console.print("Show one: defend reproduce NAME --kept. Measure it again: defend reproduce NAME", highlight=False)
+
+
+def counted(result: TableResult) -> dict[Standing, int]:
+    """Return how many cells stand in each way."""
+    return {name: sum(cell.standing == name for cell in result.cells) for name in STYLES}
+
+
+def percent(value: float | None) -> str:
+    """Return a fraction in percent, with one digit."""
+    return NOTHING if value is None else f"{100 * value:.1f}"
+
+
+def signed(value: float | None) -> str:
+    """Return a difference in points, with its sign."""
+    return "" if value is None else f"{100 * value:+.1f}"
+
+
+def _with_interval(cell: Cell) -> str:
+    if cell.ours is None or cell.ci95 is None:
+        return NOTHING
+    return f"{percent(cell.ours)} [{percent(cell.ci95[0])}, {percent(cell.ci95[1])}]"
+
+
+def _adaptive(one: AdaptiveResult | None) -> str:
+    if one is None:
+        return ""
+    return f"{percent(one.accuracy)} [{percent(one.ci95[0])}, {percent(one.ci95[1])}] {one.n:,}"
+
+
+def explanations(result: TableResult) -> list[str]:
+    """Return why figures are not the paper's: one line a reason, with the cells it is for; those without one last."""
+    found: dict[str, list[Cell]] = {}
+    for cell in result.cells:
+        if cell.standing in ("explained", "off") or (cell.standing == "open" and cell.why):
+            why = f"not measured, {cell.why}" if cell.standing == "open" else cell.why
+            found.setdefault(why, []).append(cell)
+    unexplained = found.pop("", [])
+    lines = [f"{_places(cells)}: {why}" for why, cells in found.items()]
+    return lines + ([f"{_places(unexplained)}: no reason is known yet"] if unexplained else [])
+
+
+def _places(cells: Sequence[Cell]) -> str:
+    """Name cells shortly: an arm's attacks together."""
+    arms: dict[str, list[str]] = {}
+    for cell in cells:
+        arms.setdefault(cell.arm, []).append(cell.attack)
+    return "; ".join(f"{arm} ({', '.join(attacks)})" for arm, attacks in arms.items())
+
+
+def markdown(table: Table, result: TableResult) -> str:
+    """Return a table for a README: ours, and the paper's in brackets, as the paper has it; adaptive beside it."""
+    arms = [arm.name for arm in table.arms]
+    attacks = [attack.name for attack in table.attacks]
+    note = {one.arm: one for one in result.adaptive}
+    sizes = {
+        name: max((cell.n for cell in result.cells if cell.attack == name and cell.ours is not None), default=0)
+        for name in attacks
+    }
+    named = {name: f"{name} (n={sizes[name]:,})" if sizes[name] else name for name in attacks}
+
+    def adaptive(arm: str) -> str:
+        one = note.get(arm)
+        if one is None:
+            return ""
+        mark = " (a check failed)" if one.failed else ""
+        return f"**{percent(one.accuracy)}** [{percent(one.ci95[0])}, {percent(one.ci95[1])}], n={one.n:,}{mark}"
+
+    def cell(attack: str, arm: str) -> str:
+        one = result.cell(attack, arm)
+        if one is None:
+            return ""
+        return percent(one.ours) if one.paper is None else f"{percent(one.ours)} ({percent(one.paper)})"
+
+    if table.across == "arms":
+        head, body = ["", *arms], [[named[attack], *(cell(attack, arm) for arm in arms)] for attack in attacks]
+        if note:
+            body.append(["**adaptive**", *(adaptive(arm) for arm in arms)])
+    else:
+        last = ["**adaptive**"] if note else []
+        head = ["", *(named[attack] for attack in attacks), *last]
+        body = [[arm, *(cell(attack, arm) for attack in attacks), *([adaptive(arm)] if note else [])] for arm in arms]
+    lines = [_row(head), _row(["---"] * len(head)), *(_row(row) for row in body), ""]
+    lines.append(
+        f"{table.caption}: accuracy in %, ours (the paper's). `{result.command}`, {result.device}, torch "
+        f"{result.versions.get('torch', '')}, seed {result.seed}. What the paper's figures are: {table.knowledge}"
+    )
+    why = explanations(result)
+    if why:
+        lines += ["", *(f"- {line}" for line in why)]
+    return "\n".join(lines) + "\n"
+
+
+def _row(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def write_readme(path: Path, tables: Sequence[Table]) -> list[str]:
+    """Put the kept results between a README's marks, <!-- table NAME --> and <!-- end NAME -->; return their names.
+
+    Raises:
+        ConfigError: the file cannot be read, or has no mark of any of these tables.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"README {str(path)!r} cannot be read: {error.strerror}") from None
+    written = []
+    for table in tables:
+        result, marks = kept(table), (f"<!-- table {table.name} -->", f"<!-- end {table.name} -->")
+        if result is None or any(text.count(mark) != 1 for mark in marks):
+            continue
+        before, _, rest = text.partition(marks[0])
+        _, closed, after = rest.partition(marks[1])
+        if not closed:
+            continue
+        text = f"{before}{marks[0]}\n\n{markdown(table, result)}\n{marks[1]}{after}"
+        written.append(table.name)
+    if not written:
+        names = ", ".join(table.name for table in tables)
+        raise ConfigError(
+            f"README {str(path)!r} has no place for {names}: expected <!-- table NAME -->, then <!-- end NAME -->, "
+            "once each, and a kept result"
+        )
+    write_text(path, text)
+    return written
