@@ -70,3 +70,21 @@ def test_the_published_networks_build():
         found = registry().find("purifier", "apudae")
         module = found.spec.resolve(found.spec.build)(found.config({}), task)
         assert sum(parameter.numel() for parameter in module.parameters()) == count
+
+
+# Upsampled digits stand in for MNIST's, which no test may need.
+MNIST = Task("mnist", 1, 28, 28, 10)
+MLP_LOGITS = [
+    [-2.4482, -5.6129, -3.342, -0.9744, -2.5022], [-4.7517, -3.1699, -1.0434, 4.3249, -7.4637],
+    [-0.744, -7.008, -4.4139, -1.0569, -7.1392], [-1.6469, -9.056, -4.2127, 1.4008, -10.6374],
+]  # fmt: skip
+
+
+def test_golden_logits_of_the_mlp(digits):
+    images, _ = digits.tensors("test", limit=4)
+    victim = build_stage("victim", "mlp", MNIST)
+    with torch.no_grad():
+        logits = victim.module(images)
+    for row, golden in zip(logits[:, :5].tolist(), MLP_LOGITS, strict=True):
+        assert row == pytest.approx(golden, abs=5e-3)
+    assert 0.96 < victim.card.figures["test_accuracy"] < 0.99  # the paper's network: 97.4 %

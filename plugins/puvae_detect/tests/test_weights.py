@@ -109,3 +109,24 @@ def test_the_published_networks_are_what_the_plain_options_build():
         with torch.device("meta"):
             module = build_module(found, found.config({}), task)
         assert sum(parameter.numel() for parameter in module.parameters()) == count
+
+
+# Upsampled digits stand in for MNIST's and Fashion-MNIST's images, which no test may need.
+A_LOGITS = {
+    "mnist": [[0.0596, -2.0129, -2.0575, -2.7384, 1.2908], [-2.0355, -0.6098, -0.2559, -1.2146, -2.0417],
+              [-0.9522, -1.2636, -2.4806, -5.18, -0.8286], [-3.3479, -3.9148, -4.6447, -2.5341, -1.1206]],
+    "fashion_mnist": [[-0.898, -3.0876, -2.7139, -0.7898, 3.5073], [6.1035, -6.9634, -0.7851, 6.1009, -7.0302],
+                      [-6.9953, -9.146, 0.7977, -3.5767, 10.7107], [5.7568, -5.6784, 1.0932, 6.7233, -2.6538]],
+}  # fmt: skip
+PAPERS_ACCURACY = {"mnist": 0.992, "fashion_mnist": 0.922}
+
+
+@pytest.mark.parametrize("dataset", A_LOGITS)
+def test_golden_logits_of_classifier_a_on_the_papers_data(digits, dataset):
+    images, _ = digits.tensors("test", limit=4)
+    victim = build_stage("victim", "classifier_a", Task(dataset, 1, 28, 28, 10))
+    with torch.no_grad():
+        logits = victim.module(images)
+    for row, golden in zip(logits[:, :5].tolist(), A_LOGITS[dataset], strict=True):
+        assert row == pytest.approx(golden, abs=1e-2)
+    assert victim.card.figures["test_accuracy"] == pytest.approx(PAPERS_ACCURACY[dataset], abs=0.005)

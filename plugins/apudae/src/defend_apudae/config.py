@@ -66,6 +66,13 @@ class ApudaeRecipe:
 
 
 @options
+class MlpOptions:
+    """Options of the victim `mlp`."""
+
+    hidden: int = option(128, help="neurons of the hidden layer [R: see victims.py]", at_least=1, architecture=True)
+
+
+@options
 class CounterAttackAOptions(PgdOptions):
     """Options of `apudae_a`."""
 

@@ -6,15 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from defend import Paper, StageSpec, hookimpl
+from defend.tables import Table
 from defend.victims.plugin import VictimRecipe
 from defend_dae_finetune.config import AutoencoderRecipe, FineTuneRecipe
+from defend_dae_finetune.tables import PAPER, TABLES
 
-PAPER = Paper(
-    title="ai_security_defense: a denoising autoencoder and a fine-tuned classifier",
-    authors="Gilbert",
-    year=2020,
-    url="https://github.com/johngilbert2000/ai_security_defense",
-)
 RESNET = Paper(
     title="Deep Residual Learning for Image Recognition",
     authors="He, Zhang, Ren and Sun",
@@ -91,6 +87,13 @@ def defend_finetuners() -> Sequence[StageSpec]:
             # An epoch of set 1 is 25 steps, not CIFAR-10's 1,054: twice the epochs. And without the shifts that it was
             # trained with, the victim gets worse on clean images (README).
             recipes={"digits": {**DIGITS_ATTACKS, "repeats": 2, "shift": 2}},
+            editions={"mix": {"schedule": "mix"}},  # Table 2
             weights="defend_dae_finetune.weights",
         )
     ]
+
+
+@hookimpl
+def defend_tables() -> Sequence[Table]:
+    """The paper's Tables 2 and 3."""
+    return TABLES

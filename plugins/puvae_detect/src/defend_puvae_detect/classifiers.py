@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import nn
 
 from defend import Task
@@ -69,16 +68,20 @@ def build_b(_: NoOptions, task: Task) -> nn.Sequential:
 
 
 class ClassifierTraining(VictimTraining):
-    """Cross-entropy with Adam at a constant rate; images as they are, unless the recipe shifts them."""
+    """Cross-entropy with Adam, at a constant rate or one cycle; images as they are, unless the recipe shifts them."""
+
+    _recipe: ClassifierRecipe
 
     def __init__(self, network: nn.Module, recipe: ClassifierRecipe, task: Task) -> None:
         super().__init__(network, recipe, task)
         self._flips = task.flips and recipe.shift > 0
 
     def optimisers(self, steps: int) -> dict[str, Optimiser]:
-        parameters = self.modules["victim"].parameters()
-        adam = torch.optim.AdamW(parameters, lr=self._recipe.lr, weight_decay=self._recipe.weight_decay)
-        return {"victim": Optimiser(adam)}
+        return (
+            {"victim": Optimiser(self.optimiser())}
+            if self._recipe.schedule == "constant"
+            else super().optimisers(steps)
+        )
 
 
 def train_a(config: NoOptions, recipe: ClassifierRecipe, task: Task) -> ClassifierTraining:

@@ -90,5 +90,10 @@ class ClassifierRecipe(VictimRecipe):
     )
     batch_size: int = option(128, help="images a step [P: 128, and 64 on CIFAR-10]", at_least=1)
     lr: float = option(1e-3, help="Adam's learning rate [C: Keras's default]", at_least=0)
+    schedule: str = option(
+        "constant",
+        help="constant [C], or one_cycle up to lr: in a tenth of the epochs",
+        choices=("constant", "one_cycle"),
+    )
     weight_decay: float = option(0.0, help="decoupled weight decay [C: none]", at_least=0)
     shift: int = option(0, help="random shift of up to this many pixels [C: none]", at_least=0, at_most=32)

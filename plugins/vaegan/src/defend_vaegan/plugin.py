@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from defend import Paper, StageSpec, hookimpl
+from defend import StageSpec, hookimpl
+from defend.tables import Table
 from defend_vaegan.config import StraightOptions, VaeganOptions, VaeganRecipe
-
-PAPER = Paper(title="VAE-GAN purification network for adversarial examples")
+from defend_vaegan.tables import PAPER, TABLES
 
 
 @hookimpl
@@ -45,3 +45,9 @@ def defend_attacks() -> Sequence[StageSpec]:
             threats=("adaptive",),
         )
     ]
+
+
+@hookimpl
+def defend_tables() -> Sequence[Table]:
+    """The paper's one result, as Table 1."""
+    return TABLES

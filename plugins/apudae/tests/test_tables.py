@@ -1,0 +1,58 @@
+"""The paper's Tables 2 to 5, as this plugin declares them."""
+
+import subprocess
+import sys
+
+import pytest
+
+from defend.config import to_toml
+from defend.plugins import registry
+from defend.reproduce import Settings, jobs
+from defend_apudae.tables import TABLES
+
+BY_NAME = {table.short: table for table in TABLES}
+COUNTS = {"table-2": 30, "table-3": 72, "table-4": 32, "table-5-mnist": 5, "table-5-cifar10": 5,
+          "table-5-imagenet": 5}  # fmt: skip
+
+
+def test_every_cell_of_the_paper_is_there():
+    assert {name: len(table.cells) for name, table in BY_NAME.items()} == COUNTS
+    assert sum(BY_NAME["table-2"].cells.values()) == pytest.approx(2181.74)
+    assert sum(BY_NAME["table-3"].cells.values()) == pytest.approx(5279.2)
+    assert sum(BY_NAME["table-4"].cells.values()) == pytest.approx(2745.9)
+    assert BY_NAME["table-2"].cells["PGD", "None"] == 12.94
+    assert BY_NAME["table-2"].cells["FGSM", "APuDAE"] == 96.4
+    assert BY_NAME["table-3"].cells["BIM", "F"] == 72.9
+    assert BY_NAME["table-3"].cells["Clean", "A n=18"] == 84.3
+    assert BY_NAME["table-4"].cells["BIM 25/255", "C (transform)"] == 92.9
+    assert BY_NAME["table-5-mnist"].cells["A", "Best"] == 89.1
+    assert BY_NAME["table-5-cifar10"].cells["B", "Best"] == 50.7
+
+
+@pytest.mark.parametrize("dataset", ["mnist", "cifar10", "imagenet"])
+def test_the_best_is_of_every_variant(dataset):
+    assert BY_NAME[f"table-5-{dataset}"].arm("Best").best_of == tuple("ABCDEFG")
+
+
+@pytest.mark.parametrize("table", TABLES, ids=BY_NAME)
+def test_every_run_can_be_configured(table, tmp_path):
+    found = registry()
+    arms = [arm for arm in table.arms if not arm.absent and not arm.best_of]
+    for arm in arms:
+        for name, options in arm.options.items():
+            found.find("purifier", name).config(options)
+    planned = list(jobs(table, Settings(out=tmp_path), arms, found))
+    owned = {(attack, each) for attack, name in table.cells for each in table.arm(name).best_of or (name,)}
+    assert {(name, job.arm.name) for job in planned for name in job.attacks} == {
+        (attack, name) for attack, name in owned if not table.arm(name).absent
+    }
+    for job in planned:
+        assert to_toml(job.config)
+        for name in job.config.attacks or ():
+            found.find("attack", name).config(job.config.options.get(name, {}))
+
+
+def test_declaring_the_tables_imports_no_torch():
+    code = "import sys, defend_apudae.plugin as p; p.defend_tables(); assert not {'torch', 'timm'} & set(sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -1,0 +1,69 @@
+"""The paper's Tables 2 and 3, as this plugin declares them."""
+
+import subprocess
+import sys
+
+import pytest
+
+from defend.config import to_toml
+from defend.plugins import registry
+from defend.reproduce import Settings, jobs
+from defend.threats import BEFORE_TUNING, DEFENDED, NO_SOURCES, TUNED
+from defend_dae_finetune.tables import TABLES, WRONG_POINT
+
+BY_NAME = {table.short: table for table in TABLES}
+
+
+def test_every_cell_of_the_paper_is_there():
+    figures = {name: [each for each in table.cells.values() if each is not None] for name, table in BY_NAME.items()}
+    assert {name: len(each) for name, each in figures.items()} == {"table-2": 12, "table-3": 12}
+    assert sum(figures["table-2"]) == pytest.approx(784.30) and sum(figures["table-3"]) == pytest.approx(881.98)
+    assert BY_NAME["table-2"].cells["PGD", "Initial, no AE"] == 0.13
+    assert BY_NAME["table-2"].cells["FGSM", "Tuned, AE"] == 75.38
+    assert BY_NAME["table-3"].cells["FGSM", "Initial, no AE"] == 46.52
+    assert BY_NAME["table-3"].cells["Regular", "Tuned, no AE"] == 92.13
+
+
+@pytest.mark.parametrize("table", TABLES, ids=BY_NAME)
+def test_tuned_columns_are_transfer_and_are_attacked_anew_beside(table):
+    arms = {arm.name: (arm.threat, arm.variant, arm.judged) for arm in table.arms if arm.finetune}
+    assert arms == {
+        "Tuned, no AE": ("transfer", BEFORE_TUNING, TUNED),
+        "Tuned, AE": ("transfer", BEFORE_TUNING, DEFENDED),
+        "Tuned, no AE, attacked anew": ("", "", TUNED),
+        "Tuned, AE, attacked anew": ("", "", DEFENDED),
+    }
+    assert {figure for (_, arm), figure in table.cells.items() if arm.endswith("attacked anew")} == {None}
+    assert table.miss("PGD", "Initial, no AE") == WRONG_POINT and not table.miss("PGD", "Initial, AE")
+
+
+def test_resnet20_is_tuned_on_the_mix():
+    finetuner = registry().find("finetuner", "dae").spec
+    assert finetuner.recipe(**finetuner.editions["mix"]).schedule == "mix"
+    asked = {name: {dict(arm.weights).get("finetuner") for arm in table.arms if arm.finetune}
+             for name, table in BY_NAME.items()}  # fmt: skip
+    assert asked == {"table-2": {"+mix"}, "table-3": {None}}
+
+
+@pytest.mark.parametrize("table", TABLES, ids=BY_NAME)
+def test_every_run_can_be_configured(table, tmp_path):
+    found = registry()
+    found.find("victim", table.victim)
+    planned = list(jobs(table, Settings(out=tmp_path), table.arms, found))
+    assert {(name, job.arm.name) for job in planned for name in job.attacks} == set(table.cells)
+    for job in planned:
+        assert to_toml(job.config) and job.config.sources == NO_SOURCES
+        for name, options in job.config.options.items():
+            found.find("attack", name).config(options)
+        if job.attacks:
+            before = job.arm.name in ("Tuned, no AE", "Tuned, AE")
+            assert job.config.threats == (("transfer",) if before else ("oblivious",))
+
+
+def test_declaring_the_tables_imports_no_torch():
+    code = (
+        "import sys, defend_dae_finetune.plugin as p; p.defend_tables(); "
+        "assert not {'torch', 'timm'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -1,0 +1,1 @@
+"""What was measured of the paper's tables, kept as JSON."""

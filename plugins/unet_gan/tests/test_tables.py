@@ -1,0 +1,88 @@
+"""The paper's Tables 1 to 3, as this plugin declares them."""
+
+import subprocess
+import sys
+
+import pytest
+
+from defend.config import to_toml
+from defend.options import describe, make
+from defend.plugins import registry
+from defend.reproduce import Settings, jobs
+from defend_unet_gan.plugin import EDITIONS
+from defend_unet_gan.tables import LEAK, TABLES
+
+BY_NAME = {table.short: table for table in TABLES}
+
+
+def figures(table):
+    return [figure for figure in BY_NAME[table].cells.values() if figure is not None]
+
+
+def test_every_cell_of_the_paper_is_there():
+    assert {name: len(figures(name)) for name in BY_NAME} == {"table-1": 30, "table-2": 28, "table-3": 28}
+    assert sum(figures("table-1")) == pytest.approx(2482.36)
+    assert sum(figures("table-2")) == pytest.approx(1478.88) and sum(figures("table-3")) == pytest.approx(1384.40)
+    assert BY_NAME["table-1"].cells["FGSM 32/255", "Noise Inc"] == 8.02
+    assert BY_NAME["table-1"].cells["Clean", "Image-2 VGG"] == 92.92
+    assert BY_NAME["table-2"].cells["FGSM 25/255", "Inc, recovered"] == 98.5
+    assert BY_NAME["table-2"].cells["FGSM 65/255", "VGG, exposed"] == 10.40
+    assert BY_NAME["table-3"].cells["FGSM 5/255", "DenseNet-121, exposed"] == 70.22
+    assert BY_NAME["table-3"].cells["FGSM 65/255", "VGG-11, recovered"] == 54.32
+
+
+def test_rows_without_a_figure_leak_no_label():
+    for name, row in (("table-1", "FGSM 8/255, predicted labels"), ("table-2", "FGSM 20/255, predicted labels")):
+        table = BY_NAME[name]
+        for arm in table.arms:
+            assert {table.cells[row, arm.name], table.cells["PGD 8/255", arm.name]} == {None}
+        assert table.attack(row).options == {"labels": "predicted"}
+
+
+def test_leaking_explains_only_what_is_better_than_clean():
+    assert set(BY_NAME["table-1"].misses) == {
+        "FGSM 8/255 / Noise Inc", "FGSM 16/255 / Noise Inc", "FGSM 16/255 / Image Inc", "FGSM 16/255 / Image-2 Inc",
+    }  # fmt: skip
+    assert len(BY_NAME["table-2"].misses) == 5 and set(BY_NAME["table-2"].misses.values()) == {LEAK}
+    assert not BY_NAME["table-3"].misses
+
+
+def test_transfer_comes_from_the_source_and_hits_inception():
+    table = BY_NAME["table-3"]
+    assert {attack.threat for attack in table.attacks} == {"transfer"}
+    assert [arm.source for arm in table.arms] == ["densenet121", "densenet121", "vgg11_bn", "vgg11_bn"]
+    assert {arm.victim for arm in table.arms} == {"inception_v3"}
+
+
+def test_exposed_arms_have_no_defence():
+    for name in ("table-2", "table-3"):
+        for arm in BY_NAME[name].arms:
+            assert arm.reference is not arm.protected is arm.name.endswith("recovered")
+
+
+def test_editions_are_options_of_this_plugin():
+    spec = registry().find("purifier", "unet_gan").spec
+    own = {option.name for option in describe(spec.config)}
+    for values in EDITIONS.values():
+        make(spec.config, {key: value for key, value in values.items() if key in own}, "config")
+        make(spec.recipe, {key: value for key, value in values.items() if key not in own}, "recipe")
+
+
+@pytest.mark.parametrize("table", TABLES, ids=BY_NAME)
+def test_every_run_can_be_configured(table, tmp_path):
+    spec = registry().find("purifier", "unet_gan").spec
+    for arm in table.arms:
+        assert {edition.removeprefix("+") for edition in arm.weights.values()} <= set(spec.editions)
+    for attack in table.attacks:
+        if attack.attack:
+            registry().find("attack", attack.attack).config(attack.options)
+    planned = list(jobs(table, Settings(out=tmp_path), table.arms, registry()))
+    asked = {(name, job.arm.name) for job in planned for name in job.attacks}
+    assert asked == set(table.cells)
+    assert len({to_toml(job.config) for job in planned}) == len(planned)
+
+
+def test_declaring_the_tables_imports_no_torch():
+    code = "import sys, defend_unet_gan.plugin as p; p.defend_tables(); assert not {'torch', 'timm'} & set(sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
