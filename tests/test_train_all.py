@@ -1,0 +1,271 @@
+"""tools/: the plan fits what is installed, the schedule keeps to its budget, parcels arrive whole."""
+
+import math
+
+import pytest
+from tools import pack_data, train_all
+from tools.parcels import Limits, pack, unpack
+from tools.perform import Settings, options_of
+from tools.plan import PLAN, TABLES, TRAININGS, Measure, Train, seconds
+from tools.schedule import Schedule
+
+from defend.errors import ConfigError, DataError
+from defend.options import describe, make
+from defend.plugins import registry
+from defend.reproduce import missing
+from defend.weights import cache_dir
+
+PART = 128 * 1024
+NAMES = {item.name: item for item in PLAN}
+
+
+def closure(item):
+    found = set()
+    for name in (*item.needs, *item.after):
+        found |= {name} | closure(NAMES[name])
+    return found
+
+
+def test_every_training_of_the_plan_is_one_that_the_registry_accepts():
+    for item in TRAININGS:
+        found = registry().find(item.stage, item.stage_name)
+        spec = found.spec
+        assert spec.train is not None
+        assert not item.edition or item.edition in spec.editions, item.name
+        registry().find("dataset", item.dataset)
+        for stage, name in (("victim", item.victim), ("purifier", item.purifier)):
+            assert name is None or registry().find(stage, name)
+        own, recipe = ({option.name for option in describe(kind)} for kind in (spec.config, spec.recipe))
+        chosen = {**spec.recipes.get(item.dataset, {}), **spec.editions.get(item.edition, {}), **item.options}
+        assert set(item.options) <= own | recipe, item.name
+        found.config({name: value for name, value in chosen.items() if name in own})
+        make(spec.recipe, {name: value for name, value in chosen.items() if name in recipe}, item.name)
+
+
+def test_names_and_files_are_unique_and_needs_go_first():
+    assert len(NAMES) == len(PLAN) == len({item.file for item in PLAN})
+    for item in PLAN:
+        assert all(NAMES[name].rank < item.rank for name in (*item.needs, *item.after)), item.name
+        assert 0 < item.seconds < 600
+
+
+def test_every_measured_table_has_all_its_weights_from_the_plan():
+    declared = registry().tables
+    assert {item.table for item in TABLES} == {name for name, table in declared.items() if not table.not_run}
+    (cache_dir() / "weights").mkdir(parents=True)
+    for item in TABLES:
+        table = declared[item.table]
+        assert table.dataset == item.dataset
+        files = [cache_dir() / "weights" / NAMES[name].file for name in closure(item)]
+        for file in files:
+            file.touch()
+        assert missing(table, registry()) == {}, item.name
+        for file in files:
+            file.unlink()
+
+
+def test_estimates_grow_with_the_work():
+    small, large = ([("resnet18", passes)] for passes in (3, 30))
+    assert seconds(small, 45_000, 10, 512, True) < seconds(small, 45_000, 10, 512, False)
+    assert seconds(small, 45_000, 10, 512, True) < seconds(large, 45_000, 10, 512, True)
+    assert seconds(small, 45_000, 10, 512, True) < seconds(small, 45_000, 20, 512, True)
+
+
+def test_a_trial_has_fewer_epochs_of_both_stages():
+    item = next(item for item in TRAININGS if item.stage_name == "unet_gan")
+    tried = options_of(item, 0.1)
+    assert (tried["epochs"], tried["post_epochs"]) == (1, 1)
+    assert options_of(item, 1.0) == dict(item.options)
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+    def pause(self, taken):
+        self.now += 1.0
+
+
+class Fake:
+    """Takes its item's seconds, times `slow`; fails as often as it is told to."""
+
+    stopped = ()
+
+    def __init__(self, item, clock, slow, failures):
+        self.item, self.clock, self.failures = item, clock, failures
+        self.ends = clock() + item.seconds * slow
+
+    def poll(self):
+        if self.clock() < self.ends:
+            return None
+        if self.failures.get(self.item.name, 0) > 0:
+            self.failures[self.item.name] -= 1
+            return False, "exit code 1"
+        return True, "fine"
+
+    def progress(self):
+        return "50%"
+
+    def interrupt(self):
+        Fake.stopped = (*Fake.stopped, self.item.name)
+
+    def stop(self):
+        pass
+
+
+def trained(name, rank, taken=10.0, needs=(), after=()):
+    return Train(
+        name=name, dataset="mnist", seconds=taken, rank=rank, needs=needs, after=after, stage="victim",
+        stage_name="mlp", options={},
+    )  # fmt: skip
+
+
+def carried_out(plan, budget=math.inf, jobs=1, slow=1.0, failures=None, done=(), available=lambda name: True):
+    clock, order, Fake.stopped = Clock(), [], ()
+
+    def start(item):
+        order.append(item.name)
+        return Fake(item, clock, slow, failures if failures is not None else {})
+
+    schedule = Schedule(
+        plan, budget=budget, jobs=jobs, done=dict.fromkeys(done, "before"), available=available, start=start,
+        say=lambda line: None, clock=clock, pause=clock.pause,
+    )  # fmt: skip
+    schedule.run()
+    return order, {name: record.status for name, record in schedule.records.items()}
+
+
+def test_rank_decides_and_what_does_not_fit_is_left_for_what_does():
+    plan = [trained("long", 2, 100), trained("short", 3), trained("first", 1)]
+    order, status = carried_out(plan, budget=30)
+    assert order == ["first", "short"]
+    assert status == {"first": "done", "long": "waiting", "short": "done"}
+
+
+def test_estimates_are_corrected_by_what_was_measured():
+    plan = [trained(str(number), number) for number in range(4)]
+    order, status = carried_out(plan, budget=75, slow=2.0)  # 3 x 20 s; the fourth looks like 10 s and would take 20
+    assert order == ["0", "1", "2"]
+    assert status["3"] == "waiting"
+
+
+def test_what_runs_at_the_end_of_the_budget_is_interrupted():
+    _, status = carried_out([trained("a", 1, 10)], budget=15, slow=5.0)
+    assert status == {"a": "cut off"}
+    assert Fake.stopped == ("a",)
+
+
+def test_a_table_is_begun_where_there_is_time_for_some_of_its_cells():
+    table = Measure(name="table", dataset="mnist", seconds=500, rank=1, table="a/table-1")
+    assert carried_out([table], budget=100)[1] == {"table": "cut off"}
+    assert carried_out([table], budget=50)[1] == {"table": "waiting"}
+
+
+def test_a_failure_is_tried_again_and_stops_only_what_needs_it():
+    plan = [trained("broken", 1), trained("child", 2, needs=("broken",)), trained("other", 3)]
+    order, status = carried_out(plan, failures={"broken": 9})
+    assert order == ["broken", "other", "broken"]
+    assert status == {"broken": "failed", "child": "waiting", "other": "done"}
+    assert carried_out(plan, failures={"broken": 1})[1] == dict.fromkeys(("broken", "child", "other"), "done")
+
+
+def test_a_table_waits_for_what_is_to_come_and_not_for_what_is_not():
+    table = trained("table", 9, needs=("victim",), after=("late", "too long"))
+    plan = [trained("victim", 1), trained("late", 2, 20), trained("too long", 3, 500), table]
+    order, status = carried_out(plan, budget=100, jobs=4)
+    assert order == ["victim", "late", "table"]
+    assert status["too long"] == "waiting"
+
+
+def test_what_was_done_before_is_not_done_again_and_counts_as_a_need():
+    order, _ = carried_out([trained("a", 1), trained("b", 2, needs=("a",))], done=("a",))
+    assert order == ["b"]
+
+
+def test_data_that_comes_later_is_waited_for():
+    looks = iter(range(100))
+    _, status = carried_out([trained("a", 1)], budget=100, available=lambda name: next(looks) > 20)
+    assert status == {"a": "done"}
+
+
+def file(path, size, seed):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(bytes((seed + i * i // 7) % 251 for i in range(1000)) * (size // 1000))
+    return path
+
+
+def test_parcels_split_large_files_keep_to_every_limit_and_arrive_whole(tmp_path):
+    sizes = {"a": 5000, "deep/b": 400_000, "c": 1000, "empty": 0}
+    files = [(name, file(tmp_path / "from" / name, size, seed)) for seed, (name, size) in enumerate(sizes.items())]
+    ledger, rounds = tmp_path / "ledger.json", 0
+    left = True
+    while left:
+        packed = pack(files, tmp_path / "parts", Limits(part=PART, parts=2, total=2 * PART), ledger)
+        assert len(packed.parts) <= 2 and packed.size <= 2 * PART
+        assert all(part.stat().st_size <= PART for part in packed.parts)
+        left, rounds = packed.left, rounds + 1
+    assert rounds == 2
+    assert pack(files, tmp_path / "parts", Limits(part=PART), ledger).parts == ()  # nothing is new
+    written, incomplete = unpack([tmp_path / "parts"], lambda name: tmp_path / "to" / name)
+    assert (sorted(written), incomplete) == (sorted(sizes), [])
+    assert all((tmp_path / "to" / name).read_bytes() == path.read_bytes() for name, path in files)
+
+
+def test_a_file_that_changed_is_sent_again_and_the_last_version_wins(tmp_path):
+    path, ledger = file(tmp_path / "a", 3000, 1), tmp_path / "ledger.json"
+    pack([("a", path)], tmp_path / "parts", Limits(part=PART), ledger)
+    changed = file(path, 2000, 2).read_bytes()
+    pack([("a", path)], tmp_path / "parts", Limits(part=PART), ledger)
+    unpack([tmp_path / "parts"], lambda name: tmp_path / "to" / name)
+    assert (tmp_path / "to" / "a").read_bytes() == changed
+
+
+def test_missing_and_damaged_parts_are_named(tmp_path, capsys):
+    file(tmp_path / "data" / "large", 300_000, 0)
+    assert pack_data.main(["split", str(tmp_path / "data"), str(tmp_path / "parts"), "--most-mib", "0.125"]) == 0
+    parts = sorted((tmp_path / "parts").glob("*.tar"))
+    assert len(parts) == 3
+    kept = parts[1].read_bytes()
+    parts[1].unlink()
+    assert pack_data.main(["join", str(tmp_path / "parts"), str(tmp_path / "to")]) == 2
+    assert "large" in capsys.readouterr().err
+    parts[1].write_bytes(kept[:5000])
+    with pytest.raises(DataError, match="damaged"):
+        unpack([tmp_path / "parts"], lambda name: tmp_path / name)
+    flipped = bytearray(kept)
+    flipped[2000] ^= 1
+    parts[1].write_bytes(flipped)
+    with pytest.raises(DataError, match="checksum"):
+        unpack([tmp_path / "parts"], lambda name: tmp_path / name)
+    parts[1].write_bytes(kept)
+    assert pack_data.main(["join", str(tmp_path / "parts"), str(tmp_path / "to")]) == 0
+    assert (tmp_path / "to" / "large").read_bytes() == (tmp_path / "data" / "large").read_bytes()
+
+
+def test_packed_weights_go_to_the_cache_and_do_not_replace_others(tmp_path, capsys):
+    work = tmp_path / "work"
+    item = TRAININGS[0]
+    made = file(work / "cache" / "weights" / item.file, 200_000, 1).read_bytes()
+    file(work / "summary.txt", 1000, 2)
+    settings = Settings(work=work)
+    train_all.parcel(settings, tmp_path / "parts", Limits(part=PART), checkpoints=False, again=False)
+    home = cache_dir() / "weights" / item.file
+    file(home, 1000, 3)
+    bring = ["--unpack", str(tmp_path / "parts"), "--work", str(tmp_path / "home")]
+    assert train_all.main(bring) == 0
+    assert home.stat().st_size == 1000 and "left as they are" in capsys.readouterr().out
+    assert train_all.main([*bring, "--replace"]) == 0
+    assert home.read_bytes() == made
+    assert (tmp_path / "home" / "summary.txt").is_file()
+
+
+def test_the_plan_is_listed_and_wrong_input_is_refused(capsys):
+    assert train_all.main(["--list", "--only", "resnet18/*"]) == 0
+    assert "defend train victim resnet18 --dataset cifar10" in capsys.readouterr().out
+    assert train_all.main(["--only", "resnet19/*"]) == 2
+    assert train_all.main(["--scale", "0"]) == 2
+    assert "resnet19" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="names no item"):
+        train_all.chosen(["nothing"])

@@ -1,0 +1,262 @@
+"""Files to tar parts of limited size, and back: where only so much may travel at once.
+
+A part is a plain tar with a manifest as its last member. A file that is larger than the room left in a part is cut
+into pieces. A ledger remembers what earlier rounds sent, so that the next one brings only what is new.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import shutil
+import tarfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+
+import attrs
+
+from defend.errors import ConfigError, DataError
+from defend.files import atomic, write_text
+
+MIB = 2**20
+MANIFEST = "manifest.json"
+BLOCK = tarfile.BLOCKSIZE  # every member has a header, and is filled up to a whole number of these
+HEADERS = 4 * BLOCK  # of a member, where its name needs an extended header
+GROWING = 4 * MIB  # a file up to this size may be written to while it is packed
+LEAST_PIECE = 64 * 1024  # smaller pieces are not cut from a file
+LEAST_PART = 128 * 1024
+
+
+@attrs.frozen(kw_only=True)
+class Limits:
+    """How much may travel at once: bytes of one part, how many parts, bytes of all of them; None: no limit."""
+
+    part: int
+    parts: int | None = None
+    total: int | None = None
+
+    def __attrs_post_init__(self) -> None:
+        if self.part < LEAST_PART:
+            raise ConfigError(f"a part of {self.part:,} bytes is too small: expected at least {LEAST_PART:,}")
+
+
+@attrs.frozen
+class Piece:
+    """`length` bytes from `offset` of a file whose whole size and SHA-256 are given; in its tar called `member`."""
+
+    name: str
+    size: int
+    sha256: str
+    offset: int
+    length: int
+    member: str
+
+
+@attrs.frozen
+class Packed:
+    """What a round made: the parts, their size in bytes, and the files that wait, whole or in part, for the next."""
+
+    parts: tuple[Path, ...]
+    size: int
+    left: tuple[str, ...]
+
+
+def pack(files: Sequence[tuple[str, Path]], out: Path, limits: Limits, ledger: Path | None = None) -> Packed:
+    """Write files, the first ones first, to `out`/part-NNNN.tar, as far as the limits let.
+
+    Args:
+        files: (name in the parcel, path).
+        out: the folder for the parts; those that are there stay.
+        limits: of this round.
+        ledger: what earlier rounds sent, brought up to date; a file that has changed since is sent again.
+    """
+    sent: dict[str, Any] = json.loads(ledger.read_text(encoding="utf-8")) if ledger and ledger.is_file() else {}
+    out.mkdir(parents=True, exist_ok=True)
+    there = [int(path.stem.removeprefix("part-")) for path in _parts_in(out)]
+    writer = _Writer(out, limits, max([sent.pop("parts", 0), *there]))
+    left = []
+    for name, path in files:
+        try:
+            file = _snapshot(path)
+        except FileNotFoundError:  # it went while others were packed
+            continue
+        with file:
+            size = file.seek(0, io.SEEK_END)
+            file.seek(0)
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            before = sent.get(name, {})
+            begun = before.get("sha256") == digest
+            offset = int(before["sent"]) if begun else 0
+            file.seek(offset)
+            whole = begun and offset == size
+            while not whole and (length := writer.room(name, size - offset)) is not None:
+                member = name if length == size else f"{name}.from-{offset}"
+                writer.add(file, Piece(name, size, digest, offset, length, member))
+                offset += length
+                whole = offset == size
+                sent[name] = {"sha256": digest, "sent": offset}
+        if not whole:
+            left.append(name)
+    parts = writer.close()
+    if ledger is not None:
+        write_text(ledger, json.dumps({**sent, "parts": writer.number}, indent=1))
+    return Packed(parts, sum(part.stat().st_size for part in parts), tuple(left))
+
+
+def unpack(folders: Sequence[Path], place: Callable[[str], Path | None]) -> tuple[list[str], list[str]]:
+    """Put the files of all parts in some folders where `place` says; None leaves one out.
+
+    Returns:
+        The names that were written, and those of which pieces are missing. Of a file that was sent in several
+        versions, the last whole one is written.
+
+    Raises:
+        DataError: there is no part, one is damaged, or a name would leave its folder.
+    """
+    parts = [part for folder in folders for part in _parts_in(folder)]
+    if not parts:
+        raise DataError(f"no part-NNNN.tar in {', '.join(map(str, folders)) or 'no folder'}")
+    versions: dict[str, dict[str, list[tuple[Piece, Path]]]] = {}
+    for part in sorted(parts, key=lambda path: path.name):
+        for piece in _manifest(part):
+            versions.setdefault(piece.name, {}).setdefault(piece.sha256, []).append((piece, part))
+    written, incomplete = [], []
+    with contextlib.ExitStack() as stack:
+        reader = _Reader(stack)
+        for name, hashes in versions.items():
+            whole = [pieces for pieces in hashes.values() if _covers([piece for piece, _ in pieces])]
+            if not whole:
+                incomplete.append(name)
+            elif (path := place(name)) is not None:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                reader.assemble(whole[-1], path)
+                written.append(name)
+    return written, incomplete
+
+
+def _snapshot(path: Path) -> io.BufferedIOBase:
+    """Open a file as it is now: small ones, which may grow (logs), are read at once; others are replaced whole."""
+    file = path.open("rb")
+    if path.stat().st_size > GROWING:
+        return file
+    with file:
+        return io.BytesIO(file.read())
+
+
+def _parts_in(folder: Path) -> list[Path]:
+    return sorted(folder.glob("part-[0-9]*.tar"))
+
+
+class _Writer:
+    """Writes pieces to numbered parts, and says how much still fits."""
+
+    def __init__(self, out: Path, limits: Limits, last: int) -> None:
+        self._out, self._limits, self.number = out, limits, last
+        self._done: list[Path] = []
+        self._tar: tarfile.TarFile | None = None
+        self._pieces: list[Piece] = []
+        self._size = self._most = 0
+
+    def room(self, name: str, wanted: int) -> int | None:
+        """Return how many bytes of a file to add next, at most `wanted`; None: nothing more this round."""
+        listed = 400 + 4 * len(name)  # in the manifest, and in an extended header
+        for _ in range(2):
+            if self._tar is not None:
+                free = (self._most - self._size - HEADERS - listed) // BLOCK * BLOCK
+                if wanted <= free or free >= LEAST_PIECE:
+                    return min(wanted, free)
+            if not self._open():
+                return None
+        return None
+
+    def add(self, file: io.BufferedIOBase, piece: Piece) -> None:
+        """Write the piece that starts where the file stands."""
+        assert self._tar is not None  # room() opened it
+        info = tarfile.TarInfo(piece.member)
+        info.size = piece.length
+        self._tar.addfile(info, file)
+        self._pieces.append(piece)
+        filled = -(-piece.length // BLOCK) * BLOCK
+        self._size += HEADERS + filled + 400 + 4 * len(piece.name)
+
+    def close(self) -> tuple[Path, ...]:
+        """End the part at hand; return all that were written."""
+        if self._tar is not None:
+            text = json.dumps([attrs.asdict(piece) for piece in self._pieces]).encode()
+            info = tarfile.TarInfo(MANIFEST)
+            info.size = len(text)
+            self._tar.addfile(info, io.BytesIO(text))
+            self._tar.close()
+            self._tar, self._pieces = None, []
+        return tuple(self._done)
+
+    def _open(self) -> bool:
+        """Begin the next part, unless a limit is reached."""
+        self.close()
+        most = self._limits.part
+        if self._limits.total is not None:
+            most = min(most, self._limits.total - sum(part.stat().st_size for part in self._done))
+        if most < LEAST_PART or len(self._done) == self._limits.parts:
+            return False
+        self.number += 1
+        self._done.append(self._out / f"part-{self.number:04}.tar")
+        self._tar = tarfile.open(self._done[-1], "w", format=tarfile.PAX_FORMAT)  # noqa: SIM115 - see close()
+        self._size, self._most = HEADERS + 2 * BLOCK + tarfile.RECORDSIZE, most
+        return True
+
+
+def _manifest(part: Path) -> Iterator[Piece]:
+    try:
+        with tarfile.open(part) as tar:
+            found = tar.extractfile(MANIFEST)
+            pieces = [Piece(**entry) for entry in json.load(found)] if found else []
+    except (OSError, EOFError, tarfile.TarError, KeyError, ValueError, TypeError) as error:
+        raise DataError(f"part {str(part)!r} is damaged or cut short ({error}): fetch it again") from None
+    for piece in pieces:
+        name = PurePosixPath(piece.name)
+        if name.is_absolute() or ".." in name.parts or not name.parts:
+            raise DataError(f"part {str(part)!r} names {piece.name!r}, which would leave its folder")
+        yield piece
+
+
+def _covers(pieces: Sequence[Piece]) -> bool:
+    """Whether the pieces, in any order and sent how often so ever, are the whole file."""
+    reached = 0
+    for piece in sorted(pieces, key=lambda piece: piece.offset):
+        if piece.offset > reached:
+            return False
+        reached = max(reached, piece.offset + piece.length)
+    return reached == pieces[0].size
+
+
+class _Reader:
+    """Reads pieces; keeps every part open, with its members by name."""
+
+    def __init__(self, stack: contextlib.ExitStack) -> None:
+        self._stack = stack
+        self._parts: dict[Path, tuple[tarfile.TarFile, dict[str, tarfile.TarInfo]]] = {}
+
+    def assemble(self, pieces: Sequence[tuple[Piece, Path]], path: Path) -> None:
+        """Write a file from its pieces, once they match its checksum."""
+        whole = pieces[0][0]
+        with atomic(path) as temporary:
+            with temporary.open("wb") as file:
+                for piece, part in pieces:
+                    file.seek(piece.offset)
+                    shutil.copyfileobj(self._source(piece, part), file)
+            with temporary.open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != whole.sha256:
+                    raise DataError(f"{whole.name!r} does not match its checksum: fetch its parts again")
+
+    def _source(self, piece: Piece, part: Path) -> IO[bytes]:
+        if part not in self._parts:
+            tar = self._stack.enter_context(tarfile.open(part))  # noqa: SIM115
+            self._parts[part] = tar, {info.name: info for info in tar.getmembers()}
+        tar, members = self._parts[part]
+        source = tar.extractfile(members[piece.member]) if piece.member in members else None
+        if source is None:
+            raise DataError(f"part {str(part)!r} lacks {piece.member!r}: fetch it again")
+        return source

@@ -1,0 +1,259 @@
+"""Does one item in a process of its own, which may fail without taking the others along."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from defend.errors import DefendError
+from defend.files import write_text
+from defend.options import describe
+from defend.plugins import registry
+from tools.plan import Item, Measure, Train
+
+PATIENCE = 15.0  # seconds for an interrupted item to end
+PROGRESS_EVERY = 1.0
+CHECKPOINT_SECONDS = 45.0  # checkpoints of several trainings at once are hundreds of megabytes
+IMAGES_OF_A_TRIAL = 2
+MEMORY = 0.2  # share of a GPU's that a table may take: beyond it, it halves its batches, where a training would fail
+SHRUNK = ("epochs", "post_epochs")  # options that a trial makes smaller
+
+
+@attrs.frozen(kw_only=True)
+class Settings:
+    """How to do an item.
+
+    Attributes:
+        work: the folder of everything: cache, tables, logs.
+        data_dir: where the data sets lie; None as in `defend`.
+        device: "auto", "cpu", "cuda".
+        precision: of every training; None: each as planned.
+        scale: 1, or less for a trial: of the epochs and of the images.
+        threads: of each item, on the CPU.
+        batch_size: images at a time, in tables.
+        spawn: begin each process anew; a fork, which only Linux is safe with, has torch and the data at once.
+    """
+
+    work: Path
+    data_dir: Path | None = None
+    device: str = "auto"
+    precision: str | None = None
+    scale: float = 1.0
+    threads: int = 1
+    batch_size: int = 500
+    spawn: bool = sys.platform != "linux"
+
+    @property
+    def tables(self) -> Path:
+        """The folder of runs and results."""
+        return self.work / "tables"
+
+    def log(self, item: Item) -> Path:
+        """The file that takes what an item prints."""
+        return self.work / "logs" / f"{slug(item)}.txt"
+
+    def record(self, item: Item) -> Path:
+        """The file that says that an item is done."""
+        return self.work / "done" / f"{slug(item)}.json"
+
+    def product(self, item: Item) -> Path:
+        """The file that an item makes."""
+        if isinstance(item, Train):
+            return self.work / "cache" / "weights" / item.file
+        assert isinstance(item, Measure)
+        return self.tables / item.file
+
+
+def slug(item: Item) -> str:
+    """Return an item's name as a file is named."""
+    return item.name.replace("/", "-")
+
+
+def finished(item: Item, settings: Settings, whole: bool = False) -> str | None:
+    """Return the figure of an item that was done before, at this scale; None where it is still to do.
+
+    `whole`: a table that was measured without some of its arms is still to do, as their weights may have come since.
+    """
+    record = settings.record(item)
+    if not record.is_file() or not settings.product(item).is_file():
+        return None
+    kept = json.loads(record.read_text(encoding="utf-8"))
+    if kept["scale"] != settings.scale or (whole and not kept["whole"]):
+        return None
+    return str(kept["figure"])
+
+
+class Process:
+    """An item in a process of its own."""
+
+    def __init__(self, item: Item, settings: Settings) -> None:
+        self._item, self._settings = item, settings
+        self._progress = settings.work / "progress" / slug(item)
+        self._progress.unlink(missing_ok=True)
+        settings.record(item).unlink(missing_ok=True)
+        what = (item, settings, self._progress)
+        self._process: multiprocessing.process.BaseProcess
+        if settings.spawn or sys.platform == "win32":
+            self._process = multiprocessing.get_context("spawn").Process(target=perform, args=what, name=item.name)
+        else:
+            self._process = multiprocessing.get_context("fork").Process(target=perform, args=what, name=item.name)
+        self._process.start()
+
+    def poll(self) -> tuple[bool, str] | None:
+        if self._process.is_alive():
+            return None
+        figure = finished(self._item, self._settings) if self._process.exitcode == 0 else None
+        return (True, figure) if figure is not None else (False, self._trouble())
+
+    def progress(self) -> str:
+        with contextlib.suppress(OSError):
+            return self._progress.read_text(encoding="utf-8")
+        return "begun"
+
+    def interrupt(self) -> None:
+        if self._process.pid is not None and self._process.is_alive():
+            os.kill(self._process.pid, signal.SIGINT)
+
+    def stop(self) -> None:
+        self._process.join(PATIENCE)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+
+    def _trouble(self) -> str:
+        lines = self._settings.log(self._item).read_text(encoding="utf-8", errors="replace").split("\n")
+        last = next((line for line in reversed(lines) if line.strip()), "nothing was printed")
+        return f"exit code {self._process.exitcode}: {last.strip()[:160]}"
+
+
+def perform(item: Item, settings: Settings, progress: Path) -> None:
+    """Do an item, and write down that it is done; what it prints goes to its log, an error too, with exit code 1."""
+    log = settings.log(item)
+    for folder in (log.parent, progress.parent, settings.record(item).parent):
+        folder.mkdir(parents=True, exist_ok=True)
+    with log.open("a", encoding="utf-8") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    os.environ["DEFEND_CACHE_DIR"] = str(settings.work / "cache")
+    began = time.time()
+    try:
+        figure, whole = (_train if isinstance(item, Train) else _measure)(item, settings, progress)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except DefendError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(2)
+    except BaseException:
+        traceback.print_exc()
+        sys.exit(1)
+    values = {"figure": figure, "seconds": round(time.time() - began, 1), "scale": settings.scale, "whole": whole}
+    write_text(settings.record(item), json.dumps({**values, "command": item_command(item)}, indent=1))
+
+
+def item_command(item: Item) -> str:
+    """Return the command that does the same as an item."""
+    assert isinstance(item, Train | Measure)
+    return item.command()
+
+
+def options_of(item: Train, scale: float) -> dict[str, Any]:
+    """Return a training's options, fewer epochs for a trial: those that are named, and those of the edition."""
+    if scale >= 1:
+        return dict(item.options)
+    spec = registry().find(item.stage, item.stage_name).spec
+    known = {option.name for option in describe(spec.recipe)}
+    chosen = {**spec.recipes.get(item.dataset, {}), **spec.editions.get(item.edition, {}), **item.options}
+    fewer = {name: max(round(scale * chosen[name]), 1) for name in SHRUNK if name in known and name in chosen}
+    return {**item.options, **fewer}
+
+
+def _train(item: Item, settings: Settings, progress: Path) -> tuple[str, bool]:
+    """Train; return the figures of its card, and that nothing is missing."""
+    from defend.train_stage import train_stage
+    from tools.held import hold
+
+    assert isinstance(item, Train)
+    _prepare(settings)
+    told = 0.0
+
+    def tell(done: int, total: int, losses: Mapping[str, float]) -> None:
+        nonlocal told
+        if time.monotonic() - told >= PROGRESS_EVERY:
+            told = time.monotonic()
+            write_text(progress, f"{done / total:.0%}")
+        if losses:
+            means = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
+            sys.stdout.write(f"step {done} of {total}: {means}\n")
+            sys.stdout.flush()
+
+    _, card = train_stage(
+        item.stage, item.stage_name, hold(item.dataset, settings.data_dir, settings.scale),
+        victim=item.victim, purifier=item.purifier, options=options_of(item, settings.scale), edition=item.edition,
+        device=settings.device, precision=settings.precision or item.precision, progress=tell,
+        checkpoint_seconds=CHECKPOINT_SECONDS,
+    )  # fmt: skip
+    return ", ".join(f"{name} {value:.4g}" for name, value in card.figures.items())[:200] or "trained", True
+
+
+def _measure(item: Item, settings: Settings, progress: Path) -> tuple[str, bool]:
+    """Measure a table; return how much of it there is, and whether every arm had its weights."""
+    import torch
+
+    from defend import reproduce
+    from defend.report.reproduction_page import page_name, write_page
+    from tools.held import HeldRegistry, hold
+
+    assert isinstance(item, Measure)
+    _prepare(settings)
+    hold(item.dataset, settings.data_dir, settings.scale)
+
+    if settings.device != "cpu" and torch.cuda.is_available():
+        torch.cuda.set_per_process_memory_fraction(MEMORY)
+
+    def announce(line: str) -> None:
+        sys.stdout.write(f"{line}\n")
+        sys.stdout.flush()
+        if "run " in line:  # "apudae/table-2, run 3 of 9: ..."
+            write_text(progress, line.partition(":")[0].partition(", ")[2])
+
+    installed = HeldRegistry()
+    table = installed.tables[item.table]
+    how = reproduce.Settings(
+        out=settings.tables,
+        limit=None if settings.scale >= 1 else IMAGES_OF_A_TRIAL,
+        device=settings.device,
+        data_dir=None if settings.data_dir is None else str(settings.data_dir),
+        batch_size=settings.batch_size,
+        announce=announce,
+    )
+    settings.tables.mkdir(parents=True, exist_ok=True)
+    result = reproduce.reproduce(table, how, None, installed)
+    write_page(table, result, settings.tables / page_name(table))
+    if result.partial:
+        raise KeyboardInterrupt
+    measured = [cell for cell in result.cells if cell.ours is not None]
+    fine = sum(cell.standing in ("same", "better") for cell in measured)
+    said = f"{len(measured)} of {len(result.cells)} cells measured, {fine} as the paper's or better"
+    return said, not result.missing and not result.failed
+
+
+def _prepare(settings: Settings) -> None:
+    """Set what holds for a whole process: threads, and on a GPU the fastest convolutions and TF32 products."""
+    import torch
+
+    torch.set_num_threads(settings.threads)
+    torch.backends.cudnn.benchmark = True
+    torch.set_float32_matmul_precision("high")
