@@ -40,7 +40,7 @@ def _without_leak(eps: int) -> tuple[TableAttack, ...]:
         TableAttack(
             name=f"FGSM {eps}/255, predicted labels", attack="fgsm", eps=eps / 255, options={"labels": "predicted"}
         ),
-        TableAttack(name="PGD 8/255", attack="pgd", eps=ADAPTIVE_EPS, options={"steps": 20}),
+        TableAttack(name="PGD 8/255", attack="pgd", eps=ADAPTIVE_EPS, options={"steps": 20, "early_stop": False}),
     )
 
 

@@ -32,7 +32,7 @@ ARMS = (
 ATTACKS = (
     TableAttack(name="Clean", n=IMAGES),
     *(TableAttack(name=_fgsm(eps), attack="fgsm", eps=eps, n=IMAGES) for eps in SWEPT_EPS),
-    TableAttack(name="PGD 0.1", attack="pgd", eps=0.1, options={"steps": 20}),
+    TableAttack(name="PGD 0.1", attack="pgd", eps=0.1, options={"steps": 20, "early_stop": False}),
 )
 
 TABLES = (
