@@ -21,6 +21,7 @@ from defend.build import needs_weights, open_dataset, purifier_options, train_co
 from defend.config import to_toml
 from defend.datasets.base import ImageDataset
 from defend.errors import ConfigError, DataError, DefendError, WeightsError
+from defend.plan import counter_attacks
 from defend.plugins import Registry, registry
 from defend.results import AdaptiveResult, Cell, TableResult, save, standing
 from defend.runner import run_arms
@@ -29,7 +30,7 @@ from defend.statistics import wilson
 from defend.tables import Adaptive, Table, TableArm, TableAttack
 from defend.threats import DEFENDED, NO_SOURCES, THREATS, UNDEFENDED
 from defend.unfinished import is_unfinished, unfinished
-from defend.values import RunConfig
+from defend.values import RunConfig, split_names
 from defend.watcher import Watcher
 from defend.weights import edition_of, locate, read_card, tuned_name
 
@@ -158,9 +159,8 @@ def _parts(table: Table, arm: TableArm) -> Iterator[tuple[Stage, str]]:
     yield "victim", arm.victim or table.victim
     if arm.source:
         yield "victim", arm.source
-    for name in (arm.purifier or "").split(","):
-        if name:
-            yield "purifier", name
+    for name in split_names(arm.purifier):
+        yield "purifier", name
     if arm.detector:
         yield "detector", arm.detector
     if arm.finetune:
@@ -277,21 +277,12 @@ def _adaptive_job(table: Table, settings: Settings, arm: TableArm, adaptive: Ada
         adaptive_limit=n,
         draws=adaptive.draws,
         checks="basic",
-        options={**arm.options, **_fitting(adaptive, arm, plugins)},
+        options=dict(arm.options),
     )  # fmt: skip
+    made = {*(config.attacks or ()), *counter_attacks(config, plugins)}  # options of others would be refused
+    own = {name: dict(values) for name, values in adaptive.options.items() if name in made}
+    config = attrs.evolve(config, options={**config.options, **own})
     return Job(arm, (), table.eps, _placed(settings, config))
-
-
-def _fitting(adaptive: Adaptive, arm: TableArm, plugins: Registry) -> dict[str, Mapping[str, Any]]:
-    """Return the options of the attacks that an arm gets: a counter-attack's only where its stage is part of it."""
-    parts: list[tuple[Stage, str]] = []
-    if arm.purifier and "," not in arm.purifier:
-        parts.append(("purifier", arm.purifier))
-    if arm.detector:
-        parts.append(("detector", arm.detector))
-    counter = {name for stage, part in parts for name in plugins.find(stage, part).spec.counter_attacks}
-    allowed = {*adaptive.attacks, *counter, *(DETECTOR_AWARE if arm.detector else ())}
-    return {name: dict(values) for name, values in adaptive.options.items() if name in allowed}
 
 
 def _config(table: Table, settings: Settings, arm: TableArm, **values: Any) -> RunConfig:
