@@ -90,6 +90,42 @@ def test_a_quick_ladder_asks_little_and_takes_fewer_images_of_what_is_costly():
     assert len(rows["pgd", "transfer", "other behind the defence"].keys) == 25
 
 
+def stops_early(rows):
+    return {(row.threat.kind, row.variant): row.attack._config.early_stop for row in rows if row.name == "pgd"}
+
+
+def test_what_is_judged_by_more_than_it_attacks_takes_all_its_steps():
+    """An image that just fools the bare victim leaves a purifier the least there is to remove."""
+    assert stops_early(planned(threats=("ladder",))) == {
+        ("transfer", "other"): False, ("transfer", "other behind the defence"): False, ("oblivious", ""): False,
+        ("bpda", "identity"): True, ("adaptive", ""): True,
+    }  # fmt: skip
+
+
+def test_what_is_judged_by_what_it_attacks_stops_at_its_first_success():
+    config = RunConfig(victim="resnet18", threats=("oblivious", "transfer"))
+    bare = ArmSet(
+        config, {UNDEFENDED: UNDEFENDED, DEFENDED: UNDEFENDED},
+        {"oblivious": {"": UNDEFENDED}, "transfer": {"other": "source other"}},
+    )  # fmt: skip
+    rows = plan([bare], open_dataset("digits"), registry())
+    assert stops_early(rows) == {("oblivious", ""): True, ("transfer", "other"): False}
+
+
+def test_one_defence_among_several_arms_makes_a_shared_attack_take_all_its_steps():
+    config = RunConfig(victim="resnet18", threats=("oblivious",))
+    faced = {"oblivious": {"": UNDEFENDED}}
+    bare = ArmSet(config, {UNDEFENDED: UNDEFENDED, DEFENDED: UNDEFENDED}, faced)
+    whole = ArmSet(config, {UNDEFENDED: UNDEFENDED, DEFENDED: DEFENDED}, faced)
+    assert stops_early(plan([bare, whole], open_dataset("digits"), registry())) == {("oblivious", ""): False}
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_whether_to_stop_early_can_be_said(asked):
+    rows = planned(threats=("ladder",), options={"pgd": {"early_stop": asked}})
+    assert set(stops_early(rows).values()) == {asked}
+
+
 def test_only_the_attacker_who_knows_the_detector_aims_at_a_score():
     rows = planned(threats=("ladder",), aim=0.25)
     assert {row.threat.kind for row in rows if row.aim is not None} == {"detector-aware"}

@@ -21,6 +21,7 @@ from defend.values import QUICK_ATTACKS, RunConfig, Threat
 
 QUICK: Mapping[str, int] = {"steps": 10, "queries": 200}
 """What a quick run takes of the expensive attacks: single-step ones, which have neither, are left out unless named."""
+EARLY_STOP = "early_stop"  # the option of an attack that leaves an image as it is once it is fooled
 
 
 @attrs.frozen
@@ -128,8 +129,9 @@ def _rows(
 ) -> Iterator[PlannedRow]:
     config, aim = facing[0].config, facing[0].aim
     defended = facing[0].names[DEFENDED]
+    blind = THREATS[kind].unaware and any(defence.names[DEFENDED] != attacked for defence in facing)
     for found in attacks_of(kind, config, plugins):
-        options = _options(kind, found, config)
+        options = _options(kind, found, config, blind)
         if options is None:
             continue
         settings = found.config(options)
@@ -165,10 +167,15 @@ def _budgets(attack: Attack, config: RunConfig, task: Task) -> list[tuple[float 
     return [(eps + excess, eps == config.eps) for eps in every]
 
 
-def _options(kind: str, found: Found, config: RunConfig) -> dict[str, Any] | None:
-    """Return an attack's options under a threat; None where a quick run leaves the attack out."""
+def _options(kind: str, found: Found, config: RunConfig, blind: bool) -> dict[str, Any] | None:
+    """Return an attack's options under a threat; None where a quick run leaves the attack out.
+
+    A `blind` one, which something else judges than what it attacks, takes all its steps unless told otherwise.
+    """
     given = dict(config.options.get(found.name, {}))
     known = {option.name: option for option in describe(found.spec.config)}
+    if blind and EARLY_STOP in known:
+        given = {EARLY_STOP: False, **given}
     if config.thorough:
         return {**THREATS[kind].options.get(found.name, {}), **given}
     if not THREATS[kind].expensive:

@@ -39,6 +39,9 @@ class ThreatKind:
         attacks: what carries it out where no attacks were named.
         options: options of attacks that a thorough run sets under this threat, by attack; `--set` wins.
         expensive: whether a quick run uses fewer images and steps.
+        unaware: whether the attacker sees something else than what judges its images. Success there decides nothing,
+            so an attack takes all its steps where the two differ: one that stops at the first success on a bare
+            victim leaves a purifier the least there is to remove.
     """
 
     summary: str
@@ -48,6 +51,7 @@ class ThreatKind:
     suits: str = ""
     options: Mapping[str, Mapping[str, Any]] = attrs.field(factory=dict)
     expensive: bool = False
+    unaware: bool = False
 
 
 THREATS: Mapping[str, ThreatKind] = {
@@ -57,11 +61,13 @@ THREATS: Mapping[str, ThreatKind] = {
         attacked=None,
         attacks=("pgd",),
         suits="oblivious",
+        unaware=True,
     ),
     "oblivious": ThreatKind(
         summary="the (tuned) victim's gradient; unaware of purifier and detector",
         attacked=TUNED,
         attacks=("fgsm", "pgd"),
+        unaware=True,
     ),
     "query": ThreatKind(
         summary="the answers of the whole pipeline, rejections included; no gradient",

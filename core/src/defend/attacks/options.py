@@ -41,7 +41,11 @@ class IteratedOptions(GoalOptions):
     """Options that the iterated L-inf attacks share."""
 
     step_size: float | None = option(None, help="size of a step (None: chosen from eps)", at_least=0, at_most=1)
-    early_stop: bool = option(True, help="stop attacking an image once it is fooled (never against a random defence)")
+    early_stop: bool = option(
+        True,
+        help="stop attacking an image once it is fooled (never against a random defence; off by itself where an "
+        "unaware attack's images are judged by more than what it attacks)",
+    )
 
 
 @options
