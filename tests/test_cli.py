@@ -45,7 +45,7 @@ def test_list_names_every_stage_and_its_weights(defend):
     assert stages["purifier", "apudae"]["weights"] == ["digits"]
     assert "resnet18/digits" in stages["victim", "timm"]["weights"]
     assert {name for stage, name in stages if stage == "dataset"} == {
-        "digits", "mnist", "fashion_mnist", "cifar10", "imagefolder",
+        "digits", "mnist", "fashion_mnist", "cifar10", "imagefolder", "imagenet",
     }  # fmt: skip
     table = defend("list").out
     assert "apudae" in table

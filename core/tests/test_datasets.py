@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from sklearn.datasets import load_digits
+from timm.data import ImageNetInfo
 
 from defend.build import open_dataset
 from defend.datasets.base import SPLITS, hold_out, stratified_order
@@ -76,6 +77,11 @@ def greys(dataset, split):
     return (images[:, 0, 0, 0] * 255).round().int().tolist()
 
 
+def greys_of(root):
+    """Return the same of all files below a folder."""
+    return [Image.open(path).getpixel((0, 0))[0] for path in root.rglob("*.png")]
+
+
 def refusal(*arguments, **options):
     with pytest.raises(DataError) as caught:
         open_dataset(*arguments, **options)
@@ -121,6 +127,16 @@ class TestImageFolder(DatasetContract):
     def files(self, tmp_path):
         write_folder(tmp_path, 20)
         self.options = {"data_dir": str(tmp_path), "image_size": 8, "workers": 0}
+
+
+class TestImageNet(DatasetContract):
+    name = "imagenet"
+
+    @pytest.fixture(autouse=True)
+    def files(self, tmp_path):
+        write_folder(tmp_path / "train", 20)
+        write_folder(tmp_path / "val", 4, first=100)
+        self.options = {"data_dir": str(tmp_path), "resize": 10, "image_size": 8, "workers": 0}
 
 
 @pytest.fixture(scope="module")
@@ -436,6 +452,44 @@ def test_a_damaged_image_is_named_in_one_line(tmp_path, workers):
         list(dataset.batches("train", torch.arange(10), 2, CPU))
     assert str(caught.value).startswith(f"'{tmp_path}")
     assert str(caught.value).endswith("is not an image that can be read (PNG, JPEG, WebP, ...)")
+
+
+def test_imagenets_validation_images_are_its_test_split(tmp_path):
+    write_folder(tmp_path / "train", 20)
+    write_folder(tmp_path / "val", 4, first=100)
+    images = open_dataset("imagenet", str(tmp_path), {"resize": 10, "image_size": 8, "workers": 0})
+    assert sorted(greys(images, "test")) == sorted(greys_of(tmp_path / "val"))
+    assert sorted(greys(images, "train") + greys(images, "val")) == sorted(greys_of(tmp_path / "train"))
+    assert len(images.labels("val")) > 0
+
+
+def test_imagenet_is_cropped_from_the_middle_of_what_was_resized(tmp_path):
+    for split in ("train", "val"):
+        for name in ("n0", "n1"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for index in range(2):
+                Image.fromarray(noise(40, 20, 3, seed=index)).save(tmp_path / split / name / f"{index}.png")
+    images = open_dataset("imagenet", str(tmp_path), {"resize": 20, "image_size": 16, "workers": 0})
+    pixels, _ = images.tensors("test", limit=1)
+    originals = [torch.from_numpy(noise(40, 20, 3, seed=index)).permute(2, 0, 1) / 255 for index in range(2)]
+    assert any(torch.equal(pixels[0], original[:, 12:28, 2:18]) for original in originals)
+
+
+def test_imagenets_classes_are_in_timms_order():
+    wnids = ImageNetInfo().label_names()
+    assert len(wnids) == 1000
+    assert sorted(wnids) == list(wnids)
+
+
+@pytest.mark.parametrize("missing", ["train", "val"])
+def test_imagenet_needs_both_its_folders(tmp_path, missing):
+    write_folder(tmp_path / ({"train", "val"} - {missing}).pop(), 3)
+    assert f"{str(tmp_path / missing)!r} does not exist" in refusal("imagenet", str(tmp_path))
+    assert "needs --data-dir" in refusal("imagenet")
+
+
+def test_no_crop_is_larger_than_the_image(tmp_path):
+    assert "resize=100 is below image_size=224" in refusal("imagenet", str(tmp_path), {"resize": 100})
 
 
 def test_a_folder_must_be_named(tmp_path):

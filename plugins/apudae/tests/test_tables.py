@@ -40,7 +40,8 @@ def test_every_run_can_be_configured(table, tmp_path):
     arms = [arm for arm in table.arms if not arm.absent and not arm.best_of]
     for arm in arms:
         for name, options in arm.options.items():
-            found.find("purifier", name).config(options)
+            stage, known = ("victim", table.victim) if name == "victim" else ("purifier", name)
+            found.find(stage, known).config(options)
     planned = list(jobs(table, Settings(out=tmp_path), arms, found))
     owned = {(attack, each) for attack, name in table.cells for each in table.arm(name).best_of or (name,)}
     assert {(name, job.arm.name) for job in planned for name in job.attacks} == {

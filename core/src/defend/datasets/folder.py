@@ -1,4 +1,4 @@
-"""The user's own images: ROOT/CLASS/*.png, or ROOT/{train,val,test}/CLASS/*.png; streamed.
+"""The user's own images: ROOT/CLASS/*.png, or ROOT/{train,val,test}/CLASS/*.png; and ImageNet's; streamed.
 
 However many there are, what stays in memory is their names and labels, and of the images a few batches: those that
 worker processes have decoded ahead.
@@ -10,7 +10,7 @@ import array
 import hashlib
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,11 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes
 from torchvision.transforms import v2
 
-from defend.datasets.base import Batch, ImageDataset, Split, channel_statistics, hold_out
-from defend.datasets.plugin import FolderOptions
+from defend.datasets.base import SPLITS, Batch, ImageDataset, Split, channel_statistics, hold_out
+from defend.datasets.plugin import FolderOptions, ImageNetOptions
 from defend.errors import DataError
 from defend.images import read_image
 
-TEST_SHARE, VALIDATION_SHARE = 5, 10  # one image in five to test, one in ten of the rest to val
 STATISTICS_SAMPLE = 512
 STATISTICS_BATCH = 64
 
@@ -39,53 +38,76 @@ def build(config: FolderOptions) -> FolderDataset:
     """
     if config.data_dir is None:
         raise DataError("imagefolder needs --data-dir: a folder with one folder of images a class")
-    return FolderDataset(Path(config.data_dir), config.image_size, config.workers)
+    root = Path(config.data_dir)
+    own = [split for split in SPLITS if (root / split).is_dir()] if (root / "train").is_dir() else []
+    folders: dict[Split, Path] = {split: root / split for split in own} or {"train": root}
+    return FolderDataset(root, folders, config.image_size, config.workers)
+
+
+def build_imagenet(config: ImageNetOptions) -> FolderDataset:
+    """Read ImageNet's folders: ROOT/train, and ROOT/val, which is the test split.
+
+    Raises:
+        DataError: a folder that is missing or empty, or two with different classes.
+    """
+    if config.data_dir is None:
+        raise DataError("imagenet needs --data-dir: a folder with train/WNID/*.JPEG and val/WNID/*.JPEG")
+    if config.resize < config.image_size:
+        raise DataError(f"imagenet: resize={config.resize} is below image_size={config.image_size}: no crop fits in it")
+    root = Path(config.data_dir)
+    folders: dict[Split, Path] = {"train": root / "train", "test": root / "val"}
+    for folder in (root, *folders.values()):
+        if not folder.is_dir():
+            raise DataError(f"{str(folder)!r} does not exist: imagenet is train/WNID/*.JPEG and val/WNID/*.JPEG")
+    return ImageNetDataset(root, folders, config.image_size, config.workers, config.resize)
 
 
 class FolderDataset(ImageDataset):
     """Images on disk, resized and centre-cropped to a square of `image_size`, in RGB.
 
-    Where the folder has no `test` (or `val`) of its own, a stratified fifth of train becomes test
-    and a tenth of the rest val.
+    Where test (or val) has no folder of its own, a stratified share of train becomes test, and one of the rest val.
 
     Args:
-        root: the folder.
+        root: the folder that all others are in.
+        folders: those that the splits have of their own; train always.
         image_size: pixels a side.
         workers: processes that decode, no more than there are cores to run on; 0 decodes in this process.
+        resize: the shorter side in pixels before the crop, if not `image_size`.
 
     Raises:
-        DataError: see `build`; or splits with different classes, or too few images to hold some out.
+        DataError: a folder is missing, empty or has fewer than two classes; splits with different classes; or too
+            few images to hold some out.
     """
 
     name = "imagefolder"
     flips = True
+    shares: Mapping[Split, int] = {"test": 5, "val": 10}
+    """One in how many images of train is held out; val's are taken of what test leaves."""
 
-    def __init__(self, root: Path, image_size: int, workers: int) -> None:
+    def __init__(
+        self, root: Path, folders: Mapping[Split, Path], image_size: int, workers: int, resize: int | None = None
+    ) -> None:
         self.shape = (3, image_size, image_size)
         if not root.is_dir():
             raise DataError(f"data folder {str(root)!r} does not exist: name one with --data-dir")
-        named = (root / "train").is_dir()
-        own: dict[Split, _Listing] = {"train": _list(root / "train" if named else root, root)}
+        own = {split: _list(folder, root) for split, folder in folders.items()}
         self.classes = own["train"].classes
-        for split in ("test", "val"):
-            if named and (root / split).is_dir():
-                own[split] = _list(root / split, root)
-                if own[split].classes != self.classes:
-                    raise DataError(f"{str(root / split)!r} has other classes than {str(root / 'train')!r}")
+        for split, folder in folders.items():
+            if own[split].classes != self.classes:
+                raise DataError(f"{str(folder)!r} has other classes than {str(folders['train'])!r}")
         self._labels: dict[Split, Tensor] = {split: listing.labels for split, listing in own.items()}
         self._files: dict[Split, Tensor] = {}  # places in the list of all files, int64
         first = 0
         for split, listing in own.items():
             self._files[split] = torch.arange(first, first + len(listing.labels))
             first += len(listing.labels)
-        held_out: tuple[tuple[Split, int], ...] = (("test", TEST_SHARE), ("val", VALIDATION_SHARE))
-        for split, share in held_out:
+        for split, share in self.shares.items():
             if split not in own:
                 self._hold_out(split, share)
         if len(self._labels["train"]) == 0:
             raise DataError(f"{str(root)!r} has {first} images: too few to hold some out for val and test")
         self._names = _Names(root, list(own.values()))
-        self._decoders = _Decoders(_Decoder(self._names, image_size), workers)
+        self._decoders = _Decoders(_Decoder(self._names, image_size, resize or image_size), workers)
         self._hashes: dict[Split, str] = {}
         self._statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
@@ -125,6 +147,13 @@ class FolderDataset(ImageDataset):
         return self._statistics
 
 
+class ImageNetDataset(FolderDataset):
+    """ImageNet as torchvision and timm lay it out; its classes, sorted by WNID, are in timm's order."""
+
+    name = "imagenet"
+    shares: Mapping[Split, int] = {"test": 5, "val": 50}
+
+
 @attrs.frozen(eq=False)
 class _Listing:
     """The images of one folder, in order: their names below the root joined to one, the names' lengths, labels."""
@@ -162,9 +191,9 @@ class _Names:
 class _Decoder(Dataset[Tensor | DataError]):
     """Gives an image, or the error that it is damaged: raised in a worker, torch would bury it in a traceback."""
 
-    def __init__(self, names: _Names, image_size: int) -> None:
+    def __init__(self, names: _Names, image_size: int, resize: int) -> None:
         self._names = names
-        self._resize: Any = v2.Compose([v2.Resize(image_size, antialias=True), v2.CenterCrop(image_size)])
+        self._resize: Any = v2.Compose([v2.Resize(resize, antialias=True), v2.CenterCrop(image_size)])
 
     def __len__(self) -> int:
         return len(self._names)

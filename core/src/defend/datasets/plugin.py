@@ -19,6 +19,16 @@ class FolderOptions:
 
 
 @options
+class ImageNetOptions:
+    """Options of `imagenet`."""
+
+    data_dir: str | None = option(None, help="the folder: ROOT/train/WNID/*.JPEG and ROOT/val/WNID/*.JPEG")
+    resize: int = option(256, help="images' shorter side before the crop", at_least=8, at_most=2048)
+    image_size: int = option(224, help="images are centre-cropped to this side", at_least=8, at_most=2048)
+    workers: int = option(2, help="processes that decode images", at_least=0)
+
+
+@options
 class DownloadedOptions:
     """Options of the data sets that torchvision knows."""
 
@@ -27,7 +37,7 @@ class DownloadedOptions:
 
 @hookimpl
 def defend_datasets() -> Sequence[StageSpec]:
-    """digits, mnist, fashion_mnist, cifar10, imagefolder."""
+    """digits, mnist, fashion_mnist, cifar10, imagefolder, imagenet."""
     return [
         StageSpec(
             name="digits",
@@ -57,5 +67,11 @@ def defend_datasets() -> Sequence[StageSpec]:
             summary="your own images, one folder a class, streamed from --data-dir",
             build="defend.datasets.folder:build",
             config=FolderOptions,
+        ),
+        StageSpec(
+            name="imagenet",
+            summary="ImageNet from --data-dir, 224x224 colour, streamed; its validation images are the test split",
+            build="defend.datasets.folder:build_imagenet",
+            config=ImageNetOptions,
         ),
     ]

@@ -63,6 +63,11 @@ class ApudaeRecipe:
     lr: float = option(1e-4, help="Adam's learning rate [R]", at_least=0)
     schedule: str = option("constant", help="constant [R], or one_cycle up to lr", choices=("constant", "one_cycle"))
     s_max: float = option(0.2, help="largest standard deviation of the training noise [R]", at_least=0)
+    crop: int | None = option(
+        None,
+        help="train on random squares of this side; None: whole images. Convolutions know no size [R]",
+        at_least=8,
+    )
 
 
 @options

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from defend import Task
@@ -30,7 +31,7 @@ class DenoisingTraining(Training):
         return {"dae": Optimiser(adam, torch.optim.lr_scheduler.OneCycleLR(adam, recipe.lr, total_steps=steps))}
 
     def losses(self, batch: Batch) -> Iterator[Loss]:
-        images = batch.images
+        images = batch.images if self._recipe.crop is None else crop(batch.images, self._recipe.crop)
         s = self._recipe.s_max * torch.rand(len(images), 1, 1, 1, device=images.device)
         restored = self.modules["dae"](images + s * torch.randn_like(images))
         yield Loss("dae", F.mse_loss(restored, images))
@@ -46,6 +47,14 @@ class DenoisingTraining(Training):
         channels, height, width = dataset.shape
         rmse = (mu / (channels * height * width)).sqrt()
         return {"mu": float(mu), "sigma": float(sigma), "val_rmse": float(rmse)}
+
+
+def crop(images: Tensor, side: int) -> Tensor:
+    """Cut the same square, at a random place, out of all images [B,C,H,W]; of a shorter side all is kept."""
+    height, width = (min(side, own) for own in images.shape[-2:])
+    top = int(torch.randint(images.shape[-2] - height + 1, ()))  # drawn on the CPU: the device is not waited for
+    left = int(torch.randint(images.shape[-1] - width + 1, ()))
+    return images[..., top : top + height, left : left + width]
 
 
 def train(config: ApudaeOptions, recipe: ApudaeRecipe, task: Task) -> DenoisingTraining:

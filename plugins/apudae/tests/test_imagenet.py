@@ -1,0 +1,89 @@
+"""ImageNet's way through the whole: its folders, timm's own weights, a denoiser for 224 pixels, the paper's Table 4.
+
+The images are synthetic and few, the autoencoder is small and hardly trained, and no weights are downloaded: what is
+shown is that the way is open, not what stands at its end.
+"""
+
+import attrs
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+
+from defend.build import open_dataset
+from defend.reproduce import Settings, reproduce
+from defend.train_stage import train_stage
+from defend.watcher import Watcher
+from defend_apudae.tables import TABLES
+from defend_apudae.training import crop
+
+CLASSES = 1000  # timm's weights take no fewer
+ARMS = ("None", "A n=12")
+VICTIM = "mobilenetv3_small_050"  # the quickest at 224 pixels
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("imagenet")
+    generator = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for number in range(CLASSES):
+            place = root / split / f"n{number:08d}"
+            place.mkdir(parents=True)
+            Image.fromarray(generator.integers(0, 256, (12, 16, 3), dtype=np.uint8)).save(place / "0.png")
+    return root
+
+
+@pytest.fixture
+def downloads(monkeypatch):
+    """The names of timm's weights that would have been downloaded; the networks are untrained."""
+    asked, create = [], timm.create_model
+
+    def untrained(name, pretrained=False, **arguments):
+        asked.extend([name] if pretrained else [])
+        torch.manual_seed(0)
+        return create(name, **arguments)
+
+    monkeypatch.setattr(timm, "create_model", untrained)
+    return asked
+
+
+def test_table_4_from_the_folders_to_the_figures(folder, tmp_path, monkeypatch, downloads):
+    monkeypatch.setenv("DEFEND_CACHE_DIR", str(tmp_path / "cache"))
+    images = open_dataset("imagenet", str(folder), {"workers": 0})
+    assert (images.shape, len(images.classes), len(images.labels("test"))) == ((3, 224, 224), CLASSES, CLASSES)
+    small = {"depth": 2, "width": 4, "batch_size": 512, "crop": 32}
+    path, card = train_stage("purifier", "apudae", images, options=small, device="cpu")
+    assert path.name == "purifier-apudae-imagenet.safetensors"
+    assert 0 < card.figures["sigma"] < card.figures["mu"]
+
+    whole = next(table for table in TABLES if table.short == "table-4")
+    table = attrs.evolve(
+        whole,
+        victim=VICTIM,
+        arms=tuple(whole.arm(name) for name in ARMS),
+        cells={(attack, arm): figure for (attack, arm), figure in whole.cells.items() if arm in ARMS},
+        adaptive=None,
+    )
+    settings = Settings(out=tmp_path / "out", limit=2, device="cpu", data_dir=str(folder))
+    result = reproduce(table, settings, Watcher())
+    assert not result.partial
+    assert set(downloads) == {VICTIM}
+    figures = {(cell.attack, cell.arm): cell for cell in result.cells}
+    assert set(figures) == set(table.cells)
+    assert all(cell.n == 2 and 0 <= cell.ours <= 1 for cell in figures.values())
+
+
+@pytest.mark.parametrize("side", [8, 24, 40])
+def test_a_crop_is_a_piece_of_the_image_or_all_of_it(side):
+    images = torch.arange(2 * 24 * 32.0).view(2, 1, 24, 32)
+    piece = crop(images, side)
+    assert piece.shape == (2, 1, min(side, 24), min(side, 32))
+    top, left = divmod(int(piece[0, 0, 0, 0]), 32)
+    assert torch.equal(piece, images[..., top : top + side, left : left + side])
+
+
+def test_crops_reach_every_place():
+    images = torch.arange(16.0).view(1, 1, 4, 4)
+    assert {float(crop(images, 3)[0, 0, 0, 0]) for _ in range(100)} == {0.0, 1.0, 4.0, 5.0}
