@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from defend import scaffold
+from defend import __version__, scaffold
 from defend.errors import ConfigError, DefendError, UnknownNameError
 from defend.stages import STAGES
 
@@ -90,6 +90,7 @@ def test_every_file_is_returned_and_in_its_place(stage, tmp_path):
 def test_the_distribution_is_named_and_ships_its_weights(stage, tmp_path):
     scaffold.create("two_words", stage, tmp_path)
     settings = tomllib.loads((tmp_path / "two_words/pyproject.toml").read_text())
+    assert f"defend-core>={'.'.join(__version__.split('.')[:2])}" in settings["project"]["dependencies"]
     assert settings["project"]["name"] == "defend-two-words"
     assert settings["project"]["entry-points"]["defend"] == {"two_words": "defend_two_words.plugin"}
     data = settings["tool"]["setuptools"]["package-data"]["defend_two_words"]

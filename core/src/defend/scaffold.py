@@ -14,6 +14,7 @@ import string
 import tempfile
 from pathlib import Path
 
+from defend import __version__
 from defend.errors import ConfigError, DefendError, UnknownNameError
 from defend.plugins import Entry, registry
 from defend.stages import STAGES
@@ -71,6 +72,7 @@ def package_files(name: str, stage: str) -> dict[str, str]:
     data = '"py.typed", "weights/*.safetensors"' if trained else '"py.typed"'
     values = {
         "name": name, "stage": stage, "package": package, "distribution": package.replace("_", "-"), "data": data,
+        "core": ".".join(__version__.split(".")[:2]),
     }  # fmt: skip
     found = {}
     for part in ("common", stage):
