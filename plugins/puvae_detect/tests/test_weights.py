@@ -130,3 +130,23 @@ def test_golden_logits_of_classifier_a_on_the_papers_data(digits, dataset):
     for row, golden in zip(logits[:, :5].tolist(), A_LOGITS[dataset], strict=True):
         assert row == pytest.approx(golden, abs=1e-2)
     assert victim.card.figures["test_accuracy"] == pytest.approx(PAPERS_ACCURACY[dataset], abs=0.005)
+
+
+# to a VAE of other images, digits are beyond its threshold, or near it
+VAE_ERRORS = {
+    "mnist": [0.1374, 0.1605, 0.18419, 0.16048], "fashion_mnist": [0.13872, 0.09607, 0.1429, 0.10856],
+}  # fmt: skip
+VAE_FIGURES = {"mnist": (0.081707, 0.97, 0.001), "fashion_mnist": (0.134352, 0.85, 0.01)}
+
+
+@pytest.mark.parametrize("dataset", VAE_ERRORS)
+def test_golden_errors_of_the_vaes_on_the_papers_data(digits, dataset):
+    images, _ = digits.tensors("test", limit=4)
+    built = build_stage("purifier", "puvae", Task(dataset, 1, 28, 28, 10), {"z_noise": 0})
+    with torch.no_grad():
+        errors = reconstruction_error(images, built.module(images), "mean_pixel_rms")
+    threshold, accuracy, rejected = VAE_FIGURES[dataset]
+    assert errors.tolist() == pytest.approx(VAE_ERRORS[dataset], abs=1e-3)
+    assert float(built.module.threshold) == pytest.approx(threshold, abs=1e-5)
+    assert built.card.figures["val_accuracy"] > accuracy
+    assert built.card.figures["val_rejected"] <= rejected

@@ -46,7 +46,11 @@ def defend_purifiers() -> Sequence[StageSpec]:
                 "digits": {"epochs": 120, "batch_size": 32, "lr": 2e-3, "schedule": "one_cycle", "rc_weight": 1.0},
             },
             editions=EDITIONS,
-            costs={"digits": "8 min on one CPU core", "mnist": "28 min on one CPU core"},
+            costs={
+                "digits": "8 min on one CPU core",
+                "mnist": "28 min on one CPU core",
+                "fashion_mnist": "28 min on one CPU core",
+            },
             weights=WEIGHTS,
         )
     ]
