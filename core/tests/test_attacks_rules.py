@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torch import nn
+from torch.nn import functional as F
 
 from defend.attacks.cw import CarliniWagner
 from defend.attacks.host import craft, enforce
@@ -14,7 +15,7 @@ from defend.attacks.iterated import Bim, Pgd
 from defend.attacks.noise import Noise
 from defend.attacks.options import BimOptions, CwOptions, FgsmOptions, PgdOptions, RfgsmOptions, bim_steps
 from defend.attacks.single_step import Fgsm, Rfgsm
-from defend.attacks.target import Target
+from defend.attacks.target import Target, scaled_cross_entropy
 from defend.errors import ContractError
 from defend.randomness import uniform_like
 from defend.testing import TASK, TinyVictim, images
@@ -327,6 +328,36 @@ def test_an_attack_ends_when_everything_is_fooled():
     wrong = (victim(pictures).argmax(1) + 1) % TASK.classes
     found = craft(Bim(BimOptions()), Target(counting), pictures, wrong, eps=0.1)
     assert counting.passes == [12] and torch.equal(found, pictures)
+
+
+class Saturated(nn.Module):
+    """Two logits so far apart that the softmax of the larger is 1, to the last bit."""
+
+    def forward(self, batch):
+        score = 40 * (batch.flatten(1).mean(1) - 0.4)
+        return torch.stack([score + 100, -score], 1)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [lambda **more: Fgsm(FgsmOptions(**more)), lambda **more: Rfgsm(RfgsmOptions(variant="apudae", **more)),
+     lambda **more: Bim(BimOptions(steps=3, **more)), lambda **more: Pgd(PgdOptions(steps=3, **more))],
+    ids=["fgsm", "rfgsm", "bim", "pgd"],
+)  # fmt: skip
+def test_a_smaller_scale_of_the_logits_finds_the_gradient_behind_a_saturated_softmax(build):
+    pictures, labels = torch.full((1, 1, 4, 4), 0.5), torch.zeros(1, dtype=torch.long)
+    stuck = craft(build(), Target(Saturated()), pictures, labels, eps=0.25)
+    moved = craft(build(logit_scale=0.01), Target(Saturated()), pictures, labels, eps=0.25)
+    assert float(stuck.mean()) > 0.4
+    assert float(moved.mean()) < float(stuck.mean()) - 0.05
+
+
+def test_the_scale_of_the_logits_is_that_of_the_loss():
+    pictures, labels = torch.rand(3, 1, 4, 4), torch.tensor([0, 1, 0])
+    module = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
+    loss, logits = scaled_cross_entropy(3.0)(module, pictures, labels)
+    assert torch.equal(logits, module(pictures))
+    assert torch.allclose(loss, F.cross_entropy(3 * module(pictures), labels, reduction="none"))
 
 
 def test_without_early_stopping_every_step_sees_every_image():

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from defend.attacks.goals import Goal, choose_goal, confirm, sign_step
 from defend.attacks.host import project_linf
-from defend.attacks.options import BimOptions, PgdOptions, bim_steps
-from defend.attacks.target import Objective, Target, cross_entropy
+from defend.attacks.options import BimOptions, ClimbOptions, PgdOptions, bim_steps
+from defend.attacks.target import Objective, Target, cross_entropy, scaled_cross_entropy
 from defend.randomness import keyed, uniform_like
 
 
@@ -83,6 +83,7 @@ class Bim:
             result[some] = climb_linf(
                 target, images[some], images[some], goal.part(some),
                 eps=eps[some], keys=keys[some], steps=count, step_size=size[some], early_stop=config.early_stop,
+                objective=scaled_cross_entropy(config.logit_scale),
             )  # fmt: skip
         return result
 
@@ -92,9 +93,13 @@ class Pgd:
 
     norm = "linf"
 
-    def __init__(self, config: PgdOptions, objective: Objective = cross_entropy, judged: bool = True) -> None:
-        """`judged` is False where the objective's logits are not the target's own, so they decide no success."""
-        self._config, self._objective, self._judged = config, objective, judged
+    def __init__(self, config: ClimbOptions, objective: Objective | None = None, judged: bool = True) -> None:
+        """The objective is the cross-entropy if None.
+
+        `judged` is False where the objective's logits are not the target's own, so they decide no success.
+        """
+        scale = config.logit_scale if isinstance(config, PgdOptions) else 1.0
+        self._config, self._objective, self._judged = config, objective or scaled_cross_entropy(scale), judged
 
     def __call__(self, target: Target, images: Tensor, labels: Tensor, *, eps: Tensor, keys: Tensor) -> Tensor:
         """See `defend.stages.Attack`."""

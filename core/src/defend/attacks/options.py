@@ -21,9 +21,20 @@ class GoalOptions:
     )
 
 
+def _logit_scale() -> float:
+    return option(  # type: ignore[no-any-return]
+        1.0,
+        help="logits are multiplied by it before the loss: below 1 finds the gradient that a saturated softmax hides "
+        "(defensive distillation; Carlini and Wagner 2016), above 1 shows what one would hide",
+        at_least=1e-3,
+    )
+
+
 @options
 class FgsmOptions(GoalOptions):
     """Options of `fgsm`."""
+
+    logit_scale: float = _logit_scale()
 
 
 @options
@@ -34,6 +45,7 @@ class RfgsmOptions(GoalOptions):
     share: float = option(0.5, help="tramer: the random step as a share of eps", at_least=0, at_most=1)
     random_step: float = option(2 / 255, help="apudae: bound of the uniform random step", at_least=0, at_most=1)
     strict_code: bool = option(False, help="apudae: leave the total at eps + random_step, as its code does")
+    logit_scale: float = _logit_scale()
 
 
 @options
@@ -53,15 +65,23 @@ class BimOptions(IteratedOptions):
     """Options of `bim`: step_size None means eps/10."""
 
     steps: int | None = option(None, help="steps (None: floor(2 eps / step_size + 2), paper 001)", at_least=1)
+    logit_scale: float = _logit_scale()
 
 
 @options
-class PgdOptions(IteratedOptions):
-    """Options of `pgd`: step_size None means 2.5 eps / steps (Madry et al. 2018)."""
+class ClimbOptions(IteratedOptions):
+    """Options of `pgd`, and of attacks that climb another loss as it does: step_size None means 2.5 eps / steps."""
 
     steps: int = option(20, help="steps", at_least=1)
     restarts: int = option(1, help="random starts; an image counts as fooled if any start fools it", at_least=1)
     random_start: bool = option(True, help="start at a uniform point of the eps-ball")
+
+
+@options
+class PgdOptions(ClimbOptions):
+    """Options of `pgd` (Madry et al. 2018)."""
+
+    logit_scale: float = _logit_scale()
 
 
 @options

@@ -7,7 +7,7 @@ from torch import Tensor
 from defend.attacks.goals import choose_goal, sign_step
 from defend.attacks.host import project_linf
 from defend.attacks.options import FgsmOptions, RfgsmOptions
-from defend.attacks.target import Target
+from defend.attacks.target import Target, scaled_cross_entropy
 from defend.randomness import keyed, sign_like, uniform_like
 
 
@@ -22,7 +22,8 @@ class Fgsm:
     def __call__(self, target: Target, images: Tensor, labels: Tensor, *, eps: Tensor, keys: Tensor) -> Tensor:
         """See `defend.stages.Attack`."""
         goal = choose_goal(self._config, target, images, labels, keys)
-        gradient = target.slope(images, goal.labels, keys, 0).gradient
+        objective = scaled_cross_entropy(self._config.logit_scale)
+        gradient = target.slope(images, goal.labels, keys, 0, objective).gradient
         return project_linf(images + sign_step(gradient, goal, eps), images, eps)
 
 
@@ -53,7 +54,8 @@ class Rfgsm:
                 start = images + uniform_like(images, -config.random_step, config.random_step)
                 step = eps
         start = start.clamp(0, 1)
-        gradient = target.slope(start, goal.labels, keys, 0).gradient
+        objective = scaled_cross_entropy(config.logit_scale)
+        gradient = target.slope(start, goal.labels, keys, 0, objective).gradient
         return project_linf(start + sign_step(gradient, goal, step), images, eps + self.excess)
 
 

@@ -25,6 +25,18 @@ def cross_entropy(module: nn.Module, images: Tensor, labels: Tensor) -> tuple[Te
     return F.cross_entropy(logits, labels, reduction="none"), logits
 
 
+def scaled_cross_entropy(scale: float) -> Objective:
+    """Return the cross-entropy of logits that are multiplied by `scale`; the logits returned are the module's own."""
+    if scale == 1:
+        return cross_entropy
+
+    def objective(module: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        logits = module(images)
+        return F.cross_entropy(scale * logits, labels, reduction="none"), logits
+
+    return objective
+
+
 @attrs.frozen
 class Slope:
     """A gradient [B,C,H,W] at some images, the loss [B] and the logits [B,K] there (means over draws)."""

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from defend import option, options
-from defend.attacks.options import PgdOptions
+from defend.attacks.options import ClimbOptions
 
 
 @options
@@ -78,12 +78,12 @@ class MlpOptions:
 
 
 @options
-class CounterAttackAOptions(PgdOptions):
+class CounterAttackAOptions(ClimbOptions):
     """Options of `apudae_a`."""
 
 
 @options
-class CounterAttackBOptions(PgdOptions):
+class CounterAttackBOptions(ClimbOptions):
     """Options of `apudae_b`."""
 
     betas: tuple[float, ...] = option(

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from defend import option, options
-from defend.attacks.options import PgdOptions
+from defend.attacks.options import ClimbOptions
 
 
 @options
@@ -111,5 +111,5 @@ class VaeganRecipe:
 
 
 @options
-class StraightOptions(PgdOptions):
+class StraightOptions(ClimbOptions):
     """Options of `vaegan_straight`."""
