@@ -16,7 +16,6 @@ from defend.reproduce import Settings, reproduce
 from defend.train_stage import train_stage
 from defend.watcher import Watcher
 from defend_apudae.tables import TABLES
-from defend_apudae.training import crop
 
 CLASSES = 1000  # timm's weights take no fewer
 ARMS = ("None", "A n=12")
@@ -73,17 +72,3 @@ def test_table_4_from_the_folders_to_the_figures(folder, tmp_path, monkeypatch, 
     figures = {(cell.attack, cell.arm): cell for cell in result.cells}
     assert set(figures) == set(table.cells)
     assert all(cell.n == 2 and 0 <= cell.ours <= 1 for cell in figures.values())
-
-
-@pytest.mark.parametrize("side", [8, 24, 40])
-def test_a_crop_is_a_piece_of_the_image_or_all_of_it(side):
-    images = torch.arange(2 * 24 * 32.0).view(2, 1, 24, 32)
-    piece = crop(images, side)
-    assert piece.shape == (2, 1, min(side, 24), min(side, 32))
-    top, left = divmod(int(piece[0, 0, 0, 0]), 32)
-    assert torch.equal(piece, images[..., top : top + side, left : left + side])
-
-
-def test_crops_reach_every_place():
-    images = torch.arange(16.0).view(1, 1, 4, 4)
-    assert {float(crop(images, 3)[0, 0, 0, 0]) for _ in range(100)} == {0.0, 1.0, 4.0, 5.0}

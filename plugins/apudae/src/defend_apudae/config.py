@@ -63,6 +63,9 @@ class ApudaeRecipe:
     lr: float = option(1e-4, help="Adam's learning rate [R]", at_least=0)
     schedule: str = option("constant", help="constant [R], or one_cycle up to lr", choices=("constant", "one_cycle"))
     s_max: float = option(0.2, help="largest standard deviation of the training noise [R]", at_least=0)
+    clip: bool = option(
+        False, help="clip noisy images to [0,1], as every attacked one is [R: off, the formula has no clip]"
+    )
     crop: int | None = option(
         None,
         help="train on random squares of this side; None: whole images. Convolutions know no size [R]",

@@ -33,7 +33,8 @@ class DenoisingTraining(Training):
     def losses(self, batch: Batch) -> Iterator[Loss]:
         images = batch.images if self._recipe.crop is None else crop(batch.images, self._recipe.crop)
         s = self._recipe.s_max * torch.rand(len(images), 1, 1, 1, device=images.device)
-        restored = self.modules["dae"](images + s * torch.randn_like(images))
+        noisy = images + s * torch.randn_like(images)
+        restored = self.modules["dae"](noisy.clamp(0, 1) if self._recipe.clip else noisy)
         yield Loss("dae", F.mse_loss(restored, images))
 
     @torch.no_grad()
