@@ -244,8 +244,7 @@ TRAININGS: tuple[Train, ...] = (
     _unet_gan("noise", 40),
     _unet_gan("image-2", 41),
     _victim("vgg16_bn", "fashion_mnist", 43, epochs=15, batch_size=256, lr=0.1, shift=2, **SGD),
-    _train("purifier", "vaegan", "fashion_mnist", 44, [("vaegan", 3 * LEARN)], epochs=30, batch_size=256, lr=4e-4,
-           lr_last=0.05),
+    _train("purifier", "vaegan", "fashion_mnist", 44, [("vaegan", 3 * LEARN)], kinds=10 / 55, epochs=50, batch_size=64),
     _cifar_victim("vgg11_bn", 46, epochs=20, batch=512, lr=0.2, label_smoothing=0.1, cutout=8),
     _cifar_victim("densenet121", 47, epochs=10, batch=256, lr=0.2, label_smoothing=0.1, cutout=8),
     # grey images: a CPU trains most of these too
@@ -254,7 +253,7 @@ TRAININGS: tuple[Train, ...] = (
     _puvae_compact("mnist", 52),
     _puvae_compact("fashion_mnist", 53),
     _victim("mlp", "mnist", 56, epochs=3, batch_size=128, lr=2e-3),
-    _train("purifier", "apudae", "mnist", 57, [("apudae_grey", LEARN)], epochs=8, batch_size=128, lr=2e-3),
+    _train("purifier", "apudae", "mnist", 57, [("apudae_grey", LEARN)], epochs=12, batch_size=128),
     _adversarial("mlp", "mnist", 58, "eps-0.1", epochs=5, batch_size=128, steps=10),
     # what no table needs: the papers' sizes, and adversarial training to compare with
     _puvae_paper("mnist", 65),
