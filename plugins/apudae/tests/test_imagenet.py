@@ -18,7 +18,7 @@ from defend.watcher import Watcher
 from defend_apudae.tables import TABLES
 
 CLASSES = 1000  # timm's weights take no fewer
-ARMS = ("None", "A n=12")
+ARMS, ATTACKS = ("None", "A n=12"), ("Clean", "BIM 5/255")
 VICTIM = "mobilenetv3_small_050"  # the quickest at 224 pixels
 
 
@@ -62,7 +62,8 @@ def test_table_4_from_the_folders_to_the_figures(folder, tmp_path, monkeypatch, 
         whole,
         victim=VICTIM,
         arms=tuple(whole.arm(name) for name in ARMS),
-        cells={(attack, arm): figure for (attack, arm), figure in whole.cells.items() if arm in ARMS},
+        attacks=tuple(whole.attack(name) for name in ATTACKS),
+        cells={(name, arm): cell for (name, arm), cell in whole.cells.items() if arm in ARMS and name in ATTACKS},
         adaptive=None,
     )
     settings = Settings(out=tmp_path / "out", limit=2, device="cpu", data_dir=str(folder))
