@@ -151,7 +151,7 @@ class ImageNetDataset(FolderDataset):
     """ImageNet as torchvision and timm lay it out; its classes, sorted by WNID, are in timm's order."""
 
     name = "imagenet"
-    shares: Mapping[Split, int] = {"test": 5, "val": 50}
+    shares: Mapping[Split, int] = {"val": 50}
 
 
 @attrs.frozen(eq=False)
