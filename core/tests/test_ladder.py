@@ -78,7 +78,7 @@ def test_a_quick_run_takes_the_cheap_rungs():
     rows = planned(faced={**FACED, "transfer": {}})
     assert named(rows) == [("noise", "noise", ""), ("fgsm", "oblivious", ""), ("pgd", "oblivious", ""),
                            ("pgd", "adaptive", "")]  # fmt: skip
-    assert [row.steps for row in rows[3:]] == [20, 10]
+    assert [row.steps for row in rows[3:]] == [10, 10]
     assert [len(row.keys) for row in rows] == [100, 100, 100, 100, 25]
 
 

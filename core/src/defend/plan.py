@@ -20,7 +20,7 @@ from defend.threats import DEFENDED, THREATS, UNDEFENDED, chosen, insisted
 from defend.values import QUICK_ATTACKS, RunConfig, Threat
 
 QUICK: Mapping[str, int] = {"steps": 10, "queries": 200}
-"""What a quick run takes of the expensive attacks: single-step ones, which have neither, are left out unless named."""
+"""What a quick run takes of expensive attacks; single-step ones, which have neither, it takes only if named."""
 EARLY_STOP = "early_stop"  # the option of an attack that leaves an image as it is once it is fooled
 
 
@@ -108,7 +108,7 @@ def attacks_of(kind: str, config: RunConfig, plugins: Registry) -> list[Found]:
     suits = THREATS[kind].suits or kind
     default: tuple[str, ...] = THREATS[kind].attacks
     asked = config.attacks
-    if asked is None and config.threats is None and not config.thorough:
+    if _plain(config):
         asked = QUICK_ATTACKS
     found = [plugins.find("attack", name) for name in (default if asked is None else asked)]
     fitting = [each for each in found if suits in each.spec.threats]
@@ -117,6 +117,11 @@ def attacks_of(kind: str, config: RunConfig, plugins: Registry) -> list[Found]:
     if kind == "adaptive":
         fitting += [plugins.find("attack", name) for name in counter_attacks(config, plugins)]
     return list({each.name: each for each in fitting}.values())
+
+
+def _plain(config: RunConfig) -> bool:
+    """Whether a run is the quick one that names neither attacks nor threats."""
+    return config.attacks is None and config.threats is None and not config.thorough
 
 
 def _only_others(kind: str, found: Sequence[Found]) -> bool:
@@ -170,7 +175,8 @@ def _budgets(attack: Attack, config: RunConfig, task: Task) -> list[tuple[float 
 def _options(kind: str, found: Found, config: RunConfig, blind: bool) -> dict[str, Any] | None:
     """Return an attack's options under a threat; None where a quick run leaves the attack out.
 
-    A `blind` one, which something else judges than what it attacks, takes all its steps unless told otherwise.
+    A `blind` one, which something else judges than what it attacks, does not stop early unless told to; where nothing
+    was named it takes no more steps than those that know the defence.
     """
     given = dict(config.options.get(found.name, {}))
     known = {option.name: option for option in describe(found.spec.config)}
@@ -178,10 +184,11 @@ def _options(kind: str, found: Found, config: RunConfig, blind: bool) -> dict[st
         given = {EARLY_STOP: False, **given}
     if config.thorough:
         return {**THREATS[kind].options.get(found.name, {}), **given}
-    if not THREATS[kind].expensive:
-        return given
-    if config.attacks is None and not QUICK.keys() & known.keys():
+    costly = THREATS[kind].expensive
+    if costly and config.attacks is None and not QUICK.keys() & known.keys():
         return None  # one step finds little that many do not
+    if not (costly or (blind and _plain(config))):
+        return given
     fewer = {
         name: min(known[name].default, most)
         for name, most in QUICK.items()

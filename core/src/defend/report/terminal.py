@@ -146,7 +146,7 @@ def _note(report: Report) -> str:
     if report.config.thorough or report.partial:
         return ""
     return (
-        "Quick run: a sample of the images, and 10 steps in adaptive rows; --thorough takes all of them, under every "
+        "Quick run: a sample of the images, and 10 steps of an attack; --thorough takes all of them, under every "
         "threat; --threat ladder every threat quickly"
     )
 
