@@ -115,6 +115,7 @@ def defend_tables():
         table(4, (NONE, TableArm(name="Broken", purifier="broken")), ATTACKS[:2]),
         table(5, TRANSFER, (*ATTACKS[:1], ATTACKS[2], TableAttack(name="T", attack="fgsm", threat="transfer", n=24))),
         table(6, TUNED, ATTACKS[:2], adaptive=Adaptive(attacks=("fgsm",), n=6)),
+        table(7, (NONE,), ATTACKS[:2], victim="dragon", needs=("defend-dragon",)),
     ]
 """
 PARTS = """
@@ -562,6 +563,20 @@ def test_exit_codes(toys, defend, refused, tmp_path, monkeypatch):
     assert answer.code == 130
     assert "interrupted: the same command goes on where it stopped" in answer.error
     assert "Not finished" in (tmp_path / "out" / "papers-table-2.html").read_text(encoding="utf-8")
+
+
+def test_a_table_whose_parts_are_not_installed_is_left_out_unless_named(toys, defend, refused, tmp_path, monkeypatch):
+    lacks = "table 'papers/table-7' needs defend-dragon, not installed here: run `pip install defend-dragon`"
+    assert lacks in refused("reproduce", "papers/table-7", "--out", tmp_path)
+
+    def measured(table, *_):
+        raise DefendError(f"measured {table.name}")
+
+    monkeypatch.setattr("defend.reproduce.reproduce", measured)
+    said = " ".join(defend("reproduce", "papers", "--out", tmp_path).error.split())
+    assert lacks in said and "measured papers/table-6" in said and "measured papers/table-7" not in said
+    listed = {entry["name"]: entry["missing"] for entry in defend("reproduce", "--list", "--json").json}
+    assert listed["papers/table-7"] == ["defend-dragon"] and listed["papers/table-6"] == []
 
 
 def test_kept_results_are_shown_and_written(toys, defend, refused, measure, tmp_path):

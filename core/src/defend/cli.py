@@ -542,6 +542,7 @@ def reproduce_command(
     TABLE is for example apudae/table-2, or apudae for all of a plugin's. Cut off, the same command goes on.
     """
     from defend import results
+    from defend.distributions import lack
     from defend.plugins import registry
     from defend.report import reproduction
     from defend.tables import choose_tables
@@ -598,6 +599,9 @@ def reproduce_command(
         for table in chosen:
             if table.not_run and table.name not in names:
                 console.print(f"{table.name}: {table.not_run}; name it to try", highlight=False, markup=False)
+                continue
+            if table.missing() and table.name not in names:
+                console.print(lack(f"table {table.name!r}", table.missing()), highlight=False, markup=False)
                 continue
             watcher = run_watcher(console, quiet)
             try:

@@ -5,7 +5,6 @@ A plugin declares recipes through the hook `defend_recipes`; `defend.ladders` ho
 
 from __future__ import annotations
 
-import importlib.metadata
 import re
 from collections.abc import Mapping
 from pathlib import PurePath
@@ -13,7 +12,8 @@ from typing import Any
 
 import attrs
 
-from defend.errors import ConfigError, UnknownNameError, did_you_mean
+from defend.distributions import absent, require
+from defend.errors import UnknownNameError, did_you_mean
 from defend.threats import chosen
 from defend.values import LADDER, RunConfig
 
@@ -79,7 +79,7 @@ class Recipe:
 
     def missing(self) -> tuple[str, ...]:
         """Return the distributions it needs that are not installed."""
-        return tuple(name for name in self.needs if not _is_installed(name))
+        return absent(self.needs)
 
     def require(self) -> None:
         """Check that what it needs is installed.
@@ -87,20 +87,7 @@ class Recipe:
         Raises:
             ConfigError: it is not; the message says what to install.
         """
-        missing = self.missing()
-        if missing:
-            raise ConfigError(
-                f"recipe {self.name!r} needs {' and '.join(missing)}, not installed here: run "
-                f"`pip install {' '.join(missing)}`"
-            )
-
-
-def _is_installed(distribution: str) -> bool:
-    try:
-        importlib.metadata.distribution(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
+        require(f"recipe {self.name!r}", self.needs)
 
 
 def choose_recipe(recipes: Mapping[str, Recipe], name: str) -> Recipe:

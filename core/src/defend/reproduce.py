@@ -96,11 +96,13 @@ def reproduce(
 
     Raises:
         WeightsError: no arm has its weights; the message names the commands.
+        ConfigError: a distribution that offers a part of it is not installed; the message says which.
         DataError: a run that is there was made with other weights, or with other images than the others.
         DefendError: as `defend.run`, where all runs fail.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("a table is measured in one process: start it without torchrun")
+    table.require()
     plugins = found_in or registry()
     gaps = {} if settings.train_missing else missing(table, plugins)
     ready = [arm for arm in table.arms if not arm.absent and not arm.best_of and arm.name not in gaps]

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import attrs
 
+from defend.distributions import absent, require
 from defend.errors import ConfigError, did_you_mean
 from defend.stages import Paper
 from defend.threats import DEFENDED, THREATS, TUNED, UNDEFENDED, UNTUNED
@@ -130,6 +131,7 @@ class Table:
         across: what stands at the top, as in the paper.
         results: the package whose data holds the kept result, NAME.json.
         not_run: why none of it was measured by us, if so.
+        needs: distributions that offer its parts beside its own plugin, for example "defend-dae-finetune".
     """
 
     name: str = attrs.field(validator=_full_name)
@@ -148,6 +150,7 @@ class Table:
     across: Axis = "arms"
     results: str | None = None
     not_run: str = ""
+    needs: tuple[str, ...] = ()
 
     def __attrs_post_init__(self) -> None:
         arms, attacks = [arm.name for arm in self.arms], [attack.name for attack in self.attacks]
@@ -188,6 +191,18 @@ class Table:
     def short(self) -> str:
         """The name's second part."""
         return self.name.partition("/")[2]
+
+    def missing(self) -> tuple[str, ...]:
+        """Return the distributions it needs that are not installed."""
+        return absent(self.needs)
+
+    def require(self) -> None:
+        """Check that what it needs is installed.
+
+        Raises:
+            ConfigError: it is not; the message says what to install.
+        """
+        require(f"table {self.name!r}", self.needs)
 
     def arm(self, name: str) -> TableArm:
         """Return the arm under a heading."""

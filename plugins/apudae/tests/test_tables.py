@@ -11,7 +11,7 @@ from defend.reproduce import Settings, jobs
 from defend_apudae.tables import TABLES
 
 BY_NAME = {table.short: table for table in TABLES}
-COUNTS = {"table-2": 30, "table-3": 72, "table-4": 32, "table-5-mnist": 5, "table-5-cifar10": 5,
+COUNTS = {"table-2": 30, "table-3": 72, "table-3-resnet20": 72, "table-4": 32, "table-5-mnist": 5, "table-5-cifar10": 5,
           "table-5-imagenet": 5}  # fmt: skip
 
 
@@ -27,6 +27,15 @@ def test_every_cell_of_the_paper_is_there():
     assert BY_NAME["table-4"].cells["BIM 25/255", "C (transform)"] == 92.9
     assert BY_NAME["table-5-mnist"].cells["A", "Best"] == 89.1
     assert BY_NAME["table-5-cifar10"].cells["B", "Best"] == 50.7
+
+
+def test_the_small_edition_of_table_3_has_its_arms_and_cells():
+    whole, small = BY_NAME["table-3"], BY_NAME["table-3-resnet20"]
+    assert (small.arms, small.cells, small.eps) == (whole.arms, whole.cells, whole.eps)
+    assert [(attack.attack, attack.options) for attack in small.attacks] == [
+        (attack.attack, attack.options) for attack in whole.attacks
+    ]
+    assert {attack.n for attack in small.attacks} == {100}
 
 
 @pytest.mark.parametrize("dataset", ["mnist", "cifar10", "imagenet"])

@@ -12,6 +12,7 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from defend.config import to_toml
+from defend.distributions import install
 from defend.ladders import Figure, Ladder, LadderRow, to_json
 from defend.recipes import Recipe, composition
 from defend.threats import WHOLE
@@ -75,7 +76,7 @@ def render(recipe: Recipe, ladder: Ladder | None, console: Console) -> None:
     lines += [Text(line) for line in (recipe.why, *recipe.notes) if line]
     missing = recipe.missing()
     if missing:
-        lines.append(Text(f"Not installed: pip install {' '.join(missing)}", "yellow"))
+        lines.append(Text(f"Not installed: {install(missing)}", "yellow"))
     if ladder is None:
         lines.append(Text("\nNo ladder came with it"))
     else:

@@ -75,7 +75,7 @@ def entry(table: Table, result: TableResult | None) -> dict[str, Any]:
     return {
         "name": table.name, "caption": table.caption, "paper": table.paper.title, "dataset": table.dataset,
         "cells": len(table.cells), "standings": None if result is None else counted(result),
-        "not_run": table.not_run,
+        "not_run": table.not_run, "missing": list(table.missing()),
     }  # fmt: skip
 
 
