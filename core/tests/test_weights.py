@@ -96,7 +96,11 @@ def registry(shipped, monkeypatch):
     def defend_purifiers():
         return [spec]
 
+    def defend_victims():
+        return [attrs.evolve(spec, name="smooth_victim")]
+
     plugin.defend_purifiers = hookimpl(defend_purifiers)
+    plugin.defend_victims = hookimpl(defend_victims)
     monkeypatch.setitem(sys.modules, "smooth_plugin", plugin)
     return Registry(entry_points=[EntryPoint("smooth", "smooth_plugin", "defend")])
 
@@ -334,6 +338,17 @@ def test_an_explicit_path_comes_before_the_cache_before_the_package(registry, ca
     assert weights.locate(found, "mnist") is None
 
 
+def test_a_victim_that_was_tuned_ships_with_the_victim(registry, shipped):
+    path = shipped / "finetuner-adversarial-smooth_victim-none-digits.safetensors"
+    weights.save(path, smooth(), card(stage="finetuner", name="adversarial"))
+    tuner = registry.find("finetuner", "adversarial")
+    filed_as = weights.tuned_name("adversarial", "smooth_victim", None)
+    assert weights.locate(tuner, "digits", filed_as=filed_as) == path
+    assert weights.locate(tuner, "digits", filed_as=weights.tuned_name("adversarial", "another", None)) is None
+    (entry,) = [entry for entry in registry.entries("finetuner") if entry.spec.name == "adversarial"]
+    assert [each.path for each in weights.available("finetuner", "adversarial", registry.packages(entry))] == [path]
+
+
 def test_an_explicit_path_that_does_not_exist_is_refused(registry, cache):
     cache.mkdir(parents=True)
     (cache / "purifier-smooth-digits.safetensors").touch()
@@ -358,7 +373,7 @@ def test_available_lists_the_users_weights_before_the_shipped_and_leaves_out_bro
     weights.save(shipped / "purifier-smooth-digits.safetensors", smooth(), card())
     weights.save(cache / "purifier-smooth-mnist.safetensors", smooth(), card(dataset=DATASET | {"name": "mnist"}))
     (cache / "purifier-smooth-broken.safetensors").write_text("nothing")
-    found = weights.available("purifier", "smooth", "smooth_plugin_weights")
+    found = weights.available("purifier", "smooth", ["smooth_plugin_weights"])
     listed = [(each.path.parent, each.card.dataset["name"], each.shipped) for each in found]
     assert listed == [(cache, "mnist", False), (shipped, "digits", True)]
 

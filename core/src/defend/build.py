@@ -258,7 +258,7 @@ def transfer_sources(victim: str, dataset: str, found_in: Registry, most: int = 
     names = {
         found.card.name
         for entry in found_in.entries("victim")
-        for found in available("victim", None, entry.spec.weights)
+        for found in available("victim", None, found_in.packages(entry))
         if found.card.dataset["name"] == dataset
     }
     return tuple(sorted(names - {victim}))[:most]

@@ -25,7 +25,7 @@ def listing(registry: Registry) -> list[dict[str, Any]]:
             "name": entry.spec.name,
             "summary": entry.spec.summary,
             "plugin": entry.origin,
-            "weights": _weights_of(entry),
+            "weights": _weights_of(registry, entry),
         }
         for stage in STAGES
         for entry in registry.entries(stage)
@@ -42,7 +42,7 @@ def descriptions(registry: Registry, name: str) -> list[dict[str, Any]]:
     if not entries:
         broken = "".join(f"; note: {failure.plugin} failed to load: {failure.cause}" for failure in registry.failures)
         raise UnknownNameError("stage", name, {entry.spec.name for entry in registry.all_entries()}, broken)
-    return [_description(entry, name) for entry in entries]
+    return [_description(registry, entry, name) for entry in entries]
 
 
 def print_listing(console: Console, registry: Registry) -> None:
@@ -110,7 +110,7 @@ def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _description(entry: Entry, name: str) -> dict[str, Any]:
+def _description(registry: Registry, entry: Entry, name: str) -> dict[str, Any]:
     spec = entry.spec
     wanted = None if name == spec.name and spec.members else name
     return {
@@ -137,22 +137,22 @@ def _description(entry: Entry, name: str) -> dict[str, Any]:
                 "recipe": dict(found.card.recipe),
                 "figures": dict(found.card.figures),
             }
-            for found in _known_weights(entry, wanted)
+            for found in _known_weights(registry, entry, wanted)
         ],
     }
 
 
-def _weights_of(entry: Entry) -> list[str]:
+def _weights_of(registry: Registry, entry: Entry) -> list[str]:
     named = entry.spec.members is not None or entry.stage == "finetuner"
-    known = _known_weights(entry, None if entry.spec.members else entry.spec.name)
+    known = _known_weights(registry, entry, None if entry.spec.members else entry.spec.name)
     return sorted({f"{_filed_as(found.card)}/{found.filed_for}" if named else found.filed_for for found in known})
 
 
-def _known_weights(entry: Entry, name: str | None) -> Iterator[Available]:
+def _known_weights(registry: Registry, entry: Entry, name: str | None) -> Iterator[Available]:
     """Yield the weights that serve a stage: its own, and those of the stage whose network it shares."""
     for stage in (entry.stage, entry.spec.weights_of):
         if stage is not None:
-            for found in available(stage, name, entry.spec.weights):
+            for found in available(stage, name, registry.packages(entry)):
                 if name is not None or entry.stage == "finetuner" or _member(entry, found.card.name):
                     yield found
 

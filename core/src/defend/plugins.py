@@ -40,10 +40,17 @@ class Failure:
 
 @attrs.frozen
 class Found:
-    """The answer to a name: the entry, and the member where the entry is a family."""
+    """The answer to a name.
+
+    Attributes:
+        entry: the entry.
+        member: which of it, where it is a family.
+        packages: those whose data may hold its shipped weights, see `Registry.packages`.
+    """
 
     entry: Entry
     member: str | None
+    packages: tuple[str, ...] = ()
 
     @property
     def spec(self) -> StageSpec:
@@ -164,7 +171,7 @@ class Registry:
         """
         entries = self._entries[stage]
         if name in entries and entries[name].spec.members is None:
-            return Found(entries[name], None)
+            return Found(entries[name], None, self.packages(entries[name]))
         if name in entries:
             raise ConfigError(f"{stage} {name!r} is a family: name one of its members ({entries[name].spec.summary})")
         prefix, _, member = name.rpartition(":")
@@ -174,12 +181,20 @@ class Registry:
                 continue
             names = entry.spec.names()
             if name in names or (prefix == entry.spec.name and member in names):
-                return Found(entry, member)
+                return Found(entry, member, self.packages(entry))
             if prefix == entry.spec.name and not names:
                 raise ConfigError(f"{stage} {name!r} is not installed: {entry.spec.summary}")
             choices += names
         broken = "".join(f"; note: {failure.plugin} failed to load: {failure.cause}" for failure in self.failures)
         raise UnknownNameError(stage, name, choices, broken)
+
+    def packages(self, entry: Entry) -> tuple[str, ...]:
+        """Return the packages whose data may hold a stage's shipped weights.
+
+        Its own, and for a fine-tuner those of all victims: who offers a victim can ship it tuned too.
+        """
+        entries = [entry, *(self.entries("victim") if entry.stage == "finetuner" else ())]
+        return tuple(dict.fromkeys(each.spec.weights for each in entries if each.spec.weights))
 
     def all_entries(self) -> list[Entry]:
         """Every entry of every stage, in the order of the pipeline."""

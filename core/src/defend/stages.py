@@ -91,7 +91,8 @@ class StageSpec:
             over `recipes`. They are asked for as "+NAME" where a weights file is named.
         costs: what a training takes, by data set or "DATASET+EDITION", for those who are told to run it: "20 min on
             one CPU core".
-        weights: the package whose data holds shipped weights, for example "defend_apudae.weights".
+        weights: the package whose data holds shipped weights, for example "defend_apudae.weights"; a victim's may
+            hold those of its fine-tuned forms too.
         weights_of: a stage whose weights of the same name serve this one too: a detector that scores with the
             purifier's network names "purifier". Both modules then have the same state_dict.
         members: for a family that answers to many names (all timm models): "module:function"

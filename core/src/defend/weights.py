@@ -12,7 +12,7 @@ import importlib.resources
 import json
 import os
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -134,7 +134,7 @@ def tuned_name(finetuner: str, victim: str, purifier: str | None) -> str:
 
 
 def locate(found: Found, dataset: str, explicit: str | None = None, filed_as: str | None = None) -> Path | None:
-    """Find weights: an explicit path, then the user's cache, then the plugin's package.
+    """Find weights: an explicit path, then the user's cache, then the plugins' packages.
 
     "+EDITION" in the place of a path asks for that edition of them (`StageSpec.editions`). `filed_as` stands in the
     file's name instead of the stage's own (see `tuned_name`). A stage with `weights_of` may also find those of that
@@ -152,7 +152,7 @@ def locate(found: Found, dataset: str, explicit: str | None = None, filed_as: st
             raise WeightsError(f"weights file {explicit!r} does not exist")
         return Path(explicit)
     candidates = [cached_path(stage, filed_as or found.name, dataset, edition) for stage in stages_of(found)]
-    shipped = {path.name: path for path in _shipped(found.spec.weights)}
+    shipped = {path.name: path for path in _shipped(found.packages)}
     candidates += [shipped[path.name] for path in candidates if path.name in shipped]
     return next((path for path in candidates if path.is_file()), None)
 
@@ -182,25 +182,26 @@ class Available:
         return f"{self.card.dataset['name']}{EDITION if self.edition else ''}{self.edition}"
 
 
-def available(stage: str, name: str | None, package: str | None) -> Iterator[Available]:
-    """Yield every readable weights file of a stage (of any name if None), the user's before the shipped."""
+def available(stage: str, name: str | None, packages: Iterable[str]) -> Iterator[Available]:
+    """Yield every readable weights file of a stage (of any name if None), the user's before those in `packages`."""
     prefix = f"{stage}-" if name is None else f"{stage}-{name}-"
     cached = sorted((cache_dir() / "weights").glob("*.safetensors"))
-    for shipped, paths in ((False, cached), (True, _shipped(package))):
+    for shipped, paths in ((False, cached), (True, _shipped(packages))):
         for path in paths:
             if path.name.startswith(prefix):
                 with contextlib.suppress(WeightsError):  # loading a damaged one will say why
                     yield Available(path, read_card(path), shipped)
 
 
-def _shipped(package: str | None) -> list[Path]:
-    if package is None:
-        return []
-    try:
-        folder = Path(str(importlib.resources.files(package)))
-    except ModuleNotFoundError as error:
-        raise WeightsError(f"package {package!r} with the shipped weights is missing: {error}") from None
-    return sorted(folder.glob("*.safetensors"))
+def _shipped(packages: Iterable[str]) -> list[Path]:
+    found: list[Path] = []
+    for package in packages:
+        try:
+            folder = Path(str(importlib.resources.files(package)))
+        except ModuleNotFoundError as error:
+            raise WeightsError(f"package {package!r} with the shipped weights is missing: {error}") from None
+        found += sorted(folder.glob("*.safetensors"))
+    return found
 
 
 def read_card(path: Path) -> Card:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from defend.build import build_stage, open_dataset
+from defend.build import build_stage, build_tuned, open_dataset
 from defend.stages import Task
 from defend_apudae.model import reconstruction_error
 
@@ -78,6 +78,10 @@ MLP_LOGITS = [
     [-2.4482, -5.6129, -3.342, -0.9744, -2.5022], [-4.7517, -3.1699, -1.0434, 4.3249, -7.4637],
     [-0.744, -7.008, -4.4139, -1.0569, -7.1392], [-1.6469, -9.056, -4.2127, 1.4008, -10.6374],
 ]  # fmt: skip
+ROBUST_LOGITS = [
+    [-0.3661, -10.2498, -2.0693, -4.9501, 1.877], [-3.4778, 0.3423, 0.8537, 0.9525, 1.643],
+    [-1.3569, -6.3404, -1.8709, -3.6237, -0.0936], [-3.5212, -8.7415, -1.923, -2.7772, -1.0863],
+]  # fmt: skip
 
 
 def test_golden_logits_of_the_mlp(digits):
@@ -88,3 +92,14 @@ def test_golden_logits_of_the_mlp(digits):
     for row, golden in zip(logits[:, :5].tolist(), MLP_LOGITS, strict=True):
         assert row == pytest.approx(golden, abs=5e-3)
     assert 0.96 < victim.card.figures["test_accuracy"] < 0.99  # the paper's network: 97.4 %
+
+
+def test_golden_logits_of_the_adversarially_trained_mlp(digits):
+    images, _ = digits.tensors("test", limit=4)
+    before = build_stage("victim", "mlp", MNIST)
+    tuned = build_tuned("adversarial", MNIST, "mlp", before.module, None, weights="+eps-0.1")
+    assert tuned.card.recipe["victim_sha256"] == before.card.content_sha256
+    with torch.no_grad():
+        logits = tuned.module(images)
+    for row, golden in zip(logits[:, :5].tolist(), ROBUST_LOGITS, strict=True):
+        assert row == pytest.approx(golden, abs=5e-3)
