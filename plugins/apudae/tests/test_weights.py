@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from defend.build import build_stage, build_tuned, open_dataset
+from defend.plugins import registry
 from defend.stages import Task
 from defend_apudae.model import reconstruction_error
 
@@ -65,8 +66,6 @@ def test_the_autoencoder_denoises(digits, purifier):
 
 def test_the_published_networks_build():
     for task, count in ((Task("mnist", 1, 28, 28, 10), 297_793), (Task("cifar10", 3, 32, 32, 10), 1_041_219)):
-        from defend.plugins import registry
-
         found = registry().find("purifier", "apudae")
         module = found.spec.resolve(found.spec.build)(found.config({}), task)
         assert sum(parameter.numel() for parameter in module.parameters()) == count
@@ -82,6 +81,19 @@ ROBUST_LOGITS = [
     [-0.3661, -10.2498, -2.0693, -4.9501, 1.877], [-3.4778, 0.3423, 0.8537, 0.9525, 1.643],
     [-1.3569, -6.3404, -1.8709, -3.6237, -0.0936], [-3.5212, -8.7415, -1.923, -2.7772, -1.0863],
 ]  # fmt: skip
+MNIST_MEANS = [0.281059, 0.301904, 0.313341, 0.210889]
+MNIST_CHANGES = [0.06076, 0.06659, 0.05989, 0.0595]
+
+
+def test_golden_pairs_of_the_mnist_weights(digits):
+    images, _ = digits.tensors("test", limit=4)
+    built = build_stage("purifier", "apudae", MNIST)
+    with torch.no_grad():
+        assert built.module.dae(images).mean((1, 2, 3)).tolist() == pytest.approx(MNIST_MEANS, abs=1e-4)
+        assert (built.module(images) - images).abs().mean((1, 2, 3)).tolist() == pytest.approx(MNIST_CHANGES, abs=5e-4)
+    assert (float(built.module.mu), float(built.module.sigma)) == pytest.approx((0.28597, 0.135949), rel=1e-5)
+    recipe = registry().find("purifier", "apudae").spec.recipes["mnist"]
+    assert {key: built.card.recipe[key] for key in recipe} == recipe
 
 
 def test_golden_logits_of_the_mlp(digits):

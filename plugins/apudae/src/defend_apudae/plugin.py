@@ -32,9 +32,9 @@ def defend_purifiers() -> Sequence[StageSpec]:
                 # and stronger noise, which denoises eps = 0.1 better on these upsampled digits (README).
                 "digits": {"epochs": 160, "lr": 2e-3, "schedule": "one_cycle", "batch_size": 64, "s_max": 0.8},
                 # after 220 steps with s_max = 0.2, PGD of eps 0.3 on classifier A left 0 of 200 held-out images; after
-                # 12 epochs with 0.5 and noise that is not clipped, the direct output was better than the descent.
-                # These have not been run to their end yet
+                # 12 epochs with 0.5 and noise that is not clipped, the direct output was better than the descent
                 "mnist": {"epochs": 12, "lr": 2e-3, "schedule": "one_cycle", "s_max": 0.7, "clip": True},
+                # not run to its end yet
                 "fashion_mnist": {"epochs": 12, "lr": 2e-3, "schedule": "one_cycle", "s_max": 0.7, "clip": True},
                 # never run to its end: patches, as a pass over whole images is 50 times CIFAR-10's work an image
                 "imagenet": {"epochs": 1, "lr": 1e-3, "schedule": "one_cycle", "batch_size": 64, "crop": 96},
