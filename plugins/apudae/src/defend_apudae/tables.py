@@ -60,6 +60,11 @@ MNIST_ROWS = {
     "PGD": (12.94, 35.4, 93.9, 49.0, 91.2, 95.1),
     "CW": (0.0, 28.0, 93.6, 45.0, 90.7, 95.3),
 }
+PASSES = (
+    "another network, whose perturbation passes the autoencoder: 0.034 of an rms of 0.077 under FGSM, 0.027 of random "
+    "signs (300 held-out images). A, B, D, E and F all end at 92.5 % of 200 held-out images under FGSM, A with twice "
+    "the steps at 91.8 % of 400 (with 15: 92.3 %). Trained for 12 epochs, where the script has 50"
+)
 VICTIM_NOTE = "the paper's MNIST network is unstated; ours has one hidden layer, as its accuracies suggest (victims.py)"
 
 CIFAR_ARMS = (
@@ -192,6 +197,7 @@ TABLES = (
         notes=(VICTIM_NOTE, STEPS_NOTE, RFGSM_NOTE, CW_NOTE),
         misses={
             "PGD / None": "another network; the attack has converged: 100 steps from 5 starts leave 16.9 % of 1,000",
+            **dict.fromkeys(("FGSM / Direct", "FGSM / APuDAE", "R-FGSM / APuDAE", "PGD / APuDAE"), PASSES),
             "CW / Adv. training": "CW has no budget here and fools any bare classifier; what held the paper's back it "
             "does not say",
         },
