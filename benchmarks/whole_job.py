@@ -88,8 +88,8 @@ def weights() -> dict[str, str]:
         stages[name] = "purifier"
     files = {}
     for name, stage in stages.items():
-        package = registry().find(stage, name).spec.weights
-        kept = [one for one in available(stage, name, package) if one.shipped and one.card.dataset["name"] == "digits"]
+        packages = registry().find(stage, name).packages
+        kept = [one for one in available(stage, name, packages) if one.shipped and one.card.dataset["name"] == "digits"]
         files[name] = str(kept[0].path)
     return files
 
