@@ -32,7 +32,7 @@ def defend_purifiers() -> Sequence[StageSpec]:
                 # the paper's 10,000 images and 50 epochs; a quarter of the channels, for a CPU
                 "fashion_mnist": {"train_subset": 10_000, "width": 0.25, **EARNEST},
             },
-            costs={"digits": "7 min on one CPU core", "fashion_mnist": "about 50 min on one CPU core"},
+            costs={"digits": "7 min on one CPU core", "fashion_mnist": "an hour on one CPU core"},
             weights="defend_vaegan.weights",
             counter_attacks=("vaegan_straight",),
         )
