@@ -1,5 +1,6 @@
 """The fixed sets: kinds, keys, budgets."""
 
+import attrs
 import pytest
 import torch
 from torch import nn
@@ -53,6 +54,17 @@ def test_kinds_and_their_keys(tiny, sets):
 
 def test_without_a_purifier_there_are_three_kinds(tiny, victim):
     assert make_sets(tiny, ("train",), RECIPE, victim, CPU).kinds == CRAFTED
+
+
+def test_a_subset_is_the_first_images_and_a_tenth_of_the_other_splits(tiny, victim, sets):
+    recipe = attrs.evolve(RECIPE, train_subset=10)
+    few = make_sets(tiny, ("train", "val"), recipe, victim, CPU, Fade())
+    for split, count in (("train", 10), ("val", 1)):
+        assert torch.equal(few.labels(split), tiny.labels(split)[:count].repeat(6))
+        for kind in few.kinds:
+            assert torch.equal(pixels(few, split, kind), pixels(sets, split, kind)[:count])
+    keys = few.keys_of(("purified_pgd",), 60)
+    assert torch.equal(few.clean("train", keys, CPU) * 255, tiny.pixels("train", CPU)[:10].float())
 
 
 @pytest.mark.parametrize("eps", [8 / 255, 0.1, 25.5 / 255])

@@ -36,7 +36,8 @@ class Sets(MemoryDataset):
 
     Args:
         dataset: where the images come from.
-        images: split to kind to uint8 [N,C,H,W], every split with the same kinds in the same order.
+        images: split to kind to uint8 [N,C,H,W], of the split's first N, every split with the same kinds in the same
+            order.
     """
 
     def __init__(self, dataset: ImageDataset, images: Mapping[Split, Mapping[str, Tensor]]) -> None:
@@ -45,7 +46,7 @@ class Sets(MemoryDataset):
             dataset.name,
             dataset.classes,
             {split: torch.cat(list(kinds.values())) for split, kinds in images.items()},
-            {split: dataset.labels(split).repeat(len(kinds)) for split, kinds in images.items()},
+            {split: dataset.labels(split)[: len(kinds["clean"])].repeat(len(kinds)) for split, kinds in images.items()},
             dataset.flips,
         )
 
@@ -87,7 +88,7 @@ def make_sets(
 
     Args:
         dataset, splits: the clean images.
-        recipe: the attacks' budget and steps.
+        recipe: the attacks' budget and steps, and how many images.
         victim: in eval mode on `device`; images in [0,1] to logits. The gradient is taken through its
             normalisation; the author's code took it without (contradiction 1).
         purifier: in eval mode on `device`; None leaves the purified kinds out.
@@ -107,7 +108,7 @@ def _make(
     attacks: dict[str, Attack] = {"fgsm": Fgsm(FgsmOptions()), "pgd": Pgd(make(PgdOptions, steps, "pgd"))}
     target = Target(victim, seed=SEED)
     parts: dict[str, list[Tensor]] = {}
-    for batch in dataset.batches(split, torch.arange(len(dataset.labels(split))), BATCH, device):
+    for batch in dataset.batches(split, torch.arange(_size(dataset, split, recipe)), BATCH, device):
         kinds = {"clean": to_bytes(batch.images)}
         for name, attack in attacks.items():
             attacked = craft(attack, target, batch.images, batch.labels, eps=recipe.eps, keys=batch.keys)
@@ -119,6 +120,13 @@ def _make(
         for name, images in kinds.items():
             parts.setdefault(name, []).append(images.cpu())
     return {name: torch.cat(images) for name, images in parts.items()}
+
+
+def _size(dataset: ImageDataset, split: Split, recipe: CraftRecipe) -> int:
+    most = len(dataset.labels(split))
+    if recipe.train_subset is None:
+        return most
+    return min(most, recipe.train_subset if split == "train" else recipe.train_subset // 10)
 
 
 def to_bytes(images: Tensor) -> Tensor:
