@@ -238,6 +238,21 @@ def test_train_missing_tunes_too(defend):
     assert answer.json["config"]["finetune"] == "short"
 
 
+def test_a_victim_tuned_alone_stands_behind_a_purifier_if_asked(defend, refused, tmp_path):
+    behind = (*ONE_ROW, "--purifier", "soften", "--finetune", "short", "--finetune-weights")
+    line = refused(*behind, "bare")
+    assert line.endswith("`defend train finetuner short --dataset digits --victim resnet18`, or add --train-missing")
+    answer = defend(*behind, "bare", "--train-missing", "--json")
+    assert answer.code == 0, answer.error
+    (found,) = tmp_path.rglob("finetuner-*.safetensors")
+    assert found.name == "finetuner-short-resnet18-none-digits.safetensors"
+    again = defend(*ONE_ROW, "--finetune", "short", "--json").json
+    assert again["weights"]["finetuner"] == answer.json["weights"]["finetuner"]
+    assert "behind soften; to put one before it nonetheless: bare" in refused(*behind, found)
+    line = refused(*ONE_ROW, "--purifier", "soften", "--purifier-weights", "bare")
+    assert "purifier soften has no weights 'bare'" in line
+
+
 def test_a_quick_run_transfers_from_the_victim_before_tuning_alone(defend):
     answer = defend(*QUICK, "--attack", "pgd", "--json")
     assert [row["threat"] for row in answer.json["rows"]] == ["none", "oblivious"]

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from defend.build import build_stage, train_command
 from defend.datasets.base import MemoryDataset
+from defend.editions import edition_of, is_file, tuned_behind
 from defend.errors import ConfigError, WeightsError
 from defend.hookspecs import hookimpl
 from defend.options import option, options
@@ -21,7 +22,7 @@ from defend.testing import TinyVictim
 from defend.train import Loss, Optimiser, Training
 from defend.train_stage import train_stage
 from defend.values import RunConfig
-from defend.weights import cached_path, edition_of, file_name, locate, read_card
+from defend.weights import cached_path, file_name, locate, read_card
 
 
 @options
@@ -137,6 +138,24 @@ def test_a_shipped_edition_is_found(plugins, tmp_path):
     assert locate(plugins.find("purifier", "smooth"), "tiny", "+wide") == shipped
     train(plugins, edition="wide")
     assert locate(plugins.find("purifier", "smooth"), "tiny", "+wide") == path, "the user's own comes first"
+
+
+@pytest.mark.parametrize(
+    ("asked", "edition", "file", "behind"),
+    [
+        (None, "", False, "soften"), ("+wide", "wide", False, "soften"), ("bare", "", False, None),
+        ("bare+wide", "wide", False, None), ("my.safetensors", "", True, "soften"),
+        ("runs/a+b.safetensors", "", True, "soften"),
+    ],
+)  # fmt: skip
+def test_what_may_stand_in_the_place_of_a_file(asked, edition, file, behind):
+    assert (edition_of(asked), is_file(asked), tuned_behind("soften", asked)) == (edition, file, behind)
+
+
+def test_bare_weights_are_of_tuned_victims_alone(plugins):
+    for asked in ("bare", "bare+wide"):
+        with pytest.raises(WeightsError, match=r"^purifier smooth has no weights 'bare.* expected a file"):
+            locate(plugins.find("purifier", "smooth"), "tiny", asked)
 
 
 def test_an_unknown_edition_is_refused(plugins):

@@ -226,6 +226,10 @@ def test_a_recipe_is_measured_by_the_ladder_and_changes_win():
         ({"purifier": "soften,fade"}, "soften, fade + tiny"),
         ({"purifier": "fade", "weights": {"purifier": "+strong"}, "detector": "smell"}, "fade+strong + smell + tiny"),
         ({"finetune": "simmer", "weights": {"finetuner": "+low", "victim": "+old"}}, "tiny+old tuned by simmer+low"),
+        (
+            {"purifier": "fade", "finetune": "simmer", "weights": {"finetuner": "bare+low"}},
+            "fade + tiny tuned by simmer+low alone",
+        ),
         ({"purifier": "fade", "weights": {"fade": "/home/me/f.safetensors"}}, "fade from f.safetensors + tiny"),
         ({"purifier": "a,b", "options": {"b": {"steps": 3}, "pgd": {"steps": 9}}}, "a, b (steps=3) + tiny"),
         ({"purifier": "a", "options": {"purifier": {"x": 1, "y": 2}, "a": {"x": 3}}}, "a (x=3, y=2) + tiny"),

@@ -23,6 +23,7 @@ from defend.build import (
 from defend.calibrate import DEFAULT_FPR, calibrate, clean_scores, is_calibrated, thresholds_at
 from defend.datasets.base import ImageDataset
 from defend.defence import Defence
+from defend.editions import edition_of, is_file, tuned_behind
 from defend.plan import ArmSet
 from defend.plugins import Registry
 from defend.speed import prepare
@@ -42,7 +43,7 @@ from defend.threats import (
 from defend.train_stage import train_stage
 from defend.values import Calibration, RunConfig
 from defend.watcher import Watcher
-from defend.weights import edition_of, locate, tuned_name
+from defend.weights import locate, tuned_name
 
 SAMPLE = 4
 
@@ -214,10 +215,10 @@ def _train_missing(
         options = purifier_options(config.options, name)
     elif found.spec.weights_of:
         options = {}  # these are the detector's own; its network is another stage's
-    filed_as = tuned_name(found.name, config.victim, config.purifier) if stage == "finetuner" else None
     given = config.weights.get(stage) or config.weights.get(name)
-    edition = edition_of(given)
-    if not config.train_missing or (given and not edition) or not needs_weights(found, found.config(options)):
+    behind, edition = tuned_behind(config.purifier, given), edition_of(given)
+    filed_as = tuned_name(found.name, config.victim, behind) if stage == "finetuner" else None
+    if not config.train_missing or is_file(given) or not needs_weights(found, found.config(options)):
         return
     if locate(found, dataset.name, given, filed_as) is not None:
         return
@@ -226,7 +227,7 @@ def _train_missing(
         name,
         dataset,
         victim=config.victim if stage == "finetuner" else None,
-        purifier=config.purifier if stage == "finetuner" else None,
+        purifier=behind if stage == "finetuner" else None,
         parts={"options": config.options, "weights": config.weights},
         options=options,
         edition=edition,

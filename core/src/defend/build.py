@@ -12,12 +12,13 @@ from torch import nn
 
 from defend.datasets.base import ImageDataset
 from defend.defence import Defence, PurifierSequence
+from defend.editions import edition_of, tuned_behind
 from defend.errors import ConfigError, ContractError, WeightsError
 from defend.options import describe
 from defend.plugins import Found, Registry, registry
 from defend.stages import Stage, Task
 from defend.values import split_names
-from defend.weights import Card, available, edition_of, load, locate, read_card, stages_of, tuned_name
+from defend.weights import Card, available, load, locate, read_card, stages_of, tuned_name
 
 MOST_SOURCES = 2
 
@@ -154,13 +155,14 @@ def build_tuned(
         victim, purifier: the names that it was tuned for.
         bare: the victim before tuning; left as it is.
         options: the fine-tuner's.
-        weights: an explicit file.
+        weights: an explicit file, "+EDITION", or "bare": those of the victim tuned alone.
 
     Raises:
         UnknownNameError, ConfigError: a wrong name or option.
         WeightsError: not tuned yet (the message gives the command), or for another victim or purifier.
     """
     found = (found_in or registry()).find("finetuner", name)
+    purifier = tuned_behind(purifier, weights)
     path = locate(found, task.dataset, weights, tuned_name(found.name, victim, purifier))
     if path is None:
         behind = f" --purifier {purifier}" if purifier else ""
@@ -175,7 +177,7 @@ def build_tuned(
     if theirs != (victim, purifier):
         raise WeightsError(
             f"weights {str(path)!r} are of {theirs[0]} tuned behind {theirs[1] or 'no purifier'}, expected {victim} "
-            f"behind {purifier or 'no purifier'}"
+            f"behind {purifier or 'no purifier'}" + ("" if theirs[1] else "; to put one before it nonetheless: bare")
         )
     config = found.config(_with_architecture(found, dict(options or {}), card, path, task))
     module = found.spec.resolve(found.spec.build)(config, task, bare)

@@ -107,7 +107,9 @@ def _stage_options(function: Function) -> Function:
             "--purifier-weights", multiple=True, metavar="FILE", help="The purifier's weights; NAME=FILE where several."
         ),
         click.option("--detector-weights", metavar="FILE", help="The detector's weights."),
-        click.option("--finetune-weights", metavar="FILE", help="The tuned victim's weights."),
+        click.option(
+            "--finetune-weights", metavar="FILE", help="The tuned victim's weights; bare: of the one tuned alone."
+        ),
     ]  # fmt: skip
     return functools.reduce(lambda decorated, decorator: decorator(decorated), reversed(decorators), function)
 

@@ -16,6 +16,7 @@ import attrs
 import cattrs
 
 from defend.config import run_config, to_toml
+from defend.editions import is_file
 from defend.errors import ConfigError, DataError, DefendError
 from defend.files import write_text
 from defend.plugins import registry
@@ -343,7 +344,7 @@ def _compared(ran: _Ran) -> Compared:
     worst = ran.worst_case
     fields = attrs.fields_dict(RunConfig)
     own: dict[str, Any] = {name: fields[name].default for name in LOCAL}
-    weights = {part: given if given.startswith("+") else PurePath(given).name for part, given in
+    weights = {part: PurePath(given).name if is_file(given) else given for part, given in
                ran.config.weights.items()}  # fmt: skip
     return Compared(
         name=composition(ran.config), config=to_toml(attrs.evolve(ran.config, **own, weights=weights)),

@@ -13,13 +13,13 @@ from typing import Any
 import attrs
 
 from defend.distributions import absent, require
+from defend.editions import BARE, is_bare, is_file
 from defend.errors import UnknownNameError, did_you_mean
 from defend.threats import chosen
 from defend.values import LADDER, RunConfig
 
 LOCAL = ("data_dir", "device", "out", "store", "train_missing", "workers")
 """Fields of a `RunConfig` that are a machine's or a run's own, and no part of a recipe."""
-EDITION = "+"
 
 
 def _short_name(_: Any, __: Any, value: Any) -> None:
@@ -36,7 +36,7 @@ class Recipe:
         summary: one line for `defend recipe --list`.
         config: fields of `RunConfig`: victim, dataset, purifier, detector, finetune, fpr, eps, options, weights, and
             whatever else the measurement is to have. Threats are the ladder unless it names others. Weights are
-            editions ("+robust"), as files are a machine's own.
+            editions ("+robust") or "bare", as files are a machine's own.
         why: why this composition and no other, in a few sentences.
         notes: what else is to be known, a line each.
         needs: distributions that offer its parts, for example "defend-dae-finetune".
@@ -65,7 +65,7 @@ class Recipe:
         config = self.run_config()
         chosen(config)
         for part, weights in config.weights.items():
-            if not str(weights).startswith(EDITION):
+            if is_file(str(weights)):
                 raise ValueError(f"recipe {self.name}: weights of {part} are {weights!r}, expected an edition: '+NAME'")
 
     def run_config(self, **changes: Any) -> RunConfig:
@@ -125,7 +125,9 @@ def _part(config: RunConfig, name: str, *keys: str) -> str:
     """Name a part with its weights and options, which stand under any of `keys`; the first wins."""
     weights = next((str(config.weights[key]) for key in keys if key in config.weights), "")
     options = {key: value for place in reversed(keys) for key, value in config.options.get(place, {}).items()}
-    if weights and not weights.startswith(EDITION):
+    if is_bare(weights):
+        weights = f"{weights.removeprefix(BARE)} alone"
+    elif weights and is_file(weights):
         weights = f" from {PurePath(weights).name}"
     said = ", ".join(f"{key}={value}" for key, value in options.items())
     return f"{name}{weights}{f' ({said})' if said else ''}"

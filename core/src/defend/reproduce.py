@@ -20,6 +20,7 @@ import attrs
 from defend.build import needs_weights, open_dataset, purifier_options, train_command
 from defend.config import to_toml
 from defend.datasets.base import ImageDataset
+from defend.editions import edition_of, tuned_behind
 from defend.errors import ConfigError, DataError, DefendError, WeightsError
 from defend.plan import counter_attacks
 from defend.plugins import Registry, registry
@@ -32,7 +33,7 @@ from defend.threats import DEFENDED, NO_SOURCES, THREATS, UNDEFENDED
 from defend.unfinished import is_unfinished, unfinished
 from defend.values import RunConfig, split_names
 from defend.watcher import Watcher
-from defend.weights import edition_of, locate, read_card, tuned_name
+from defend.weights import locate, read_card, tuned_name
 
 RESULT = "result.json"
 DETECTOR_AWARE = THREATS["detector-aware"].attacks
@@ -178,12 +179,13 @@ def _gap(table: Table, arm: TableArm, stage: Stage, name: str, plugins: Registry
         given, options = None, {}
     if not needs_weights(found, found.config(options)):
         return
-    filed_as = tuned_name(found.name, victim, arm.purifier) if stage == "finetuner" else None
+    behind = tuned_behind(arm.purifier, given)
+    filed_as = tuned_name(found.name, victim, behind) if stage == "finetuner" else None
     if locate(found, table.dataset, given, filed_as) is None:
         edition = edition_of(given)
         command = train_command(found.spec.weights_of or stage, name, table.dataset, edition=edition)
         if stage == "finetuner":
-            command += f" --victim {victim}" + (f" --purifier {arm.purifier}" if arm.purifier else "")
+            command += f" --victim {victim}" + (f" --purifier {behind}" if behind else "")
         kept_as = f"{table.dataset}+{edition}" if edition else table.dataset
         yield Missing(arm.name, command, found.spec.costs.get(kept_as, ""))
 
@@ -363,7 +365,8 @@ def _hashes(job: Job, plugins: Registry) -> dict[str, str]:
     if config.detector:
         parts.append(("detector", "detector", config.detector, None))
     if config.finetune:
-        filed = tuned_name(config.finetune, config.victim, config.purifier)
+        behind = tuned_behind(config.purifier, config.weights.get("finetuner"))
+        filed = tuned_name(config.finetune, config.victim, behind)
         parts.append(("finetuner", "finetuner", config.finetune, filed))
     found = {}
     for label, stage, name, filed_as in parts:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import platformdirs
 
+from defend.editions import EDITION, edition_of, is_bare, is_file
 from defend.errors import WeightsError, did_you_mean
 from defend.files import atomic
 from defend.options import describe
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
 CARD_FORMAT = 1
 MOST_HEADER_BYTES = 100_000_000
-EDITION = "+"  # before the name of an edition: weights of the same stage and data set, trained with other options
 SMALL_TENSOR = 64  # elements; halving these saves nothing
 
 
@@ -123,11 +123,6 @@ def cached_path(stage: str, name: str, dataset: str, edition: str = "") -> Path:
     return cache_dir() / "weights" / file_name(stage, name, dataset, edition)
 
 
-def edition_of(explicit: str | None) -> str:
-    """Return the edition that "+EDITION" asks for in the place of a file, "" for anything else."""
-    return explicit[len(EDITION) :] if explicit is not None and explicit.startswith(EDITION) else ""
-
-
 def tuned_name(finetuner: str, victim: str, purifier: str | None) -> str:
     """Return what a fine-tuned victim is filed under: fine-tuner, victim and purifier, as in dae-resnet20-dae."""
     return f"{finetuner}-{victim}-{(purifier or 'none').replace(',', '+')}"
@@ -137,17 +132,22 @@ def locate(found: Found, dataset: str, explicit: str | None = None, filed_as: st
     """Find weights: an explicit path, then the user's cache, then the plugins' packages.
 
     "+EDITION" in the place of a path asks for that edition of them (`StageSpec.editions`). `filed_as` stands in the
-    file's name instead of the stage's own (see `tuned_name`). A stage with `weights_of` may also find those of that
-    stage.
+    file's name instead of the stage's own (see `tuned_name`; "bare" is for the caller, who knows what stood before the
+    victim). A stage with `weights_of` may also find those of that stage.
 
     Raises:
-        WeightsError: an explicit path, or an edition, that does not exist.
+        WeightsError: an explicit path, or an edition, that does not exist; or "bare" of what is no fine-tuner's.
     """
+    if filed_as is None and is_bare(explicit):
+        raise WeightsError(
+            f"{found.entry.stage} {found.name} has no weights {explicit!r}, which are of a fine-tuned victim: expected "
+            "a file, or an edition (+NAME)"
+        )
     edition = edition_of(explicit)
     if edition and edition not in found.spec.editions:
         known = did_you_mean(edition, list(found.spec.editions)) if found.spec.editions else "it has none"
         raise WeightsError(f"{found.entry.stage} {found.name} has no edition {edition!r}: {known}")
-    if explicit is not None and not edition:
+    if explicit is not None and is_file(explicit):
         if not Path(explicit).is_file():
             raise WeightsError(f"weights file {explicit!r} does not exist")
         return Path(explicit)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from defend.build import build_module, build_stage, load_defence, open_dataset
+from defend.build import build_module, build_stage, build_tuned, load_defence, open_dataset
 from defend.metrics import auroc
 from defend.plugins import registry
 from defend.randomness import keyed
@@ -130,6 +130,27 @@ def test_golden_logits_of_classifier_a_on_the_papers_data(digits, dataset):
     for row, golden in zip(logits[:, :5].tolist(), A_LOGITS[dataset], strict=True):
         assert row == pytest.approx(golden, abs=1e-2)
     assert victim.card.figures["test_accuracy"] == pytest.approx(PAPERS_ACCURACY[dataset], abs=0.005)
+
+
+ROBUST_LOGITS = {
+    "mnist": [[-0.3139, -7.4079, -2.1907, -3.7654, -0.5311], [-2.7581, -1.6404, 2.1977, 1.5517, -3.7079],
+              [-2.436, -4.6279, -1.4279, -2.3663, -1.2934], [-4.8821, -7.4227, -5.2876, -1.933, -2.2505]],
+}  # fmt: skip
+ROBUST_EPS = {"mnist": 0.3}
+
+
+@pytest.mark.parametrize("dataset", ROBUST_LOGITS)
+def test_golden_logits_of_the_adversarially_trained_classifier_a(digits, dataset):
+    images, _ = digits.tensors("test", limit=4)
+    task = Task(dataset, 1, 28, 28, 10)
+    before = build_stage("victim", "classifier_a", task)
+    tuned = build_tuned("adversarial", task, "classifier_a", before.module, None)
+    assert tuned.card.recipe["victim_sha256"] == before.card.content_sha256
+    assert tuned.card.recipe["eps"] == ROBUST_EPS[dataset]
+    with torch.no_grad():
+        logits = tuned.module(images)
+    for row, golden in zip(logits[:, :5].tolist(), ROBUST_LOGITS[dataset], strict=True):
+        assert row == pytest.approx(golden, abs=1e-2)
 
 
 # to a VAE of other images, digits are beyond its threshold, or near it
