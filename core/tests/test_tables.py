@@ -248,6 +248,18 @@ def test_markdown_with_the_attacks_across():
     )
 
 
+def test_the_best_of_several_is_named_and_arms_without_a_cell_have_no_column(capsys):
+    best = TableArm(name="Best", best_of=("Soft",))
+    one = table(arms=(*ARMS, best), cells={("PGD", "Best"): 60.0})
+    figure = Cell(attack="PGD", arm="Best", paper=0.6, ours=0.59, ci95=(0.5, 0.7), n=1200, standing="same",
+                  details={"best": "Soft"})  # fmt: skip
+    result = attrs.evolve(measured(one), cells=(figure,), adaptive=())
+    lines = reproduction.markdown(one, result).splitlines()
+    assert (lines[0], lines[3]) == ("|  | Best |", "| PGD (n=1,200) | 59.0 (60.0), Soft |")
+    reproduction.render(one, result, Console(width=120))
+    assert "within 3 points, Soft" in capsys.readouterr().out
+
+
 def test_a_readme_is_filled_between_its_marks(package, tmp_path):
     one = table(results="kept_toys")
     readme = tmp_path / "README.md"

@@ -33,8 +33,8 @@ class Cell:
         ours: ours, with its Wilson 95 % interval and the number of images; None where it was not measured.
         standing: "same" (within `TOLERANCE`), "better" (more accurate than that, where it is a merit), "explained" or
             "off" (neither, with or without a reason), "beside" (the paper has no figure here), "open" (not measured).
-        why: the reason, where there is one; for the best of several arms which one it is.
-        details: of the row that was measured: threat, eps, steps, the run's folder name.
+        why: the reason, where there is one.
+        details: of the row that was measured: threat, eps, steps, the run's folder name; of several arms, the "best".
     """
 
     attack: str

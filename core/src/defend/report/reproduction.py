@@ -51,7 +51,7 @@ def render(table: Table, result: TableResult, console: Console) -> None:
                 arm.name if number == 0 else "", cell.attack, percent(cell.paper), _with_interval(cell),
                 signed(cell.difference), f"{cell.n:,}" if cell.ours is not None else "",
                 _adaptive(adaptive) if number == 0 else "",
-                Text(SAID[cell.standing], STYLES[cell.standing]),
+                Text(f"{SAID[cell.standing]}{_which(cell)}", STYLES[cell.standing]),
                 end_section=number == len(cells) - 1,
             )  # fmt: skip
     lines: list[Text | Grid] = [grid]
@@ -121,6 +121,11 @@ def _with_interval(cell: Cell) -> str:
     return f"{percent(cell.ours)} [{percent(cell.ci95[0])}, {percent(cell.ci95[1])}]"
 
 
+def _which(cell: Cell) -> str:
+    """Name the arm that a cell of the best of several is of."""
+    return f", {cell.details['best']}" if "best" in cell.details else ""
+
+
 def _adaptive(one: AdaptiveResult | None) -> str:
     if one is None:
         return ""
@@ -149,7 +154,8 @@ def _places(cells: Sequence[Cell]) -> str:
 
 def markdown(table: Table, result: TableResult) -> str:
     """Return a table for a README: ours, and the paper's in brackets, as the paper has it; adaptive beside it."""
-    arms = [arm.name for arm in table.arms]
+    shown = {cell.arm for cell in result.cells}
+    arms = [arm.name for arm in table.arms if arm.name in shown]  # of several, a table may show the best alone
     attacks = [attack.name for attack in table.attacks]
     note = {one.arm: one for one in result.adaptive}
     sizes = {
@@ -169,7 +175,8 @@ def markdown(table: Table, result: TableResult) -> str:
         one = result.cell(attack, arm)
         if one is None:
             return ""
-        return percent(one.ours) if one.paper is None else f"{percent(one.ours)} ({percent(one.paper)})"
+        papers = "" if one.paper is None else f" ({percent(one.paper)})"
+        return f"{percent(one.ours)}{papers}{_which(one)}"
 
     if table.across == "arms":
         head, body = ["", *arms], [[named[attack], *(cell(attack, arm) for arm in arms)] for attack in attacks]
