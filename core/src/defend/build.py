@@ -175,9 +175,10 @@ def build_tuned(
     _check_task(card, task, path)
     theirs = (card.config.get("victim"), card.config.get("purifier"))
     if theirs != (victim, purifier):
+        hint = "; to put one before it nonetheless: bare" if theirs == (victim, None) else ""
         raise WeightsError(
             f"weights {str(path)!r} are of {theirs[0]} tuned behind {theirs[1] or 'no purifier'}, expected {victim} "
-            f"behind {purifier or 'no purifier'}" + ("" if theirs[1] else "; to put one before it nonetheless: bare")
+            f"behind {purifier or 'no purifier'}{hint}"
         )
     config = found.config(_with_architecture(found, dict(options or {}), card, path, task))
     module = found.spec.resolve(found.spec.build)(config, task, bare)

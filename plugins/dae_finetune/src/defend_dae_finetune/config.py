@@ -18,7 +18,7 @@ class CraftRecipe:
     train_subset: int | None = option(
         None,
         help="make the sets of the first so many training images, and of a tenth as many of val and test; None: of all "
-        "[P], of which CPUs make a part only [R]",
+        "[P]; fewer are for CPUs [R]",
         at_least=10,
     )
 
