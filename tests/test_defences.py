@@ -230,15 +230,9 @@ def test_tuning_trains_files_and_runs(defend, refused, tmp_path):
     assert "behind no purifier" in refused(*ONE_ROW, "--finetune", "short")
 
 
-def test_train_missing_tunes_too(defend):
-    answer = defend(*ONE_ROW, "--finetune", "short", "--train-missing", "--json", "--set", "purifier.x=1")
-    assert answer.code == 2  # an option for a purifier that is not there is still refused
-    answer = defend(*ONE_ROW, "--finetune", "short", "--train-missing", "--json")
-    assert answer.code == 0, answer.error
-    assert answer.json["config"]["finetune"] == "short"
-
-
-def test_a_victim_tuned_alone_stands_behind_a_purifier_if_asked(defend, refused, tmp_path):
+def test_a_victim_tuned_alone_by_train_missing_stands_behind_a_purifier_if_asked(defend, refused, tmp_path):
+    # an option for a purifier that is not there is refused before anything is trained
+    refused(*ONE_ROW, "--finetune", "short", "--train-missing", "--set", "purifier.x=1")
     behind = (*ONE_ROW, "--purifier", "soften", "--finetune", "short", "--finetune-weights")
     line = refused(*behind, "bare")
     assert line.endswith("`defend train finetuner short --dataset digits --victim resnet18`, or add --train-missing")
@@ -246,7 +240,8 @@ def test_a_victim_tuned_alone_stands_behind_a_purifier_if_asked(defend, refused,
     assert answer.code == 0, answer.error
     (found,) = tmp_path.rglob("finetuner-*.safetensors")
     assert found.name == "finetuner-short-resnet18-none-digits.safetensors"
-    again = defend(*ONE_ROW, "--finetune", "short", "--json").json
+    again = defend(*ONE_ROW, "--finetune", "short", "--train-missing", "--json").json
+    assert again["config"]["finetune"] == "short"
     assert again["weights"]["finetuner"] == answer.json["weights"]["finetuner"]
     assert "behind soften; to put one before it nonetheless: bare" in refused(*behind, found)
     line = refused(*ONE_ROW, "--purifier", "soften", "--purifier-weights", "bare")

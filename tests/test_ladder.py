@@ -110,6 +110,10 @@ def test_the_whole_ladder_of_a_purifier_with_a_detector(rungs, defend, tmp_path)
     assert answer.json["worst_case"]["n"] == 3
     assert answer.json["worst_case"]["weakest"] in answer.json["worst_case"]["over"]
     assert answer.json["worst_case"]["with_credit"]["accuracy"] == credited(out)
+    norms = answer.json["worst_case"]["norms"]
+    for norm, attacks in {"l2": {"square_l2"}, "linf": {row["attack"] for row in rows} - {"square_l2"}}.items():
+        assert norms[norm]["accuracy"] == left(out, {"none", *attacks})
+    assert answer.json["worst_case"]["accuracy"] <= min(one["accuracy"] for one in norms.values())
     assert all(row["queries"]["max"] <= 5 for row in rows if row["threat"] == "query")
     aware = [row for row in rows if row["threat"] == "detector-aware"]
     assert all(set(row["success_at_fpr"]) == {"0.01", "0.05"} for row in aware)
@@ -125,6 +129,18 @@ def test_the_whole_ladder_of_a_purifier_with_a_detector(rungs, defend, tmp_path)
     asked = [line["queries"] for line in lines if line["attack"] == "square" and line["arm"] == "defended"]
     assert len(asked) == 6
     assert all(1 <= int(queries) <= 5 for queries in asked[:3])
+
+
+def left(out, attacks):
+    """The share of the adaptive rows' images that are right, and accepted, under all rows of some attacks."""
+    with (out / "records.csv").open(newline="") as file:
+        lines = [line for line in csv.DictReader(file) if line["arm"] == "defended" and line["eps"] != "0.05"]
+    right = {line["image"]: True for line in lines if line["threat"] == "adaptive"}
+    for line in lines:
+        if line["attack"] in attacks and line["image"] in right:
+            right[line["image"]] &= line["predicted"] == line["label"] and line["accepted"] == "1"
+    assert len(right) == 3
+    return sum(right.values()) / len(right)
 
 
 def credited(out):

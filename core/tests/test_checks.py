@@ -294,6 +294,7 @@ def test_one_image_that_only_square_fools_is_a_warning():
     for count, status in ((1, "warn"), (4, "fail")):
         found = gate(holds(places[:count]), plans=("adaptive pgd", "square"), level="basic")[3]
         assert found.status == status and found.numbers["square/query"]["only_query_fools"] == count
+        assert "more restarts" in found.detail and "bpda" not in found.detail, "there is no purifier to go around"
 
 
 def test_scores_that_do_not_tell_and_a_rate_that_does_not_hold_are_told():

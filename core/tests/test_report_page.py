@@ -145,6 +145,8 @@ def test_headline_and_table_are_the_reports(full):
     low, high = (f"{100 * end:.1f}" for end in worst["ci95"])
     said = f"{100 * worst['accuracy']:.1f} % worst-case accuracy, 95 % interval [{low}, {high}], n = {worst['n']}; "
     assert said + f"{worst['weakest']} alone leaves least" in page.words.replace("\xa0", " ")
+    alone = "The attacks of one norm alone leave: L-inf 62.5 % [50.0, 75.0]; L2 87.5 % [75.0, 100.0]."
+    assert alone in page.words.replace("\xa0", " ")
     right = round(worst["accuracy"] * worst["n"])
     assert f"Of {worst['n']} test images, {right} are still classified correctly and accepted" in page.words
     table = [row for row in page.rows if len(row) == 14][1:]

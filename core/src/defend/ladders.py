@@ -77,6 +77,7 @@ class Compared:
         config: the TOML that runs it, less what is a machine's own.
         clean, worst_case: what is left of unattacked images, and per image of all attacks that count.
         failed: the checks that failed; where there are any the figures are not to be trusted.
+        norms: what the attacks of each norm alone leave, as in `defend.values.WorstCase`.
     """
 
     name: str
@@ -84,6 +85,7 @@ class Compared:
     clean: Figure
     worst_case: Figure
     failed: tuple[str, ...] = ()
+    norms: Mapping[str, Any] | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -349,7 +351,7 @@ def _compared(ran: _Ran) -> Compared:
     return Compared(
         name=composition(ran.config), config=to_toml(attrs.evolve(ran.config, **own, weights=weights)),
         clean=_clean(ran.rows), worst_case=Figure(accuracy=worst.accuracy, ci95=worst.ci95, n=worst.n),
-        failed=tuple(check.name for check in ran.checks if check.status == "fail"),
+        failed=tuple(check.name for check in ran.checks if check.status == "fail"), norms=worst.norms,
     )  # fmt: skip
 
 

@@ -302,6 +302,8 @@ class WorstCase:
         with_credit: with a detector, "accuracy" and "ci95" of the same where a rejected attacked image counts as
             right: no attack was accepted and misclassified (paper 003's definition). A rejected clean one is wrong.
         passes: of a random defence, as in `Row.passes`, over all rows: "worst" is right in every pass of every row.
+        norms: where attacks of several norms are among the rows, "accuracy" and "ci95" over the rows of each norm alone
+            (and those without an attack), on the same images.
     """
 
     accuracy: float
@@ -312,6 +314,7 @@ class WorstCase:
     weakest: str = ""
     with_credit: Mapping[str, Any] | None = None
     passes: Mapping[str, Any] | None = None
+    norms: Mapping[str, Any] | None = None
 
 
 @attrs.frozen

@@ -142,7 +142,7 @@ def attack_order(case: Case, found: Findings) -> None:
         found.add(
             "fail",
             f"less informed rows leave less than the informed ones ({'; '.join(better)}): the adaptive attack is not "
-            f"one; give it more steps or another loss, or add --threat {_more(case)}",
+            f"one; give it more steps or another loss{_or_add(case)}",
         )
     if other:
         found.add("warn", f"less informed rows fool images that no informed one fools ({'; '.join(other)})")
@@ -171,10 +171,12 @@ def one_step(case: Case, found: Findings) -> None:
                 found.add("pass", said)
 
 
-def _more(case: Case) -> str:
-    """Return the threat to add where the white-box rows are too weak."""
+def _or_add(case: Case) -> str:
+    """Name the threat to add where the white-box rows are too weak, if there is one more that fits the defence."""
     kinds = {record.plan.threat.kind for record in case.records}
-    return "detector-aware" if _scored(case.records) and "detector-aware" not in kinds else "bpda"
+    purifies = case.subject is None or case.subject.defence.purifier is not None
+    fits = {"detector-aware": _scored(case.records), "bpda": purifies}
+    return next((f", or add --threat {kind}" for kind, suits in fits.items() if suits and kind not in kinds), "")
 
 
 def _same_budget(one: RowRecord, other: RowRecord) -> bool:
@@ -216,8 +218,8 @@ def square(case: Case, found: Findings) -> None:
             status: Status = "warn" if pair.only_first == 1 else "fail"
             found.add(
                 status,
-                f"{said}: the white-box attacks are too weak or their gradient is masked; give them more steps, or add "
-                f"--threat {_more(case)}",
+                f"{said}: the white-box attacks are too weak or their gradient is masked; give them more restarts "
+                f"(--set apgd_ce.restarts=5) and steps{_or_add(case)}",
             )
 
 

@@ -84,7 +84,7 @@ def defend_finetuners() -> Sequence[StageSpec]:
             recipes={
                 "digits": {"eps": 0.1, "epochs": 12, "batch_size": 32, "lr": 2e-3, "shift": 1},
                 "mnist": {"eps": 0.3, "epochs": 4, "batch_size": 64, "lr": 2e-3, "shift": 0, "warmup": 0.5},
-                "fashion_mnist": {"eps": 0.1, "epochs": 4, "batch_size": 64, "lr": 2e-3, "shift": 1},
+                "fashion_mnist": {"eps": 0.1, "steps": 7, "epochs": 4, "batch_size": 64, "lr": 2e-3, "shift": 1},
                 "cifar10": {"shift": 4},
             },
             editions={"trades": {"mode": "trades"}, "eps-0.1": {"eps": 0.1}},

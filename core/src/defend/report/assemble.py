@@ -114,7 +114,21 @@ def _worst_case(counted: Mapping[str, RowRecord], screened: bool) -> WorstCase |
         weakest=min(alone, key=alone.__getitem__),
         with_credit=metrics.proportion(credited) if screened else None,
         passes=passes,
+        norms=_of_norms(records, kept),
     )
+
+
+def _of_norms(records: Sequence[RowRecord], kept: set[int]) -> dict[str, Any] | None:
+    """Return the worst case over the attacks of each norm, on the images `kept`; None where there is but one norm."""
+    norms = list(dict.fromkeys(record.plan.threat.norm for record in records if record.plan.attack is not None))
+    if len(norms) < 2:
+        return None
+    found = {}
+    for norm in norms:
+        of_it = [record for record in records if record.plan.attack is None or record.plan.threat.norm == norm]
+        common, held = worst_case(of_it, DEFENDED)
+        found[norm] = metrics.proportion(held[torch.tensor([key in kept for key in common.tolist()])])
+    return found
 
 
 def _in_every_pass(record: RowRecord, arm: str) -> Tensor:

@@ -32,7 +32,7 @@ from defend.report.figures.surface import surface
 from defend.report.figures.svg import png_uri, to_svg
 from defend.report.leaderboard import Place, leaderboard
 from defend.report.reading import Results, knows_the_defence, named, read_results, run_folders
-from defend.report.terminal import ARM_TITLES
+from defend.report.terminal import ARM_TITLES, NORMS
 from defend.threats import THREATS
 from defend.values import Row
 
@@ -214,7 +214,7 @@ def _environment() -> jinja2.Environment:
     )  # fmt: skip
     counters = {kind: itertools.count(1) for kind in ("figure", "table")}
     environment.globals.update(
-        badges=BADGES, threats=THREATS, rates=("0.01", "0.05"), number=lambda kind: next(counters[kind])
+        badges=BADGES, threats=THREATS, norms=NORMS, rates=("0.01", "0.05"), number=lambda kind: next(counters[kind])
     )
     return environment
 

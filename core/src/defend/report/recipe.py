@@ -13,8 +13,9 @@ from rich.text import Text
 
 from defend.config import to_toml
 from defend.distributions import install
-from defend.ladders import Figure, Ladder, LadderRow, to_json
+from defend.ladders import Compared, Figure, Ladder, LadderRow, to_json
 from defend.recipes import Recipe, composition
+from defend.report.terminal import NORMS, of_norms
 from defend.threats import WHOLE
 from defend.values import Arm, WorstCase
 
@@ -117,6 +118,8 @@ def _ladder(ladder: Ladder) -> list[Text | Grid]:
     lines += [Text(f"{kind}: left out, {why}", "dim") for kind, why in ladder.left_out.items()]
     if worst.weakest:
         lines.append(Text(f"Least is left by {worst.weakest}"))
+    if worst.norms:
+        lines.append(Text(of_norms(worst.norms)))
     if worst.with_credit:
         low, high = worst.with_credit["ci95"]
         lines.append(Text(f"With credit for rejected attacks {100 * worst.with_credit['accuracy']:.1f} % "
@@ -151,13 +154,19 @@ def _comparison(ladder: Ladder, own: str) -> Grid:
     """Make the table of what it was held against, the best worst case first and the recipe among them."""
     grid = Grid(title="Held against", title_justify="left")
     grid.add_column("made of", overflow="fold")
-    for name in ("clean", "n", "worst case", "n"):
+    norms = tuple(ladder.worst_case.norms or ())
+    for name in ("clean", "n", "worst case", *(f"{NORMS.get(norm, norm)} alone" for norm in norms), "n"):
         grid.add_column(name, justify="right")
-    rows = [(own, ladder.clean, _worst(ladder), ladder.failed, "bold")]
-    rows += [(each.name, each.clean, each.worst_case, each.failed, "") for each in ladder.compared]
-    for name, clean, worst, failed, style in sorted(rows, key=lambda row: -row[2].accuracy):
-        mark = "*" if failed else ""
-        grid.add_row(name, _percent(clean), f"{clean.n:,}", f"{_percent(worst)}{mark}", f"{worst.n:,}", style=style)
+    itself = Compared(
+        name=own, config=ladder.config, clean=ladder.clean, worst_case=_worst(ladder), failed=ladder.failed,
+        norms=ladder.worst_case.norms,
+    )  # fmt: skip
+    for each in sorted((itself, *ladder.compared), key=lambda one: -one.worst_case.accuracy):
+        alone = [(each.norms or {}).get(norm) for norm in norms]
+        cells = ["" if one is None else f"{100 * one['accuracy']:.1f}" for one in alone]
+        worst = f"{_percent(each.worst_case)}{'*' * bool(each.failed)}"
+        grid.add_row(each.name, _percent(each.clean), f"{each.clean.n:,}", worst, *cells, f"{each.worst_case.n:,}",
+                     style="bold" if each is itself else "")  # fmt: skip
     return grid
 
 

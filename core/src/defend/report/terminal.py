@@ -14,6 +14,7 @@ from defend.values import Arm, Report, Row
 
 ARM_TITLES = {TUNED: "tuned, bare", UNTUNED: "defended, untuned"}
 LOUD = ("warn", "fail")
+NORMS = {"linf": "L-inf", "l2": "L2"}
 COLOURS = {"pass": "green", "warn": "yellow", "fail": "red", "skip": "dim"}
 
 
@@ -73,9 +74,19 @@ def _headline(report: Report, has_defence: bool) -> Text:
         (figure, "strike" if blocked else "bold"),
         f"  [{100 * low:.1f}, {100 * high:.1f}]  n={worst.n}, over {len(worst.over)} rows",
         f"  (undefended {100 * worst.undefended:.1f} %)" if has_defence else "",
+        f"\n{of_norms(worst.norms)}" if worst.norms else "",
         _with_credit(worst.with_credit) if worst.with_credit else "",
         f"\nLeast is left by {worst.weakest}" if worst.weakest else "",
     )
+
+
+def of_norms(figures: Mapping[str, Any]) -> str:
+    """Say what the attacks of each norm leave, `WorstCase.norms`, in a line."""
+    said = []
+    for norm, one in figures.items():
+        low, high = (100 * bound for bound in one["ci95"])
+        said.append(f"{NORMS.get(norm, norm)} {100 * one['accuracy']:.1f} %  [{low:.1f}, {high:.1f}]")
+    return f"The attacks of one norm alone leave: {'; '.join(said)}"
 
 
 def _with_credit(figures: Mapping[str, Any]) -> str:
