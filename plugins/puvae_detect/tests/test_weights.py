@@ -135,8 +135,10 @@ def test_golden_logits_of_classifier_a_on_the_papers_data(digits, dataset):
 ROBUST_LOGITS = {
     "mnist": [[-0.3139, -7.4079, -2.1907, -3.7654, -0.5311], [-2.7581, -1.6404, 2.1977, 1.5517, -3.7079],
               [-2.436, -4.6279, -1.4279, -2.3663, -1.2934], [-4.8821, -7.4227, -5.2876, -1.933, -2.2505]],
+    "fashion_mnist": [[-0.8674, -2.9349, 0.2965, 0.2375, 0.8211], [5.7793, -4.2361, 0.7137, 1.6129, -0.6754],
+                      [-1.522, -2.8129, -0.0462, 0.6176, 1.0428], [0.489, -2.5752, -1.1577, 1.472, -0.3562]],
 }  # fmt: skip
-ROBUST_EPS = {"mnist": 0.3}
+ROBUST_EPS = {"mnist": 0.3, "fashion_mnist": 0.1}
 
 
 @pytest.mark.parametrize("dataset", ROBUST_LOGITS)

@@ -90,6 +90,7 @@ def defend_finetuners() -> Sequence[StageSpec]:
             editions={"trades": {"mode": "trades"}, "eps-0.1": {"eps": 0.1}},
             costs={
                 "mnist": "70 min on one CPU core for two convolutions (classifier_a)",
+                "fashion_mnist": "45 min on one CPU core for two convolutions (classifier_a)",
                 "mnist+eps-0.1": "1 min on one CPU core for a network of one hidden layer",
             },
         )
