@@ -9,6 +9,7 @@ from defend.attacks.host import craft
 from defend.attacks.iterated import Pgd
 from defend.attacks.options import PgdOptions
 from defend.attacks.target import Target
+from defend.datasets.base import MemoryDataset
 from defend.options import make
 from defend.randomness import uniform_like
 from defend_dae_finetune.config import CraftRecipe
@@ -56,15 +57,31 @@ def test_without_a_purifier_there_are_three_kinds(tiny, victim):
     assert make_sets(tiny, ("train",), RECIPE, victim, CPU).kinds == CRAFTED
 
 
-def test_a_subset_is_the_first_images_and_a_tenth_of_the_other_splits(tiny, victim, sets):
+def test_a_subset_has_every_class_and_a_tenth_of_the_other_splits(tiny, victim, sets):
     recipe = attrs.evolve(RECIPE, train_subset=10)
     few = make_sets(tiny, ("train", "val"), recipe, victim, CPU, Fade())
     for split, count in (("train", 10), ("val", 1)):
-        assert torch.equal(few.labels(split), tiny.labels(split)[:count].repeat(6))
+        places = tiny.keys(split, count, seed=0).sort().values
+        assert torch.equal(few.labels(split), tiny.labels(split)[places].repeat(6))
         for kind in few.kinds:
-            assert torch.equal(pixels(few, split, kind), pixels(sets, split, kind)[:count])
-    keys = few.keys_of(("purified_pgd",), 60)
-    assert torch.equal(few.clean("train", keys, CPU) * 255, tiny.pixels("train", CPU)[:10].float())
+            assert torch.equal(pixels(few, split, kind), pixels(sets, split, kind)[places])
+    keys, chosen = few.keys_of(("purified_pgd",), 60), tiny.keys("train", 10, seed=0).sort().values
+    assert torch.equal(few.clean("train", keys, CPU) * 255, tiny.pixels("train", CPU)[chosen].float())
+
+
+def test_a_subset_of_a_folder_sorted_by_class_has_every_class(tiny, victim):
+    order = tiny.labels("train").argsort()
+    images = {split: tiny.pixels(split, CPU) for split in ("train", "val")}
+    labels = {split: tiny.labels(split) for split in images}
+    folders = MemoryDataset(
+        "folders",
+        tiny.classes,
+        {**images, "train": images["train"][order]},
+        {**labels, "train": labels["train"][order]},
+    )
+    few = make_sets(folders, ("train",), attrs.evolve(RECIPE, train_subset=12), victim, CPU)
+    shares = labels["train"].bincount() * 12 / len(order)
+    assert (few.labels("train")[:12].bincount(minlength=len(shares)) - shares).abs().max() <= 1
 
 
 @pytest.mark.parametrize("eps", [8 / 255, 0.1, 25.5 / 255])

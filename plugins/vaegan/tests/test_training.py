@@ -129,13 +129,19 @@ def test_a_resumed_training_ends_with_the_same_weights(tmp_path, optimiser):
     assert set(figures) == {"val_rmse", "val_dis_images", "val_dis_reconstructions"}
 
 
-def test_a_subset_is_the_first_images():
+def test_a_subset_has_its_share_of_every_class():
+    data, device = tiny_dataset(), torch.device("cpu")
+    size = len(data.labels("train"))
     own = training(train_subset=10)
-    assert own.epoch_size(0, 24) == 10
-    assert sorted(own.order(0, 24, 0).tolist()) == list(range(10))
-    assert own.order(0, 24, 0).tolist() != own.order(1, 24, 0).tolist()
-    assert training(train_subset=100).epoch_size(0, 24) == 24
-    assert training().epoch_size(3, 24) == 24
+    own.data(data, device)
+    assert own.epoch_size(0, size) == 10
+    first, second = own.order(0, size, 0), own.order(1, size, 0)
+    assert sorted(first.tolist()) == sorted(second.tolist()) == sorted(data.keys("train", 10).tolist())
+    assert first.tolist() != second.tolist()
+    for whole in (training(train_subset=1000), training()):
+        whole.data(data, device)
+        assert whole.epoch_size(3, size) == size
+        assert sorted(whole.order(3, size, 0).tolist()) == list(range(size))
 
 
 def test_the_rate_falls_by_epoch_for_all_alike():

@@ -17,8 +17,8 @@ class CraftRecipe:
     pgd_step_size: float = option(0.01, help="PGD's step, in [0,1] units [P]", at_least=0, at_most=1)
     train_subset: int | None = option(
         None,
-        help="make the sets of the first so many training images, and of a tenth as many of val and test; None: of all "
-        "[P]; fewer are for CPUs [R]",
+        help="make the sets of so many training images, of every class its share, and of a tenth as many of val and "
+        "test; None: of all [P]; fewer are for CPUs [R]",
         at_least=10,
     )
 

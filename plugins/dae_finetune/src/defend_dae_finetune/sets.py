@@ -36,17 +36,19 @@ class Sets(MemoryDataset):
 
     Args:
         dataset: where the images come from.
-        images: split to kind to uint8 [N,C,H,W], of the split's first N, every split with the same kinds in the same
-            order.
+        images: split to kind to uint8 [N,C,H,W], every split with the same kinds in the same order.
+        keys: split to which of its images these are, int64 [N].
     """
 
-    def __init__(self, dataset: ImageDataset, images: Mapping[Split, Mapping[str, Tensor]]) -> None:
+    def __init__(
+        self, dataset: ImageDataset, images: Mapping[Split, Mapping[str, Tensor]], keys: Mapping[Split, Tensor]
+    ) -> None:
         self.kinds = tuple(images["train"])
         super().__init__(
             dataset.name,
             dataset.classes,
             {split: torch.cat(list(kinds.values())) for split, kinds in images.items()},
-            {split: dataset.labels(split)[: len(kinds["clean"])].repeat(len(kinds)) for split, kinds in images.items()},
+            {split: dataset.labels(split)[keys[split]].repeat(len(kinds)) for split, kinds in images.items()},
             dataset.flips,
         )
 
@@ -93,12 +95,15 @@ def make_sets(
             normalisation; the author's code took it without (contradiction 1).
         purifier: in eval mode on `device`; None leaves the purified kinds out.
     """
-    return Sets(dataset, {split: _make(dataset, split, recipe, victim, device, purifier) for split in splits})
+    keys = {split: _keys(dataset, split, recipe) for split in splits}
+    made = {split: _make(dataset, split, keys[split], recipe, victim, device, purifier) for split in splits}
+    return Sets(dataset, made, keys)
 
 
 def _make(
     dataset: ImageDataset,
     split: Split,
+    chosen: Tensor,
     recipe: CraftRecipe,
     victim: nn.Module,
     device: torch.device,
@@ -108,7 +113,7 @@ def _make(
     attacks: dict[str, Attack] = {"fgsm": Fgsm(FgsmOptions()), "pgd": Pgd(make(PgdOptions, steps, "pgd"))}
     target = Target(victim, seed=SEED)
     parts: dict[str, list[Tensor]] = {}
-    for batch in dataset.batches(split, torch.arange(_size(dataset, split, recipe)), BATCH, device):
+    for batch in dataset.batches(split, chosen, BATCH, device):
         kinds = {"clean": to_bytes(batch.images)}
         for name, attack in attacks.items():
             attacked = craft(attack, target, batch.images, batch.labels, eps=recipe.eps, keys=batch.keys)
@@ -122,11 +127,15 @@ def _make(
     return {name: torch.cat(images) for name, images in parts.items()}
 
 
-def _size(dataset: ImageDataset, split: Split, recipe: CraftRecipe) -> int:
-    most = len(dataset.labels(split))
+def _keys(dataset: ImageDataset, split: Split, recipe: CraftRecipe) -> Tensor:
+    """Return which images of a split the sets are made of, in ascending order.
+
+    Of fewer than all every class has its share, as image folders hold one class after the other.
+    """
     if recipe.train_subset is None:
-        return most
-    return min(most, recipe.train_subset if split == "train" else recipe.train_subset // 10)
+        return torch.arange(len(dataset.labels(split)))
+    count = recipe.train_subset if split == "train" else recipe.train_subset // 10
+    return dataset.keys(split, count, seed=SEED).sort().values
 
 
 def to_bytes(images: Tensor) -> Tensor:

@@ -106,7 +106,9 @@ class VaeganRecipe:
         at_least=0,
     )
     train_subset: int | None = option(
-        None, help="train on the first so many images; None: on all [R; the paper names 10,000]", at_least=1
+        None,
+        help="train on so many images, of every class its share; None: on all [R; the paper names 10,000]",
+        at_least=1,
     )
 
 

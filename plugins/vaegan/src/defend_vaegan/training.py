@@ -28,6 +28,8 @@ class VaeganTraining(Training):
     norm are those of the mixture which its running averages, used after training, describe.
     """
 
+    _subset: Tensor
+
     def __init__(self, purifier: VaeganPurifier, recipe: VaeganRecipe) -> None:
         networks = purifier.networks
         parts: dict[str, nn.Module] = {
@@ -39,11 +41,16 @@ class VaeganTraining(Training):
         self._networks, self._recipe = networks, recipe
         self._chosen: dict[str, Optimiser] = {}
 
+    def data(self, dataset: ImageDataset, device: torch.device) -> ImageDataset:
+        """Choose what is trained on: of fewer images every class has its share, as folders are sorted by class."""
+        self._subset = dataset.keys("train", self._recipe.train_subset, seed=0).sort().values
+        return dataset
+
     def epoch_size(self, epoch: int, size: int) -> int:
-        return min(size, self._recipe.train_subset or size)
+        return len(self._subset)
 
     def order(self, epoch: int, size: int, seed: int) -> Tensor:
-        return permutation(self.epoch_size(epoch, size), seed=seed, stream=f"epoch/{epoch}")
+        return self._subset[permutation(len(self._subset), seed=seed, stream=f"epoch/{epoch}")]
 
     def optimisers(self, steps: int) -> dict[str, Optimiser]:
         self._chosen = {name: Optimiser(self._optimiser(module)) for name, module in self.modules.items()}
