@@ -34,7 +34,7 @@ def test_tuned_columns_are_transfer_and_are_attacked_anew_beside(table):
         "Tuned, AE, attacked anew": ("", "", DEFENDED),
     }
     assert {figure for (_, arm), figure in table.cells.items() if arm.endswith("attacked anew")} == {None}
-    assert table.miss("PGD", "Initial, no AE") == WRONG_POINT and not table.miss("PGD", "Initial, AE")
+    assert table.miss("PGD", "Initial, no AE") == WRONG_POINT != table.miss("PGD", "Initial, AE")
 
 
 def test_resnet20_is_tuned_on_the_mix():

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from torch.nn import functional
 
 from defend.build import build_stage, build_tuned, open_dataset
+from defend.stages import Task
 
 LABELS = [4, 8, 6, 5, 3, 0]
 MEANS = [0.306189, 0.339219, 0.344836, 0.25216, 0.324084, 0.343997]
@@ -13,6 +15,18 @@ HIGHEST = {
     "resnet20": [7.979651, 9.382854, 9.365111, 7.585104, 8.620125, 9.681297],
     "se_preresnet56": [20.582869, 17.299295, 14.507801, 14.480124, 17.35544, 22.735283],
 }
+
+# Tinted digits stand in for CIFAR-10's images, which no test may need.
+TINT = (1.0, 0.5, 0.25)
+CIFAR10 = Task("cifar10", 3, 32, 32, 10)
+CIFAR10_MEANS = [0.15418, 0.16681, 0.16995, 0.1306]
+CIFAR10_CHANGES = [0.02779, 0.029, 0.03019, 0.02983]
+CIFAR10_LOGITS = {
+    "before": [[-0.4721, -0.1052, 0.6027, 1.6891, 0.8928], [-1.5976, -2.3703, 1.7696, 4.4751, -0.0087],
+                 [-0.9692, -1.1699, 0.6694, 4.5685, -0.554], [-0.262, -0.6864, 2.288, 3.4325, -1.6312]],
+    "tuned": [[-2.7105, -1.4866, 0.9666, 0.9066, 4.3829], [-3.8164, -3.621, 1.9894, 5.4694, 1.0988],
+                 [-3.1892, -1.4013, 0.2859, 4.1251, 0.2981], [-1.999, -3.1233, 4.3754, 2.2924, 0.4265]],
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -54,3 +68,21 @@ def test_the_tuned_victim_is_of_the_shipped_parts_and_as_its_card_says(digits):
         right = tuned.module(purifier.module(images)).argmax(1) == labels
     assert float(right.float().mean()) == pytest.approx(tuned.card.figures["val_purified_clean_after"], abs=0.006)
     assert any(not torch.equal(a, b) for a, b in zip(tuned.module.parameters(), bare.module.parameters(), strict=True))
+
+
+def test_golden_pairs_of_the_weights_for_cifar10(digits):
+    images, _ = digits.tensors("test", limit=4)
+    images = functional.pad(images, (2, 2, 2, 2)) * torch.tensor(TINT).view(1, 3, 1, 1)
+    victim, purifier = build_stage("victim", "resnet20", CIFAR10), build_stage("purifier", "dae", CIFAR10)
+    tuned = build_tuned("dae", CIFAR10, "resnet20", victim.module, "dae", weights="+mix")
+    assert tuned.card.recipe["victim_sha256"] == victim.card.content_sha256
+    assert tuned.card.recipe["purifier_sha256"] == {"dae": purifier.card.content_sha256}
+    assert (tuned.card.recipe["schedule"], tuned.card.recipe["train_subset"]) == ("mix", 10_000)
+    with torch.no_grad():
+        restored = purifier.module(images)
+        logits = {"before": victim.module(images), "tuned": tuned.module(images)}
+    assert restored.mean((1, 2, 3)).tolist() == pytest.approx(CIFAR10_MEANS, abs=1e-4)
+    assert (restored - images).abs().mean((1, 2, 3)).tolist() == pytest.approx(CIFAR10_CHANGES, abs=1e-4)
+    for name, golden in CIFAR10_LOGITS.items():
+        for row, wanted in zip(logits[name][:, :5].tolist(), golden, strict=True):
+            assert row == pytest.approx(wanted, abs=1e-2)

@@ -57,6 +57,7 @@ def defend_victims() -> Sequence[StageSpec]:
         StageSpec(
             name="resnet20",
             summary="ResNet-20 for small images, 272,474 parameters",
+            costs={"cifar10": "50 min on one CPU core"},
             build="defend_dae_finetune.victims:build_resnet20",
             paper=RESNET,
             train="defend_dae_finetune.victims:train_resnet20",

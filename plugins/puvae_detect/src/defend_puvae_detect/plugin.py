@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from defend import StageSpec, hookimpl
+from defend.recipes import Recipe
 from defend.tables import Table
 from defend_puvae_detect.config import ClassifierRecipe, PuvaeOptions, PuvaeRecipe
+from defend_puvae_detect.recipes import RECIPES
 from defend_puvae_detect.tables import PAPER, TABLES
 
 WEIGHTS = "defend_puvae_detect.weights"
@@ -104,3 +106,9 @@ def defend_victims() -> Sequence[StageSpec]:
 def defend_tables() -> Sequence[Table]:
     """The paper's Tables 3 to 5."""
     return TABLES
+
+
+@hookimpl
+def defend_recipes() -> Sequence[Recipe]:
+    """The defences that were found by measuring."""
+    return RECIPES
