@@ -48,8 +48,7 @@ RECIPES = (
     ),
     _robust(
         "fashion-mnist-robust", "fashion_mnist", "Fashion-MNIST", 0.1,
-        "The purifier puvae alone leaves next to nothing to who knows it. What it leaves before this victim was not "
-        "measured here; before MNIST's it takes away what the training has given.",
+        ALONE,
         (SOURCES, "Its training of four epochs was short: the accuracy under attack was still rising when it ended."),
     ),
 )  # fmt: skip
