@@ -26,7 +26,7 @@ SQUEEZE = Paper(
 
 # Digits are attacked with eps = 0.1, not 8/255; the step grows with it, as 0.01 is to 8/255.
 DIGITS_ATTACKS: Mapping[str, Any] = {"eps": 0.1, "pgd_step_size": 0.032}
-# CIFAR-10's is made for CPUs; the paper's victims were trained for hundreds of epochs.
+# CIFAR-10's is made for CPUs; the paper's victims, of another project, are 94.03 and 95.49 % right.
 VICTIMS: Mapping[str, Mapping[str, Any]] = {
     "digits": {"epochs": 25, "batch_size": 64, "shift": 2},
     "cifar10": {**SGD, "lr": 0.1, "epochs": 15},
