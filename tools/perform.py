@@ -189,7 +189,7 @@ def _train(item: Item, settings: Settings, progress: Path) -> tuple[str, bool]:
     _prepare(settings)
     told = 0.0
 
-    def tell(done: int, total: int, losses: Mapping[str, float]) -> None:
+    def tell(done: int, total: int, losses: Mapping[str, float] | None) -> None:
         nonlocal told
         if time.monotonic() - told >= PROGRESS_EVERY:
             told = time.monotonic()

@@ -1,5 +1,6 @@
 """The training loop: resume, several optimisers, precision, errors, the weights file that comes out."""
 
+import io
 import json
 import os
 import signal
@@ -9,10 +10,12 @@ import time
 
 import pytest
 import torch
+from rich.console import Console
 from torch import nn
 
 from defend.datasets.base import MemoryDataset
 from defend.errors import ConfigError, ContractError
+from defend.progress import training_progress
 from defend.train import FitSettings, Loss, Optimiser, Training, fit
 from defend.train_stage import train_stage
 from defend.weights import content_hash, read_card
@@ -88,6 +91,31 @@ def test_a_damaged_checkpoint_is_not_resumed(tmp_path):
     (tmp_path / "cut").mkdir()
     (tmp_path / "cut" / "checkpoint.safetensors").write_bytes(b"\x80\x04 no")
     assert train(tmp_path / "cut", Denoise()) == expected
+
+
+class Slow(Denoise):
+    """Makes its images for a while."""
+
+    def data(self, dataset, device):
+        for done in (0, 3, 10):
+            self.preparing(done, 10)
+        return dataset
+
+
+def test_images_in_the_making_are_told_of_before_the_steps(tmp_path):
+    console = Console(file=io.StringIO(), width=120)
+    shown = training_progress(console, "a training", quiet=False)
+    told = []
+
+    def both(done, total, losses):
+        told.append((done, total, losses))
+        shown(done, total, losses)
+
+    fit(Slow(), tiny_dataset(), FitSettings(folder=tmp_path, progress=both), {})
+    assert told[:4] == [(0, 10, None), (3, 10, None), (10, 10, None), (1, 15, {})]
+    lines = console.file.getvalue().splitlines()
+    assert lines[0] == "a training: making the images to train on, 10"
+    assert [line.split(":")[1] for line in lines[1:]] == [f" step {step} of 15" for step in (5, 10, 15)]
 
 
 KILLED = """
@@ -200,6 +228,7 @@ TWO_PROCESSES = """
 import os, sys, torch
 sys.path.insert(0, sys.argv[1])
 from test_train import Denoise, tiny_dataset
+from defend.progress import training_progress
 from defend.train import FitSettings, fit
 from defend.weights import content_hash
 training = Denoise(epochs=1)

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from defend.rows import PlannedRow
+    from defend.watcher import Progress as TrainingProgress
 
 PIPED_WIDTH = 120
 
@@ -82,7 +83,7 @@ def run_watcher(console: Console, quiet: bool) -> Any:
             if self._status is not None:
                 self._status.stop()
 
-        def training(self, title: str) -> Callable[[int, int, Mapping[str, float]], None]:
+        def training(self, title: str) -> TrainingProgress:
             self._still()
             return training_progress(console, title, quiet)
 
@@ -102,8 +103,11 @@ def counting(console: Console, title: str, total: int, quiet: bool) -> Iterator[
         yield lambda count: bar.advance(task, count)
 
 
-def training_progress(console: Console, title: str, quiet: bool) -> Callable[[int, int, Mapping[str, float]], None]:
-    """Return a callback for `defend.train.fit` that shows steps, time left and losses; silent but on rank 0."""
+def training_progress(console: Console, title: str, quiet: bool) -> TrainingProgress:
+    """Return a callback for `defend.train.fit` that shows steps, time left and losses; silent but on rank 0.
+
+    Before the first step it shows how many of the images to train on are made.
+    """
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -121,7 +125,19 @@ def training_progress(console: Console, title: str, quiet: bool) -> Callable[[in
     task = bar.add_task(title, total=None, losses="")
     bar.start()
 
-    def update(done: int, total: int, losses: Mapping[str, float]) -> None:
+    prepared = False
+
+    def update(done: int, total: int, losses: Mapping[str, float] | None) -> None:
+        nonlocal prepared
+        if losses is None:
+            if not prepared and not silent and not console.is_terminal:
+                console.print(f"{title}: making the images to train on, {total:,}", highlight=False)
+            prepared = True
+            bar.update(task, completed=done, total=total, description=f"{title}: making its images")
+            return
+        if prepared:
+            prepared = False
+            bar.reset(task, total=total, description=title)
         if losses:
             text = ", ".join(f"{key} {value:.4g}" for key, value in losses.items())
             bar.update(task, completed=done, total=total, losses=text)

@@ -28,6 +28,7 @@ from defend.datasets.base import Batch, ImageDataset
 from defend.errors import ContractError, WeightsError
 from defend.files import atomic, write_text
 from defend.randomness import permutation, step_seed
+from defend.watcher import Progress
 from defend.weights import round_to_stored
 
 CHECKPOINT_SECONDS = 20.0
@@ -61,7 +62,8 @@ class Training(abc.ABC):
         frozen: networks that the losses use and nothing trains, by name: `fit` brings them to the device, in
             eval mode and without parameter gradients.
 
-    `epoch` is the epoch at hand, counted from 0, for a training that goes in stages.
+    `epoch` is the epoch at hand, counted from 0, for a training that goes in stages. A `data` that takes long tells
+    `preparing` how many of its images are made: (done, in all).
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class Training(abc.ABC):
         self.stage, self.modules, self.frozen = stage, modules, frozen or {}
         self.epochs, self.batch_size = epochs, batch_size
         self.epoch = 0
+        self.preparing: Callable[[int, int], None] = lambda done, total: None
 
     @abc.abstractmethod
     def optimisers(self, steps: int) -> dict[str, Optimiser]:
@@ -117,7 +120,8 @@ class FitSettings:
         folder: where checkpoint and metrics go; None keeps neither.
         precision: "no" or "bf16", accelerate's mixed precision.
         checkpoint_seconds: the least time between two checkpoints.
-        progress: called after every step with (steps done, steps in all, the epoch's mean losses so far).
+        progress: called after every step with (steps done, steps in all, the epoch's mean losses at its end, else {});
+            while the images to train on are made with (images done, images in all, None).
     """
 
     seed: int = 0
@@ -125,7 +129,7 @@ class FitSettings:
     precision: str = "no"
     folder: Path | None = None
     checkpoint_seconds: float = CHECKPOINT_SECONDS
-    progress: Callable[[int, int, Mapping[str, float]], None] = lambda done, total, losses: None
+    progress: Progress = lambda done, total, losses: None
 
 
 def fit(
@@ -152,6 +156,7 @@ def fit(
         module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     for module in training.frozen.values():
         module.eval().requires_grad_(False)
+    training.preparing = lambda done, all_images: settings.progress(done, all_images, None)
     source = training.data(dataset, device)
     size = len(source.labels("train"))
     sizes = [training.epoch_size(epoch, size) for epoch in range(training.epochs)]

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from defend.rows import PlannedRow
 
-Progress = Callable[[int, int, Mapping[str, float]], None]
+Progress = Callable[[int, int, Mapping[str, float] | None], None]
+"""Told of a training, (done, in all, losses): images made ready for it, losses None; then steps."""
 
 
 class Watcher:

@@ -69,6 +69,13 @@ def test_a_subset_has_every_class_and_a_tenth_of_the_other_splits(tiny, victim, 
     assert torch.equal(few.clean("train", keys, CPU) * 255, tiny.pixels("train", CPU)[chosen].float())
 
 
+def test_the_making_is_told(tiny, victim):
+    told = []
+    make_sets(tiny, ("train", "val"), RECIPE, victim, CPU, told=lambda *counts: told.append(counts))
+    train, total = len(tiny.labels("train")), sum(len(tiny.labels(split)) for split in ("train", "val"))
+    assert told == [(0, total), (train, total), (total, total)]
+
+
 def test_a_subset_of_a_folder_sorted_by_class_has_every_class(tiny, victim):
     order = tiny.labels("train").argsort()
     images = {split: tiny.pixels(split, CPU) for split in ("train", "val")}

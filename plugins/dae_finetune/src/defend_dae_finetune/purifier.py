@@ -95,7 +95,8 @@ class AutoencoderTraining(Training):
     def data(self, dataset: ImageDataset, device: torch.device) -> Sets:
         """Make the adversarial images of train and val, once."""
         self._device = device
-        self._sets = make_sets(dataset, ("train", "val"), self._recipe, self.frozen["victim"], device)
+        victim, told = self.frozen["victim"], self.preparing
+        self._sets = make_sets(dataset, ("train", "val"), self._recipe, victim, device, told=told)
         return self._sets
 
     def epoch_size(self, epoch: int, size: int) -> int:

@@ -85,6 +85,7 @@ def make_sets(
     victim: nn.Module,
     device: torch.device,
     purifier: nn.Module | None = None,
+    told: Callable[[int, int], None] = lambda done, total: None,
 ) -> Sets:
     """Attack the images of some splits (train among them), and purify what comes out.
 
@@ -94,9 +95,18 @@ def make_sets(
         victim: in eval mode on `device`; images in [0,1] to logits. The gradient is taken through its
             normalisation; the author's code took it without (contradiction 1).
         purifier: in eval mode on `device`; None leaves the purified kinds out.
+        told: of how many clean images are attacked, and of how many.
     """
     keys = {split: _keys(dataset, split, recipe) for split in splits}
-    made = {split: _make(dataset, split, keys[split], recipe, victim, device, purifier) for split in splits}
+    total, done = sum(map(len, keys.values())), 0
+
+    def tell(count: int) -> None:
+        nonlocal done
+        done += count
+        told(done, total)
+
+    tell(0)
+    made = {split: _make(dataset, split, keys[split], recipe, victim, device, purifier, tell) for split in splits}
     return Sets(dataset, made, keys)
 
 
@@ -108,6 +118,7 @@ def _make(
     victim: nn.Module,
     device: torch.device,
     purifier: nn.Module | None,
+    tell: Callable[[int], None],
 ) -> dict[str, Tensor]:
     steps = {"steps": recipe.pgd_steps, "step_size": recipe.pgd_step_size, "early_stop": False}
     attacks: dict[str, Attack] = {"fgsm": Fgsm(FgsmOptions()), "pgd": Pgd(make(PgdOptions, steps, "pgd"))}
@@ -124,6 +135,7 @@ def _make(
                     kinds[f"purified_{name}"] = to_bytes(purifier(kinds[name].float() / LEVELS))
         for name, images in kinds.items():
             parts.setdefault(name, []).append(images.cpu())
+        tell(len(batch.labels))
     return {name: torch.cat(images) for name, images in parts.items()}
 
 
