@@ -1,5 +1,6 @@
 """Recipes: declared by a plugin, shown with what was measured of them, run, and kept from run folders."""
 
+import contextlib
 import json
 import shutil
 import subprocess
@@ -20,6 +21,7 @@ from defend.ladders import find, from_json, keep, kept, to_json
 from defend.plugins import Registry, registry
 from defend.recipes import Recipe, composition
 from defend.statistics import wilson
+from defend.testing import TASK, RecipeContract
 from defend.values import RunConfig
 
 HOOKS = """
@@ -468,6 +470,77 @@ def test_a_recipe_is_written_as_the_config_of_a_run(cli, tmp_path):
     assert code == 2 and "cannot be written" in error
 
 
+def test_a_readme_holds_the_ladder_between_its_marks(cli, served, tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n<!-- recipe soup -->\nold\n<!-- end soup -->\nafter\n")
+    ladder = json.loads(served.read_text())
+    ladder["worst_case"] |= {
+        "accuracy": 0.625,
+        "ci95": [0.305, 0.863],
+        "norms": {"linf": {"accuracy": 0.75, "ci95": [0, 1]}, "l2": {"accuracy": 0.625}},
+    }
+    ladder["compared"][0]["worst_case"] = {"accuracy": 0.75, "ci95": [0.4, 0.9], "n": 4}
+    ladder["compared"][0]["failed"], ladder["checks"] = ["square"], []
+    served.write_text(json.dumps(ladder))
+    clean, other = (round(100 * each["accuracy"], 1) for each in (ladder["rows"][0]["defended"],
+                                                                  ladder["compared"][0]["clean"]))  # fmt: skip
+    code, out, _ = cli("soup", "--readme", readme)
+    assert code == 0 and "Written to" in out
+    first, *lines, last, end = readme.read_text().splitlines()
+    assert (first, lines[0], last, end) == ("before", "<!-- recipe soup -->", "<!-- end soup -->", "after")
+    assert lines[2:6] == [
+        "| made of | clean (n=12) | worst case | L-inf alone | L2 alone | n |",
+        "| --- | --- | --- | --- | --- | --- |",
+        f"| soften + tiny | {other} | 75.0 [40.0, 90.0] (a check failed) |  |  | 4 |",
+        f"| **soup**: soften (strength=0.25), fade + tiny | {clean} | 62.5 [30.5, 86.3] | 75.0 | 62.5 | 8 |",
+    ]
+    assert lines[7].startswith(
+        "crumbs, L-inf 0.02: accuracy in %, with Wilson 95 % intervals. The worst case is per image"
+    )
+    assert "over 3 rows of the ladder. `defend recipe soup --run`, cpu" in lines[7]
+    assert lines[9] == "- soften + tiny: a check failed (square)"
+
+
+def test_a_readme_without_a_place_or_a_ladder_stays_as_it_is(cli, served, tmp_path):
+    readme = tmp_path / "README.md"
+    for name, text in (("soup", "no marks\n"), ("roast", "<!-- recipe roast -->\n<!-- end roast -->\n")):
+        readme.write_text(text)
+        code, _, error = cli(name, "--readme", readme)
+        assert code == 2 and f"has no place for {name}: expected <!-- recipe NAME -->" in error
+        assert readme.read_text() == text
+
+
+class Soup(RecipeContract):
+    name, task = "soup", TASK
+    __test__ = False
+
+
+def test_the_contract_knows_a_recipe_from_its_ladder(cli, served, tmp_path):
+    soup, ladder = Soup(), json.loads(served.read_text())
+    ladder["checks"] = []  # of an attack of two steps one fails
+    served.write_text(json.dumps(ladder))
+    soup.readme = tmp_path / "README.md"
+    soup.readme.write_text("<!-- recipe soup -->\n<!-- end soup -->\n")
+    with pytest.raises(AssertionError, match="defend recipe soup --readme FILE"):
+        soup.test_the_readme_holds_what_was_measured()
+    cli("soup", "--readme", soup.readme)
+    soup.test_the_readme_holds_what_was_measured()
+    soup.test_it_is_the_defence_that_was_measured()
+    soup.test_it_loads_without_its_data_set()
+    with pytest.raises(AssertionError, match="hold it against the bare victim"):
+        soup.test_nothing_that_it_was_held_against_leaves_more()
+    ladder["compared"] *= 3
+    served.write_text(json.dumps(ladder | {"weights": {"victim": "another's"}}))
+    with pytest.raises(AssertionError):
+        soup.test_it_is_the_defence_that_was_measured()
+    worst = ladder["worst_case"]["accuracy"]
+    for share, better in ((worst, False), (worst + 0.1, True)):
+        ladder["compared"][1] |= {"worst_case": {"accuracy": share, "ci95": [0, 1], "n": 8}}
+        served.write_text(json.dumps(ladder))
+        with pytest.raises(AssertionError) if better else contextlib.nullcontext():
+            soup.test_nothing_that_it_was_held_against_leaves_more()
+
+
 def test_a_recipe_is_run_and_kept(cli, tmp_path):
     flags = ("--limit", "4", "--adaptive-limit", "2", "--seed", "1", "--device", "cpu", "--quiet")
     code, out, error = cli("soup", "--run", *flags, "--out", tmp_path / "run", "--json")
@@ -488,6 +561,8 @@ def test_a_recipe_is_run_and_kept(cli, tmp_path):
         (("stew",), "unknown recipe 'stew'"),
         (("--run",), "--run needs the name of a recipe: see `defend recipe --list`"),
         (("soup", "--list"), "--list lists every recipe: leave out 'soup'"),
+        (("soup", "--toml", "a.toml", "--readme", "README.md"), "--toml and --readme were both given"),
+        (("soup", "--readme", "nowhere/README.md"), "README 'nowhere/README.md' cannot be read"),
         (("soup", "--run", "--toml", "a.toml"), "--run and --toml were both given"),
         (("soup", "--limit", "4"), "--limit was given without --run"),
         (("soup", "--adaptive-limit", "4", "--list"), "--adaptive-limit was given without --run"),

@@ -12,10 +12,9 @@ from torch import nn
 from defend.bpda import BackwardThrough, surrogates_of
 from defend.build import (
     Built,
-    build_purifiers,
+    build_parts,
     build_stage,
-    build_tuned,
-    in_sequence,
+    compose,
     needs_weights,
     purifier_options,
     transfer_sources,
@@ -182,27 +181,17 @@ def _build(
     config: RunConfig, victim: Built, dataset: ImageDataset, plugins: Registry, watcher: Watcher
 ) -> tuple[dict[str, Built], Defence]:
     """Build one defence around a victim; return its parts by name, and the whole."""
-    task, options, weights = dataset.task(), config.options, config.weights
     for name in config.purifiers:
         _train_missing("purifier", name, config, dataset, plugins, watcher)
-    purifiers = build_purifiers(config.purifiers, task, options, weights, plugins)
-    built = {"victim": victim}
-    built |= {"purifier" if len(purifiers) == 1 else name: part for name, part in purifiers.items()}
-    last = victim.module
     if config.finetune is not None:
         _train_missing("finetuner", config.finetune, config, dataset, plugins, watcher)
-        built["finetuner"] = build_tuned(
-            config.finetune, task, config.victim, last, config.purifier, options.get("finetuner"),
-            weights.get("finetuner"), plugins,
-        )  # fmt: skip
-        last = built["finetuner"].module
     if config.detector is not None:
         _train_missing("detector", config.detector, config, dataset, plugins, watcher)
-        built["detector"] = build_stage(
-            "detector", config.detector, task, options.get("detector"), weights.get("detector"), plugins
-        )
-    screen = built["detector"].module if "detector" in built else None
-    return built, Defence(last, in_sequence(purifiers), screen)
+    parts = build_parts(
+        config.victim, dataset.task(), config.purifier, config.detector, finetune=config.finetune,
+        options=config.options, weights=config.weights, bare=victim, found_in=plugins,
+    )  # fmt: skip
+    return parts, compose(parts, config.purifier)
 
 
 def _train_missing(

@@ -285,6 +285,54 @@ def find_task(
     return opened.task(), opened.classes
 
 
+def build_parts(
+    victim: str,
+    task: Task,
+    purifier: str | None = None,
+    detector: str | None = None,
+    *,
+    finetune: str | None = None,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    weights: Mapping[str, str] | None = None,
+    bare: Built | None = None,
+    found_in: Registry | None = None,
+) -> dict[str, Built]:
+    """Build the parts of a defence, with their weights, by stage; of several purifiers each by its name.
+
+    Args:
+        victim, purifier, detector, finetune, options, weights: as in `load_defence`.
+        task: what they are built for.
+        bare: the victim, if it has been built.
+
+    Raises:
+        DefendError: whatever is wrong with a name, an option or the weights, in one line.
+    """
+    options, weights = options or {}, weights or {}
+
+    def stage(kind: Stage, name: str) -> Built:
+        return build_stage(kind, name, task, options.get(kind), weights.get(kind), found_in)
+
+    parts = {"victim": bare or stage("victim", victim)}
+    purifiers = build_purifiers(split_names(purifier), task, options, weights, found_in)
+    parts |= {"purifier" if len(purifiers) == 1 else name: built for name, built in purifiers.items()}
+    if finetune:
+        parts["finetuner"] = build_tuned(
+            finetune, task, victim, parts["victim"].module, purifier, options.get("finetuner"),
+            weights.get("finetuner"), found_in,
+        )  # fmt: skip
+    if detector:
+        parts["detector"] = stage("detector", detector)
+    return parts
+
+
+def compose(parts: Mapping[str, Built], purifier: str | None) -> Defence:
+    """Put the parts of `build_parts` together; `purifier` is what they were built for."""
+    names = split_names(purifier)
+    purifiers = {name: parts["purifier" if len(names) == 1 else name] for name in names}
+    screen = parts["detector"].module if "detector" in parts else None
+    return Defence(parts.get("finetuner", parts["victim"]).module, in_sequence(purifiers), screen)
+
+
 def load_defence(
     victim: str,
     dataset: str = "digits",
@@ -312,16 +360,6 @@ def load_defence(
     Raises:
         DefendError: whatever is wrong with a name, an option or the weights, in one line.
     """
-    options, weights = options or {}, weights or {}
     task, _ = find_task(victim, dataset, data_dir, options, weights)
-    bare = build_stage("victim", victim, task, options.get("victim"), weights.get("victim")).module
-    purifiers = build_purifiers(split_names(purifier), task, options, weights)
-    screen = None
-    if detector:
-        screen = build_stage("detector", detector, task, options.get("detector"), weights.get("detector")).module
-    if finetune:
-        bare = build_tuned(
-            finetune, task, victim, bare, purifier, options.get("finetuner"), weights.get("finetuner")
-        ).module
-    whole = Defence(bare, in_sequence(purifiers), screen)
-    return whole.to(resolve_device(device)).eval()
+    parts = build_parts(victim, task, purifier, detector, finetune=finetune, options=options, weights=weights)
+    return compose(parts, purifier).to(resolve_device(device)).eval()

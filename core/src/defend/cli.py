@@ -641,6 +641,10 @@ def reproduce_command(
 @click.option("--run", "start", is_flag=True, help="Measure it again; takes the flags below, as in `defend run`.")
 @click.option("--toml", type=click.Path(path_type=Path), metavar="FILE", help="Write it for `defend run --config`.")
 @click.option(
+    "--readme", type=click.Path(path_type=Path), metavar="FILE",
+    help="Write its kept ladder between this file's marks, <!-- recipe NAME --> and <!-- end NAME -->.",
+)  # fmt: skip
+@click.option(
     "--keep", "keeping", is_flag=True,
     help="Write what RUN measured to NAME.json in --out: the recipe's own run, then those it is held against.",
 )  # fmt: skip
@@ -655,8 +659,8 @@ def reproduce_command(
 @_json_option
 @click.option("--quiet", is_flag=True, help="No progress.")
 def recipe_command(
-    name: str | None, runs: tuple[Path, ...], listing: bool, start: bool, toml: Path | None, keeping: bool,
-    out: str | None, as_json: bool, quiet: bool, **values: Any,
+    name: str | None, runs: tuple[Path, ...], listing: bool, start: bool, toml: Path | None, readme: Path | None,
+    keeping: bool, out: str | None, as_json: bool, quiet: bool, **values: Any,
 ) -> int:  # fmt: skip
     """Show a whole defence that was composed and measured, use it, or measure it again.
 
@@ -666,7 +670,8 @@ def recipe_command(
     from defend.plugins import registry
     from defend.report import recipe as shown
 
-    asked = {"--list": listing, "--run": start, "--toml": toml is not None, "--keep": keeping}
+    asked = {"--list": listing, "--run": start, "--toml": toml is not None, "--readme": readme is not None,
+             "--keep": keeping}  # fmt: skip
     modes = [flag for flag, given in asked.items() if given]
     only_run = [f"--{key.replace('_', '-')}" for key, value in values.items() if value is not None]
     if len(modes) > 1:
@@ -699,6 +704,9 @@ def recipe_command(
     if toml is not None:
         ladders.write_toml(recipe, toml)
         click.echo(json.dumps({"path": str(toml)}) if as_json else f"Written to {toml}: defend run --config {toml}")
+    elif readme is not None:
+        shown.write_readme(readme, [(recipe, ladders.kept(recipe))])
+        click.echo(json.dumps({"path": str(readme)}) if as_json else f"Written to {readme}: {name}")
     elif keeping and out is not None:
         path = ladders.keep(recipe, runs, Path(out))
         said = f"Written to {path}: the ladder of {name}, and {len(runs) - 1} that it is held against"

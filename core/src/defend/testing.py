@@ -14,8 +14,10 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
+import attrs
 import pytest
 import torch
 from torch import Tensor, nn
@@ -23,13 +25,16 @@ from torch.nn import functional as F
 
 from defend import testing_rigged as rigged  # noqa: F401 - defences that the sanity checks must catch, see there
 from defend.attacks.target import Target
-from defend.build import build_module, open_dataset
+from defend.build import build_module, build_parts, open_dataset
+from defend.config import to_toml
 from defend.datasets.base import SPLITS, ImageDataset, MemoryDataset
 from defend.defence import Defence
 from defend.errors import ConfigError
+from defend.ladders import Ladder, find, kept, load_recipe
 from defend.options import describe, make
 from defend.plugins import Found, registry
 from defend.randomness import keyed
+from defend.report.recipe import markdown
 from defend.stages import Attack, Stage, Task
 from defend.train import FitSettings, Training, fit
 
@@ -349,6 +354,53 @@ class FinetunerContract(StageContract):
         batch = images(self.task, 3)
         with torch.no_grad():
             torch.testing.assert_close(fresh.eval()(batch), tuned.eval()(batch))
+
+
+class RecipeContract:
+    """A recipe with its weights and its kept ladder: what loads is what was measured, and nothing measured is better.
+
+    `readme` holds the ladder between <!-- recipe NAME --> and <!-- end NAME --> (`defend recipe NAME --readme FILE`).
+    """
+
+    name: ClassVar[str] = ""
+    task: ClassVar[Task] = TASK
+    readme: ClassVar[Path | None] = None
+
+    def ladder(self) -> Ladder:
+        """Return the ladder that came with the recipe."""
+        ladder = kept(find(self.name))
+        assert ladder is not None, f"recipe {self.name} has no kept ladder: `defend recipe {self.name} RUN... --keep`"
+        return ladder
+
+    def test_it_is_the_defence_that_was_measured(self) -> None:
+        recipe, ladder = find(self.name), self.ladder()
+        config = recipe.run_config()
+        assert ladder.recipe == self.name and not ladder.failed
+        assert ladder.config == to_toml(config), "the ladder is of an earlier version of the recipe"
+        task = attrs.evolve(self.task, dataset=config.dataset)
+        parts = build_parts(
+            config.victim, task, config.purifier, config.detector, finetune=config.finetune, options=config.options,
+            weights=config.weights,
+        )  # fmt: skip
+        assert ladder.weights == {name: part.card.content_sha256 for name, part in parts.items() if part.card}
+
+    def test_nothing_that_it_was_held_against_leaves_more(self) -> None:
+        ladder = self.ladder()
+        assert len(ladder.compared) >= 3, "hold it against the bare victim and each of its parts alone, at least"
+        assert all(each.worst_case.accuracy <= ladder.worst_case.accuracy for each in ladder.compared)
+
+    def test_it_loads_without_its_data_set(self) -> None:
+        loaded = load_recipe(self.name)
+        assert not loaded.training
+        with torch.no_grad():
+            assert loaded(images(self.task, 2)).shape == (2, self.task.classes)
+
+    def test_the_readme_holds_what_was_measured(self) -> None:
+        if self.readme is None:
+            pytest.skip("no README was named")
+        _, _, rest = self.readme.read_text(encoding="utf-8").partition(f"<!-- recipe {self.name} -->")
+        written = rest.partition(f"<!-- end {self.name} -->")[0].strip()
+        assert written == markdown(find(self.name), self.ladder()).strip(), f"defend recipe {self.name} --readme FILE"
 
 
 class _Negative(nn.Module):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -15,6 +16,7 @@ from defend.config import to_toml
 from defend.distributions import install
 from defend.ladders import Compared, Figure, Ladder, LadderRow, to_json
 from defend.recipes import Recipe, composition
+from defend.report import readme
 from defend.report.terminal import NORMS, of_norms
 from defend.threats import WHOLE
 from defend.values import Arm, WorstCase
@@ -85,7 +87,7 @@ def render(recipe: Recipe, ladder: Ladder | None, console: Console) -> None:
         if _outdated(recipe, ladder):
             lines.append(Text("The ladder is of an earlier version of this recipe", "bold red"))
         if ladder.compared:
-            lines += [Text(""), _comparison(ladder, composition(config))]
+            lines += [Text(""), _comparison(recipe, ladder)]
             if any(each.failed for each in ladder.compared):
                 lines.append(Text("*: not to be trusted, a check of that run failed", "red"))
         lines.append(Text(f"\nMeasured by `{ladder.command}`, {ladder.device}, {_versions(ladder)}, seed {ladder.seed}",
@@ -93,6 +95,55 @@ def render(recipe: Recipe, ladder: Ladder | None, console: Console) -> None:
     lines.append(Text(f"Use it: defend.load_recipe({recipe.name!r}). Measure it again: defend recipe {recipe.name} "
                       "--run", "dim"))  # fmt: skip
     console.print(Group(*lines), soft_wrap=False)
+
+
+def markdown(recipe: Recipe, ladder: Ladder) -> str:
+    """Return a recipe for a README: its worst case beside those of what it was held against."""
+    norms = tuple(ladder.worst_case.norms or ())
+    ranked = _ranked(recipe, ladder)
+    images = f"(n={ladder.clean.n:,})"
+    body = []
+    for each in ranked:
+        own, other_images = each.config == ladder.config, each.clean.n != ladder.clean.n
+        body.append(
+            [
+                f"**{recipe.name}**: {each.name}" if own else each.name,
+                f"{100 * each.clean.accuracy:.1f}{f' (n={each.clean.n:,})' if other_images else ''}",
+                f"{_percent(each.worst_case)}{' (a check failed)' if each.failed else ''}",
+                *_alone(each, norms),
+                f"{each.worst_case.n:,}",
+            ]
+        )
+    head = ["made of", f"clean {images}", "worst case", *(f"{_said(norm)} alone" for norm in norms), "n"]
+    lines = [
+        *readme.grid(head, body),
+        "",
+        f"{recipe.run_config().dataset}, {_budgets(ladder)}: accuracy in %, with Wilson 95 % intervals. The worst case "
+        f"is per image, over {len(ladder.worst_case.over)} rows of the ladder. `{ladder.command}`, {ladder.device}, "
+        f"torch {ladder.versions.get('torch', '')}, seed {ladder.seed}",
+    ]
+    why = [f"- {each.name}: a check failed ({', '.join(each.failed)})" for each in ranked if each.failed]
+    return "\n".join(lines + [""] * bool(why) + why) + "\n"
+
+
+def write_readme(path: Path, recipes: Sequence[tuple[Recipe, Ladder | None]]) -> list[str]:
+    """Put kept ladders between a README's marks, <!-- recipe NAME --> and <!-- end NAME -->; return their names.
+
+    Raises:
+        ConfigError: the file cannot be read, or has no mark of any of these recipes.
+    """
+    texts = {recipe.name: None if ladder is None else markdown(recipe, ladder) for recipe, ladder in recipes}
+    return readme.fill(path, "recipe", texts)
+
+
+def _budgets(ladder: Ladder) -> str:
+    """Name the budget of every norm whose attacks count."""
+    counted = [row for row in ladder.rows if row.headline and row.eps is not None and row.threat != "none"]
+    return ", ".join(f"{norm} {eps:.3g}" for norm, eps in {_said(row.norm): row.eps for row in counted}.items())
+
+
+def _said(norm: str) -> str:
+    return NORMS.get(norm, norm)
 
 
 def _ladder(ladder: Ladder) -> list[Text | Grid]:
@@ -150,24 +201,33 @@ def _cells(row: LadderRow) -> tuple[str, ...]:
     )
 
 
-def _comparison(ladder: Ladder, own: str) -> Grid:
+def _comparison(recipe: Recipe, ladder: Ladder) -> Grid:
     """Make the table of what it was held against, the best worst case first and the recipe among them."""
     grid = Grid(title="Held against", title_justify="left")
     grid.add_column("made of", overflow="fold")
     norms = tuple(ladder.worst_case.norms or ())
-    for name in ("clean", "n", "worst case", *(f"{NORMS.get(norm, norm)} alone" for norm in norms), "n"):
+    for name in ("clean", "n", "worst case", *(f"{_said(norm)} alone" for norm in norms), "n"):
         grid.add_column(name, justify="right")
-    itself = Compared(
-        name=own, config=ladder.config, clean=ladder.clean, worst_case=_worst(ladder), failed=ladder.failed,
-        norms=ladder.worst_case.norms,
-    )  # fmt: skip
-    for each in sorted((itself, *ladder.compared), key=lambda one: -one.worst_case.accuracy):
-        alone = [(each.norms or {}).get(norm) for norm in norms]
-        cells = ["" if one is None else f"{100 * one['accuracy']:.1f}" for one in alone]
+    for each in _ranked(recipe, ladder):
         worst = f"{_percent(each.worst_case)}{'*' * bool(each.failed)}"
-        grid.add_row(each.name, _percent(each.clean), f"{each.clean.n:,}", worst, *cells, f"{each.worst_case.n:,}",
-                     style="bold" if each is itself else "")  # fmt: skip
+        grid.add_row(each.name, _percent(each.clean), f"{each.clean.n:,}", worst, *_alone(each, norms),
+                     f"{each.worst_case.n:,}", style="bold" if each.config == ladder.config else "")  # fmt: skip
     return grid
+
+
+def _ranked(recipe: Recipe, ladder: Ladder) -> list[Compared]:
+    """Return the recipe among what it was held against, the best worst case first."""
+    itself = Compared(
+        name=composition(recipe.run_config()), config=ladder.config, clean=ladder.clean, worst_case=_worst(ladder),
+        failed=ladder.failed, norms=ladder.worst_case.norms,
+    )  # fmt: skip
+    return sorted((itself, *ladder.compared), key=lambda one: -one.worst_case.accuracy)
+
+
+def _alone(each: Compared, norms: Sequence[str]) -> list[str]:
+    """Return what the attacks of each norm alone leave, as texts."""
+    alone = [(each.norms or {}).get(norm) for norm in norms]
+    return ["" if one is None else f"{100 * one['accuracy']:.1f}" for one in alone]
 
 
 def _worst(ladder: Ladder) -> Figure:

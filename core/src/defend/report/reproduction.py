@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,7 @@ from rich.console import Console, Group
 from rich.table import Table as Grid
 from rich.text import Text
 
-from defend.errors import ConfigError
-from defend.files import write_text
+from defend.report import readme
 from defend.results import AdaptiveResult, Cell, Standing, TableResult, kept, to_json
 from defend.tables import Table
 
@@ -186,7 +185,7 @@ def markdown(table: Table, result: TableResult) -> str:
         last = ["**adaptive**"] if note else []
         head = ["", *(named[attack] for attack in attacks), *last]
         body = [[arm, *(cell(attack, arm) for attack in attacks), *([adaptive(arm)] if note else [])] for arm in arms]
-    lines = [_row(head), _row(["---"] * len(head)), *(_row(row) for row in body), ""]
+    lines = [*readme.grid(head, body), ""]
     lines.append(
         f"{table.caption}: accuracy in %, ours (the paper's). `{result.command}`, {result.device}, torch "
         f"{result.versions.get('torch', '')}, seed {result.seed}. What the paper's figures are: {table.knowledge}"
@@ -197,36 +196,12 @@ def markdown(table: Table, result: TableResult) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _row(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
 def write_readme(path: Path, tables: Sequence[Table]) -> list[str]:
     """Put the kept results between a README's marks, <!-- table NAME --> and <!-- end NAME -->; return their names.
 
     Raises:
         ConfigError: the file cannot be read, or has no mark of any of these tables.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"README {str(path)!r} cannot be read: {error.strerror}") from None
-    written = []
-    for table in tables:
-        result, marks = kept(table), (f"<!-- table {table.name} -->", f"<!-- end {table.name} -->")
-        if result is None or any(text.count(mark) != 1 for mark in marks):
-            continue
-        before, _, rest = text.partition(marks[0])
-        _, closed, after = rest.partition(marks[1])
-        if not closed:
-            continue
-        text = f"{before}{marks[0]}\n\n{markdown(table, result)}\n{marks[1]}{after}"
-        written.append(table.name)
-    if not written:
-        names = ", ".join(table.name for table in tables)
-        raise ConfigError(
-            f"README {str(path)!r} has no place for {names}: expected <!-- table NAME -->, then <!-- end NAME -->, "
-            "once each, and a kept result"
-        )
-    write_text(path, text)
-    return written
+    results = {table.name: (table, kept(table)) for table in tables}
+    texts = {name: None if result is None else markdown(table, result) for name, (table, result) in results.items()}
+    return readme.fill(path, "table", texts)
