@@ -20,7 +20,7 @@ from defend.datasets.base import Batch, MemoryDataset
 from defend.defence import Defence
 from defend.errors import ConfigError
 from defend.finetuners import adversarial
-from defend.finetuners.adversarial import build, climb, divergence, still, train, warm
+from defend.finetuners.adversarial import build, climb, divergence, random_start, still, train, unit, warm
 from defend.finetuners.plugin import AdversarialRecipe
 from defend.options import make
 from defend.plugins import Registry
@@ -153,6 +153,29 @@ def test_pgd_steps_by_hand():
     torch.testing.assert_close(far[0], torch.tensor([0.55, 0.52, 0.55]))
 
 
+def test_l2_steps_by_hand():
+    # Away from class 0 is along (2, -1): steps of 0.02 in a ball of 0.03, so the second one is cut.
+    model = Linear([[0.0, 0.0], [2.0, -1.0]])
+    pictures = torch.tensor([[0.5, 0.5], [0.5, 0.5]]).view(2, 1, 1, 2)
+    away = partial(F.cross_entropy, target=torch.tensor([0, 0]), reduction="none")
+    along = torch.tensor([2.0, -1.0]) / math.sqrt(5)
+    for steps, length in ((1, 0.02), (2, 0.03)):
+        found = climb(model, pictures, pictures, away, eps=0.03, steps=steps, step_size=0.02, norm="l2").flatten(1)
+        torch.testing.assert_close(found, (0.5 + length * along).expand(2, 2))
+    assert unit(torch.zeros(1, 1, 2, 2)).abs().sum() == 0
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_random_starts_fill_their_ball(norm):
+    torch.manual_seed(0)
+    moved = random_start(torch.full((400, 1, 3, 3), 0.5), 0.2, norm) - 0.5
+    length = moved.flatten(1).norm(dim=1) if norm == "l2" else moved.abs().flatten(1).amax(1)
+    assert length.max() <= 0.2 + 1e-6 and length.max() > 0.19
+    assert moved.flatten(1).mean(0).abs().max() < 0.02
+    if norm == "l2":
+        assert length.mean().item() == pytest.approx(0.1, abs=0.01)
+
+
 def test_divergence_by_hand():
     even, three_to_one = [0.0, 0.0], [math.log(3.0), 0.0]
     found = divergence(torch.tensor([three_to_one, even]), torch.tensor([[5.0, 5.0], three_to_one]))
@@ -211,6 +234,34 @@ def test_what_is_crafted_keeps_to_eps_and_box(eps, size, mode, seed):
     assert (found - batch.images).abs().max() <= eps + 1e-6
     assert found.min() >= 0 and found.max() <= 1
     assert not found.requires_grad
+
+
+@settings(max_examples=40)
+@given(eps=st.floats(0, 3), share=st.floats(0, 1), mode=st.sampled_from(["pgd", "trades"]), seed=st.integers(0, 99))
+def test_a_share_is_crafted_in_l2_and_keeps_to_its_budget(eps, share, mode, seed):
+    torch.manual_seed(seed)
+    batch = batch_of(4, seed)
+    training = prepare(mode=mode, eps=0.05, steps=2, l2_share=share, eps_l2=eps if share else None)
+    found = training.craft(batch.images, batch.labels)
+    count, moved = round(4 * share), (found - batch.images).flatten(1)
+    assert (moved[:count].norm(dim=1) <= eps + 1e-5).all()
+    assert moved[count:].numel() == 0 or moved[count:].abs().max() <= 0.05 + 1e-6
+    assert found.shape == batch.images.shape and found.min() >= 0 and found.max() <= 1
+
+
+def test_the_l2_budget_is_that_of_a_run_unless_given(monkeypatch):
+    seen = []
+
+    def watched(*arguments, eps, step_size, norm, **others):
+        seen.append((norm, eps, step_size, len(arguments[1])))
+        return climb(*arguments, eps=eps, step_size=step_size, norm=norm, **others)
+
+    monkeypatch.setattr(adversarial, "climb", watched)
+    batch = batch_of(8)
+    for given_eps, expected in ((None, 0.1 * 14 / 4), (0.6, 0.6)):
+        seen.clear()
+        prepare(l2_share=0.25, eps_l2=given_eps, step_size=0.07).craft(batch.images, batch.labels)
+        assert seen == [("l2", pytest.approx(expected), pytest.approx(2.5 * expected / 3), 2), ("linf", 0.1, 0.07, 6)]
 
 
 @pytest.mark.parametrize("mode", ["pgd", "trades"])
@@ -351,6 +402,19 @@ def measured(model, dataset, eps):
         return [float((model(some).argmax(1) == batch.labels).float().mean()) for some in (batch.images, attacked)]
 
 
+@pytest.mark.parametrize("mode", ["pgd", "trades"])
+def test_training_in_both_norms_raises_what_stands_both(tiny, mode):
+    training = prepare(mode=mode, epochs=10, lr=1e-2, warmup=0.25, eps=0.06, l2_share=0.5, eps_l2=0.6)
+    figures = run(training, tiny)
+    kinds = ("clean", "pgd", "pgd_l2", "pgd_both")
+    assert set(figures) == {"val_images", *(f"val_{kind}_{when}" for kind in kinds for when in ("before", "after"))}
+    assert figures["val_pgd_both_after"] > figures["val_pgd_both_before"] + 0.4
+    for when in ("before", "after"):
+        each = [figures[f"val_{kind}_{when}"] for kind in ("pgd", "pgd_l2")]
+        assert max(0, sum(each) - 1) - 1e-6 <= figures[f"val_pgd_both_{when}"] <= min(each)
+    assert training.score(tiny, CPU) == pytest.approx(figures["val_pgd_both_after"]), "both decide which epoch is kept"
+
+
 @pytest.mark.parametrize(("mode", "purifier"), [("pgd", None), ("trades", None), ("pgd", Scale()), ("trades", Scale())])
 def test_training_raises_the_robust_accuracy_and_the_card_says_so(tiny, mode, purifier):
     training = prepare(purifier=purifier, mode=mode, epochs=8, lr=1e-2, warmup=0.25, eps=0.08)
@@ -479,6 +543,8 @@ def test_the_recipes_of_known_data_sets_are_recipes():
         ({"eps": "8"}, "eps=8.0 is out of range: expected 0 to 1"),
         ({"clean_share": 1}, "clean_share=1.0 is out of range: expected 0 to 0.9"),
         ({"mode": "trades", "clean_share": 0.5}, "clean_share=0.5 does nothing for mode=trades"),
+        ({"eps_l2": 2.0}, "eps_l2=2.0 does nothing while l2_share is 0"),
+        ({"l2_share": 2}, "l2_share=2.0 is out of range: expected 0 to 1"),
         ({"select": "first"}, "select='first' is not accepted"),
         ({"warm_up": 0.5}, "unknown option 'warm_up' of the recipe: did you mean 'warmup'?"),
     ],
@@ -493,4 +559,4 @@ def test_options_that_make_no_sense_are_refused(options, message):
 def test_defaults_are_the_papers():
     recipe = AdversarialRecipe()
     assert attrs.asdict(recipe) | {"mode": "pgd", "eps": 8 / 255, "steps": 10, "beta": 6.0} == attrs.asdict(recipe)
-    assert recipe.step_size is None and recipe.clean_share == 0
+    assert recipe.step_size is None and recipe.clean_share == recipe.l2_share == 0

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import attrs
 from torch import Tensor
 
+from defend.attacks.host import usual_l2
 from defend.datasets.base import ImageDataset
 from defend.errors import ConfigError
 from defend.options import describe
@@ -165,7 +165,7 @@ def _budgets(attack: Attack, config: RunConfig, task: Task) -> list[tuple[float 
     if getattr(attack, "minimal", False):
         return [(None, False)]
     if attack.norm != "linf":
-        default = config.eps * math.sqrt(task.channels * task.height * task.width) / 4
+        default = usual_l2(config.eps, task.channels * task.height * task.width)
         return [(default if config.eps_l2 is None else config.eps_l2, True)]
     excess = getattr(attack, "excess", 0.0)
     every = sorted({*config.sweep, config.eps})

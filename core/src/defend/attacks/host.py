@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -51,6 +53,11 @@ def craft(
     adversarial = _checked(adversarial, images, name)
     target.overshoot = overshoot(adversarial, images, allowed, attack.norm)
     return clip(adversarial, images, allowed, attack.norm)
+
+
+def usual_l2(eps: float, numbers: int) -> float:
+    """Return the L2 budget that goes with an L-inf one: a quarter of the longest change of so many numbers."""
+    return eps * math.sqrt(numbers) / 4
 
 
 def enforce(adversarial: Tensor, images: Tensor, eps: Tensor, norm: str, name: str) -> Tensor:

@@ -1,6 +1,7 @@
 """Adversarial training: PGD (Madry et al. 2018, arXiv:1706.06083), TRADES (Zhang et al. 2019, arXiv:1901.08573).
 
-Behind a purifier the victim learns from what the purifier makes of images that were crafted against both.
+Within L-inf, or a share of the images within L2 (after Tramèr and Boneh 2019, arXiv:1904.13000). Behind a purifier the
+victim learns from what the purifier makes of images that were crafted against both.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from defend.attacks.host import craft, project_linf
+from defend.attacks.host import clip, craft, usual_l2
 from defend.attacks.iterated import Pgd
 from defend.attacks.options import PgdOptions
 from defend.attacks.target import Target
@@ -23,7 +24,7 @@ from defend.defence import Defence
 from defend.errors import ConfigError
 from defend.finetuners.plugin import AdversarialRecipe
 from defend.options import NoOptions, make
-from defend.randomness import keyed, normal_like, uniform_like
+from defend.randomness import keyed, normal_like, uniform_like, uniform_per_image
 from defend.stages import Task
 from defend.train import Loss, Optimiser, Training
 from defend.victims.training import augment
@@ -32,9 +33,15 @@ TRADES_START = 1e-3  # deviation of the normal noise that TRADES starts from: at
 JUDGE_STEPS = 10  # of the PGD that epochs are compared and the card is filled with
 SCORED, MEASURED = 256, 1000  # validation images, after an epoch and for the card
 JUDGE_BATCH = 250
+SHORTEST = 1e-12
 
 Objective = Callable[[Tensor], Tensor]
 """Logits [B,K] to the numbers [B] that crafting raises."""
+
+
+def default_step(eps: float, steps: int) -> float:
+    """Return 2.5 eps / steps: the ball's edge is reached from any start, and the rest of the steps move along it."""
+    return 2.5 * eps / steps
 
 
 def divergence(reference: Tensor, logits: Tensor) -> Tensor:
@@ -44,21 +51,30 @@ def divergence(reference: Tensor, logits: Tensor) -> Tensor:
 
 
 def climb(
-    model: nn.Module, images: Tensor, start: Tensor, objective: Objective, *, eps: float, steps: int, step_size: float
+    model: nn.Module,
+    images: Tensor,
+    start: Tensor,
+    objective: Objective,
+    *,
+    eps: float,
+    steps: int,
+    step_size: float,
+    norm: str = "linf",
 ) -> Tensor:
-    """Take `steps` projected sign steps up the objective; all of them, so that nothing waits for the device.
+    """Take `steps` projected steps up the objective; all of them, so that nothing waits for the device.
 
     Args:
         model: images [B,C,H,W] in [0,1] to logits [B,K], in the mode that it is to be attacked in.
-        images: the centre of the L-inf ball of radius `eps`.
+        images: the centre of the ball of radius `eps` in the norm, "linf" or "l2".
         start: where to begin; projected first.
-        objective, steps, step_size: what is raised, how often, by how much.
+        objective, steps, step_size: what is raised, how often, by how much: along the gradient's sign in L-inf, along
+            the gradient in L2.
 
     Raises:
         ConfigError: no gradient reaches the images.
     """
-    radius = images.new_full((1,), eps)
-    current = project_linf(start, images, radius)
+    radius = images.new_full((len(images),), eps)
+    current = clip(start, images, radius, norm)
     for _ in range(steps):
         source = current.detach().requires_grad_()
         value = objective(model(source)).sum()
@@ -68,8 +84,23 @@ def climb(
                 "leave the purifier out, or take one that is differentiable"
             )
         (gradient,) = torch.autograd.grad(value, source)
-        current = project_linf(current + step_size * gradient.sign(), images, radius)
+        along = unit(gradient) if norm == "l2" else gradient.sign()
+        current = clip(current + step_size * along, images, radius, norm)
     return current
+
+
+def unit(directions: Tensor) -> Tensor:
+    """Scale every image's direction [B,C,H,W] to length 1 in L2; one of no length stays as it is."""
+    length: Tensor = directions.flatten(1).norm(dim=1).clamp_min(SHORTEST)
+    return directions / length.view(-1, 1, 1, 1)
+
+
+def random_start(images: Tensor, eps: float, norm: str) -> Tensor:
+    """Draw a start in the ball: uniform in L-inf; in L2 any direction, at a distance that is uniform up to eps."""
+    if norm == "linf":
+        return images + eps * uniform_like(images, -1, 1)
+    distance = uniform_per_image(images, 0, eps).to(images.dtype).view(-1, 1, 1, 1)
+    return images + distance * unit(normal_like(images))
 
 
 @contextlib.contextmanager
@@ -99,22 +130,34 @@ def warm(step: int, steps: int, warmup: float) -> float:
 
 @torch.no_grad()
 def accuracies(
-    model: Defence, dataset: ImageDataset, eps: float, limit: int, device: torch.device
-) -> tuple[float, float]:
-    """Return the accuracy on clean validation images, and on those under PGD (random start, 10 steps, one draw).
+    model: Defence, dataset: ImageDataset, eps: float, limit: int, device: torch.device, eps_l2: float | None = None
+) -> dict[str, float]:
+    """Return the accuracy on validation images: "clean", and under "pgd" (random start, 10 steps, one draw).
 
-    All draws are keyed by image, so every call with the same weights gives the same. The model must be in eval mode.
+    With `eps_l2` also under as many steps in L2 ("pgd_l2"), and on images that stand both ("pgd_both"). All draws are
+    keyed by image, so every call with the same weights gives the same. The model must be in eval mode.
     """
     target, attack = Target(model), Pgd(make(PgdOptions, {"steps": JUDGE_STEPS}, "pgd"))
     keys = dataset.keys("val", limit)
-    right = torch.zeros(2, device=device)
+    names = ("clean", "pgd", *(("pgd_l2", "pgd_both") if eps_l2 is not None else ()))
+    right = torch.zeros(len(names), device=device)
     for batch in dataset.batches("val", keys, JUDGE_BATCH, device):
-        attacked = craft(attack, target, batch.images, batch.labels, eps=eps, keys=batch.keys)
-        for place, seen in enumerate((batch.images, attacked)):
+        shown = [batch.images, craft(attack, target, batch.images, batch.labels, eps=eps, keys=batch.keys)]
+        if eps_l2 is not None:
+            with keyed(batch.keys, seed=0, stream="adversarial/judge/l2"), torch.enable_grad():
+                shown.append(
+                    climb(
+                        model, batch.images, random_start(batch.images, eps_l2, "l2"),
+                        partial(F.cross_entropy, target=batch.labels, reduction="none"),
+                        eps=eps_l2, steps=JUDGE_STEPS, step_size=default_step(eps_l2, JUDGE_STEPS), norm="l2",
+                    )
+                )  # fmt: skip
+        stood = []
+        for place, seen in enumerate(shown):
             with keyed(batch.keys, seed=0, stream=f"adversarial/judge/{place}"):
-                right[place] += (model(seen).argmax(1) == batch.labels).sum()
-    clean, robust = (right / len(keys)).tolist()
-    return clean, robust
+                stood.append(model(seen).argmax(1) == batch.labels)
+        right += torch.stack([*stood, *([stood[1] & stood[2]] if eps_l2 is not None else [])]).sum(1)
+    return dict(zip(names, (right / len(keys)).tolist(), strict=True))
 
 
 class AdversarialTraining(Training):
@@ -142,6 +185,8 @@ class AdversarialTraining(Training):
         frozen = {"victim": victim} if purifier is None else {"victim": victim, "purifier": purifier}
         super().__init__(tuned, {"victim": tuned}, epochs=recipe.epochs, batch_size=recipe.batch_size, frozen=frozen)
         self._recipe, self._flips = recipe, task.flips
+        usual = usual_l2(recipe.eps, task.channels * task.height * task.width)
+        self._eps_l2 = usual if recipe.eps_l2 is None else recipe.eps_l2
         self._before, self._after = Defence(victim, purifier), Defence(tuned, purifier)
 
     def optimisers(self, steps: int) -> dict[str, Optimiser]:
@@ -152,23 +197,31 @@ class AdversarialTraining(Training):
         return {"victim": Optimiser(adamw, self._cycle)}
 
     def craft(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Return adversarial images [B,C,H,W] within this step's share of eps, against the weights as they are."""
+        """Return adversarial images [B,C,H,W] within this step's share of eps, against the weights as they are.
+
+        The first `l2_share` of them are crafted in L2.
+        """
+        count = round(self._recipe.l2_share * len(images))
+        parts = [("l2", images[:count], labels[:count]), ("linf", images[count:], labels[count:])]
+        with still(self.stage):
+            return torch.cat([self._crafted(*part) for part in parts if len(part[1])])
+
+    def _crafted(self, norm: str, images: Tensor, labels: Tensor) -> Tensor:
         recipe = self._recipe
         share = warm(self._cycle.last_epoch, self._steps, recipe.warmup)  # the schedule's count survives a resume
-        step_size = 2.5 * recipe.eps / recipe.steps if recipe.step_size is None else recipe.step_size
-        with still(self.stage):
-            if recipe.mode == "trades":
-                with torch.no_grad():
-                    reference = self._after(images)
-                start = images + TRADES_START * normal_like(images)
-                objective: Objective = partial(divergence, reference)
-            else:
-                start = images + share * recipe.eps * uniform_like(images, -1, 1)
-                objective = partial(F.cross_entropy, target=labels, reduction="none")
-            return climb(
-                self._after, images, start, objective,
-                eps=share * recipe.eps, steps=recipe.steps, step_size=share * step_size,
-            )  # fmt: skip
+        full = recipe.eps if norm == "linf" else self._eps_l2
+        eps, step_size = share * full, share * default_step(full, recipe.steps)
+        if norm == "linf" and recipe.step_size is not None:
+            step_size = share * recipe.step_size
+        if recipe.mode == "trades":
+            with torch.no_grad():
+                reference = self._after(images)
+            start = images + TRADES_START * normal_like(images)
+            objective: Objective = partial(divergence, reference)
+        else:
+            start = random_start(images, eps, norm)
+            objective = partial(F.cross_entropy, target=labels, reduction="none")
+        return climb(self._after, images, start, objective, eps=eps, steps=recipe.steps, step_size=step_size, norm=norm)
 
     def losses(self, batch: Batch) -> Iterator[Loss]:
         labels = batch.labels
@@ -190,10 +243,13 @@ class AdversarialTraining(Training):
         return logits
 
     def score(self, dataset: ImageDataset, device: torch.device) -> float | None:
-        """Accuracy under PGD of the full eps on up to 256 validation images, behind the purifier."""
+        """Accuracy under PGD of the full eps on up to 256 validation images, behind the purifier.
+
+        Of a training within both norms, the accuracy on those that stand both.
+        """
         if self._recipe.select == "last":
             return None
-        return accuracies(self._after, dataset, self._recipe.eps, SCORED, device)[1]
+        return list(self._judged(self._after, dataset, SCORED, device).values())[-1]
 
     def finish(self, dataset: ImageDataset, device: torch.device) -> dict[str, float]:
         """Measure up to 1,000 validation images, clean and under PGD of the full eps, before and after the training.
@@ -202,9 +258,13 @@ class AdversarialTraining(Training):
         """
         figures = {"val_images": float(min(len(dataset.labels("val")), MEASURED))}
         for when, model in (("before", self._before), ("after", self._after)):
-            found = accuracies(model, dataset, self._recipe.eps, MEASURED, device)
-            figures |= {f"val_{kind}_{when}": value for kind, value in zip(("clean", "pgd"), found, strict=True)}
+            found = self._judged(model, dataset, MEASURED, device)
+            figures |= {f"val_{kind}_{when}": value for kind, value in found.items()}
         return figures
+
+    def _judged(self, model: Defence, dataset: ImageDataset, limit: int, device: torch.device) -> dict[str, float]:
+        eps_l2 = self._eps_l2 if self._recipe.l2_share else None
+        return accuracies(model, dataset, self._recipe.eps, limit, device, eps_l2)
 
 
 def _accuracy(logits: Tensor, labels: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """The fine-tuner that core offers, through the same hook as any plugin's. Imports no torch.
 
 [M] stands in Madry et al. 2018, [Z] in Zhang et al. 2019 (TRADES) or its code, [O] in Rice, Wong and Kolter 2020
-(robust overfitting), [R] is our decision.
+(robust overfitting), [T] in Tramèr and Boneh 2019 (several norms), [R] is our decision.
 """
 
 from __future__ import annotations
@@ -27,7 +27,17 @@ class AdversarialRecipe:
     eps: float = option(8 / 255, help="L-inf budget of the crafting, in [0,1] units", at_least=0, at_most=1)
     steps: int = option(10, help="steps of the crafting [Z]", at_least=1)
     step_size: float | None = option(
-        None, help="size of a step at full eps (None: 2.5 eps / steps [M])", at_least=0, at_most=1
+        None, help="size of an L-inf step at full eps (None: 2.5 eps / steps [M])", at_least=0, at_most=1
+    )
+    l2_share: float = option(
+        0.0,
+        help="share of a step's images that are crafted within eps_l2, in L2, and not within eps; 0, none [M]: who "
+        "learns one norm alone may fall to the other [T]",
+        at_least=0,
+        at_most=1,
+    )
+    eps_l2: float | None = option(
+        None, help="L2 budget of that share (None: eps * sqrt(pixels and channels) / 4, as in a run [R])", at_least=0
     )
     beta: float = option(6.0, help="trades: weight of the divergence beside the cross-entropy [Z]", at_least=0)
     clean_share: float = option(
@@ -60,6 +70,8 @@ class AdversarialRecipe:
                 f"clean_share={self.clean_share!r} does nothing for mode=trades, which learns from every image clean: "
                 "leave it at 0, or lower beta"
             )
+        if self.eps_l2 is not None and not self.l2_share:
+            raise ConfigError(f"eps_l2={self.eps_l2!r} does nothing while l2_share is 0: set that too, for example 0.5")
 
 
 @hookimpl
@@ -87,7 +99,7 @@ def defend_finetuners() -> Sequence[StageSpec]:
                 "fashion_mnist": {"eps": 0.1, "steps": 7, "epochs": 4, "batch_size": 64, "lr": 2e-3, "shift": 1},
                 "cifar10": {"shift": 4},
             },
-            editions={"trades": {"mode": "trades"}, "eps-0.1": {"eps": 0.1}},
+            editions={"trades": {"mode": "trades"}, "eps-0.1": {"eps": 0.1}, "norms": {"l2_share": 0.5}},
             costs={
                 "mnist": "70 min on one CPU core for two convolutions (classifier_a)",
                 "fashion_mnist": "45 min on one CPU core for two convolutions (classifier_a)",
