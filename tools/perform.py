@@ -20,6 +20,7 @@ from defend.errors import DefendError
 from defend.files import write_text
 from defend.options import describe
 from defend.plugins import registry
+from defend.watcher import TrainingWatcher
 from tools.plan import Item, Measure, Train
 
 PATIENCE = 15.0  # seconds for an interrupted item to end
@@ -180,6 +181,28 @@ def options_of(item: Train, scale: float) -> dict[str, Any]:
     return {**item.options, **fewer}
 
 
+class Told(TrainingWatcher):
+    """Keeps the share that is done in a file, and prints what an epoch ended with."""
+
+    def __init__(self, file: Path) -> None:
+        self._file, self._told = file, 0.0
+
+    def making(self, done: int, total: int) -> None:
+        self._keep(f"its images {done / total:.0%}")
+
+    def step(self, done: int, total: int, losses: Mapping[str, float]) -> None:
+        self._keep(f"{done / total:.0%}")
+        if losses:
+            means = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
+            sys.stdout.write(f"step {done} of {total}: {means}\n")
+            sys.stdout.flush()
+
+    def _keep(self, text: str) -> None:
+        if time.monotonic() - self._told >= PROGRESS_EVERY:
+            self._told = time.monotonic()
+            write_text(self._file, text)
+
+
 def _train(item: Item, settings: Settings, progress: Path) -> tuple[str, bool]:
     """Train; return the figures of its card, and that nothing is missing."""
     from defend.train_stage import train_stage
@@ -187,22 +210,10 @@ def _train(item: Item, settings: Settings, progress: Path) -> tuple[str, bool]:
 
     assert isinstance(item, Train)
     _prepare(settings)
-    told = 0.0
-
-    def tell(done: int, total: int, losses: Mapping[str, float] | None) -> None:
-        nonlocal told
-        if time.monotonic() - told >= PROGRESS_EVERY:
-            told = time.monotonic()
-            write_text(progress, f"{done / total:.0%}")
-        if losses:
-            means = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
-            sys.stdout.write(f"step {done} of {total}: {means}\n")
-            sys.stdout.flush()
-
     _, card = train_stage(
         item.stage, item.stage_name, hold(item.dataset, settings.data_dir, settings.scale),
         victim=item.victim, purifier=item.purifier, options=options_of(item, settings.scale), edition=item.edition,
-        device=settings.device, precision=settings.precision or item.precision, progress=tell,
+        device=settings.device, precision=settings.precision or item.precision, progress=Told(progress),
         checkpoint_seconds=CHECKPOINT_SECONDS,
     )  # fmt: skip
     return ", ".join(f"{name} {value:.4g}" for name, value in card.figures.items())[:200] or "trained", True

@@ -18,6 +18,7 @@ from defend.errors import ConfigError, ContractError
 from defend.progress import training_progress
 from defend.train import FitSettings, Loss, Optimiser, Training, fit
 from defend.train_stage import train_stage
+from defend.watcher import TrainingWatcher
 from defend.weights import content_hash, read_card
 
 
@@ -98,7 +99,7 @@ class Slow(Denoise):
 
     def data(self, dataset, device):
         for done in (0, 3, 10):
-            self.preparing(done, 10)
+            self.making(done, 10)
         return dataset
 
 
@@ -107,15 +108,39 @@ def test_images_in_the_making_are_told_of_before_the_steps(tmp_path):
     shown = training_progress(console, "a training", quiet=False)
     told = []
 
-    def both(done, total, losses):
-        told.append((done, total, losses))
-        shown(done, total, losses)
+    class Both(TrainingWatcher):
+        def making(self, *counts):
+            told.append(counts)
+            shown.making(*counts)
 
-    fit(Slow(), tiny_dataset(), FitSettings(folder=tmp_path, progress=both), {})
-    assert told[:4] == [(0, 10, None), (3, 10, None), (10, 10, None), (1, 15, {})]
+        def step(self, done, total, losses):
+            told.append((done, total, bool(losses)))
+            shown.step(done, total, losses)
+
+        def measuring(self):
+            told.append("measuring")
+
+    fit(Slow(), tiny_dataset(), FitSettings(folder=tmp_path, progress=Both()), {})
+    assert told[:4] == [(0, 10), (3, 10), (10, 10), (1, 15, False)]
+    assert told[-2:] == [(15, 15, True), "measuring"]
     lines = console.file.getvalue().splitlines()
     assert lines[0] == "a training: making the images to train on, 10"
     assert [line.split(":")[1] for line in lines[1:]] == [f" step {step} of 15" for step in (5, 10, 15)]
+
+
+def test_the_bar_is_gone_whatever_ends_the_training():
+    console = Console(file=io.StringIO(), width=120, force_terminal=True)
+    progress = training_progress(console, "a training", quiet=False)
+
+    def begin():
+        with progress:
+            progress.step(1, 5, {})
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        begin()
+    shown = console.file.getvalue()
+    assert "a training" in shown and shown.count("\x1b[?25l") == shown.count("\x1b[?25h") == 1, "the cursor is back"
 
 
 KILLED = """
@@ -123,9 +148,13 @@ import sys, time
 from defend.datasets.base import ImageDataset
 from defend.build import open_dataset
 from defend.train_stage import train_stage
+from defend.watcher import TrainingWatcher
+class Printed(TrainingWatcher):
+    def step(self, done, total, losses):
+        print(done, total, flush=True)
 path, card = train_stage("victim", "mobilenetv3_small_050", open_dataset("digits"), checkpoint_seconds=0.0,
     options={"epochs": 1, "batch_size": 256}, device="cpu",
-    progress=lambda done, total, losses: print(done, total, flush=True))
+    progress=Printed())
 print(card.content_sha256)
 """
 

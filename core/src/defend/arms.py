@@ -211,17 +211,18 @@ def _train_missing(
         return
     if locate(found, dataset.name, given, filed_as) is not None:
         return
-    train_stage(
-        found.spec.weights_of or stage,
-        name,
-        dataset,
-        victim=config.victim if stage == "finetuner" else None,
-        purifier=behind if stage == "finetuner" else None,
-        parts={"options": config.options, "weights": config.weights},
-        options=options,
-        edition=edition,
-        seed=config.seed,
-        device=config.device,
-        found_in=plugins,
-        progress=watcher.training(f"training {stage} {name} on {config.dataset}"),
-    )
+    with watcher.training(f"training {stage} {name} on {config.dataset}") as progress:
+        train_stage(
+            found.spec.weights_of or stage,
+            name,
+            dataset,
+            victim=config.victim if stage == "finetuner" else None,
+            purifier=behind if stage == "finetuner" else None,
+            parts={"options": config.options, "weights": config.weights},
+            options=options,
+            edition=edition,
+            seed=config.seed,
+            device=config.device,
+            found_in=plugins,
+            progress=progress,
+        )

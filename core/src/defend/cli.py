@@ -437,13 +437,12 @@ def train_command(
         from defend.train_stage import train_stage
 
         images = open_dataset(dataset, data_dir, dataset_options)
-    progress = training_progress(console, f"{stage} {name} on {dataset}", quiet)
     try:
-        path, card = train_stage(
-            stage, name, images, victim=victim, purifier=purifier, options=options, edition=edition, seed=seed or 0,
-            device=device or "auto", precision=precision, out=out,
-            progress=progress,
-        )  # fmt: skip
+        with training_progress(console, f"{stage} {name} on {dataset}", quiet) as progress:
+            path, card = train_stage(
+                stage, name, images, victim=victim, purifier=purifier, options=options, edition=edition,
+                seed=seed or 0, device=device or "auto", precision=precision, out=out, progress=progress,
+            )  # fmt: skip
     except KeyboardInterrupt:
         click.echo("interrupted: the same command goes on from the last checkpoint", err=True)
         return EXIT_INTERRUPTED

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from defend.rows import PlannedRow
-    from defend.watcher import Progress as TrainingProgress
+    from defend.watcher import TrainingWatcher
 
 PIPED_WIDTH = 120
 
@@ -83,7 +83,7 @@ def run_watcher(console: Console, quiet: bool) -> Any:
             if self._status is not None:
                 self._status.stop()
 
-        def training(self, title: str) -> TrainingProgress:
+        def training(self, title: str) -> TrainingWatcher:
             self._still()
             return training_progress(console, title, quiet)
 
@@ -103,10 +103,10 @@ def counting(console: Console, title: str, total: int, quiet: bool) -> Iterator[
         yield lambda count: bar.advance(task, count)
 
 
-def training_progress(console: Console, title: str, quiet: bool) -> TrainingProgress:
-    """Return a callback for `defend.train.fit` that shows steps, time left and losses; silent but on rank 0.
+def training_progress(console: Console, title: str, quiet: bool) -> TrainingWatcher:
+    """Return what shows a training: the images that it makes first, steps, time left and losses, and what is measured.
 
-    Before the first step it shows how many of the images to train on are made.
+    Silent but on rank 0.
     """
     from rich.progress import (
         BarColumn,
@@ -117,6 +117,8 @@ def training_progress(console: Console, title: str, quiet: bool) -> TrainingProg
         TimeRemainingColumn,
     )
 
+    from defend.watcher import TrainingWatcher
+
     silent = quiet or int(os.environ.get("RANK", "0")) != 0
     bar = Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
@@ -125,27 +127,34 @@ def training_progress(console: Console, title: str, quiet: bool) -> TrainingProg
     task = bar.add_task(title, total=None, losses="")
     bar.start()
 
-    prepared = False
+    class Bar(TrainingWatcher):
+        def __init__(self) -> None:
+            self._made = False
 
-    def update(done: int, total: int, losses: Mapping[str, float] | None) -> None:
-        nonlocal prepared
-        if losses is None:
-            if not prepared and not silent and not console.is_terminal:
-                console.print(f"{title}: making the images to train on, {total:,}", highlight=False)
-            prepared = True
+        def making(self, done: int, total: int) -> None:
+            if not self._made:
+                self._say(f"making the images to train on, {total:,}")
+            self._made = True
             bar.update(task, completed=done, total=total, description=f"{title}: making its images")
-            return
-        if prepared:
-            prepared = False
-            bar.reset(task, total=total, description=title)
-        if losses:
-            text = ", ".join(f"{key} {value:.4g}" for key, value in losses.items())
-            bar.update(task, completed=done, total=total, losses=text)
-            if not silent and not console.is_terminal:
-                console.print(f"{title}: step {done} of {total}: {text}", highlight=False)
-        else:
+
+        def step(self, done: int, total: int, losses: Mapping[str, float]) -> None:
+            if self._made:
+                self._made = False
+                bar.reset(task, total=total, description=title)
             bar.update(task, completed=done, total=total)
-        if done == total:
+            if losses:
+                text = ", ".join(f"{key} {value:.4g}" for key, value in losses.items())
+                bar.update(task, losses=text)
+                self._say(f"step {done} of {total}: {text}")
+
+        def measuring(self) -> None:
+            bar.reset(task, total=None, description=f"{title}: measuring", losses="")
+
+        def end(self) -> None:
             bar.stop()
 
-    return update
+        def _say(self, text: str) -> None:
+            if not silent and not console.is_terminal:
+                console.print(f"{title}: {text}", highlight=False)
+
+    return Bar()

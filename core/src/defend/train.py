@@ -28,7 +28,7 @@ from defend.datasets.base import Batch, ImageDataset
 from defend.errors import ContractError, WeightsError
 from defend.files import atomic, write_text
 from defend.randomness import permutation, step_seed
-from defend.watcher import Progress
+from defend.watcher import TrainingWatcher
 from defend.weights import round_to_stored
 
 CHECKPOINT_SECONDS = 20.0
@@ -63,7 +63,7 @@ class Training(abc.ABC):
             eval mode and without parameter gradients.
 
     `epoch` is the epoch at hand, counted from 0, for a training that goes in stages. A `data` that takes long tells
-    `preparing` how many of its images are made: (done, in all).
+    `making` how many of its images are made: (done, in all).
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Training(abc.ABC):
         self.stage, self.modules, self.frozen = stage, modules, frozen or {}
         self.epochs, self.batch_size = epochs, batch_size
         self.epoch = 0
-        self.preparing: Callable[[int, int], None] = lambda done, total: None
+        self.making: Callable[[int, int], None] = lambda done, total: None
 
     @abc.abstractmethod
     def optimisers(self, steps: int) -> dict[str, Optimiser]:
@@ -120,8 +120,7 @@ class FitSettings:
         folder: where checkpoint and metrics go; None keeps neither.
         precision: "no" or "bf16", accelerate's mixed precision.
         checkpoint_seconds: the least time between two checkpoints.
-        progress: called after every step with (steps done, steps in all, the epoch's mean losses at its end, else {});
-            while the images to train on are made with (images done, images in all, None).
+        progress: what is told of it.
     """
 
     seed: int = 0
@@ -129,7 +128,7 @@ class FitSettings:
     precision: str = "no"
     folder: Path | None = None
     checkpoint_seconds: float = CHECKPOINT_SECONDS
-    progress: Progress = lambda done, total, losses: None
+    progress: TrainingWatcher = attrs.field(factory=TrainingWatcher)
 
 
 def fit(
@@ -156,7 +155,7 @@ def fit(
         module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     for module in training.frozen.values():
         module.eval().requires_grad_(False)
-    training.preparing = lambda done, all_images: settings.progress(done, all_images, None)
+    training.making = settings.progress.making
     source = training.data(dataset, device)
     size = len(source.labels("train"))
     sizes = [training.epoch_size(epoch, size) for epoch in range(training.epochs)]
@@ -215,7 +214,7 @@ def fit(
             step += 1
             if step < ends[epoch]:  # at its end an epoch is logged first, then saved
                 keep()
-                settings.progress(step, total, {})
+                settings.progress.step(step, total, {})
         means = {name: float(value) / steps[epoch] for name, value in sums.items()}
         if any(value != value or value in (float("inf"), float("-inf")) for value in means.values()):
             raise ContractError(
@@ -229,10 +228,11 @@ def fit(
             best.offer(score, bare)
             means["score"] = score
         log.write({"epoch": epoch + 1, "step": step, **means})
-        settings.progress(step, total, means)
+        settings.progress.step(step, total, means)
         sums = {}
         keep()
     keep(always=True)
+    settings.progress.measuring()
     accelerator.wait_for_everyone()
 
     training.modules = bare

@@ -21,7 +21,7 @@ from defend.plugins import Registry, registry
 from defend.stages import Stage, Task
 from defend.train import FitSettings, Training, fit
 from defend.values import split_names
-from defend.watcher import Progress
+from defend.watcher import TrainingWatcher
 from defend.weights import Card, cache_dir, cached_path, content_hash, new_card, save, tuned_name
 
 
@@ -39,7 +39,7 @@ def train_stage(
     device: str = "auto",
     precision: str = "no",
     out: Path | None = None,
-    progress: Progress | None = None,
+    progress: TrainingWatcher | None = None,
     checkpoint_seconds: float | None = None,
     found_in: Registry | None = None,
 ) -> tuple[Path, Card]:
@@ -56,6 +56,7 @@ def train_stage(
         device: "auto", "cpu", "cuda".
         precision: "no" or "bf16".
         out: the file to write; the user's cache if None.
+        progress: what is told of it.
 
     Returns:
         The path and the card.

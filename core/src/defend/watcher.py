@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
     from defend.rows import PlannedRow
 
-Progress = Callable[[int, int, Mapping[str, float] | None], None]
-"""Told of a training, (done, in all, losses): images made ready for it, losses None; then steps."""
+
+class TrainingWatcher:
+    """What a training tells while it goes on; this one shows nothing. A context, which calls `end`."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.end()
+
+    def making(self, done: int, total: int) -> None:
+        """So many of the images to train on are made, before the first step."""
+
+    def step(self, done: int, total: int, losses: Mapping[str, float]) -> None:
+        """A step is done; at the end of an epoch with its mean losses."""
+
+    def measuring(self) -> None:
+        """All steps are done; what stands in the card is measured."""
+
+    def end(self) -> None:
+        """All is done, or something went wrong."""
 
 
 class Watcher:
@@ -30,6 +49,6 @@ class Watcher:
     def end(self) -> None:
         """Nothing more will come."""
 
-    def training(self, title: str) -> Progress | None:
+    def training(self, title: str) -> TrainingWatcher:
         """Missing weights are about to be trained; return what is to be told of it."""
-        return None
+        return TrainingWatcher()

@@ -13,6 +13,7 @@ from defend.stages import Task
 from defend.testing import TASK, TinyVictim, images
 from defend.train import FitSettings, fit
 from defend.train_stage import train_stage
+from defend.watcher import TrainingWatcher
 from defend_puvae_detect import training
 from defend_puvae_detect.config import PuvaeOptions, PuvaeRecipe
 from defend_puvae_detect.model import divergence, reconstruction_cost
@@ -116,11 +117,12 @@ def test_a_resumed_training_ends_with_the_same_weights(tmp_path):
     class StoppedError(Exception):
         pass
 
-    def stop(done, total, losses):
-        if done == 3:
-            raise StoppedError
+    class Stop(TrainingWatcher):
+        def step(self, done, total, losses):
+            if done == 3:
+                raise StoppedError
 
-    cut = FitSettings(folder=tmp_path / "run", checkpoint_seconds=0, progress=stop)
+    cut = FitSettings(folder=tmp_path / "run", checkpoint_seconds=0, progress=Stop())
     with pytest.raises(StoppedError):
         fit(described(), tiny(), cut, {"one": 1})
     resumed = described()

@@ -12,6 +12,7 @@ from defend.plugins import registry
 from defend.stages import Task
 from defend.testing import TASK, TinyVictim
 from defend.train import FitSettings, fit
+from defend.watcher import TrainingWatcher
 from defend_unet_gan.config import UnetGanOptions, UnetGanRecipe
 from defend_unet_gan.model import Discriminator, adversarial_loss, discriminator_loss, feature_matching
 from defend_unet_gan.plugin import RECIPES
@@ -201,13 +202,14 @@ def test_resumed_training_ends_with_the_same_weights(dataset, tmp_path, stop):
     whole = training(schedule="one_cycle")
     fit(whole, dataset, FitSettings(), {})
 
-    def interrupt(done, total, losses):
-        if done == stop:
-            raise Stopped
+    class Interrupt(TrainingWatcher):
+        def step(self, done, total, losses):
+            if done == stop:
+                raise Stopped
 
     settings = {"folder": tmp_path, "checkpoint_seconds": 0.0}
     with pytest.raises(Stopped):
-        fit(training(schedule="one_cycle"), dataset, FitSettings(progress=interrupt, **settings), {})
+        fit(training(schedule="one_cycle"), dataset, FitSettings(progress=Interrupt(), **settings), {})
     resumed = training(schedule="one_cycle")
     fit(resumed, dataset, FitSettings(**settings), {})
     for key, value in whole.stage.state_dict().items():

@@ -6,6 +6,7 @@ import torch
 from defend.datasets.base import Batch, MemoryDataset
 from defend.stages import Task
 from defend.train import FitSettings, fit
+from defend.watcher import TrainingWatcher
 from defend_vaegan.config import VaeganOptions, VaeganRecipe
 from defend_vaegan.model import gan_costs, gaussian_nll, prior_loss
 from defend_vaegan.training import train
@@ -112,11 +113,12 @@ def test_a_resumed_training_ends_with_the_same_weights(tmp_path, optimiser):
     data, recipe = tiny_dataset(), {"optimiser": optimiser, "lr_last": 0.1, "train_subset": 20}
 
     def settings(folder, stop_at=None):
-        def progress(done, total, means):
-            if done == stop_at:
-                raise Interrupted
+        class Stopping(TrainingWatcher):
+            def step(self, done, total, losses):
+                if done == stop_at:
+                    raise Interrupted
 
-        return FitSettings(folder=tmp_path / folder, checkpoint_seconds=0, progress=progress)
+        return FitSettings(folder=tmp_path / folder, checkpoint_seconds=0, progress=Stopping())
 
     whole = training(**recipe)
     figures = fit(whole, data, settings("whole"), {})

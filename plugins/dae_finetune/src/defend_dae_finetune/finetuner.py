@@ -73,7 +73,7 @@ class FineTuning(Training):
     def data(self, dataset: ImageDataset, device: torch.device) -> Sets:
         """Make every kind of every split, once; test's are for the figures alone."""
         victim, purifier = self.frozen["victim"], self.frozen.get("purifier")
-        self._sets = make_sets(dataset, SPLITS, self._recipe, victim, device, purifier, self.preparing)
+        self._sets = make_sets(dataset, SPLITS, self._recipe, victim, device, purifier, self.making)
         return self._sets
 
     def epoch_size(self, epoch: int, size: int) -> int:

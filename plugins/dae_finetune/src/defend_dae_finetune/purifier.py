@@ -95,7 +95,7 @@ class AutoencoderTraining(Training):
     def data(self, dataset: ImageDataset, device: torch.device) -> Sets:
         """Make the adversarial images of train and val, once."""
         self._device = device
-        victim, told = self.frozen["victim"], self.preparing
+        victim, told = self.frozen["victim"], self.making
         self._sets = make_sets(dataset, ("train", "val"), self._recipe, victim, device, told=told)
         return self._sets
 
