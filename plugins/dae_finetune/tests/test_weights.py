@@ -26,6 +26,10 @@ CIFAR10_LOGITS = {
                  [-0.9692, -1.1699, 0.6694, 4.5685, -0.554], [-0.262, -0.6864, 2.288, 3.4325, -1.6312]],
     "tuned": [[-2.7105, -1.4866, 0.9666, 0.9066, 4.3829], [-3.8164, -3.621, 1.9894, 5.4694, 1.0988],
                  [-3.1892, -1.4013, 0.2859, 4.1251, 0.2981], [-1.999, -3.1233, 4.3754, 2.2924, 0.4265]],
+    "robust": [[-1.5649, -0.1624, 0.7811, 1.2252, 0.6138], [-1.7581, -1.9648, 1.4892, 2.2329, 1.1336],
+               [-1.3969, -1.1846, 1.1479, 1.8459, 0.617], [-1.1783, -1.6374, 1.6199, 1.8206, 0.9135]],
+    "se_preresnet56": [[-0.8194, -3.6831, 1.7825, 2.9098, 0.6239], [-1.9193, -4.3867, 3.6909, 5.3841, 0.8377],
+                       [-1.2098, -2.7555, 2.3145, 3.9257, 0.0511], [-1.3026, -3.5615, 2.2607, 4.8806, 0.0452]],
 }  # fmt: skip
 
 
@@ -78,9 +82,14 @@ def test_golden_pairs_of_the_weights_for_cifar10(digits):
     assert tuned.card.recipe["victim_sha256"] == victim.card.content_sha256
     assert tuned.card.recipe["purifier_sha256"] == {"dae": purifier.card.content_sha256}
     assert (tuned.card.recipe["schedule"], tuned.card.recipe["train_subset"]) == ("mix", 10_000)
+    robust = build_tuned("adversarial", CIFAR10, "resnet20", victim.module, None)
+    assert robust.card.recipe["victim_sha256"] == victim.card.content_sha256
+    assert robust.card.recipe["eps"] == 8 / 255
+    deep = build_stage("victim", "se_preresnet56", CIFAR10)
+    networks = {"before": victim, "tuned": tuned, "robust": robust, "se_preresnet56": deep}
     with torch.no_grad():
         restored = purifier.module(images)
-        logits = {"before": victim.module(images), "tuned": tuned.module(images)}
+        logits = {name: built.module(images) for name, built in networks.items()}
     assert restored.mean((1, 2, 3)).tolist() == pytest.approx(CIFAR10_MEANS, abs=1e-4)
     assert (restored - images).abs().mean((1, 2, 3)).tolist() == pytest.approx(CIFAR10_CHANGES, abs=1e-4)
     for name, golden in CIFAR10_LOGITS.items():
