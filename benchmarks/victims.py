@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 import defend
 from benchmarks.contest import progress
-from defend.attacks.host import project_linf
+from defend.attacks.balls import project_linf
 from defend.build import build_module
 from defend.files import atomic
 from defend.plugins import registry

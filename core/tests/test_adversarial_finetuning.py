@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
+from defend.attacks import balls
+from defend.attacks.balls import random_start, unit
 from defend.attacks.host import craft
 from defend.attacks.iterated import Pgd
 from defend.attacks.options import PgdOptions
@@ -20,7 +22,7 @@ from defend.datasets.base import Batch, MemoryDataset
 from defend.defence import Defence
 from defend.errors import ConfigError
 from defend.finetuners import adversarial
-from defend.finetuners.adversarial import build, climb, divergence, random_start, still, train, unit, warm
+from defend.finetuners.adversarial import build, climb, divergence, still, train, warm
 from defend.finetuners.plugin import AdversarialRecipe
 from defend.options import make
 from defend.plugins import Registry
@@ -356,7 +358,7 @@ def test_crafting_goes_through_the_purifier(monkeypatch):
     for purifier in (None, Scale(-1.0)):
         training = prepare(purifier=purifier, steps=1, step_size=0.02)
         shown = batch.images if purifier is None else (1 - batch.images)
-        monkeypatch.setattr(adversarial, "uniform_like", lambda some, *_: torch.zeros_like(some))
+        monkeypatch.setattr(balls, "uniform_like", lambda some, *_: torch.zeros_like(some))
         found.append(training.craft(shown, batch.labels) - shown)
     inside = (batch.images > 0.02) & (batch.images < 0.98)
     torch.testing.assert_close(found[0][inside], -found[1][inside], atol=1e-6, rtol=0)

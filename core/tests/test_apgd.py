@@ -28,6 +28,16 @@ class TestTargeted(AttackContract):
     options = {"steps": 5, "target": "next"}
 
 
+class TestCeL2(AttackContract):
+    name = "apgd_ce_l2"
+    options = {"steps": 8}
+
+
+class TestDlrL2(AttackContract):
+    name = "apgd_dlr_l2"
+    options = {"steps": 8, "restarts": 2}
+
+
 def test_the_checkpoints_of_a_hundred_steps_are_the_papers():
     assert checkpoints(100) == [22, 41, 57, 70, 80, 87, 93, 99]
     assert checkpoints(1) == [1]
@@ -98,15 +108,27 @@ def test_the_first_fooling_image_is_the_answer():
     assert state.answer().item() == pytest.approx(0.6)
 
 
+def test_a_step_in_l2_goes_along_the_gradient_and_ends_on_the_ball():
+    origin = torch.full((1, 1, 1, 2), 0.5)
+    gradient = Slope(torch.tensor([3.0, 4.0]).view(1, 1, 1, 2), torch.zeros(1), torch.tensor([[1.0, 0.0]]))
+    state, goal = _State.begin(origin, gradient, torch.tensor([0.2]), "l2"), Goal(torch.tensor([0]), 1)
+    moved = state.step(origin, torch.tensor([0.3]), goal, momentum=1.0)
+    assert (moved - origin).flatten().tolist() == pytest.approx([0.12, 0.16])
+    short = state.step(origin, torch.tensor([0.1]), goal, momentum=1.0)
+    assert (short - origin).flatten().tolist() == pytest.approx([0.06, 0.08])
+    assert state.part(torch.tensor([0])).step(origin, torch.tensor([0.3]), goal, momentum=1.0).equal(moved)
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.03), ("l2", 0.5)])
 @pytest.mark.parametrize("loss", ["ce", "dlr"])
-def test_as_strong_as_torchattacks(loss):
+def test_as_strong_as_torchattacks(loss, norm, eps):
     dataset = open_dataset("digits")
     pictures, labels = dataset.tensors("test", limit=40)
     victim = build_stage("victim", "resnet18", dataset.task()).module.requires_grad_(False)
-    eps, steps = 0.03, 10
-    judge = torchattacks.APGD(victim, eps=eps, steps=steps, n_restarts=1, loss=loss, seed=0)
+    steps, named = 10, {"linf": "Linf", "l2": "L2"}
+    judge = torchattacks.APGD(victim, norm=named[norm], eps=eps, steps=steps, n_restarts=1, loss=loss, seed=0)
     theirs = judge(pictures, labels)
-    ours = craft(Apgd(ApgdOptions(steps=steps), loss), Target(victim), pictures, labels, eps=eps)
+    ours = craft(Apgd(ApgdOptions(steps=steps), loss, norm), Target(victim), pictures, labels, eps=eps)
     with torch.no_grad():
         left = [int((victim(found).argmax(1) == labels).sum()) for found in (pictures, theirs, ours)]
     assert left[0] - left[1] >= 6, "the budget should tell attacks apart"

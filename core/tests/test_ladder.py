@@ -49,6 +49,7 @@ def test_the_ladder_is_every_threat_that_fits_weakest_first():
         ("square", "query", ""), ("square_l2", "query", ""),
         ("pgd", "bpda", "identity"),
         ("pgd", "adaptive", ""), ("apgd_ce", "adaptive", ""), ("apgd_dlr", "adaptive", ""),
+        ("apgd_ce_l2", "adaptive", ""), ("apgd_dlr_l2", "adaptive", ""),
         ("pgd_joint", "detector-aware", ""), ("pgd_selective", "detector-aware", ""),
         ("pgd_orthogonal", "detector-aware", ""),
     ]  # fmt: skip

@@ -9,7 +9,7 @@ from typing import Any
 import attrs
 from torch import Tensor
 
-from defend.attacks.host import usual_l2
+from defend.attacks.balls import usual_l2
 from defend.datasets.base import ImageDataset
 from defend.errors import ConfigError
 from defend.options import describe

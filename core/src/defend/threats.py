@@ -87,7 +87,7 @@ THREATS: Mapping[str, ThreatKind] = {
     "adaptive": ThreatKind(
         summary="the exact gradient through the whole defence, averaged over its draws",
         attacked=DEFENDED,
-        attacks=("pgd", "apgd_ce", "apgd_dlr"),
+        attacks=("pgd", "apgd_ce", "apgd_dlr", "apgd_ce_l2", "apgd_dlr_l2"),
         needs="defence",
         options={"pgd": {"steps": 100, "restarts": 5}},
         expensive=True,

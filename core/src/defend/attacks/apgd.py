@@ -1,15 +1,15 @@
-"""Auto-PGD (Croce and Hein 2020, arXiv:2003.01690): PGD that chooses its own step size, with two losses."""
+"""Auto-PGD (Croce and Hein 2020, arXiv:2003.01690): PGD that chooses its own step size; two losses, two norms."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from defend.attacks.goals import Goal, choose_goal, confirm, sign_step
-from defend.attacks.host import project_linf
+from defend.attacks.balls import clip, random_start
+from defend.attacks.goals import Goal, choose_goal, confirm, step_along
 from defend.attacks.options import ApgdOptions
 from defend.attacks.target import Objective, Slope, Target, cross_entropy
-from defend.randomness import keyed, uniform_like
+from defend.randomness import keyed
 
 MOMENTUM = 0.75  # alpha
 FIRST_STEP = 2.0  # in eps
@@ -48,9 +48,8 @@ class Apgd:
     An image is left alone once it is fooled (never against a random defence, whose averaged gradient goes on).
     """
 
-    norm = "linf"
-
-    def __init__(self, config: ApgdOptions, loss: str) -> None:
+    def __init__(self, config: ApgdOptions, loss: str, norm: str = "linf") -> None:
+        self.norm = norm
         self._config, self._objective, self._name = config, OBJECTIVES[loss], f"apgd_{loss}"
 
     def __call__(self, target: Target, images: Tensor, labels: Tensor, *, eps: Tensor, keys: Tensor) -> Tensor:
@@ -61,8 +60,7 @@ class Apgd:
         for restart in range(config.restarts):
             some, budget, identity, aim = images[left], eps[left], keys[left], goal.part(left)
             with keyed(identity, seed=target.seed, stream=f"{self._name}/start/{restart}"):
-                start = some + uniform_like(some, -1, 1) * budget.view(-1, 1, 1, 1)
-            start = project_linf(start, some, budget)
+                start = clip(random_start(some, budget, self.norm), some, budget, self.norm)
             found = self._climb(target, some, start, aim, budget, identity, f"{self._name}/{restart}")
             best = best.index_copy(0, left, found)
             if restart + 1 < config.restarts:
@@ -77,7 +75,7 @@ class Apgd:
         steps, stops = self._config.steps, not target.random
         checks = checkpoints(steps)
         result, place = start.clone(), torch.arange(len(images), device=images.device)
-        state = _State.begin(start, self._look(target, start, goal, keys, f"{stream}/0"), FIRST_STEP * eps)
+        state = _State.begin(start, self._look(target, start, goal, keys, f"{stream}/0"), FIRST_STEP * eps, self.norm)
         origin, budget, identity, aim = images, eps, keys, goal
         last = 0
         for step in range(1, steps + 1):
@@ -109,7 +107,8 @@ class Apgd:
 class _State:
     """Where every image's climb stands; all tensors have the images first, losses are to be raised."""
 
-    def __init__(self, **values: Tensor) -> None:
+    def __init__(self, norm: str, **values: Tensor) -> None:
+        self._norm = norm
         self.now, self.before, self.gradient, self.loss = (values[k] for k in ("now", "before", "gradient", "loss"))
         self.best, self.best_gradient, self.best_loss = (values[k] for k in ("best", "best_gradient", "best_loss"))
         self.size, self.rises = values["size"], values["rises"]
@@ -117,19 +116,19 @@ class _State:
         self.fooled, self.fooling = values["fooled"], values["fooling"]
 
     @classmethod
-    def begin(cls, start: Tensor, slope: Slope, size: Tensor) -> _State:
+    def begin(cls, start: Tensor, slope: Slope, size: Tensor, norm: str = "linf") -> _State:
         no = torch.zeros(len(start), dtype=torch.bool, device=start.device)
         return cls(
-            now=start, before=start, gradient=slope.gradient, loss=slope.loss,
+            norm, now=start, before=start, gradient=slope.gradient, loss=slope.loss,
             best=start, best_gradient=slope.gradient, best_loss=slope.loss,
             size=size, rises=torch.zeros_like(size), halved=~no, loss_at_check=slope.loss, fooled=no, fooling=start,
         )  # fmt: skip
 
     def step(self, images: Tensor, eps: Tensor, goal: Goal, momentum: float) -> Tensor:
         """Return x_(k+1) of algorithm 1, lines 7 and 8."""
-        reached = project_linf(self.now + sign_step(self.gradient, goal, self.size), images, eps)
+        reached = clip(self.now + step_along(self.gradient, goal, self.size, self._norm), images, eps, self._norm)
         mixed = self.now + momentum * (reached - self.now) + (1 - momentum) * (self.now - self.before)
-        return project_linf(mixed, images, eps)
+        return clip(mixed, images, eps, self._norm)
 
     def record(self, moved: Tensor, slope: Slope, goal: Goal | None) -> None:
         """Take a step's outcome in; with a goal, remember the first image of each that reaches it."""
@@ -162,7 +161,8 @@ class _State:
 
     def part(self, keep: Tensor) -> _State:
         """Return the state of some of the images."""
-        return _State(**{name: value[keep] for name, value in vars(self).items()})
+        tensors = {name: value[keep] for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return _State(self._norm, **tensors)
 
 
 def ce(config: ApgdOptions) -> Apgd:
@@ -173,3 +173,13 @@ def ce(config: ApgdOptions) -> Apgd:
 def dlr(config: ApgdOptions) -> Apgd:
     """Build APGD on the difference of logits ratio."""
     return Apgd(config, "dlr")
+
+
+def ce_l2(config: ApgdOptions) -> Apgd:
+    """Build APGD on the cross-entropy, within L2."""
+    return Apgd(config, "ce", "l2")
+
+
+def dlr_l2(config: ApgdOptions) -> Apgd:
+    """Build APGD on the difference of logits ratio, within L2."""
+    return Apgd(config, "dlr", "l2")

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from defend.attacks.balls import project_linf
 from defend.attacks.goals import Goal, choose_goal
-from defend.attacks.host import project_linf
 from defend.attacks.options import CwOptions
 from defend.attacks.target import Objective, Target
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from defend.attacks.host import project_linf
+from defend.attacks.balls import project_linf
 from defend.attacks.options import DetectorAwareOptions, JointOptions
 from defend.attacks.target import Aims, Slopes, Target
 from defend.errors import ConfigError

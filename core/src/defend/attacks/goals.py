@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import attrs
-import torch
 from torch import Tensor
 
+from defend.attacks.balls import steepest, wide
 from defend.attacks.options import GoalOptions
 from defend.attacks.target import Target
 
@@ -40,9 +40,9 @@ def choose_goal(config: GoalOptions, target: Target, images: Tensor, labels: Ten
     return Goal((base + 1) % logits.shape[1], -1)
 
 
-def sign_step(gradient: Tensor, goal: Goal, size: Tensor) -> Tensor:
-    """Return the L-inf step: `size` [B] times the sign of the gradient, downhill for a targeted goal."""
-    return torch.sign(gradient) * (goal.sign * size).view(-1, 1, 1, 1)
+def step_along(gradient: Tensor, goal: Goal, size: Tensor, norm: str = "linf") -> Tensor:
+    """Return a step of length `size` [B] in the norm, up the gradient, downhill for a targeted goal."""
+    return steepest(gradient, norm) * wide(goal.sign * size)
 
 
 def confirm(fooled: Tensor, target: Target, goal: Goal, images: Tensor, keys: Tensor, step: str) -> Tensor:

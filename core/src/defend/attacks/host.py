@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
+from defend.attacks.balls import clip
 from defend.attacks.target import Target
 from defend.errors import ConfigError, ContractError
 from defend.stages import Attack
@@ -55,11 +54,6 @@ def craft(
     return clip(adversarial, images, allowed, attack.norm)
 
 
-def usual_l2(eps: float, numbers: int) -> float:
-    """Return the L2 budget that goes with an L-inf one: a quarter of the longest change of so many numbers."""
-    return eps * math.sqrt(numbers) / 4
-
-
 def enforce(adversarial: Tensor, images: Tensor, eps: Tensor, norm: str, name: str) -> Tensor:
     """Check shape and finiteness, clip to the ball of eps [B] in the norm ("linf" or "l2") and to [0,1].
 
@@ -76,26 +70,6 @@ def overshoot(adversarial: Tensor, images: Tensor, eps: Tensor, norm: str) -> Te
     flat = adversarial.flatten(1)
     outside = torch.maximum(-flat.amin(1), flat.amax(1) - 1)
     return torch.maximum(distance - eps, outside).clamp_min(0).abs()  # no -0
-
-
-def clip(adversarial: Tensor, images: Tensor, eps: Tensor, norm: str) -> Tensor:
-    """Clip to within eps [B] of the images in the norm, then to [0,1]; an infinite budget clips to [0,1] alone."""
-    return project_l2(adversarial, images, eps) if norm == "l2" else project_linf(adversarial, images, eps)
-
-
-def project_linf(candidate: Tensor, images: Tensor, eps: Tensor) -> Tensor:
-    """Clip to within eps [B] of the images, then to [0,1]."""
-    radius = eps.view(-1, 1, 1, 1)
-    return torch.minimum(torch.maximum(candidate, images - radius), images + radius).clamp_(0, 1)
-
-
-def project_l2(candidate: Tensor, images: Tensor, eps: Tensor) -> Tensor:
-    """Shorten the difference to at most eps [B] in L2, then clip to [0,1], which only shortens it further."""
-    difference = candidate - images
-    length = difference.flatten(1).norm(dim=1)
-    share = torch.where(length > eps, eps / length, torch.ones_like(length)).view(-1, 1, 1, 1)
-    inside = torch.where(share < 1, images + share * difference, candidate)  # what is inside stays as it is, to the bit
-    return inside.clamp(0, 1)
 
 
 def _checked(adversarial: Tensor, images: Tensor, name: str) -> Tensor:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from defend.attacks.goals import Goal, choose_goal, confirm, sign_step
-from defend.attacks.host import project_linf
+from defend.attacks.balls import project_linf, random_start
+from defend.attacks.goals import Goal, choose_goal, confirm, step_along
 from defend.attacks.options import BimOptions, ClimbOptions, PgdOptions, bim_steps
 from defend.attacks.target import Objective, Target, cross_entropy, scaled_cross_entropy
-from defend.randomness import keyed, uniform_like
+from defend.randomness import keyed
 
 
 def climb_linf(
@@ -40,7 +40,7 @@ def climb_linf(
     current, origin, budget, size, identity = start, images, eps, step_size, keys
     for step in range(steps):
         slope = target.slope(current, goal.labels, identity, f"{stream}/{step}", objective)
-        moved = project_linf(current + sign_step(slope.gradient, goal, size), origin, budget)
+        moved = project_linf(current + step_along(slope.gradient, goal, size), origin, budget)
         if not early_stop:
             current = moved
             continue
@@ -113,7 +113,7 @@ class Pgd:
             start = some
             if config.random_start:
                 with keyed(identity, seed=target.seed, stream=f"pgd/start/{restart}"):
-                    start = some + uniform_like(some, -1, 1) * budget.view(-1, 1, 1, 1)
+                    start = random_start(some, budget, self.norm)
                 start = project_linf(start, some, budget)
             found = climb_linf(
                 target, some, start, aim,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from defend.attacks.host import project_linf
+from defend.attacks.balls import project_linf
 from defend.attacks.target import Target
 from defend.options import NoOptions
 from defend.randomness import keyed, uniform_like

@@ -86,7 +86,7 @@ class PgdOptions(ClimbOptions):
 
 @options
 class ApgdOptions(GoalOptions):
-    """Options of `apgd_ce` and `apgd_dlr`; AutoAttack's are 100 steps (Croce and Hein 2020)."""
+    """Options of `apgd_ce`, `apgd_dlr` and their like in L2; AutoAttack's are 100 steps (Croce and Hein 2020)."""
 
     steps: int = option(100, help="steps", at_least=1)
     restarts: int = option(1, help="random starts; an image counts as fooled if any start fools it", at_least=1)

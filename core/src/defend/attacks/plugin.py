@@ -66,7 +66,7 @@ def defend_attacks() -> Sequence[StageSpec]:
         *(
             StageSpec(
                 name=f"apgd_{loss}",
-                summary=f"Auto-PGD, a step size that adapts, on the {text} (L-inf)",
+                summary=f"Auto-PGD, a step size that adapts, on the {text}",
                 build=f"defend.attacks.apgd:{loss}",
                 config=ApgdOptions,
                 paper=Paper(
@@ -76,7 +76,12 @@ def defend_attacks() -> Sequence[StageSpec]:
                     "arXiv:2003.01690",
                 ),
             )
-            for loss, text in (("ce", "cross-entropy"), ("dlr", "difference of logits ratio"))
+            for loss, text in (
+                ("ce", "cross-entropy (L-inf)"),
+                ("dlr", "difference of logits ratio (L-inf)"),
+                ("ce_l2", "cross-entropy (L2)"),
+                ("dlr_l2", "difference of logits ratio (L2)"),
+            )
         ),
         StageSpec(
             name="cw",

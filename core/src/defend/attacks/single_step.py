@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from defend.attacks.goals import choose_goal, sign_step
-from defend.attacks.host import project_linf
+from defend.attacks.balls import project_linf
+from defend.attacks.goals import choose_goal, step_along
 from defend.attacks.options import FgsmOptions, RfgsmOptions
-from defend.attacks.target import Target, scaled_cross_entropy
+from defend.attacks.target import Objective, Target, scaled_cross_entropy
 from defend.randomness import keyed, sign_like, uniform_like
 
 
@@ -16,15 +16,15 @@ class Fgsm:
 
     norm = "linf"
 
-    def __init__(self, config: FgsmOptions) -> None:
-        self._config = config
+    def __init__(self, config: FgsmOptions, objective: Objective | None = None) -> None:
+        """The objective is the cross-entropy if None."""
+        self._config, self._objective = config, objective or scaled_cross_entropy(config.logit_scale)
 
     def __call__(self, target: Target, images: Tensor, labels: Tensor, *, eps: Tensor, keys: Tensor) -> Tensor:
         """See `defend.stages.Attack`."""
         goal = choose_goal(self._config, target, images, labels, keys)
-        objective = scaled_cross_entropy(self._config.logit_scale)
-        gradient = target.slope(images, goal.labels, keys, 0, objective).gradient
-        return project_linf(images + sign_step(gradient, goal, eps), images, eps)
+        gradient = target.slope(images, goal.labels, keys, 0, self._objective).gradient
+        return project_linf(images + step_along(gradient, goal, eps), images, eps)
 
 
 class Rfgsm:
@@ -56,7 +56,7 @@ class Rfgsm:
         start = start.clamp(0, 1)
         objective = scaled_cross_entropy(config.logit_scale)
         gradient = target.slope(start, goal.labels, keys, 0, objective).gradient
-        return project_linf(start + sign_step(gradient, goal, step), images, eps + self.excess)
+        return project_linf(start + step_along(gradient, goal, step), images, eps + self.excess)
 
 
 def fgsm(config: FgsmOptions) -> Fgsm:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from defend.attacks.host import project_l2, project_linf
+from defend.attacks.balls import project_l2, project_linf
 from defend.attacks.options import SquareOptions
 from defend.attacks.target import Target
 from defend.randomness import keyed, sign_like, uniform_like, uniform_per_image

@@ -10,8 +10,8 @@ import attrs
 import torch
 from torch import Tensor, nn
 
+from defend.attacks.balls import project_linf
 from defend.attacks.goals import Goal
-from defend.attacks.host import project_linf
 from defend.attacks.iterated import climb_linf
 from defend.attacks.target import Objective, Target, cross_entropy
 from defend.checks.common import (

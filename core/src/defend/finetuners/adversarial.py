@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from defend.attacks.host import clip, craft, usual_l2
+from defend.attacks.balls import clip, random_start, steepest, usual_l2
+from defend.attacks.host import craft
 from defend.attacks.iterated import Pgd
 from defend.attacks.options import PgdOptions
 from defend.attacks.target import Target
@@ -24,7 +25,7 @@ from defend.defence import Defence
 from defend.errors import ConfigError
 from defend.finetuners.plugin import AdversarialRecipe
 from defend.options import NoOptions, make
-from defend.randomness import keyed, normal_like, uniform_like, uniform_per_image
+from defend.randomness import keyed, normal_like
 from defend.stages import Task
 from defend.train import Loss, Optimiser, Training
 from defend.victims.training import augment
@@ -33,7 +34,6 @@ TRADES_START = 1e-3  # deviation of the normal noise that TRADES starts from: at
 JUDGE_STEPS = 10  # of the PGD that epochs are compared and the card is filled with
 SCORED, MEASURED = 256, 1000  # validation images, after an epoch and for the card
 JUDGE_BATCH = 250
-SHORTEST = 1e-12
 
 Objective = Callable[[Tensor], Tensor]
 """Logits [B,K] to the numbers [B] that crafting raises."""
@@ -84,23 +84,8 @@ def climb(
                 "leave the purifier out, or take one that is differentiable"
             )
         (gradient,) = torch.autograd.grad(value, source)
-        along = unit(gradient) if norm == "l2" else gradient.sign()
-        current = clip(current + step_size * along, images, radius, norm)
+        current = clip(current + step_size * steepest(gradient, norm), images, radius, norm)
     return current
-
-
-def unit(directions: Tensor) -> Tensor:
-    """Scale every image's direction [B,C,H,W] to length 1 in L2; one of no length stays as it is."""
-    length: Tensor = directions.flatten(1).norm(dim=1).clamp_min(SHORTEST)
-    return directions / length.view(-1, 1, 1, 1)
-
-
-def random_start(images: Tensor, eps: float, norm: str) -> Tensor:
-    """Draw a start in the ball: uniform in L-inf; in L2 any direction, at a distance that is uniform up to eps."""
-    if norm == "linf":
-        return images + eps * uniform_like(images, -1, 1)
-    distance = uniform_per_image(images, 0, eps).to(images.dtype).view(-1, 1, 1, 1)
-    return images + distance * unit(normal_like(images))
 
 
 @contextlib.contextmanager

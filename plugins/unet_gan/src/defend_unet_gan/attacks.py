@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from defend.attacks.host import project_linf
+from defend.attacks.balls import project_linf
 from defend.randomness import sign_like
 from defend_unet_gan.config import LARGEST, UnetGanRecipe
 

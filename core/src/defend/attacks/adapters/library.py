@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from defend.attacks.host import clip
+from defend.attacks.balls import clip
 from defend.attacks.target import Target
 from defend.errors import ConfigError, ContractError, DefendError
 from defend.randomness import step_seed
