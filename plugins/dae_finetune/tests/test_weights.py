@@ -30,6 +30,8 @@ CIFAR10_LOGITS = {
                [-1.3969, -1.1846, 1.1479, 1.8459, 0.617], [-1.1783, -1.6374, 1.6199, 1.8206, 0.9135]],
     "se_preresnet56": [[-0.8194, -3.6831, 1.7825, 2.9098, 0.6239], [-1.9193, -4.3867, 3.6909, 5.3841, 0.8377],
                        [-1.2098, -2.7555, 2.3145, 3.9257, 0.0511], [-1.3026, -3.5615, 2.2607, 4.8806, 0.0452]],
+    "se_preresnet56, tuned": [[0.0673, 0.1914, 2.5025, 1.0707, -0.573], [-2.4359, -2.4734, 2.3845, 4.3046, -1.3905],
+                              [-3.4387, 1.2594, 0.6452, 2.9773, -1.9967], [-0.1795, -2.056, 2.9162, 3.0219, -1.086]],
 }  # fmt: skip
 
 
@@ -86,7 +88,14 @@ def test_golden_pairs_of_the_weights_for_cifar10(digits):
     assert robust.card.recipe["victim_sha256"] == victim.card.content_sha256
     assert robust.card.recipe["eps"] == 8 / 255
     deep = build_stage("victim", "se_preresnet56", CIFAR10)
-    networks = {"before": victim, "tuned": tuned, "robust": robust, "se_preresnet56": deep}
+    deep_tuned = build_tuned("dae", CIFAR10, "se_preresnet56", deep.module, "dae")
+    assert deep_tuned.card.recipe["victim_sha256"] == deep.card.content_sha256
+    assert deep_tuned.card.recipe["purifier_sha256"] == {"dae": purifier.card.content_sha256}
+    assert (deep_tuned.card.recipe["schedule"], deep_tuned.card.recipe["train_subset"]) == ("two_sets", 5_000)
+    networks = {
+        "before": victim, "tuned": tuned, "robust": robust,
+        "se_preresnet56": deep, "se_preresnet56, tuned": deep_tuned,
+    }  # fmt: skip
     with torch.no_grad():
         restored = purifier.module(images)
         logits = {name: built.module(images) for name, built in networks.items()}

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from defend import Paper, StageSpec, hookimpl
+from defend.attacks.options import FgsmOptions, PgdOptions
 from defend.tables import Table
 from defend.victims.plugin import SGD, VictimRecipe
 from defend_dae_finetune.config import AutoencoderRecipe, FineTuneRecipe
@@ -96,6 +97,22 @@ def defend_finetuners() -> Sequence[StageSpec]:
             editions={"mix": {"schedule": "mix"}},  # Table 2
             weights="defend_dae_finetune.weights",
         )
+    ]
+
+
+@hookimpl
+def defend_attacks() -> Sequence[StageSpec]:
+    """The attacks of the author's code, which its tables were made with."""
+    return [
+        StageSpec(
+            name=f"{name}_unnormalised",
+            summary=f"{title} on the victim without its normalisation, as the author's code has it (L-inf)",
+            build=f"defend_dae_finetune.attacks:{name}",
+            config=config,
+            paper=PAPER,
+            threats=("oblivious",),
+        )
+        for name, title, config in (("fgsm", "FGSM", FgsmOptions), ("pgd", "PGD", PgdOptions))
     ]
 
 
