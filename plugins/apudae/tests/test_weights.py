@@ -6,6 +6,7 @@ import torch
 from defend.build import build_stage, build_tuned, open_dataset
 from defend.plugins import registry
 from defend.stages import Task
+from defend.testing import images
 from defend_apudae.model import reconstruction_error
 
 LABELS = [4, 8, 6, 5, 3, 0]
@@ -100,6 +101,26 @@ def test_golden_pairs_of_the_mnist_weights(digits):
     assert (float(built.module.mu), float(built.module.sigma)) == pytest.approx((0.28597, 0.135949), rel=1e-5)
     recipe = registry().find("purifier", "apudae").spec.recipes["mnist"]
     assert {key: built.card.recipe[key] for key in recipe} == recipe
+
+
+# Smooth random colours stand in for CIFAR-10's images.
+CIFAR10 = Task("cifar10", 3, 32, 32, 10)
+CIFAR10_MEANS = [0.474387, 0.441207, 0.539345, 0.484318]
+CIFAR10_CHANGES = [0.06501, 0.0711, 0.07306, 0.07171]
+
+
+def test_golden_pairs_of_the_cifar10_weights():
+    batch, built = images(CIFAR10, 4), build_stage("purifier", "apudae", CIFAR10)
+    with torch.no_grad():
+        assert built.module.dae(batch).mean((1, 2, 3)).tolist() == pytest.approx(CIFAR10_MEANS, abs=1e-4)
+        changed = (built.module(batch) - batch).abs().mean((1, 2, 3))
+    assert changed.tolist() == pytest.approx(CIFAR10_CHANGES, abs=5e-4)
+    assert sum(parameter.numel() for parameter in built.module.parameters()) == 1_041_219
+    assert (float(built.module.mu), float(built.module.sigma)) == pytest.approx((2.15814, 1.53846), rel=1e-5)
+    assert built.card.figures["val_rmse"] < 0.03
+    assert {key: built.card.recipe[key] for key in ("epochs", "lr", "schedule")} == {
+        "epochs": 5, "lr": 2e-3, "schedule": "one_cycle",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("dataset", ["mnist", "fashion_mnist"])
