@@ -42,7 +42,7 @@ def test_python_dash_m(tmp_path):
 
 def test_list_names_every_stage_and_its_weights(defend):
     stages = {(row["stage"], row["name"]): row for row in defend("list", "--json").json["stages"]}
-    assert stages["purifier", "apudae"]["weights"] == ["digits", "mnist"]
+    assert {"digits", "mnist", "cifar10"} <= set(stages["purifier", "apudae"]["weights"])
     assert "resnet18/digits" in stages["victim", "timm"]["weights"]
     assert {name for stage, name in stages if stage == "dataset"} == {
         "digits", "mnist", "fashion_mnist", "cifar10", "imagefolder", "imagenet",
