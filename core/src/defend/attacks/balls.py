@@ -45,7 +45,7 @@ def random_start(images: Tensor, eps: Tensor | float, norm: str) -> Tensor:
 
     Uniform in L-inf; in L2 any direction, at a distance that is uniform up to eps.
     """
-    radius = torch.as_tensor(eps, dtype=images.dtype, device=images.device).expand(len(images))
+    radius = eps if isinstance(eps, Tensor) else images.new_full((len(images),), eps)  # filled there, not copied over
     if norm == "linf":
         return images + uniform_like(images, -1, 1) * wide(radius)
     distance = uniform_per_image(images).to(images.dtype) * radius

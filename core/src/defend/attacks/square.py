@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from defend.attacks.balls import project_l2, project_linf
+from defend.attacks.balls import project_l2, project_linf, wide
 from defend.attacks.options import SquareOptions
 from defend.attacks.target import Target
 from defend.randomness import keyed, sign_like, uniform_like, uniform_per_image
@@ -128,7 +128,7 @@ class _Search:
     def _ask(self, proposed: Tensor, query: int) -> None:
         """Show the proposals (or what waits to be confirmed) to the target, and take over what is better."""
         again = self.waiting
-        shown = torch.where(_wide(again), self.asked, proposed)
+        shown = torch.where(wide(again), self.asked, proposed)
         self.queries[self.place] += (~self.done).long()
         logits, accepted = self.target.answer(shown, self.keys, f"{self.stream}/{query}", draws=1)
         own = F.one_hot(self.labels, logits.shape[1]).bool()
@@ -141,7 +141,7 @@ class _Search:
         # the starting perturbation replaces the image itself whatever it does to the margin, unless it is rejected
         better = (better | (same if query == 1 else certain)) & ~self.waiting & ~self.done
         self.asked = shown
-        self.point = torch.where(_wide(better), shown, self.point)
+        self.point = torch.where(wide(better), shown, self.point)
         self.margin, self.accepted = torch.where(better, margin, self.margin), self.accepted | (better & accepted)
         self.done = self.done | certain
 
@@ -163,7 +163,7 @@ class _Search:
 def stripes(images: Tensor, eps: Tensor) -> Tensor:
     """Return the L-inf attack's start: every column of every channel moved by +eps or -eps [B]."""
     sign = sign_like(images[:, :, :1, :])
-    return project_linf(images + sign * _wide(eps), images, eps)
+    return project_linf(images + sign * wide(eps), images, eps)
 
 
 def propose_linf(images: Tensor, points: Tensor, eps: Tensor, share: float) -> Tensor:
@@ -180,11 +180,11 @@ def propose_linf(images: Tensor, points: Tensor, eps: Tensor, share: float) -> T
     turn = F.one_hot(_integer(images, channels), channels).view(batch, channels, 1, 1).bool()
 
     def moved(signs: Tensor) -> Tensor:
-        return torch.where(window, project_linf(images + signs * _wide(eps), images, eps), points)
+        return torch.where(window, project_linf(images + signs * wide(eps), images, eps), points)
 
     proposed = moved(sign)
     same = (proposed == points).flatten(1).all(1)
-    return torch.where(_wide(same), moved(torch.where(turn, -sign, sign)), proposed)
+    return torch.where(wide(same), moved(torch.where(turn, -sign, sign)), proposed)
 
 
 def tiles(images: Tensor, eps: Tensor) -> Tensor:
@@ -221,7 +221,7 @@ def propose_l2(images: Tensor, points: Tensor, eps: Tensor, share: float) -> Ten
     length = (spare[:, None] + (delta.square() * both).flatten(2).sum(2)).sqrt()
 
     shape = bump(side).to(images)
-    turned = _wide(uniform_per_image(images) < 0.5)
+    turned = wide(uniform_per_image(images) < 0.5)
     fresh = torch.where(turned, shape.T, shape) * sign_like(images[:, :, :1, :1])
     fresh = fresh + there / _length(there).clamp_min(TINY)
     fresh = fresh / _length(fresh).clamp_min(TINY) * length.view(batch, channels, 1, 1)
@@ -231,11 +231,7 @@ def propose_l2(images: Tensor, points: Tensor, eps: Tensor, share: float) -> Ten
 def _scaled(images: Tensor, delta: Tensor, eps: Tensor) -> Tensor:
     """Add a change scaled to the length eps [B]; the box may shorten it."""
     length = delta.flatten(1).norm(dim=1).clamp_min(TINY)
-    return project_l2(images + _wide(eps / length) * delta, images, eps)
-
-
-def _wide(values: Tensor) -> Tensor:
-    return values.view(-1, 1, 1, 1)
+    return project_l2(images + wide(eps / length) * delta, images, eps)
 
 
 def _length(windows: Tensor) -> Tensor:
