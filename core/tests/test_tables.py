@@ -48,6 +48,7 @@ def table(**changes):
         ({"cells": {("Clean", "Sotf"): 1.0}}, "('Clean', 'Sotf') has no such attack or arm"),
         ({"cells": {("Clear", "Soft"): 1.0}}, "('Clear', 'Soft') has no such attack or arm"),
         ({"misses": {"PGD / Sotf": "why"}}, "'PGD / Sotf' is about no cell, arm or attack"),
+        ({"adaptive": Adaptive(fewer_draws={"Sotf": 4})}, "fewer draws in 'Sotf': did you mean 'Soft'?"),
         ({"attacks": (TableAttack(name="Clean"), TableAttack(name="PGD", threat="oblivous"), ATTACKS[2])},
          "threat 'oblivous': did you mean 'oblivious'?"),
         ({"arms": (*ARMS, TableArm(name="T", threat="transfers"))}, "threat 'transfers': did you mean 'transfer'?"),

@@ -279,7 +279,7 @@ def _adaptive_job(table: Table, settings: Settings, arm: TableArm, adaptive: Ada
         eps=table.eps,
         limit=n,
         adaptive_limit=n,
-        draws=adaptive.draws,
+        draws=adaptive.draws_of(arm.name),
         checks="basic",
         options=dict(arm.options),
     )  # fmt: skip

@@ -99,13 +99,18 @@ class Adaptive:
         attacks: their names; counter-attacks that a stage names against itself are added.
         options: by attack.
         n, draws: as in `TableAttack`.
-        threats: "adaptive", and "detector-aware" for arms with a detector.
+        fewer_draws: by arm, where `draws` passes would take too long.
     """
 
     attacks: tuple[str, ...] = ("pgd",)
     options: Mapping[str, Mapping[str, Any]] = attrs.field(factory=dict)
     n: int = 100
     draws: int = 20
+    fewer_draws: Mapping[str, int] = attrs.field(factory=dict)
+
+    def draws_of(self, arm: str) -> int:
+        """Return how many passes the attacker averages over in an arm."""
+        return self.fewer_draws.get(arm, self.draws)
 
 
 def _full_name(_: Any, __: Any, value: str) -> None:
@@ -165,6 +170,9 @@ class Table:
         for where in self.misses:
             if where not in known:
                 raise ValueError(f"table {self.name}: the reason for {where!r} is about no cell, arm or attack of it")
+        for arm in self.adaptive.fewer_draws if self.adaptive else ():
+            if arm not in arms:
+                raise ValueError(f"table {self.name}: fewer draws in {arm!r}: {did_you_mean(arm, arms)}")
         for threat in (*(each.threat for each in self.attacks), *(arm.threat for arm in self.arms if arm.threat)):
             if threat not in THREATS:
                 raise ValueError(f"table {self.name}: threat {threat!r}: {did_you_mean(threat, list(THREATS))}")

@@ -38,6 +38,14 @@ def test_the_small_edition_of_table_3_has_its_arms_and_cells():
     assert {attack.n for attack in small.attacks} == {100}
 
 
+def test_fewer_draws_are_of_the_arms_that_say_so(tmp_path):
+    small = BY_NAME["table-3-resnet20"]
+    arms = [arm for arm in small.arms if arm.purifier]
+    planned = jobs(small, Settings(out=tmp_path), arms, registry())
+    draws = {job.arm.name: job.config.draws for job in planned if job.config.threats == ("adaptive",)}
+    assert draws == {arm.name: 4 if arm.name in "FG" else 20 for arm in arms}
+
+
 @pytest.mark.parametrize("dataset", ["mnist", "cifar10", "imagenet"])
 def test_the_best_is_of_every_variant(dataset):
     assert BY_NAME[f"table-5-{dataset}"].arm("Best").best_of == tuple("ABCDEFG")
