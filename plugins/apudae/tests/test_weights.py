@@ -88,18 +88,27 @@ ROBUST_LOGITS = [
     [-0.3661, -10.2498, -2.0693, -4.9501, 1.877], [-3.4778, 0.3423, 0.8537, 0.9525, 1.643],
     [-1.3569, -6.3404, -1.8709, -3.6237, -0.0936], [-3.5212, -8.7415, -1.923, -2.7772, -1.0863],
 ]  # fmt: skip
-MNIST_MEANS = [0.281059, 0.301904, 0.313341, 0.210889]
-MNIST_CHANGES = [0.06076, 0.06659, 0.05989, 0.0595]
+GREY_MEANS = {
+    "mnist": [0.281059, 0.301904, 0.313341, 0.210889],
+    "fashion_mnist": [0.303947, 0.33465, 0.33761, 0.245024],
+}
+GREY_CHANGES = {
+    "mnist": [0.06076, 0.06659, 0.05989, 0.0595],
+    "fashion_mnist": [0.04052, 0.03871, 0.04124, 0.0373],
+}
+GREY_ERRORS = {"mnist": (0.28597, 0.135949), "fashion_mnist": (0.540304, 0.622606)}
 
 
-def test_golden_pairs_of_the_mnist_weights(digits):
+@pytest.mark.parametrize("dataset", GREY_MEANS)
+def test_golden_pairs_of_the_weights_for_grey_images(digits, dataset):
     images, _ = digits.tensors("test", limit=4)
-    built = build_stage("purifier", "apudae", MNIST)
+    built = build_stage("purifier", "apudae", Task(dataset, 1, 28, 28, 10))
     with torch.no_grad():
-        assert built.module.dae(images).mean((1, 2, 3)).tolist() == pytest.approx(MNIST_MEANS, abs=1e-4)
-        assert (built.module(images) - images).abs().mean((1, 2, 3)).tolist() == pytest.approx(MNIST_CHANGES, abs=5e-4)
-    assert (float(built.module.mu), float(built.module.sigma)) == pytest.approx((0.28597, 0.135949), rel=1e-5)
-    recipe = registry().find("purifier", "apudae").spec.recipes["mnist"]
+        assert built.module.dae(images).mean((1, 2, 3)).tolist() == pytest.approx(GREY_MEANS[dataset], abs=1e-4)
+        changed = (built.module(images) - images).abs().mean((1, 2, 3))
+    assert changed.tolist() == pytest.approx(GREY_CHANGES[dataset], abs=5e-4)
+    assert (float(built.module.mu), float(built.module.sigma)) == pytest.approx(GREY_ERRORS[dataset], rel=1e-5)
+    recipe = registry().find("purifier", "apudae").spec.recipes[dataset]
     assert {key: built.card.recipe[key] for key in recipe} == recipe
 
 
