@@ -133,25 +133,29 @@ def test_golden_logits_of_classifier_a_on_the_papers_data(digits, dataset):
 
 
 ROBUST_LOGITS = {
+    "mnist+norms": [[-1.4525, -6.4842, -0.6529, -2.7657, 0.665], [-3.5596, -1.0854, 1.9895, 0.5315, -2.0665],
+                    [-2.4072, -4.2719, -0.9052, -1.1642, -0.4301], [-5.0264, -6.208, -3.8777, -0.5836, -0.5295]],
     "mnist": [[-0.3139, -7.4079, -2.1907, -3.7654, -0.5311], [-2.7581, -1.6404, 2.1977, 1.5517, -3.7079],
               [-2.436, -4.6279, -1.4279, -2.3663, -1.2934], [-4.8821, -7.4227, -5.2876, -1.933, -2.2505]],
     "fashion_mnist": [[-0.8674, -2.9349, 0.2965, 0.2375, 0.8211], [5.7793, -4.2361, 0.7137, 1.6129, -0.6754],
                       [-1.522, -2.8129, -0.0462, 0.6176, 1.0428], [0.489, -2.5752, -1.1577, 1.472, -0.3562]],
 }  # fmt: skip
-ROBUST_EPS = {"mnist": 0.3, "fashion_mnist": 0.1}
+ROBUST_EPS = {"mnist+norms": 0.3, "mnist": 0.3, "fashion_mnist": 0.1}
 
 
-@pytest.mark.parametrize("dataset", ROBUST_LOGITS)
-def test_golden_logits_of_the_adversarially_trained_classifier_a(digits, dataset):
+@pytest.mark.parametrize("made", ROBUST_LOGITS)
+def test_golden_logits_of_the_adversarially_trained_classifier_a(digits, made):
+    dataset, plus, edition = made.partition("+")
     images, _ = digits.tensors("test", limit=4)
     task = Task(dataset, 1, 28, 28, 10)
     before = build_stage("victim", "classifier_a", task)
-    tuned = build_tuned("adversarial", task, "classifier_a", before.module, None)
+    tuned = build_tuned("adversarial", task, "classifier_a", before.module, None, weights=f"{plus}{edition}" or None)
     assert tuned.card.recipe["victim_sha256"] == before.card.content_sha256
-    assert tuned.card.recipe["eps"] == ROBUST_EPS[dataset]
+    assert tuned.card.recipe["eps"] == ROBUST_EPS[made]
+    assert tuned.card.recipe.get("l2_share", 0) == (0.5 if edition == "norms" else 0)  # cards older than it lack it
     with torch.no_grad():
         logits = tuned.module(images)
-    for row, golden in zip(logits[:, :5].tolist(), ROBUST_LOGITS[dataset], strict=True):
+    for row, golden in zip(logits[:, :5].tolist(), ROBUST_LOGITS[made], strict=True):
         assert row == pytest.approx(golden, abs=1e-2)
 
 
