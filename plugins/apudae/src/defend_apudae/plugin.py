@@ -41,7 +41,7 @@ def defend_purifiers() -> Sequence[StageSpec]:
             costs={
                 "digits": "16 min on one CPU core",
                 "mnist": "66 min on one CPU core",
-                "fashion_mnist": "69 min on one CPU core",
+                "fashion_mnist": "65 min on one CPU core",
             },
             weights=WEIGHTS,
             counter_attacks=("apudae_a",),
