@@ -10,7 +10,8 @@ from defend.recipes import Recipe
 RESULTS = "defend_puvae_detect.results"
 
 RESTARTED: Mapping[str, Mapping[str, Any]] = {"apgd_ce": {"restarts": 5}, "apgd_dlr": {"restarts": 5}}
-"""With one start each, no gradient found two images of 200 that Square fools (MNIST); with five, it finds these two."""
+"""With one start each, no gradient found two images of 200 that Square fools in L-inf (MNIST, trained in that norm alone);
+with five, it finds these two."""
 
 ALONE = (
     "A purifier that never was part of the training takes away what the training has given: who knows puvae attacks "
