@@ -10,12 +10,12 @@ from defend.recipes import Recipe
 RESULTS = "defend_puvae_detect.results"
 
 RESTARTED: Mapping[str, Mapping[str, Any]] = {"apgd_ce": {"restarts": 5}, "apgd_dlr": {"restarts": 5}}
-"""With one start each, no gradient found two images of 200 that Square fools in L-inf (MNIST, trained in that norm alone);
-with five, it finds these two."""
+"""With one start each, no gradient found two images of 200 that Square fools in L-inf; with five, it finds these two
+(MNIST, the victim trained in that norm alone)."""
 
 ALONE = (
     "A purifier that never was part of the training takes away what the training has given: who knows puvae attacks "
-    "through it, before this victim as before the one without adversarial training."
+    "through it, before a victim adversarially trained within L-inf as before the plain one."
 )
 BOTH_NORMS = (
     "Half of its training images were attacked within L-inf, half within L2: trained against L-inf alone it keeps more "
