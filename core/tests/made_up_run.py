@@ -107,6 +107,7 @@ def write(folder, *, name="puvae", seed=0, better=0.0, detector=True, checks=("p
             min((row for row in rows if row.headline), key=lambda row: row.defended.accuracy).key if parts else "",
             norms={"linf": {"accuracy": 0.625, "ci95": (0.5, 0.75)}, "l2": {"accuracy": 0.875, "ci95": (0.75, 1.0)}}
             if parts else None,
+            steps=20, gradients=1040,
         ),
         detector=_detector(rows, scores) if detector else None,
         checks=tuple(_check(number, status, parts) for number, status in enumerate(checks, start=1)),

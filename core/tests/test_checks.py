@@ -98,7 +98,7 @@ RIGGED = {
     "optimiser, blind": (behind(rigged.Descender, True), {"plans": BLIND, "level": "basic"}, {7: "warn"}),
     "probabilities": (lambda: Defence(rigged.Probabilities(toy()[2])), {"level": "basic"}, {7: "fail"}),
     "label reader": (lambda: Defence(toy()[1], rigged.LabelReader(toy()[1], toy()[0])), {}, {8: "fail"}),
-    "saturated": (lambda: Defence(rigged.Saturated(toy()[2])), {}, {1: "fail", 5: "warn"}),
+    "saturated": (lambda: Defence(rigged.Saturated(toy()[2])), {}, {1: "fail", 5: "fail"}),
     "constant detector": (
         lambda: Defence(toy()[2], None, rigged.ConstantDetector()), {"level": "basic"}, {11: "fail"},
     ),
@@ -150,7 +150,8 @@ def honest(name):
 def test_an_honest_defence_passes_all_that_applies(name):
     found = honest(name)
     loud = {number: check.detail for number, check in found.items() if check.status in ("fail", "warn")}
-    assert loud == {}
+    short = "the second half of the steps"  # the rows' attacks are short, so that this is quick; see test_sight
+    assert {number: said for number, said in loud.items() if short not in said} == {}
     detector = name == "detector"
     assert [number for number, check in found.items() if check.status == "skip"] == ([] if detector else [11])
 
@@ -192,7 +193,6 @@ def test_basic_says_what_it_leaves_out_and_what_it_costs():
     assert {check.number: check.detail for check in found if check.status == "skip"} == {
         1: "the white-box rows have one budget: give --eps several, or --checks full",
         3: "no query row: add --threat query",
-        4: "needs --checks full",
         10: "needs --checks full",
         11: "no detector",
     }
@@ -202,7 +202,7 @@ def test_basic_says_what_it_leaves_out_and_what_it_costs():
 def test_records_alone_are_judged_alone():
     bare = Defence(toy()[1])
     found = check_run(evaluated({"undefended": bare, "defended": bare}, BLIND), None, "full")
-    assert [check.number for check in found if check.status != "skip"] == [2, 8, 9]
+    assert [check.number for check in found if check.status != "skip"] == [2, 4, 5, 8, 9]
     assert check_run([], None, "basic")[8].status == "skip"
 
 

@@ -143,8 +143,10 @@ def test_headline_and_table_are_the_reports(full):
     _, page = page_of(full)
     worst = report["worst_case"]
     low, high = (f"{100 * end:.1f}" for end in worst["ci95"])
-    said = f"{100 * worst['accuracy']:.1f} % worst-case accuracy, 95 % interval [{low}, {high}], n = {worst['n']}; "
-    assert said + f"{worst['weakest']} alone leaves least" in page.words.replace("\xa0", " ")
+    said = f"{100 * worst['accuracy']:.1f} % worst-case accuracy, 95 % interval [{low}, {high}], n = {worst['n']}, "
+    said += f"{len(worst['over'])} rows, up to {worst['steps']} steps, {worst['gradients']:,} looks an image"
+    said = said if not worst["rising"] else f"≤ {said}"
+    assert said + f"; {worst['weakest']} alone leaves least" in page.words.replace("\xa0", " ")
     alone = "The attacks of one norm alone leave: L-inf 62.5 % [50.0, 75.0]; L2 87.5 % [75.0, 100.0]."
     assert alone in page.words.replace("\xa0", " ")
     right = round(worst["accuracy"] * worst["n"])

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from defend.attacks.host import craft
+from defend.attacks.sight import Seen
 from defend.attacks.target import Target
 from defend.datasets.base import Batch
 from defend.defence import Defence
@@ -26,6 +27,7 @@ class Crafted:
     overshoot: Tensor
     queries: Tensor | None = None
     reused: int = 0
+    seen: Seen | None = None
 
 
 class Crafter:
@@ -71,9 +73,11 @@ class Crafter:
         found = self._store.get(key)
         if found is not None:
             kept = {name: value.to(batch.images.device) for name, value in found.items()}
-            return Crafted(kept["images"], kept["overshoot"], kept.get("queries"), len(batch.keys))
+            seen = Seen(*kept["seen"]) if "seen" in kept else None
+            return Crafted(kept["images"], kept["overshoot"], kept.get("queries"), len(batch.keys), seen)
         made = self._fresh(plan, attack, target, batch)
-        tensors = {"images": made.images, "overshoot": made.overshoot, "queries": made.queries}
+        looks = None if made.seen is None else torch.stack(made.seen.columns())
+        tensors = {"images": made.images, "overshoot": made.overshoot, "queries": made.queries, "seen": looks}
         victim = getattr(arm.victim, "stage_name", type(arm.victim).__name__)
         about = {
             "attack": plan.name, "victim": str(victim), "dataset": self._dataset, "eps": plan.threat.eps,
@@ -104,7 +108,7 @@ class Crafter:
         if not known:
             images = craft(attack, target, batch.images, batch.labels, eps=plan.threat.eps, keys=batch.keys)
             assert target.overshoot is not None
-            return Crafted(images, target.overshoot, target.queries)
+            return Crafted(images, target.overshoot, target.queries, seen=_seen(target))
         done = [place for place, key in enumerate(batch.keys.tolist()) if key in known]
         left = [place for place, key in enumerate(batch.keys.tolist()) if key not in known]
         made = Crafted(batch.images.clone(), batch.images.new_zeros(len(batch.images)))
@@ -120,4 +124,13 @@ class Crafter:
                 queries = target.queries.new_zeros(len(batch.images))
                 queries[left] = target.queries
                 made = attrs.evolve(made, queries=queries)
-        return made
+        seen = Seen.nothing(len(batch.keys), batch.images.device)
+        seen.fooled_at[done] = 1  # before the first look: a smaller budget did
+        if left and (own := _seen(target)) is not None:
+            for column, values in zip(seen.columns(), own.columns(), strict=True):
+                column[left] = values
+        return attrs.evolve(made, seen=seen)
+
+
+def _seen(target: Target) -> Seen | None:
+    return None if target.sight is None else target.sight.seen

@@ -184,6 +184,7 @@ class Evaluator:
             failures=len(failures),
             fooled=carried,
             reused=made.reused,
+            seen=None if made.seen is None else made.seen.cpu(),
             example=Example(
                 images[there].cpu(), attacked[there].cpu(), batch.labels[there].cpu(), batch.keys[there].cpu(),
                 {name: said.purified[there].cpu() for name, said in verdicts.items()},

@@ -9,8 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from defend.attacks.sight import Seen
 from defend.errors import ConfigError
 from defend.files import atomic, write_text
 from defend.rows import ArmRecord, Example, Part
@@ -108,6 +110,8 @@ def _flat(part: Part) -> tuple[dict[str, Tensor], dict[str, Any]]:
     tensors = {name: getattr(part, name) for name in COLUMNS}
     if part.queries is not None:
         tensors["queries"] = part.queries
+    if part.seen is not None:
+        tensors["seen"] = torch.stack(part.seen.columns())
     if part.fooled is not None:
         tensors["fooled/keys"], tensors["fooled/images"] = part.fooled
     for place, (name, said) in enumerate(part.arms.items()):
@@ -153,6 +157,7 @@ def _read(path: Path) -> tuple[Part, float] | None:
             attack_seconds=about["attack_seconds"], judge_seconds=about["judge_seconds"], judge_ms=about["judge_ms"],
             failures=about["failures"], reused=about["reused"],
             fooled=(tensors["fooled/keys"], tensors["fooled/images"]) if "fooled/keys" in tensors else None,
+            seen=Seen(*tensors["seen"]) if "seen" in tensors else None,
         )  # fmt: skip
         return part, float(about["elapsed"])
     except (SafetensorError, OSError, ValueError, KeyError, TypeError):

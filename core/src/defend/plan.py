@@ -21,6 +21,7 @@ from defend.values import QUICK_ATTACKS, RunConfig, Threat
 
 QUICK: Mapping[str, int] = {"steps": 10, "queries": 200}
 """What a quick run takes of expensive attacks; single-step ones, which have neither, it takes only if named."""
+STEP_SIZE = "step_size"
 EARLY_STOP = "early_stop"  # the option of an attack that leaves an image as it is once it is fooled
 
 
@@ -178,13 +179,17 @@ def _options(kind: str, found: Found, config: RunConfig, blind: bool) -> dict[st
     A `blind` one, which something else judges than what it attacks, does not stop early unless told to; where nothing
     was named it takes no more steps than those that know the defence.
     """
-    given = dict(config.options.get(found.name, {}))
+    own, threat = config.options.get(found.name, {}), THREATS[kind]
     known = {option.name: option for option in describe(found.spec.config)}
+    usual = dict(threat.options.get(found.name, {}))
+    if STEP_SIZE in own:
+        usual.pop("schedule", None)
     if blind and EARLY_STOP in known:
-        given = {EARLY_STOP: False, **given}
+        usual[EARLY_STOP] = False
+    given = {**usual, **own}
     if config.thorough:
-        return {**THREATS[kind].options.get(found.name, {}), **given}
-    costly = THREATS[kind].expensive
+        return {**usual, **threat.thorough.get(found.name, {}), **own}
+    costly = threat.expensive
     if costly and config.attacks is None and not QUICK.keys() & known.keys():
         return None  # one step finds little that many do not
     if not (costly or (blind and _plain(config))):

@@ -180,14 +180,16 @@ class _Trial:
         Raises:
             _ReducedError: reduced precision does not work with this victim.
         """
+        target.watch(batch.keys, batch.labels)
         try:
-            gradient = target.slope(batch.images, batch.labels, batch.keys, "trial").gradient
+            target.slope(batch.images, batch.labels, batch.keys, "trial")
         except (RuntimeError, TypeError) as error:
             if target.precision is None or _out_of_memory(error):
                 raise
             cause = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise _ReducedError(f"the victim does not run in bfloat16: {cause}") from None
-        if target.precision is not None and not torch.isfinite(gradient).all():
+        seen = None if target.sight is None else target.sight.seen
+        if target.precision is not None and seen is not None and bool((seen.broken + seen.mended).any()):
             raise _ReducedError("the victim's gradient in bfloat16 is not finite")
 
     def _attack(self, target: Target, batch: Batch) -> Tensor:

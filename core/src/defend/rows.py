@@ -8,6 +8,7 @@ import attrs
 import torch
 from torch import Tensor
 
+from defend.attacks.sight import Seen
 from defend.stages import Attack
 from defend.values import Threat
 
@@ -96,6 +97,7 @@ class Part:
         example, failures: the images for the picture, of which so many, the first ones, are failures.
         fooled: of a row that carries over: which images are fooled, and what fooled them [F,C,H,W].
         reused: how many attacked images came from the store.
+        seen: what the attack saw of each image; None of a row without one, or where nothing was written down.
     """
 
     keys: Tensor
@@ -112,6 +114,7 @@ class Part:
     failures: int
     fooled: tuple[Tensor, Tensor] | None = None
     reused: int = 0
+    seen: Seen | None = None
 
 
 @attrs.frozen
@@ -132,6 +135,7 @@ class RowRecord:
     overshoot: Tensor
     queries: Tensor | None = None
     reused: int = 0
+    seen: Seen | None = None
 
 
 def merge(parts: Sequence[Part]) -> Part:
@@ -167,6 +171,7 @@ def merge(parts: Sequence[Part]) -> Part:
         fooled=(torch.cat([keys for keys, _ in fooled]), torch.cat([images for _, images in fooled]))
         if fooled else None,
         reused=sum(part.reused for part in parts),
+        seen=Seen.joined([part.seen for part in parts]),
     )  # fmt: skip
 
 
@@ -176,7 +181,7 @@ def record_of(plan: PlannedRow, parts: Sequence[Part], partial: bool) -> RowReco
     return RowRecord(
         plan, whole.keys, whole.labels, whole.arms, whole.linf, whole.l2, whole.attack_seconds, whole.judge_seconds,
         whole.judge_ms, whole.example, partial or len(whole.keys) < len(plan.keys), whole.overshoot, whole.queries,
-        whole.reused,
+        whole.reused, whole.seen,
     )  # fmt: skip
 
 

@@ -134,6 +134,7 @@ def run_arms(
             checks=checks,
             left_out=defence.left_out,
             partial=partial or len(own) < wanted,
+            random=defence.arms[names[DEFENDED]].random,
         )  # fmt: skip
         return Outcome(assemble(defence.names.config, own, known), own)
 

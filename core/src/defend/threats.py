@@ -37,7 +37,9 @@ class ThreatKind:
         needs: what it makes sense for: "" for anything, or a "purifier", "detector" or "defence".
         suits: which of an attack's declared threats it takes to run under this one; its own name if empty.
         attacks: what carries it out where no attacks were named.
-        options: options of attacks that a thorough run sets under this threat, by attack; `--set` wins.
+        options: options of attacks that every run sets under this threat, by attack; `--set` wins, and with a step
+            size of the user's own the schedule of the steps is left alone.
+        thorough: the same for a thorough run, beside these.
         expensive: whether a quick run uses fewer images and steps.
         unaware: whether the attacker sees something else than what judges its images. Success there decides nothing,
             so an attack takes all its steps where the two differ: one that stops at the first success on a bare
@@ -50,9 +52,13 @@ class ThreatKind:
     needs: str = ""
     suits: str = ""
     options: Mapping[str, Mapping[str, Any]] = attrs.field(factory=dict)
+    thorough: Mapping[str, Mapping[str, Any]] = attrs.field(factory=dict)
     expensive: bool = False
     unaware: bool = False
 
+
+THROUGH_A_PURIFIER = {"pgd": {"schedule": "linear"}}
+"""Steps that fall from eps to nothing leave less of a purifier than constant ones (benchmarks/README.md)."""
 
 THREATS: Mapping[str, ThreatKind] = {
     "noise": ThreatKind(summary="random noise, no knowledge", attacked=UNDEFENDED, attacks=("noise",)),
@@ -81,7 +87,8 @@ THREATS: Mapping[str, ThreatKind] = {
         attacks=("pgd",),
         needs="purifier",
         suits="oblivious",
-        options={"pgd": {"steps": 100}},
+        options=THROUGH_A_PURIFIER,
+        thorough={"pgd": {"steps": 100}},
         expensive=True,
     ),
     "adaptive": ThreatKind(
@@ -89,7 +96,8 @@ THREATS: Mapping[str, ThreatKind] = {
         attacked=DEFENDED,
         attacks=("pgd", "apgd_ce", "apgd_dlr", "apgd_ce_l2", "apgd_dlr_l2"),
         needs="defence",
-        options={"pgd": {"steps": 100, "restarts": 5}},
+        options=THROUGH_A_PURIFIER,
+        thorough={"pgd": {"steps": 100, "restarts": 5}},
         expensive=True,
     ),
     DETECTOR_AWARE: ThreatKind(

@@ -259,6 +259,12 @@ class Row:
         success_at_fpr: of an attack that knows the detector: the share accepted and misclassified, by false-positive
             rate ("0.01", "0.05").
         reused: how many of the attacked images another run had made (`defend cache`); their seconds are not counted.
+        gradients: what the attack saw: "looks" an image (its gradients, or its questions) as "mean" and "max", each of
+            so many "draws"; how many images ever had an "absent", "zero" or "broken" gradient, or one that was "mended"
+            a hair inside the box (`defend.attacks.sight.Seen`); how many "never" had a usable one, and how many of
+            these the row leaves right, "left_blind"; the "first" look that was blind, null if none.
+        curve: of an attack of several looks: the share of images "left" after the steps "at"; how many images the
+            second half of them still fooled, "late"; and whether it has "flattened": at most one in fifty.
     """
 
     attack: str
@@ -282,6 +288,13 @@ class Row:
     passes: Mapping[str, Any] | None = None
     success_at_fpr: Mapping[str, float] | None = None
     reused: int = 0
+    gradients: Mapping[str, Any] | None = None
+    curve: Mapping[str, Any] | None = None
+
+    @property
+    def rising(self) -> bool:
+        """Whether more steps would plainly fool more: the row is an upper bound that is known to be loose."""
+        return self.curve is not None and not self.curve["flattened"]
 
     @property
     def key(self) -> str:
@@ -304,6 +317,9 @@ class WorstCase:
         passes: of a random defence, as in `Row.passes`, over all rows: "worst" is right in every pass of every row.
         norms: where attacks of several norms are among the rows, "accuracy" and "ci95" over the rows of each norm alone
             (and those without an attack), on the same images.
+        steps: the most that one of the rows took.
+        gradients: what all rows took of the image that they looked at most, draws counted; null where unknown.
+        rising: the rows among them whose curve has not flattened (`Row.curve`).
     """
 
     accuracy: float
@@ -315,6 +331,9 @@ class WorstCase:
     with_credit: Mapping[str, Any] | None = None
     passes: Mapping[str, Any] | None = None
     norms: Mapping[str, Any] | None = None
+    steps: int | None = None
+    gradients: int | None = None
+    rising: tuple[str, ...] = ()
 
 
 @attrs.frozen

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from defend.attacks.balls import clip, random_start
 from defend.attacks.goals import Goal, choose_goal, confirm, step_along
 from defend.attacks.options import ApgdOptions
-from defend.attacks.target import Objective, Slope, Target, cross_entropy
+from defend.attacks.target import Objective, Slope, Target, steady_cross_entropy
 from defend.randomness import keyed
 
 MOMENTUM = 0.75  # alpha
@@ -30,7 +30,7 @@ def difference_of_logits_ratio(module: nn.Module, images: Tensor, labels: Tensor
     return -(own - other) / (spread + TINY), logits
 
 
-OBJECTIVES: dict[str, Objective] = {"ce": cross_entropy, "dlr": difference_of_logits_ratio}
+OBJECTIVES: dict[str, Objective] = {"ce": steady_cross_entropy, "dlr": difference_of_logits_ratio}
 
 
 def checkpoints(steps: int) -> list[int]:

@@ -7,11 +7,10 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from defend.attacks.balls import project_linf
 from defend.attacks.options import DetectorAwareOptions, JointOptions
-from defend.attacks.target import Aims, Slopes, Target
+from defend.attacks.target import Aims, Slopes, Target, log_odds
 from defend.errors import ConfigError
 from defend.randomness import keyed, uniform_like
 
@@ -25,8 +24,9 @@ class DetectorAware(abc.ABC):
     """Projected sign steps in directions made of the classifier's and the detector's gradient.
 
     Of all points seen, the image itself among them, it keeps the misclassified one with the lowest score; while there
-    is none, the one with the highest cross-entropy. It is left alone once misclassified with a score below what the
-    attacker wants (`target.threshold`, else the detector's own), but never against a random defence.
+    is none, the one with the highest loss: the log-odds against the label (`defend.attacks.target.log_odds`), which
+    rise as the cross-entropy does and never lose their gradient. It is left alone once misclassified with a score
+    below what the attacker wants (`target.threshold`, else the detector's own), but never against a random defence.
     """
 
     norm = "linf"
@@ -50,7 +50,7 @@ class DetectorAware(abc.ABC):
                 "add one (--detector) or choose an attack for the adaptive threat, such as pgd"
             )
         config = self._config
-        wanted = _threshold(target)
+        wanted = target.wanted
         size = 2.5 * eps / config.steps if config.step_size is None else torch.full_like(eps, config.step_size)
         best = _Best(images)
         everyone = torch.arange(len(images), device=images.device)
@@ -100,7 +100,7 @@ class DetectorAware(abc.ABC):
 
 
 class _Best:
-    """The best candidate of every image so far: misclassified before not, then by score, then by cross-entropy."""
+    """The best candidate of every image so far: misclassified before not, then by score, then by loss."""
 
     def __init__(self, images: Tensor) -> None:
         self.images = images.clone()
@@ -110,7 +110,7 @@ class _Best:
 
     def record(self, place: Tensor, images: Tensor, logits: Tensor, scores: Tensor, labels: Tensor) -> None:
         """Take candidates for the images at `place` [n] in, where they are better."""
-        loss = F.cross_entropy(logits, labels, reduction="none")
+        loss = log_odds(logits, labels)
         self._take(place, images, logits.argmax(1) != labels, scores, loss)
 
     def merge(self, place: Tensor, other: _Best) -> None:
@@ -131,7 +131,7 @@ class _Best:
 
 
 class Joint(DetectorAware):
-    """Ascend cross-entropy - weight * score / threshold, one pass for each weight.
+    """Ascend loss - weight * score / threshold, one pass for each weight.
 
     The score is divided by the size of the threshold that the attacker wants, so that a weight means the same for
     every detector; by 1 where that is zero or infinite.
@@ -144,17 +144,17 @@ class Joint(DetectorAware):
         self._weights = config.weights
 
     def _passes(self, target: Target) -> list[tuple[Aims, Direction]]:
-        size = _threshold(target).abs()
+        size = target.wanted.abs()
         scale = torch.where(torch.isfinite(size) & (size > 0), size, torch.ones_like(size))
 
         def aims(weight: float) -> Aims:
-            return lambda logits, scores, labels: [_loss(logits, labels) - weight * scores / scale]
+            return lambda logits, scores, labels: [log_odds(logits, labels) - weight * scores / scale]
 
         return [(aims(weight), lambda slopes, wrong: slopes.gradients[0]) for weight in self._weights]
 
 
 class Selective(DetectorAware):
-    """Ascend the cross-entropy of an image still classified right, else descend its score (Bryniarski et al. 2021).
+    """Ascend the loss of an image still classified right, else descend its score (Bryniarski et al. 2021).
 
     Against a random defence each draw chooses for itself.
     """
@@ -164,7 +164,7 @@ class Selective(DetectorAware):
 
     def _passes(self, target: Target) -> list[tuple[Aims, Direction]]:
         def aims(logits: Tensor, scores: Tensor, labels: Tensor) -> list[Tensor]:
-            return [torch.where(logits.argmax(1) != labels, -scores, _loss(logits, labels))]
+            return [torch.where(logits.argmax(1) != labels, -scores, log_odds(logits, labels))]
 
         return [(aims, lambda slopes, wrong: slopes.gradients[0])]
 
@@ -183,7 +183,7 @@ class Orthogonal(DetectorAware):
             classifier, detector = slopes.gradients
             return torch.where(wrong.view(-1, 1, 1, 1), without(detector, classifier), without(classifier, detector))
 
-        return [(lambda logits, scores, labels: [_loss(logits, labels), -scores], direction)]
+        return [(lambda logits, scores, labels: [log_odds(logits, labels), -scores], direction)]
 
 
 def without(vectors: Tensor, other: Tensor) -> Tensor:
@@ -192,16 +192,6 @@ def without(vectors: Tensor, other: Tensor) -> Tensor:
     along = along / along.norm(dim=1, keepdim=True).clamp_min(TINY)  # first, as squares of tiny gradients vanish
     rest: Tensor = (flat - (flat * along).sum(1, keepdim=True) * along).view_as(vectors)
     return rest
-
-
-def _loss(logits: Tensor, labels: Tensor) -> Tensor:
-    return F.cross_entropy(logits, labels, reduction="none")
-
-
-def _threshold(target: Target) -> Tensor:
-    """The score below which an image must end."""
-    own = torch.as_tensor(getattr(target.module.detector, "threshold", torch.inf)).float()
-    return own if target.threshold is None else torch.full_like(own, target.threshold)
 
 
 def joint(config: JointOptions) -> Joint:

@@ -23,7 +23,8 @@ def craft(
     """Run an attack and hold its result to the contract.
 
     Afterwards `target.overshoot` [B] says how far each raw result was outside its budget (in the attack's norm) or
-    the box [0,1], whichever is larger, before it was clipped; and `target.queries` is what the attack counted, or None.
+    the box [0,1], whichever is larger, before it was clipped; `target.queries` is what the attack counted, or None;
+    and `target.sight.seen` what it saw of each image, in the batch's order.
 
     Args:
         attack: from a registry or built by hand.
@@ -47,7 +48,12 @@ def craft(
     identity = torch.arange(len(images), device=images.device) if keys is None else keys
     images = images.detach()
     target.queries = None
-    adversarial = attack(target, images, labels, eps=budgets, keys=identity)
+    with torch.inference_mode(False):  # inside it there are no gradients, whatever an attack turns on
+        images, labels, budgets, identity = (
+            each.clone() if each.is_inference() else each for each in (images, labels, budgets, identity)
+        )
+        target.watch(identity, labels)
+        adversarial = attack(target, images, labels, eps=budgets, keys=identity)
     allowed = budgets + getattr(attack, "excess", 0.0)
     adversarial = _checked(adversarial, images, name)
     target.overshoot = overshoot(adversarial, images, allowed, attack.norm)

@@ -8,7 +8,7 @@ from torch import Tensor
 from defend.attacks.balls import project_linf, random_start
 from defend.attacks.goals import Goal, choose_goal, confirm, step_along
 from defend.attacks.options import BimOptions, ClimbOptions, PgdOptions, bim_steps
-from defend.attacks.target import Objective, Target, cross_entropy, scaled_cross_entropy
+from defend.attacks.target import Objective, Target, cross_entropy, scaled_cross_entropy, steady_cross_entropy
 from defend.randomness import keyed
 
 
@@ -25,22 +25,27 @@ def climb_linf(
     early_stop: bool = True,
     objective: Objective = cross_entropy,
     stream: str = "climb",
+    schedule: str = "constant",
+    judged: bool = True,
 ) -> Tensor:
     """Take `steps` projected sign steps from `start`, at most eps [B] from `images`.
 
+    A step is `step_size` [B] long; with the schedule "linear" that is the first, and the others fall to nothing.
     With `early_stop`, an image is left as it is from the first iterate that reaches the goal: the
     logits of the gradient's own forward pass tell, so it costs nothing. In reduced precision they do
     not decide: there an image is left where full precision confirms it, whenever the batch is
-    compacted. The result is where the last step ended, which has not been queried.
+    compacted. The result is where the last step ended, which has not been queried. `judged` is False where the
+    objective's logits are not the target's own: they decide no success.
     """
-    early_stop = early_stop and not target.random
+    early_stop = early_stop and judged and not target.random
     compact_every = target.compact_every or (1 if images.device.type == "cpu" else max(steps // 4, 1))
     result = start.clone()
     place = torch.arange(len(images), device=images.device)
     current, origin, budget, size, identity = start, images, eps, step_size, keys
     for step in range(steps):
-        slope = target.slope(current, goal.labels, identity, f"{stream}/{step}", objective)
-        moved = project_linf(current + step_along(slope.gradient, goal, size), origin, budget)
+        slope = target.slope(current, goal.labels, identity, f"{stream}/{step}", objective, judged=judged)
+        length = size if schedule == "constant" else size * (1 - step / steps)
+        moved = project_linf(current + step_along(slope.gradient, goal, length), origin, budget)
         if not early_stop:
             current = moved
             continue
@@ -94,18 +99,19 @@ class Pgd:
     norm = "linf"
 
     def __init__(self, config: ClimbOptions, objective: Objective | None = None, judged: bool = True) -> None:
-        """The objective is the cross-entropy if None.
+        """The objective is the cross-entropy if None, in its steady form unless the logits are scaled on purpose.
 
         `judged` is False where the objective's logits are not the target's own, so they decide no success.
         """
         scale = config.logit_scale if isinstance(config, PgdOptions) else 1.0
-        self._config, self._objective, self._judged = config, objective or scaled_cross_entropy(scale), judged
+        usual = steady_cross_entropy if scale == 1 else scaled_cross_entropy(scale)
+        self._config, self._objective, self._judged = config, objective or usual, judged
 
     def __call__(self, target: Target, images: Tensor, labels: Tensor, *, eps: Tensor, keys: Tensor) -> Tensor:
         """See `defend.stages.Attack`."""
         config = self._config
         goal = choose_goal(config, target, images, labels, keys)
-        size = 2.5 * eps / config.steps if config.step_size is None else torch.full_like(eps, config.step_size)
+        size = config.first_step(eps)
         best = images
         open_cases = torch.arange(len(images), device=images.device)
         for restart in range(config.restarts):
@@ -118,7 +124,8 @@ class Pgd:
             found = climb_linf(
                 target, some, start, aim,
                 eps=budget, keys=identity, steps=config.steps, step_size=size[open_cases],
-                early_stop=config.early_stop and self._judged, objective=self._objective, stream=f"pgd/{restart}",
+                early_stop=config.early_stop, objective=self._objective, stream=f"pgd/{restart}",
+                schedule=config.schedule, judged=self._judged,
             )  # fmt: skip
             best = best.index_copy(0, open_cases, found)
             if restart + 1 < config.restarts:

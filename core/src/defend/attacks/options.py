@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 from defend.options import option, options
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @options
@@ -70,11 +74,26 @@ class BimOptions(IteratedOptions):
 
 @options
 class ClimbOptions(IteratedOptions):
-    """Options of `pgd`, and of attacks that climb another loss as it does: step_size None means 2.5 eps / steps."""
+    """Options of `pgd`, and of attacks that climb another loss as it does.
+
+    step_size None means 2.5 eps / steps where steps are constant, and eps for the first of falling ones.
+    """
 
     steps: int = option(20, help="steps", at_least=1)
     restarts: int = option(1, help="random starts; an image counts as fooled if any start fools it", at_least=1)
     random_start: bool = option(True, help="start at a uniform point of the eps-ball")
+    schedule: str = option(
+        "constant",
+        help="constant steps, or linear: falling from step_size to nothing, which goes further through a purifier "
+        "(benchmarks/README.md) and is what the bpda and adaptive threats take unless told otherwise",
+        choices=("constant", "linear"),
+    )
+
+    def first_step(self, eps: Tensor) -> Tensor:
+        """Return the size of the first step for budgets [B]."""
+        if self.step_size is not None:
+            return eps.new_full(eps.shape, self.step_size)
+        return eps if self.schedule == "linear" else 2.5 * eps / self.steps
 
 
 @options
@@ -134,7 +153,7 @@ class JointOptions(DetectorAwareOptions):
 
     weights: tuple[float, ...] = option(
         (0.0, 0.1, 1.0, 10.0, 100.0),
-        help="weights of the detector's score, in thresholds, beside the cross-entropy; each gets all the steps",
+        help="weights of the detector's score, in thresholds, beside the class; each gets all the steps",
         at_least=0,
     )
 

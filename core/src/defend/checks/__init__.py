@@ -5,8 +5,8 @@
 | 1   | eps sweep          | rows of several budgets           | a PGD of its own from 0 to 255/255                  |
 | 2   | attack order       | rows, image by image              | FGSM against PGD through the defence                |
 | 3   | square             | query rows against white-box rows |                                                     |
-| 4   | convergence        |                                   | ten times the steps, ten restarts, the loss's curve |
-| 5   | gradients          | a few images                      |                                                     |
+| 4   | convergence        | how many images each step fooled  | ten times the steps, ten restarts, the loss's curve |
+| 5   | gradients          | what attacks saw, a few images    |                                                     |
 | 6   | randomness         | five passes                       | an attack that knows the draws                      |
 | 7   | optimisation inside| one pass                          |                                                     |
 | 8   | label leak         | rows                              | attacks with predicted labels                       |
@@ -40,8 +40,8 @@ CHECKS: tuple[tuple[str, tuple[Part, ...]], ...] = (
     ("eps sweep", (records.sweep, climbs.sweep)),
     ("attack order", (records.attack_order, records.one_step, climbs.one_step)),
     ("square", (records.square,)),
-    ("convergence", (climbs.convergence,)),
-    ("gradients", (probes.gradients,)),
+    ("convergence", (records.rising, climbs.convergence)),
+    ("gradients", (records.blindness, probes.gradients)),
     ("randomness", (probes.randomness, climbs.known_draws)),
     ("optimisation inside", (probes.inside,)),
     (LEAK, (records.leak, climbs.predicted_labels)),

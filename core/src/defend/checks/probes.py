@@ -47,20 +47,27 @@ def gradients(case: Case, found: Findings) -> None:
     if subject is None:
         found.add("skip", "nothing to query: only rows were given")
         return
-    whole, images = known(subject), subject.images.clamp(2 * WIDTH, 1 - 2 * WIDTH).detach().requires_grad_()
+    whole, images = known(subject), subject.images.clamp(2 * WIDTH, 1 - 2 * WIDTH)
     try:
-        with torch.enable_grad():
-            logits = whole(images).float()
-            slope = gradient(margin(logits, subject.labels), images)
+        _, edge = _slope(whole, subject, subject.images)
+        logits, slope = _slope(whole, subject, images)
     except NoGradientError as error:
         found.add("fail", f"no input gradient: {error}; attack with bpda, or let the purifier differentiate")
         return
     n = len(images)
-    broken = int((~torch.isfinite(slope)).flatten(1).any(1).sum())
+    broken, edgy = (int((~torch.isfinite(one)).flatten(1).any(1).sum()) for one in (slope, edge))
     dead = int((slope.abs().flatten(1).amax(1) < VANISHING).sum())
-    share = logits.detach().softmax(1) - torch.nn.functional.one_hot(subject.labels, logits.shape[1])
+    share = logits.softmax(1) - torch.nn.functional.one_hot(subject.labels, logits.shape[1])
     saturated = int((share == 0).all(1).sum())  # these are the cross-entropy's slopes with respect to the logits
-    found.numbers |= {"n": n, "not_finite": broken, "zero": dead, "saturated": saturated}
+    found.numbers |= {
+        "n": n, "not_finite": broken, "not_finite_at_edge": edgy, "zero": dead, "saturated": saturated,
+    }  # fmt: skip
+    if edgy and not broken:
+        found.add(
+            "warn",
+            f"{edgy} of {n} input gradients are not finite at the images themselves, and are a hair inside the box: "
+            "attacks here take them there; those of other libraries may be blind",
+        )
     if broken:
         found.add("fail", f"{broken} of {n} input gradients are not finite")
         return
@@ -73,9 +80,16 @@ def gradients(case: Case, found: Findings) -> None:
             f"the logits are so large that the cross-entropy's gradient is zero on {saturated} of {n} images; attack "
             "the difference of logits (apgd_dlr)",
         )
-    at = images.detach()
-    _against_differences(found, subject, whole, at, slope)
-    _uphill(found, subject, whole, at, slope)
+    _against_differences(found, subject, whole, images, slope)
+    _uphill(found, subject, whole, images, slope)
+
+
+def _slope(whole: Known, subject: Subject, at: Tensor) -> tuple[Tensor, Tensor]:
+    """Return logits [N,K], and the margin's gradient [N,C,H,W]."""
+    source = at.detach().requires_grad_()
+    with torch.enable_grad():
+        logits = whole(source).float()
+        return logits.detach(), gradient(margin(logits, subject.labels), source)
 
 
 @torch.no_grad()

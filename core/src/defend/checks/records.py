@@ -31,6 +31,7 @@ from defend.checks.common import (
     title,
     worst_of,
 )
+from defend.looks import curve_of, gradients_of, left_blind
 from defend.metrics import auroc
 from defend.rows import RowRecord
 from defend.statistics import mcnemar
@@ -46,6 +47,8 @@ SQUARE_SHARE = 0.002
 REACHED = 0.05  # what an attack may leave of an undefended victim, as a share of all images
 FAR = 0.05
 CLIPPED = 1e-4
+BLIND_SHARE = 0.02  # of a row's images: so many left right and never seen are no accident
+BLIND = {"absent": "absent", "zero": "zero", "broken": "not finite"}
 
 
 # 1: budgets
@@ -221,6 +224,67 @@ def square(case: Case, found: Findings) -> None:
                 f"{said}: the white-box attacks are too weak or their gradient is masked; give them more restarts "
                 f"(--set apgd_ce.restarts=5) and steps{_or_add(case)}",
             )
+
+
+# 4: whether the rows' own attacks had come to an end
+
+
+def rising(case: Case, found: Findings) -> None:
+    """Check 4: the second half of an attack's steps fools hardly anybody more, or its row is an upper bound.
+
+    Of those that look at the defence itself: what the bare victim says of an oblivious attack's images means little.
+    """
+    loose, ended = [], 0
+    for row in case.of((*case.informed_kinds, "query")):
+        curve = curve_of(row)
+        if curve is None:
+            continue
+        found.numbers[title(row)] = {"late": curve["late"], "n": len(row.keys), "steps": curve["at"][-1]}
+        if curve["flattened"]:
+            ended += 1
+        else:
+            loose.append(f"{title(row)} {curve['late']} of {len(row.keys)}")
+    if loose:
+        found.add(
+            "warn",
+            f"the second half of the steps still fooled images ({'; '.join(loose)}): these rows are upper bounds; more "
+            "steps (--set ATTACK.steps=N) go further",
+        )
+    elif ended:
+        found.add("pass", f"the second half of the steps of {ended} rows fooled at most one image in fifty")
+
+
+# 5: whether the rows' own attacks could see
+
+
+def blindness(case: Case, found: Findings) -> None:
+    """Check 5: no image is left right because the attack never had a gradient there.
+
+    Judged where it happened: on the images that were attacked, at every step.
+    """
+    saw = 0
+    for row in case.of((*INFORMED, "oblivious", "transfer")):
+        seen = gradients_of(row, 1)
+        if seen is None:
+            continue
+        n, blind = len(row.keys), int(left_blind(row).sum())
+        found.numbers[title(row)] = {key: seen[key] for key in ("absent", "zero", "broken", "mended", "never")} | {
+            "left_blind": blind, "n": n,
+        }  # fmt: skip
+        how = ", ".join(f"{what} on {seen[key]}" for key, what in BLIND.items() if seen[key])
+        if blind:
+            status: Status = "fail" if blind > BLIND_SHARE * n else "warn"
+            found.add(
+                status,
+                f"{title(row)}: {blind} of {n} images are left right of which the attack never had a usable gradient "
+                f"({how}): that is no robustness; attack with bpda, query or another loss",
+            )
+        elif seen["broken"]:
+            found.add("warn", f"{title(row)}: the gradient is not finite on {seen['broken']} of {n} images")
+        else:
+            saw += 1
+    if saw:
+        found.add("pass", f"the attacks of {saw} rows had a gradient on every image that they leave right")
 
 
 # 8: better under attack than clean

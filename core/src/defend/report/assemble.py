@@ -16,9 +16,10 @@ from defend import metrics
 from defend.build import Built
 from defend.checks import HARMLESS
 from defend.datasets.base import ImageDataset
+from defend.looks import curve_of, gradients_of
 from defend.rows import RowRecord, right, worst_case
 from defend.statistics import mcnemar, paired_interval, wilson
-from defend.threats import DEFENDED, DETECTOR_AWARE, RATES, UNDEFENDED
+from defend.threats import DEFENDED, DETECTOR_AWARE, RATES, UNDEFENDED, WHOLE
 from defend.values import Calibration, Check, Cost, DatasetInfo, Report, Row, RunConfig, WorstCase
 
 
@@ -27,7 +28,8 @@ class Circumstances:
     """What a report says beside its records.
 
     `parameters` are those that the defence adds to the victim; `thresholds` the detector's by false-positive rate, set
-    on held-out clean images; `left_out` the threats that do not fit the defence, with the reason.
+    on held-out clean images; `left_out` the threats that do not fit the defence, with the reason; `random` whether
+    the defence is.
     """
 
     dataset: ImageDataset
@@ -44,11 +46,13 @@ class Circumstances:
     checks: tuple[Check, ...] = ()
     left_out: Mapping[str, str] = attrs.field(factory=dict)
     partial: bool = False
+    random: bool = False
 
 
 def assemble(config: RunConfig, records: Sequence[RowRecord], known: Circumstances) -> Report:
     """Return the report of one defence; its records have the arms "undefended", "defended" and perhaps others."""
-    rows = tuple(_row(record, config.seed, known.thresholds) for record in records)
+    draws = config.draws if known.random else 1
+    rows = tuple(_row(record, config.seed, known.thresholds, draws) for record in records)
     counted = {row.key: record for row, record in zip(rows, records, strict=True) if row.headline}
     clean = records[0].judge_ms
     weights = {
@@ -67,7 +71,7 @@ def assemble(config: RunConfig, records: Sequence[RowRecord], known: Circumstanc
         seconds=known.seconds,
         dataset=DatasetInfo(config.dataset, "test", max(row.n for row in rows), known.dataset.sha256("test")),
         rows=rows,
-        worst_case=_worst_case(counted, screened=known.threshold is not None),
+        worst_case=_worst_case(counted, [row for row in rows if row.headline], screened=known.threshold is not None),
         detector=None if known.threshold is None else _detector(records, known),
         checks=known.checks,
         cost=Cost(clean[UNDEFENDED], clean[DEFENDED], known.parameters, known.batch_size),
@@ -83,7 +87,7 @@ def _credited(record: RowRecord, arm: str) -> Tensor:
     return held if record.plan.attack is None else held | ~record.arms[arm].accepted
 
 
-def _worst_case(counted: Mapping[str, RowRecord], screened: bool) -> WorstCase | None:
+def _worst_case(counted: Mapping[str, RowRecord], rows: Sequence[Row], screened: bool) -> WorstCase | None:
     records = list(counted.values())
     common, held = worst_case(records, DEFENDED)
     if not len(common) or len(records) < 2:
@@ -115,7 +119,23 @@ def _worst_case(counted: Mapping[str, RowRecord], screened: bool) -> WorstCase |
         with_credit=metrics.proportion(credited) if screened else None,
         passes=passes,
         norms=_of_norms(records, kept),
+        steps=max((row.steps for row in rows if row.steps), default=None),
+        gradients=_most_looks(counted, rows, kept),
+        rising=tuple(row.key for row in rows if row.rising),
     )
+
+
+def _most_looks(counted: Mapping[str, RowRecord], rows: Sequence[Row], kept: set[int]) -> int | None:
+    """Return what all attacks together took of the image that they looked at most, an average over draws as so many."""
+    total: dict[int, int] = dict.fromkeys(kept, 0)
+    for row in rows:
+        record = counted[row.key]
+        if record.plan.attack is None or row.gradients is None or record.seen is None:
+            continue
+        for key, looks in zip(record.keys.tolist(), record.seen.looks.tolist(), strict=True):
+            if key in total:
+                total[key] += looks * row.gradients["draws"]
+    return max(total.values(), default=0) or None
 
 
 def _of_norms(records: Sequence[RowRecord], kept: set[int]) -> dict[str, Any] | None:
@@ -146,7 +166,7 @@ OVER_PASSES: Mapping[str, Callable[[RowRecord, str], Tensor]] = {"worst": _in_ev
 """What a random defence that was asked several times is credited with, bool [N]."""
 
 
-def _row(record: RowRecord, seed: int, thresholds: Mapping[float, float]) -> Row:
+def _row(record: RowRecord, seed: int, thresholds: Mapping[float, float], draws: int = 1) -> Row:
     attacked = record.plan.attack is not None
     arms = {
         name: metrics.arm(said.predicted, record.labels, said.accepted, attacked) for name, said in record.arms.items()
@@ -173,6 +193,8 @@ def _row(record: RowRecord, seed: int, thresholds: Mapping[float, float]) -> Row
         passes=_passes(record),
         success_at_fpr=_success(record, thresholds) if record.plan.threat.kind == DETECTOR_AWARE else None,
         reused=record.reused,
+        gradients=gradients_of(record, draws if record.plan.threat.kind in WHOLE else 1),
+        curve=curve_of(record),
     )
 
 

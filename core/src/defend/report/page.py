@@ -26,13 +26,14 @@ from defend.report.figures.board import board
 from defend.report.figures.curves import curves
 from defend.report.figures.detector import histograms, roc, scored_rows
 from defend.report.figures.ladder import ladder
+from defend.report.figures.progress import progress
 from defend.report.figures.scene import DARK, LIGHT, MINUS, NOTHING, Scene
 from defend.report.figures.strips import Strip
 from defend.report.figures.surface import surface
 from defend.report.figures.svg import png_uri, to_svg
 from defend.report.leaderboard import Place, leaderboard
 from defend.report.reading import Results, knows_the_defence, named, read_results, run_folders
-from defend.report.terminal import ARM_TITLES, NORMS
+from defend.report.terminal import ARM_TITLES, NORMS, basis, loose, more_steps
 from defend.threats import THREATS
 from defend.values import Row
 
@@ -73,6 +74,11 @@ class Section:
         return curves(self.results)
 
     @cached_property
+    def progress(self) -> Scene | None:
+        """How many images were left after each step of the attacks on the defence."""
+        return progress(self.results)
+
+    @cached_property
     def strips(self) -> list[Strip]:
         """Example images, by row."""
         results = self.results
@@ -103,7 +109,7 @@ class Section:
     @property
     def scenes(self) -> list[Scene]:
         """Every figure, for the files."""
-        single = [scene for scene in (self.ladder, self.roc, self.surface) if scene is not None]
+        single = [scene for scene in (self.ladder, self.progress, self.roc, self.surface) if scene is not None]
         return [*single, *self.curves, *map(strips.scene, self.strips), *self.histograms]
 
     @property
@@ -214,7 +220,14 @@ def _environment() -> jinja2.Environment:
     )  # fmt: skip
     counters = {kind: itertools.count(1) for kind in ("figure", "table")}
     environment.globals.update(
-        badges=BADGES, threats=THREATS, norms=NORMS, rates=("0.01", "0.05"), number=lambda kind: next(counters[kind])
+        badges=BADGES,
+        basis=basis,
+        loose=loose,
+        more_steps=more_steps,
+        threats=THREATS,
+        norms=NORMS,
+        rates=("0.01", "0.05"),
+        number=lambda kind: next(counters[kind]),
     )
     return environment
 

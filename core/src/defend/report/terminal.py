@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console, Group
@@ -10,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from defend.threats import DEFENDED, TUNED, UNDEFENDED, UNTUNED, WHOLE
-from defend.values import Arm, Report, Row
+from defend.values import Arm, Report, Row, WorstCase
 
 ARM_TITLES = {TUNED: "tuned, bare", UNTUNED: "defended, untuned"}
 LOUD = ("warn", "fail")
@@ -30,6 +32,12 @@ def render(report: Report, console: Console) -> None:
     lines: list[Text | Table] = [table]
     whole = "; rows without an undefended figure attack the whole defence" if has_defence else ""
     lines.append(Text(f"accuracy in %{', with Wilson 95 % intervals' * bool(intervals)}{whole}", "dim"))
+    further = more_steps(report)
+    if further:
+        lines.append(
+            Text("≤: the second half of its steps still fooled images, so it is an upper bound; to go further:")
+        )
+        lines.append(Text(f"  {further}", no_wrap=True, overflow="ignore"))
     if config.detector:
         lines.append(Text("a rejected image counts as wrong; with credit, a rejected attacked image as right", "dim"))
     if config.finetune:
@@ -71,13 +79,41 @@ def _headline(report: Report, has_defence: bool) -> Text:
         ("\nNot to be trusted, a check failed (", "bold red") if blocked else "\n",
         (f"{blocked}): ", "bold red") if blocked else "",
         f"{'worst' if blocked else 'Worst'} case per image, {'defended' if has_defence else 'undefended'}: ",
+        "at most " if worst.rising else "",
         (figure, "strike" if blocked else "bold"),
-        f"  [{100 * low:.1f}, {100 * high:.1f}]  n={worst.n}, over {len(worst.over)} rows",
+        f"  [{100 * low:.1f}, {100 * high:.1f}]  n={worst.n}, {basis(worst)}",
         f"  (undefended {100 * worst.undefended:.1f} %)" if has_defence else "",
         f"\n{of_norms(worst.norms)}" if worst.norms else "",
         _with_credit(worst.with_credit) if worst.with_credit else "",
         f"\nLeast is left by {worst.weakest}" if worst.weakest else "",
     )
+
+
+def basis(worst: WorstCase) -> str:
+    """Say what a worst case rests on: its rows, their steps, and all the looks (gradients and queries) an image got."""
+    steps = "" if worst.steps is None else f", up to {worst.steps:,} steps"
+    looks = "" if worst.gradients is None else f", {worst.gradients:,} looks an image"
+    return f"{len(worst.over)} rows{steps}{looks}"
+
+
+def loose(row: Row, has_defence: bool) -> bool:
+    """Whether what a row leaves of the defence is an upper bound that more steps would plainly lower."""
+    return row.rising and (row.threat in WHOLE or not has_defence)
+
+
+def more_steps(report: Report) -> str:
+    """Return the command that takes the attacks further which were still fooling images; "" where there are none."""
+    config = report.config
+    has_defence = bool(config.purifier or config.detector or config.finetune)
+    further = {row.attack: row for row in report.rows if row.curve is not None and loose(row, has_defence)}
+    chosen = "".join(
+        f" --set {name}.{'queries' if row.queries else 'steps'}={4 * row.steps}" for name, row in further.items()
+        if row.steps
+    )  # fmt: skip
+    if not chosen:
+        return ""
+    source = shlex.quote(str(Path(config.out, "config.toml"))) if config.out else "CONFIG.toml"
+    return f"defend run --config {source}{chosen}"
 
 
 def of_norms(figures: Mapping[str, Any]) -> str:
@@ -199,12 +235,16 @@ def _cells(row: Row, arms: Sequence[str], intervals: Sequence[str]) -> list[Text
         "" if row.steps is None else str(row.steps),
         f"{row.n}{'*' if row.partial else ''}",
         *(
-            Text("") if row.threat in WHOLE and arm != DEFENDED else _arm(known[arm], interval=arm in intervals)
+            Text("")
+            if row.threat in WHOLE and arm != DEFENDED
+            else _arm(known[arm], interval=arm in intervals, loose=loose(row, DEFENDED in arms) and arm == arms[-1])
             for arm in arms
         ),
     ]
 
 
-def _arm(arm: Arm, interval: bool) -> Text:
+def _arm(arm: Arm, interval: bool, loose: bool = False) -> Text:
     low, high = (100 * bound for bound in arm.ci95)
-    return Text.assemble((f"{100 * arm.accuracy:5.1f}", "bold"), f" [{low:.1f}, {high:.1f}]" if interval else "")
+    return Text.assemble(
+        "≤ " if loose else "", (f"{100 * arm.accuracy:5.1f}", "bold"), f" [{low:.1f}, {high:.1f}]" if interval else ""
+    )

@@ -1,0 +1,72 @@
+"""How many images were left after each step of an attack: whether it had come to its end."""
+
+from __future__ import annotations
+
+import itertools
+
+from defend.report.figures.curves import BELOW, HEIGHT, LEFT, RIGHT, WIDTH, Curve, slug
+from defend.report.figures.scene import (
+    DASHES,
+    MARKERS,
+    SERIES,
+    SMALL,
+    Entry,
+    Mark,
+    Plot,
+    Scene,
+    Text,
+    fitted,
+    legend,
+    percent_ticks,
+    round_ticks,
+)  # fmt: skip
+from defend.report.reading import Results, knows_the_defence
+from defend.values import Row
+
+MOST = 6  # lines in one figure
+
+
+def progress(results: Results) -> Scene | None:
+    """Return the share of images left against the steps taken, a line an attack on the defence; None without one.
+
+    Steps are counted as a share of the attack's own, so that attacks of any length stand side by side.
+    """
+    rows = [row for row in results.ladder if row.curve is not None and _faces_it(results, row)]
+    rows = sorted(rows, key=lambda row: row.defended.accuracy)[:MOST]
+    if not rows:
+        return None
+    found = [_line(row, place) for place, row in enumerate(rows)]
+    marks: list[Mark] = [Text(x=0, y=8, text=fitted("images left, step by step", SMALL, WIDTH), bold=True)]
+    keys, top = legend([Entry(text=one.name, role=one.role, dash=one.dash) for one in found], 0, 18, WIDTH)
+    marks += keys
+    plot = Plot(left=LEFT, top=top + 6, width=WIDTH - LEFT - RIGHT, height=HEIGHT, x=(0, 100))
+    marks += plot.axes(round_ticks(0, 100), percent_ticks(), "steps in % of the attack's own", "left in %")
+    marks += itertools.chain.from_iterable(
+        [plot.line([point[:2] for point in one.points], stroke=one.role, width=2, dash=one.dash)] for one in found
+    )
+    said = "; ".join(
+        f"{row.key}: {100 * row.curve['left'][-1]:.1f} left after {row.curve['at'][-1]} steps, "
+        f"{row.curve['late']} images fooled in the second half"
+        for row in rows
+        if row.curve is not None
+    )
+    says = f"Line chart of the images left after each step of the attacks on the defence. {said}."
+    return Scene(
+        name=slug("left-after-each-step"), says=says, width=WIDTH, height=plot.top + HEIGHT + BELOW, marks=tuple(marks)
+    )
+
+
+def _faces_it(results: Results, row: Row) -> bool:
+    return knows_the_defence(row) or not results.defended
+
+
+def _line(row: Row, place: int) -> Curve:
+    curve = row.curve
+    assert curve is not None
+    most = max(curve["at"][-1], 1)
+    points = tuple((100 * at / most, left, left, left) for at, left in zip(curve["at"], curve["left"], strict=True))
+    name = f"{row.key}, {most} steps{', still falling' if row.rising else ''}"
+    return Curve(
+        name=name, role=SERIES[place % len(SERIES)], dash=DASHES[place // len(SERIES) % len(DASHES)],
+        marker=MARKERS[0], points=points,
+    )  # fmt: skip
