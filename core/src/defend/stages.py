@@ -48,7 +48,8 @@ class Task:
     """What a network is built for: the shape of the images and the number of classes.
 
     `mean` and `std` are the training images' per channel, in [0,1] units; `flips` says whether a
-    mirrored image is still of its class.
+    mirrored image is still of its class. `class_names` are the classes by label, empty where unknown. `filed_as` is
+    what weights are filed under where the data set's name does not say which images it has, else "".
     """
 
     dataset: str
@@ -59,6 +60,13 @@ class Task:
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     flips: bool = False
+    class_names: tuple[str, ...] = ()
+    filed_as: str = ""
+
+    @property
+    def filing(self) -> str:
+        """What the weights for this task are filed under."""
+        return self.filed_as or self.dataset
 
 
 def _lazy_reference(_: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
