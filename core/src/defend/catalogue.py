@@ -99,7 +99,7 @@ def print_description(console: Console, shown: dict[str, Any]) -> None:
         origin = "shipped" if weights["shipped"] else "trained here"
         edition = f", edition {weights['edition']}" if weights["edition"] else ""
         what = f"{weights['name']}{edition}, {origin}, {weights['bytes'] / 1e6:.1f} MB"
-        console.print(f"\nWeights for {weights['dataset']} ({what}): {figures}", highlight=False)
+        console.print(f"\nWeights for {weights['filed_as']} ({what}): {figures}", highlight=False)
 
 
 def _values(values: Mapping[str, Any]) -> str:
@@ -129,6 +129,7 @@ def _description(registry: Registry, entry: Entry, name: str) -> dict[str, Any]:
             {
                 "name": _filed_as(found.card),
                 "dataset": found.card.dataset["name"],
+                "filed_as": found.card.filing,
                 "edition": found.edition,
                 "file": found.path.name,
                 "bytes": found.path.stat().st_size,

@@ -49,7 +49,8 @@ class Task:
 
     `mean` and `std` are the training images' per channel, in [0,1] units; `flips` says whether a
     mirrored image is still of its class. `class_names` are the classes by label, empty where unknown. `filed_as` is
-    what weights are filed under where the data set's name does not say which images it has, else "".
+    what weights are filed under where the data set's name does not say which images it has, else "". Neither decides
+    what is built, so that tasks with others are equal.
     """
 
     dataset: str
@@ -60,8 +61,8 @@ class Task:
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     flips: bool = False
-    class_names: tuple[str, ...] = ()
-    filed_as: str = ""
+    class_names: tuple[str, ...] = attrs.field(default=(), eq=False)
+    filed_as: str = attrs.field(default="", eq=False)
 
     @property
     def filing(self) -> str:
