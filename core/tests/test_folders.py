@@ -101,15 +101,15 @@ def test_without_a_test_folder_val_is_what_is_tested_on(tmp_path):
     images = opened(tmp_path)
     assert greys(images, "test") == [100, 101, 102, 103, 104, 105]
     assert greys(images, "train", "val") == list(range(40))
-    assert attrs.astuple(images.origin("test")) == ("Val", 6, 6, None)
-    assert attrs.astuple(images.origin("val")) == ("train", 4, 40, 0)
+    assert attrs.astuple(images.origin("test")) == ("Val", 6, 6, None, True)
+    assert attrs.astuple(images.origin("val")) == ("train", 4, 40, 0, False)
 
 
 def test_what_a_seed_cut_off_says_so(tmp_path):
     fill(tmp_path, 10)
-    assert attrs.astuple(opened(tmp_path).origin("test")) == ("", 4, 20, 0)
+    assert attrs.astuple(opened(tmp_path).origin("test")) == ("", 4, 20, 0, False)
     fill(tmp_path / "all" / "train", 10)
-    assert attrs.astuple(opened(tmp_path / "all").origin("test")) == ("train", 4, 20, 0)
+    assert attrs.astuple(opened(tmp_path / "all").origin("test")) == ("train", 4, 20, 0, False)
     assert open_dataset("digits").origin("test").of == 1797
 
 

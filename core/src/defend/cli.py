@@ -437,6 +437,9 @@ def train_command(
         from defend.train_stage import train_stage
 
         images = open_dataset(dataset, data_dir, dataset_options)
+        twins = images.duplicates()
+    if twins is not None and twins.n:
+        click.echo(f"warning: {twins.sentence()}", err=True)
     try:
         with training_progress(console, f"{stage} {name} on {dataset}", quiet) as progress:
             path, card = train_stage(

@@ -40,12 +40,14 @@ class Origin:
         n: how many they are.
         of: how many there were before a part of them was held out.
         seed: by which they were cut off from others; None where they are a whole of their own.
+        stands_in: whether they are those of another split, which the folder does not have: val's for test.
     """
 
     folder: str
     n: int
     of: int
     seed: int | None = None
+    stands_in: bool = False
 
 
 @attrs.frozen
@@ -54,6 +56,13 @@ class Duplicates:
 
     n: int
     pairs: tuple[tuple[str, str], ...] = ()
+
+    def sentence(self) -> str:
+        """Say how many they are, and which."""
+        named = "; ".join(f"{test!r} is {other!r}" for test, other in self.pairs)
+        more = f"; and {self.n - len(self.pairs)} more" if self.n > len(self.pairs) else ""
+        what = "test images stand" if self.n > 1 else "test image stands"
+        return f"{self.n} {what} in train or val too, byte by byte: {named}{more}"
 
 
 class ImageDataset(abc.ABC):

@@ -163,7 +163,12 @@ class FolderDataset(ImageDataset):
             self._files[split] = torch.arange(first, first + len(listing.labels))
             first += len(listing.labels)
         self._origins: dict[Split, Origin] = {
-            split: Origin(folder.name if folder != root else "", len(own[split].labels), len(own[split].labels))
+            split: Origin(
+                folder.name if folder != root else "",
+                len(own[split].labels),
+                len(own[split].labels),
+                stands_in=split == "test" and "test" in self.shares and folder.name.lower() in SPLIT_NAMES["val"],
+            )
             for split, folder in folders.items()
         }
         for split, share in self.shares.items():
@@ -175,6 +180,8 @@ class FolderDataset(ImageDataset):
         self._decoders = _Decoders(_Decoder(self._names, image_size, resize or image_size), workers)
         self._digests: dict[Split, bytes] = {}
         self._hashes: dict[Split, str] = {}
+        self._duplicates: Duplicates | None = None
+        self._filed_as: str | None = None
         self._statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
     def _hold_out(self, split: Split, share: int) -> None:
@@ -194,8 +201,6 @@ class FolderDataset(ImageDataset):
             made_for = repr((self.name, self.classes, self.shape, self.sha256("train")))
             self._filed_as = f"{self.name}-{hashlib.sha256(made_for.encode()).hexdigest()[:10]}"
         return self._filed_as
-
-    _filed_as: str | None = None
 
     def labels(self, split: Split) -> Tensor:
         return self._labels[split]
@@ -235,7 +240,12 @@ class FolderDataset(ImageDataset):
     def origin(self, split: Split) -> Origin:
         return self._origins[split]
 
-    def duplicates(self) -> Duplicates:
+    def duplicates(self) -> Duplicates | None:
+        if self._duplicates is None:
+            self._duplicates = self._twins()
+        return self._duplicates
+
+    def _twins(self) -> Duplicates:
         known: dict[bytes, tuple[Split, int]] = {}
         for split in ("val", "train"):
             contents = self.digests(split)
