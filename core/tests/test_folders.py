@@ -1,22 +1,34 @@
 """Whose images and which labels: folders that are not as tidy as they should be, and data sets held in memory."""
 
+import io
+import json
 import os
 import struct
+import sys
+import types
+from importlib.metadata import EntryPoint
 
 import attrs
 import numpy as np
 import pytest
 import torch
 from PIL import Image, PngImagePlugin
+from rich.console import Console
+from torch import nn
 
+import defend
 from defend import weights
 from defend.build import build_stage, check_outputs, find_task, open_dataset, transfer_sources
 from defend.datasets.base import SPLITS, MemoryDataset
 from defend.datasets.digests import digests_of
 from defend.errors import ContractError, DataError, WeightsError
+from defend.hookspecs import hookimpl
 from defend.images import read_image
-from defend.plugins import registry
-from defend.stages import Task
+from defend.plugins import Registry, registry
+from defend.report.document import to_json
+from defend.report.page import write_page
+from defend.report.terminal import render
+from defend.stages import StageSpec, Task
 from defend.testing import TinyVictim
 from defend.train_stage import train_stage
 
@@ -464,3 +476,127 @@ def test_floats_in_the_unit_interval_are_taken_as_they_are():
     assert torch.equal(pixels, values.float()[order]) and pixels.dtype == torch.float32
     assert labels.dtype == torch.int64 and torch.equal(labels, order % 3)
     assert images.task().mean[0] == pytest.approx(float(values.mean()), abs=1e-4)
+
+
+# What a report says of its test images
+
+
+class Brightness(nn.Module):
+    """Tells classes by how bright an image is; `order` and `scale` are what goes wrong with other people's victims."""
+
+    random = False
+
+    def __init__(self, task, order=1, scale=1.0, extra=0):
+        super().__init__()
+        self.task, self.order, self.scale, self.extra = task, order, scale, extra
+
+    def forward(self, images):
+        bright = self.scale * images.mean((1, 2, 3))
+        centres = torch.linspace(0.1, 0.9, self.task.classes)
+        centres = centres if self.order > 0 else centres.flip(0)
+        logits = -50 * (bright[:, None] - centres).square()
+        return nn.functional.pad(logits, (0, self.extra), value=-100.0)
+
+
+VICTIMS = {
+    "honest": lambda task: Brightness(task),
+    "backwards": lambda task: Brightness(task, order=-1),
+    "unscaled": lambda task: Brightness(task, scale=1 / 255),
+    "more": lambda task: Brightness(task, extra=1),
+}
+
+
+@pytest.fixture
+def victims(monkeypatch):
+    """Return a registry with the victims above."""
+    plugin = types.ModuleType("folders_plugin")
+    for name, build in VICTIMS.items():
+        setattr(plugin, name, lambda config, task, build=build: build(task))
+    specs = [StageSpec(name=name, summary="toy", build=f"folders_plugin:{name}") for name in VICTIMS]
+    plugin.defend_victims = hookimpl(lambda: specs, specname="defend_victims")
+    monkeypatch.setitem(sys.modules, "folders_plugin", plugin)
+    return Registry(entry_points=[EntryPoint("folders", "folders_plugin", "defend")])
+
+
+def shades(root, classes, count, seed=0):
+    """Write images of as many shades as classes, evenly from dark to light."""
+    generator = np.random.default_rng(seed)
+    for label in range(classes):
+        (root / f"c{label}").mkdir(parents=True)
+        for index in range(count):
+            shade = 255 * (0.1 + 0.8 * label / (classes - 1)) + generator.integers(-5, 6, (8, 8, 3))
+            Image.fromarray(shade.clip(0, 255).astype(np.uint8)).save(root / f"c{label}" / f"{index}.png")
+
+
+def run(root, victim, found_in, **changes):
+    values = {
+        "victim": victim, "dataset": "imagefolder", "data_dir": str(root), "workers": 0,
+        "options": {"dataset": {"image_size": 8}}, "attacks": ("noise",), "threats": ("noise",), "store": False,
+        "device": "cpu",
+    }  # fmt: skip
+    return defend.run(defend.RunConfig(**values | changes), found_in=found_in)
+
+
+def written(report):
+    """Return a report's data set as report.json has it, and what the terminal prints."""
+    console = Console(record=True, width=400, file=io.StringIO())
+    render(report, console)
+    return json.loads(to_json(report))["dataset"], console.export_text()
+
+
+@pytest.mark.parametrize("classes", [2, 10])
+@pytest.mark.parametrize("victim", VICTIMS)
+def test_a_run_whose_victim_is_at_chance_fails_its_check(victims, tmp_path, victim, classes):
+    for split in ("train", "test"):
+        shades(tmp_path / split, classes, 40 // classes, seed=len(split))
+    if victim == "more":
+        with pytest.raises(ContractError, match=f"answers for {classes + 1} classes, and imagefolder has {classes}"):
+            run(tmp_path, victim, victims)
+        return
+    report = run(tmp_path, victim, victims)
+    (check,) = [check for check in report.checks if check.name == "clean accuracy"]
+    assert check.status == ("pass" if victim == "honest" else "fail"), check.detail
+    assert victim == "honest" or "Usual causes: normalisation" in check.detail
+
+
+def test_a_report_says_which_images_were_tested_on(victims, tmp_path):
+    shades(tmp_path / "train", 2, 20)
+    shades(tmp_path / "valid", 2, 4, seed=1)
+    shown, text = written(run(tmp_path, "honest", victims))
+    assert shown["images"] | {"said": ""} == {
+        "n": 8, "folder": "valid", "cut_off": False, "seed": None, "of": 8, "said": "",
+    }  # fmt: skip
+    assert shown["images"]["said"].startswith("the 8 images of the folder 'valid', as there is no 'test'; what is held")
+    assert f"test images: {shown['images']['said']}" in text
+    assert (shown["seen"], shown["duplicates"], shown["warnings"]) == ({}, {"n": 0, "pairs": []}, [])
+    (tmp_path / "valid").rename(tmp_path / "others")
+    shown, text = written(run(tmp_path, "honest", victims))
+    assert shown["images"] == {
+        "n": 8, "folder": "train", "cut_off": True, "seed": 0, "of": 40,
+        "said": "8 of all 40 images of the folder 'train', cut off from train by seed 0 as there is no folder of test "
+        "images",
+    }  # fmt: skip
+
+
+def test_a_report_names_pictures_that_training_had(victims, tmp_path):
+    shades(tmp_path / "train", 2, 20)
+    shades(tmp_path / "test", 2, 4, seed=1)
+    (tmp_path / "test" / "c0" / "copy.png").write_bytes((tmp_path / "train" / "c0" / "7.png").read_bytes())
+    report = run(tmp_path, "honest", victims, out=str(tmp_path / "out"))
+    shown, text = written(report)
+    said = "1 test image stands in train or val too, byte by byte: 'test/c0/copy.png' is 'train/c0/7.png'"
+    assert shown["warnings"] == [said] and said in text
+    assert shown["duplicates"] == {"n": 1, "pairs": [["test/c0/copy.png", "train/c0/7.png"]]}
+    page = write_page([tmp_path / "out"]).page.read_text(encoding="utf-8")
+    assert "1 test image stands in train or val too" in page and "the 9 images of the folder" in page
+
+
+def test_a_report_says_whether_training_could_have_seen_the_images(folders):
+    root, cards = folders
+    plain = {"attacks": ("noise",), "options": {"dataset": {"image_size": 32}}, "checks": "none"}
+    shown, text = written(run(root / "one", VICTIM, None, **plain))
+    assert shown["seen"] == {"victim": "no"} and "the weights were not trained on them" in text
+    other = run(root / "one", VICTIM, None, weights={"victim": str(cards["other"][0])}, **plain)
+    shown, text = written(other)
+    assert shown["seen"] == {"victim": "unknown"}
+    assert "training could have seen the test images: the weights of victim were trained on other images" in text

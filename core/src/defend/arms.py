@@ -127,7 +127,9 @@ def _sources(
     if "transfer" not in chosen(config) or config.sources == NO_SOURCES:
         return {}
     asked = config.threats is not None or config.thorough
-    names = config.sources or (transfer_sources(config.victim, dataset.filed_as, plugins) if asked else ())
+    names = config.sources or (
+        transfer_sources(plugins.find("victim", config.victim).name, dataset.filed_as, plugins) if asked else ()
+    )
     found = {}
     for name in names:
         _train_missing("victim", name, config, dataset, plugins, watcher)

@@ -133,6 +133,7 @@ def run_arms(
             calibration=defence.calibration,
             checks=checks,
             left_out=defence.left_out,
+            notes=_notes(defence.names.config, plugins),
             partial=partial or len(own) < wanted,
         )  # fmt: skip
         return Outcome(assemble(defence.names.config, own, known), own)
@@ -254,6 +255,13 @@ def _subject(defence: Arms, dataset: ImageDataset, settings: Settings, records: 
         eps=config.eps, seed=config.seed, draws=config.draws, steps=steps, classes=dataset.task().classes,
         calibration=defence.calibration, promise=_promise(defence, dataset),
     )  # fmt: skip
+
+
+def _notes(config: RunConfig, plugins: Registry) -> tuple[str, ...]:
+    """Return what a reader should know of the parts that a config names."""
+    found = plugins.find("victim", config.victim)
+    note = found.note(found.config(config.options.get("victim", {})))
+    return (note,) if note else ()
 
 
 def _promise(defence: Arms, dataset: ImageDataset) -> Promise | None:

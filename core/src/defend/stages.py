@@ -106,6 +106,8 @@ class StageSpec:
             purifier's network names "purifier". Both modules then have the same state_dict.
         members: for a family that answers to many names (all timm models): "module:function"
             returning them. `member_option` is the option that receives the chosen one.
+        tags: for a family whose members have published weights: "module:function" returning "MEMBER.TAG" for each. Such
+            a name is the member's network; which of its weights is meant counts where the option `pretrained` is on.
         prefixed: a member is called "family:member" and answers to nothing shorter; where there are no members, the
             family's library is not installed, and the summary says what it needs.
         threats: attacks only: the threats under which this attack makes sense.
@@ -126,6 +128,7 @@ class StageSpec:
     weights_of: Stage | None = None
     members: str | None = attrs.field(default=None, validator=_lazy_reference)
     member_option: str = "model"
+    tags: str | None = attrs.field(default=None, validator=_lazy_reference)
     prefixed: bool = False
     threats: tuple[str, ...] = ("oblivious", "adaptive")
     counter_attacks: tuple[str, ...] = ()
@@ -136,6 +139,17 @@ class StageSpec:
             return (self.name,)
         known = self.resolve(self.members)()
         return tuple(f"{self.name}:{member}" for member in known) if self.prefixed else tuple(known)
+
+    def tagged(self) -> tuple[str, ...]:
+        """Return the members' names with the tags of their published weights, "MEMBER.TAG"."""
+        return () if self.tags is None else tuple(self.resolve(self.tags)())
+
+    def split_tag(self, name: str) -> tuple[str, str]:
+        """Split a name that the stage answers to into the member and its tag; ("", "") where it does not know it."""
+        if name in self.names():
+            return name, ""
+        member, _, tag = name.partition(".")
+        return (member, tag) if tag and name in self.tagged() else ("", "")
 
     def resolve(self, reference: str) -> Callable[..., Any]:
         """Import what `build`, `train` or `members` names."""

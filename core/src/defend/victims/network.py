@@ -22,7 +22,9 @@ def build(config: TimmOptions, task: Task) -> NormalisedVictim:
         WeightsError: timm's pretrained weights could not be had.
     """
     arguments: dict[str, object] = {"in_chans": task.channels, "num_classes": task.classes}
-    if config.pretrained:
+    if not config.pretrained:
+        config = attrs.evolve(config, model=config.model.partition(".")[0])  # a tag is of weights alone
+    else:
         settings = timm.get_pretrained_cfg(config.model)
         if settings is None or task.classes != settings.num_classes:
             own = "no pretrained weights" if settings is None else f"{settings.num_classes} classes"
