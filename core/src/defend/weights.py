@@ -81,7 +81,7 @@ class Card:
     @property
     def filing(self) -> str:
         """What files are named after that were trained on the same images."""
-        return self.dataset.get("filed_as") or self.dataset["name"]
+        return str(self.dataset.get("filed_as") or self.dataset["name"])
 
 
 def new_card(

@@ -72,8 +72,8 @@ def _splits(root: Path) -> dict[Split, Path]:
     try:
         inside = [folder for folder in sorted(root.iterdir()) if not hidden(folder.name) and folder.is_dir()]
         found: dict[Split, list[Path]] = {}
-        for split, names in SPLIT_NAMES.items():
-            if there := [folder for folder in inside if folder.name.lower() in names]:
+        for split, words in SPLIT_NAMES.items():
+            if there := [folder for folder in inside if folder.name.lower() in words]:
                 found[split] = there
         flat = [folder for there in found.values() for folder in there if _holds_images_alone(folder)]
     except OSError as error:
@@ -250,7 +250,8 @@ class FolderDataset(ImageDataset):
         for split in ("val", "train"):
             contents = self.digests(split)
             known |= {contents[32 * at : 32 * at + 32]: (split, at) for at in range(len(contents) // 32)}
-        contents, count, pairs = self.digests("test"), 0, []
+        contents, count = self.digests("test"), 0
+        pairs: list[tuple[str, str]] = []
         for at in range(len(contents) // 32):
             other = known.get(contents[32 * at : 32 * at + 32])
             if other is not None:
@@ -486,8 +487,9 @@ def _walk(start: Path, seen: set[tuple[int, int]]) -> list[tuple[str, list[str]]
 
     Links are followed last, so that what stands in the class is named by its own place.
     """
-    found, folders, links = [], [os.fspath(start)], []
-    inside, targets = os.path.join(os.path.realpath(start), ""), set()
+    found: list[tuple[str, list[str]]] = []
+    folders, links = [os.fspath(start)], list[str]()
+    inside, targets = os.path.join(os.path.realpath(start), ""), set[str]()
     while folders or links:
         place = folders.pop() if folders else links.pop()
         if place != os.fspath(start):

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from defend.build import Built
-from defend.datasets.base import ImageDataset, Origin
+from defend.datasets.base import ImageDataset, Origin, Split
 from defend.values import DatasetInfo
 
-SPLIT = "test"
+SPLIT: Split = "test"
 
 
 def describe(name: str, dataset: ImageDataset, judged: int, built: Mapping[str, Built]) -> DatasetInfo:
