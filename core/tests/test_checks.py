@@ -2,6 +2,7 @@
 
 import functools
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,12 +16,12 @@ from defend.attacks.noise import Noise
 from defend.attacks.options import FgsmOptions, JointOptions, PgdOptions, SquareOptions
 from defend.attacks.single_step import Fgsm
 from defend.attacks.square import linf
-from defend.checks import CHECKS, Subject, check_run, label_leak
-from defend.checks.common import TAIL, Findings, Known, chance_of_at_least, margin, paired, rejections
+from defend.checks import CHECKS, Promise, Subject, check_run, clean, label_leak
+from defend.checks.common import TAIL, Case, Findings, Known, chance_of_at_least, margin, paired, rejections
 from defend.defence import Defence
 from defend.evaluate import Evaluator, Settings
 from defend.randomness import keyed
-from defend.rows import PlannedRow
+from defend.rows import ArmRecord, PlannedRow
 from defend.values import Calibration, Threat
 
 EPS = rigged.EPS
@@ -71,13 +72,13 @@ def asked(defence, undefended, level="full", **more):
     )
 
 
-def gate(defence, undefended=None, plans=ROWS, level="full", tuned=False, draws=10, **more):
-    bare = undefended or Defence(toy()[1])
+def gate(defence, undefended=None, plans=ROWS, level="full", tuned=False, draws=10, itself=False, **more):
+    bare = undefended or (defence if itself else Defence(toy()[1]))
     arms = {"undefended": bare, "defended": defence, **({"tuned": defence} if tuned else {})}
     records = evaluated(arms, plans, draws=draws)
     checks = check_run(records, asked(defence, bare, level, draws=draws, **more), level)
     json.dumps([dict(check.numbers) for check in checks], allow_nan=False)
-    assert [check.number for check in checks] == list(range(1, 12)) and all(check.detail for check in checks)
+    assert [check.number for check in checks] == list(range(1, 13)) and all(check.detail for check in checks)
     return {check.number: check for check in checks}
 
 
@@ -99,6 +100,9 @@ RIGGED = {
     "probabilities": (lambda: Defence(rigged.Probabilities(toy()[2])), {"level": "basic"}, {7: "fail"}),
     "label reader": (lambda: Defence(toy()[1], rigged.LabelReader(toy()[1], toy()[0])), {}, {8: "fail"}),
     "saturated": (lambda: Defence(rigged.Saturated(toy()[2])), {}, {1: "fail", 5: "fail"}),
+    "unnormalised": (lambda: Defence(rigged.Unnormalised(toy()[1])), {"level": "basic", "itself": True}, {12: "fail"}),
+    "reordered": (lambda: Defence(rigged.Reordered(toy()[1])), {"level": "basic", "itself": True}, {12: "fail"}),
+    "one class more": (lambda: Defence(rigged.Background(toy()[1])), {"level": "basic", "itself": True}, {12: "fail"}),
     "constant detector": (
         lambda: Defence(toy()[2], None, rigged.ConstantDetector()), {"level": "basic"}, {11: "fail"},
     ),
@@ -158,7 +162,7 @@ def test_an_honest_defence_passes_all_that_applies(name):
 
 def test_every_check_is_caught_by_something():
     caught = {number for _, _, expected in RIGGED.values() for number in expected}
-    assert caught | {9} == set(range(1, 12))
+    assert caught | {9} == set(range(1, 13))
 
 
 def test_figures_are_kept():
@@ -202,7 +206,7 @@ def test_basic_says_what_it_leaves_out_and_what_it_costs():
 def test_records_alone_are_judged_alone():
     bare = Defence(toy()[1])
     found = check_run(evaluated({"undefended": bare, "defended": bare}, BLIND), None, "full")
-    assert [check.number for check in found if check.status != "skip"] == [2, 4, 5, 8, 9]
+    assert [check.number for check in found if check.status != "skip"] == [2, 4, 5, 8, 9, 12]
     assert check_run([], None, "basic")[8].status == "skip"
 
 
@@ -413,3 +417,101 @@ def test_the_worst_part_decides_and_is_said_first():
     for status in ("pass", "skip", "warn", "fail"):
         found.add(status, status)
     assert (found.finding().status, found.finding().detail) == ("fail", "fail; warn")
+
+
+# 12: clean accuracy
+
+
+def clean_answers(bare, labels, whole=None, accepted=None, promise=None, level="basic"):
+    """Return check 12 of a clean row of made-up answers."""
+    labels, n = torch.tensor(labels), len(labels)
+
+    def arm(said, taken):
+        said, taken = torch.tensor(said), torch.ones(n, dtype=torch.bool) if taken is None else torch.tensor(taken)
+        return ArmRecord(said, torch.zeros(n), taken, torch.zeros(n))
+
+    arms = {"undefended": arm(bare, None), "defended": arm(bare if whole is None else whole, accepted)}
+    threat = SimpleNamespace(kind="none")
+    row = SimpleNamespace(plan=SimpleNamespace(threat=threat), keys=torch.arange(n), labels=labels, arms=arms)
+    subject = None if promise is None else SimpleNamespace(promise=promise)
+    case, found = Case([row], subject, level), Findings()
+    clean.above_chance(case, found)
+    clean.as_promised(case, found)
+    return found.finding()
+
+
+def some_right(n, classes, count):
+    """Return (answers, labels) of n images, evenly of each class, of which `count` are right."""
+    labels = [index % classes for index in range(n)]
+    return [label if index < count else (label + 1) % classes for index, label in enumerate(labels)], labels
+
+
+@pytest.mark.parametrize(
+    ("n", "classes", "count", "status"),
+    [
+        (100, 2, 50, "fail"),
+        (100, 2, 2, "fail"),  # the classes in another order
+        (100, 2, 95, "pass"),
+        (100, 10, 10, "fail"),
+        (100, 10, 0, "fail"),
+        (100, 10, 40, "pass"),
+        (25, 10, 3, "fail"),
+        (25, 2, 12, "fail"),
+        (8, 2, 8, "pass"),
+        (4, 10, 4, "pass"),
+        (8, 2, 5, "warn"),  # too few to say
+        (3, 2, 3, "warn"),
+        (1, 10, 0, "warn"),
+    ],
+)
+def test_chance_is_told_from_what_so_many_images_can_show(n, classes, count, status):
+    assert clean_answers(*some_right(n, classes, count)).status == status
+
+
+def test_one_answer_for_everything_is_chance_however_often_it_is_right():
+    labels = [0] * 90 + [1] * 10
+    always = clean_answers([0] * 100, labels)
+    assert always.status == "fail" and "where chance is 90.0 %" in always.detail
+    assert "normalisation" in always.detail and "another order" in always.detail and "another size" in always.detail
+    assert clean_answers([0] * 88 + [1] * 12, labels).status == "pass"
+    assert clean_answers([0] * 100, [0] * 100).status == "warn"  # one class alone shows nothing
+
+
+def test_a_defence_at_chance_fails_and_its_victim_is_not_blamed():
+    answers, labels = some_right(100, 10, 95)
+    blurred = clean_answers(answers, labels, whole=[3] * 100)
+    assert blurred.status == "fail" and blurred.detail.startswith("the defence is right on 10.0 % of 100 clean images")
+    assert "a purifier that destroys" in blurred.detail and "normalisation" not in blurred.detail
+    assert clean_answers(answers, labels, accepted=[False] * 100).status == "fail"
+
+
+@pytest.mark.parametrize(
+    ("n", "count", "promised", "status"),
+    [(100, 80, 0.996, "fail"), (100, 94, 0.996, "pass"), (10, 9, 0.996, "pass"), (10, 4, 0.9, "fail"),
+     (100, 60, 0.59, "pass"), (100, 100, 0.03, "pass"), (100, 90, 99.6, "pass")],
+)  # fmt: skip
+def test_clean_accuracy_is_held_against_the_card(n, count, promised, status):
+    answers, labels = some_right(n, 10, count)
+    found = clean_answers(answers, labels, promise=Promise(promised))
+    assert found.status == status and found.numbers["promised"] == promised
+    if status == "fail":
+        assert f"its weights' card says {100 * promised:.1f} %" in found.detail and "Usual causes" in found.detail
+        elsewhere = clean_answers(answers, labels, promise=Promise(promised, same_data=False))
+        assert elsewhere.status == "warn" and "of other images" in elsewhere.detail
+
+
+def test_honest_answers_hardly_ever_fail_by_chance():
+    generator = torch.Generator().manual_seed(0)
+    for n, classes in ((10, 2), (25, 10), (100, 2)):
+        failed = 0
+        for _ in range(100):
+            labels = torch.randint(0, classes, (n,), generator=generator)
+            right = torch.rand(n, generator=generator) < 0.9
+            answers = labels.where(right, (labels + 1) % classes)
+            failed += clean_answers(answers.tolist(), labels.tolist(), promise=Promise(0.9)).status == "fail"
+        assert failed <= 2
+
+
+def test_every_arm_that_answers_for_other_classes_is_caught():
+    found = gate(Defence(rigged.Background(toy()[1])), itself=True, plans=BLIND, level="basic")
+    assert "the bare victim answers for 5 classes, and the data set has 4" in found[12].detail

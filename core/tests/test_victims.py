@@ -6,12 +6,15 @@ import timm
 import torch
 from torch.nn import functional as F
 
+from defend import catalogue
 from defend.build import build_module, open_dataset
 from defend.errors import ConfigError, UnknownNameError, WeightsError
-from defend.plugins import Registry
+from defend.plugins import Registry, registry
 from defend.stages import Task
 from defend.testing import TASK, VictimContract
 from defend.testing import images as pictures
+from defend.victims import network
+from defend.victims.plugin import timm_tags
 from defend.victims.training import augment
 
 COLOUR = Task("tiles", 3, 32, 32, 7, (0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
@@ -210,3 +213,69 @@ def test_flips_and_shifts_together_give_shifts_of_the_image_or_its_mirror():
     images = numbered(32)
     for image, found in zip(images, augment(images, shift=1, flips=True), strict=True):
         assert any(torch.equal(found, crop) for crop in crops(image, 1) + crops(image.flip(2), 1))
+
+
+# Names with the tag of published weights
+
+TAGGED = "resnet18.a1_in1k"
+
+
+def test_a_tagged_name_is_the_network_of_its_model():
+    found = registry().find("victim", TAGGED)
+    assert (found.name, found.member, found.tag) == ("resnet18", "resnet18", "a1_in1k")
+    config = found.config({})
+    assert config.model == "resnet18"
+    torch.manual_seed(0)
+    tagged = network.build(config, COLOUR).state_dict()
+    torch.manual_seed(0)
+    plain = network.build(registry().find("victim", "resnet18").config({}), COLOUR).state_dict()
+    assert all(torch.equal(tagged[key], plain[key]) for key in plain) and tagged.keys() == plain.keys()
+    assert registry().find("victim", f"timm:{TAGGED}").tag == "a1_in1k"
+
+
+def test_a_tag_without_pretrained_is_said_to_mean_nothing():
+    found = registry().find("victim", TAGGED)
+    said = found.note(found.config({}))
+    assert said.startswith("victim resnet18.a1_in1k is resnet18:") and "pretrained=true" in said
+    assert found.note(found.config({"pretrained": True})) == ""
+    plain = registry().find("victim", "resnet18")
+    assert plain.note(plain.config({})) == ""
+
+
+def test_a_tag_selects_the_published_weights(monkeypatch):
+    asked, create = [], timm.create_model
+
+    def untrained(name, pretrained=False, **arguments):
+        asked.append((name, pretrained))
+        return create(name, **arguments)
+
+    monkeypatch.setattr(timm, "create_model", untrained)
+    task = attrs.evolve(COLOUR, classes=1000)
+    for name in (TAGGED, "resnet18.tv_in1k"):
+        found = registry().find("victim", name)
+        network.build(found.config({"pretrained": True}), task)
+    assert asked == [(TAGGED, True), ("resnet18.tv_in1k", True)]
+    with pytest.raises(ConfigError, match="contradicts victim 'resnet18'"):
+        registry().find("victim", TAGGED).config({"model": "resnet34"})
+
+
+@pytest.mark.parametrize("name", ["resnet18.a1_in1kk", "resnet81.a1_in1k", "resnet18.a1-in1k"])
+def test_a_tag_that_does_not_exist_is_refused_with_the_nearest(name):
+    for ask in (lambda: registry().find("victim", name), lambda: catalogue.descriptions(registry(), name)):
+        with pytest.raises(UnknownNameError, match=r"did you mean 'resnet18\.a1_in1k'"):
+            ask()
+
+
+def test_the_tags_are_timms():
+    known, published = set(timm_tags()), {name for name in timm.list_pretrained() if "." in name}
+    assert len(known & published) > 0.97 * len(published)
+    assert {TAGGED, "vgg11.tv_in1k", "inception_v3.tv_in1k", "densenet121.ra_in1k"} <= known
+
+
+def test_show_explains_a_tagged_name():
+    (shown,) = catalogue.descriptions(registry(), TAGGED)
+    assert (shown["stage"], shown["name"], shown["tag"]) == ("victim", TAGGED, "a1_in1k")
+    assert [one["name"] for one in shown["weights"]] == [
+        one["name"] for one in catalogue.descriptions(registry(), "resnet18")[0]["weights"]
+    ]
+    assert catalogue.descriptions(registry(), "resnet18")[0]["tag"] is None

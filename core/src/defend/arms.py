@@ -127,7 +127,9 @@ def _sources(
     if "transfer" not in chosen(config) or config.sources == NO_SOURCES:
         return {}
     asked = config.threats is not None or config.thorough
-    names = config.sources or (transfer_sources(config.victim, dataset.name, plugins) if asked else ())
+    names = config.sources or (
+        transfer_sources(plugins.find("victim", config.victim).name, dataset.filed_as, plugins) if asked else ()
+    )
     found = {}
     for name in names:
         _train_missing("victim", name, config, dataset, plugins, watcher)
@@ -209,7 +211,7 @@ def _train_missing(
     filed_as = tuned_name(found.name, config.victim, behind) if stage == "finetuner" else None
     if not config.train_missing or is_file(given) or not needs_weights(found, found.config(options)):
         return
-    if locate(found, dataset.name, given, filed_as) is not None:
+    if locate(found, dataset.filed_as, given, filed_as) is not None:
         return
     with watcher.training(f"training {stage} {name} on {config.dataset}") as progress:
         train_stage(

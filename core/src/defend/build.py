@@ -12,13 +12,13 @@ from torch import nn
 
 from defend.datasets.base import ImageDataset
 from defend.defence import Defence, PurifierSequence
-from defend.editions import edition_of, tuned_behind
+from defend.editions import edition_of, is_file, tuned_behind
 from defend.errors import ConfigError, ContractError, WeightsError
 from defend.options import describe
 from defend.plugins import Found, Registry, registry
 from defend.stages import Stage, Task
 from defend.values import split_names
-from defend.weights import Card, available, load, locate, read_card, stages_of, tuned_name
+from defend.weights import Card, available, cache_dir, load, locate, mismatch, near, read_card, stages_of, tuned_name
 
 MOST_SOURCES = 2
 
@@ -84,12 +84,15 @@ def build_stage(
     found = (found_in or registry()).find(stage, name)
     options = dict(options or {})
     config = found.config(options)
-    path = None if getattr(config, "pretrained", False) else locate(found, task.dataset, weights)
+    path = None if getattr(config, "pretrained", False) else locate(found, task.filing, weights)
     if path is None and needs_weights(found, config):
         command = train_command(
             found.spec.weights_of or stage, name, task.dataset, _architecture_asked(found, options), edition_of(weights)
         )
-        raise WeightsError(f"no weights for {stage} {name} on {task.dataset}: run `{command}`, or add --train-missing")
+        other = near(found, task)
+        raise WeightsError(
+            f"no weights for {stage} {name} on {task.filing}: run `{command}`, or add --train-missing{other}"
+        )
     card = None
     if path is not None:
         card = read_card(path)
@@ -163,13 +166,14 @@ def build_tuned(
     """
     found = (found_in or registry()).find("finetuner", name)
     purifier = tuned_behind(purifier, weights)
-    path = locate(found, task.dataset, weights, tuned_name(found.name, victim, purifier))
+    filed_as = tuned_name(found.name, victim, purifier)
+    path = locate(found, task.filing, weights, filed_as)
     if path is None:
         behind = f" --purifier {purifier}" if purifier else ""
         command = train_command("finetuner", name, task.dataset, edition=edition_of(weights))
         raise WeightsError(
-            f"no weights of {victim} fine-tuned by {name} behind {purifier or 'no purifier'} on {task.dataset}: "
-            f"run `{command} --victim {victim}{behind}`, or add --train-missing"
+            f"no weights of {victim} fine-tuned by {name} behind {purifier or 'no purifier'} on {task.filing}: "
+            f"run `{command} --victim {victim}{behind}`, or add --train-missing{near(found, task, filed_as)}"
         )
     card = read_card(path)
     _check_task(card, task, path)
@@ -210,13 +214,32 @@ def needs_weights(found: Found, config: Any) -> bool:
 
 
 def _check_task(card: Card, task: Task, path: Path) -> None:
-    theirs = card.task()
-    wanted, kept = ([t.channels, t.height, t.width] for t in (task, theirs))
-    if wanted != kept:
-        raise WeightsError(f"weights {str(path)!r} are for images of shape {kept}, and {task.dataset} has {wanted}")
-    if card.stage in ("victim", "finetuner") and theirs.classes != task.classes:
-        raise WeightsError(
-            f"weights {str(path)!r} are for {theirs.classes} classes, and {task.dataset} has {task.classes}"
+    """Refuse weights that were made for images of another shape, or a victim's for other classes."""
+    if differs := mismatch(card, task):
+        raise WeightsError(f"weights {str(path)!r} do not fit: {differs}")
+
+
+@torch.no_grad()
+def check_outputs(module: nn.Module, task: Task, what: str) -> None:
+    """Refuse a victim that answers for more or fewer classes than the data set has.
+
+    One that cannot be asked like this, or answers something else than logits, is left to those who run it.
+
+    Raises:
+        ContractError: another number of outputs than of classes.
+    """
+    where = next((each.device for each in (*module.parameters(), *module.buffers())), torch.device("cpu"))
+    grey = torch.full((2, task.channels, task.height, task.width), 0.5, device=where)
+    with torch.random.fork_rng([where] if where.type == "cuda" else []):
+        try:
+            said = module(grey)
+        except Exception:
+            return
+    said = getattr(said, "logits", said)
+    if isinstance(said, torch.Tensor) and said.ndim == 2 and said.shape[1] != task.classes:
+        raise ContractError(
+            f"{what} answers for {said.shape[1]} classes, and {task.dataset} has {task.classes}: its outputs must be "
+            "those of the data set's classes, in their order"
         )
 
 
@@ -257,12 +280,15 @@ def resolve_device(name: str) -> torch.device:
 
 
 def transfer_sources(victim: str, dataset: str, found_in: Registry, most: int = MOST_SOURCES) -> tuple[str, ...]:
-    """Return other victims that have weights for a data set, at most so many, by name: each trained on its own."""
+    """Return other victims that have weights for a data set, at most so many, by name: each trained on its own.
+
+    `dataset` is what it files weights under, see `defend.weights.file_name`.
+    """
     names = {
         found.card.name
         for entry in found_in.entries("victim")
         for found in available("victim", None, found_in.packages(entry))
-        if found.card.dataset["name"] == dataset
+        if found.card.filing == dataset
     }
     return tuple(sorted(names - {victim}))[:most]
 
@@ -274,15 +300,40 @@ def find_task(
     options: Mapping[str, Mapping[str, Any]] | None = None,
     weights: Mapping[str, str] | None = None,
 ) -> tuple[Task, tuple[str, ...]]:
-    """Return the task and the class names: from the card of the victim's weights, else from the data set."""
+    """Return the task and the class names: from the card of the victim's weights, else from the data set.
+
+    Raises:
+        WeightsError: several weights go by the data set's name, and nothing says which images are meant.
+    """
     found = registry().find("victim", victim)
     registry().find("dataset", dataset)
-    path = locate(found, dataset, (weights or {}).get("victim"))
-    if path is not None and needs_weights(found, found.config((options or {}).get("victim", {}))):
+    asked = (weights or {}).get("victim")
+    path = locate(found, dataset, asked)
+    trained = needs_weights(found, found.config((options or {}).get("victim", {})))
+    if trained and path is None and data_dir is None:
+        path = _only(found, dataset, edition_of(asked))
+    own = path is not None and path.parent == cache_dir() / "weights"
+    # what this user trained under the name of a data set may be of another folder than the one that is named now
+    if trained and path is not None and (is_file(asked) or data_dir is None or not own):
         card = read_card(path)
-        return card.task(), tuple(card.dataset["classes"])
+        return card.task(), card.task().class_names
     opened = open_dataset(dataset, data_dir, (options or {}).get("dataset"))
     return opened.task(), opened.classes
+
+
+def _only(found: Found, dataset: str, edition: str) -> Path | None:
+    """Return the one weights file of a data set whose name does not say which images it has, None if there is none."""
+    several = [
+        each for each in available("victim", found.name, found.packages)
+        if each.card.dataset["name"] == dataset and each.card.name == found.name and each.edition == edition
+    ]  # fmt: skip
+    if len(several) > 1:
+        names = ", ".join(repr(each.path.name) for each in several[:3])
+        raise WeightsError(
+            f"{len(several)} weights of victim {found.name} are for a data set {dataset} ({names}): say which images "
+            "are meant with --data-dir, or name a file with --victim-weights"
+        )
+    return several[0].path if several else None
 
 
 def build_parts(
@@ -320,6 +371,9 @@ def build_parts(
             finetune, task, victim, parts["victim"].module, purifier, options.get("finetuner"),
             weights.get("finetuner"), found_in,
         )  # fmt: skip
+    check_outputs(parts["victim"].module, task, f"victim {victim}")
+    if finetune:
+        check_outputs(parts["finetuner"].module, task, f"{victim} as tuned by {finetune}")
     if detector:
         parts["detector"] = stage("detector", detector)
     return parts

@@ -134,6 +134,6 @@ def calibrate_stage(
             "threshold": calibration.threshold, "fpr": fpr, "val_rejected": calibration.measured,
         },
     )  # fmt: skip
-    path = out or cached_path("detector", found.name, dataset.name)
+    path = out or cached_path("detector", found.name, dataset.filed_as)
     save(path, built.module, card)
     return path, calibration

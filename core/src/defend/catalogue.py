@@ -41,7 +41,11 @@ def descriptions(registry: Registry, name: str) -> list[dict[str, Any]]:
     entries = [entry for entry in registry.all_entries() if entry.spec.name == name or _member(entry, name)]
     if not entries:
         broken = "".join(f"; note: {failure.plugin} failed to load: {failure.cause}" for failure in registry.failures)
-        raise UnknownNameError("stage", name, {entry.spec.name for entry in registry.all_entries()}, broken)
+        choices = {entry.spec.name for entry in registry.all_entries()}
+        for entry in registry.all_entries():
+            if entry.spec.tags is not None and "." in name:
+                choices |= set(entry.spec.tagged())
+        raise UnknownNameError("stage", name, choices, broken)
     return [_description(registry, entry, name) for entry in entries]
 
 
@@ -65,6 +69,13 @@ def print_description(console: Console, shown: dict[str, Any]) -> None:
     from rich.table import Table
 
     console.print(f"[bold]{shown['stage']} {shown['name']}[/]: {shown['summary']} ({shown['plugin']})", highlight=False)
+    if shown["tag"]:
+        model = shown["name"].removesuffix(f".{shown['tag']}")
+        console.print(
+            f"The network is {model}; {shown['tag']} are weights that its authors publish, which "
+            f"--set {shown['stage']}.pretrained=true takes. Without it the tag means nothing.",
+            highlight=False, markup=False,
+        )  # fmt: skip
     paper = shown["paper"]
     if paper:
         parts = (paper["authors"], str(paper["year"] or ""), paper["url"])
@@ -99,7 +110,7 @@ def print_description(console: Console, shown: dict[str, Any]) -> None:
         origin = "shipped" if weights["shipped"] else "trained here"
         edition = f", edition {weights['edition']}" if weights["edition"] else ""
         what = f"{weights['name']}{edition}, {origin}, {weights['bytes'] / 1e6:.1f} MB"
-        console.print(f"\nWeights for {weights['dataset']} ({what}): {figures}", highlight=False)
+        console.print(f"\nWeights for {weights['filed_as']} ({what}): {figures}", highlight=False)
 
 
 def _values(values: Mapping[str, Any]) -> str:
@@ -112,12 +123,14 @@ def _short(value: Any) -> str:
 
 def _description(registry: Registry, entry: Entry, name: str) -> dict[str, Any]:
     spec = entry.spec
-    wanted = None if name == spec.name and spec.members else name
+    member, tag = spec.split_tag(name) if spec.tags else ("", "")
+    wanted = None if name == spec.name and spec.members else member or name
     return {
         "stage": entry.stage,
         "name": name,
         "summary": spec.summary,
         "plugin": entry.origin,
+        "tag": tag or None,
         "paper": attrs.asdict(spec.paper) if spec.paper else None,
         "options": [attrs.asdict(option) for option in describe(spec.config)],
         "training": [attrs.asdict(option) for option in describe(spec.recipe)] if spec.train else [],
@@ -129,6 +142,7 @@ def _description(registry: Registry, entry: Entry, name: str) -> dict[str, Any]:
             {
                 "name": _filed_as(found.card),
                 "dataset": found.card.dataset["name"],
+                "filed_as": found.card.filing,
                 "edition": found.edition,
                 "file": found.path.name,
                 "bytes": found.path.stat().st_size,
@@ -165,4 +179,4 @@ def _filed_as(card: Card) -> str:
 
 
 def _member(entry: Entry, name: str) -> bool:
-    return entry.spec.members is not None and name in entry.spec.names()
+    return entry.spec.members is not None and bool(entry.spec.split_tag(name)[0])

@@ -420,7 +420,7 @@ def train_command(
     if out is not None and not out.parent.is_dir():
         raise ConfigError(f"--out {str(out)!r}: folder {str(out.parent)!r} does not exist")
     registry().find("dataset", dataset)
-    registry().find(stage, name)
+    found = registry().find(stage, name)
     options: dict[str, str] = {}
     dataset_options: dict[str, str] = {}
     for setting in settings:
@@ -434,9 +434,16 @@ def train_command(
         import attrs
 
         from defend.build import open_dataset
+        from defend.options import describe
         from defend.train_stage import train_stage
 
         images = open_dataset(dataset, data_dir, dataset_options)
+        twins = images.duplicates()
+    known = {option.name for option in describe(found.spec.config)}
+    note = found.note(found.config({key: value for key, value in options.items() if key in known})) if found.tag else ""
+    for said in (note, twins.sentence() if twins is not None and twins.n else ""):
+        if said:
+            click.echo(f"warning: {said}", err=True)
     try:
         with training_progress(console, f"{stage} {name} on {dataset}", quiet) as progress:
             path, card = train_stage(

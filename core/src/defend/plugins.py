@@ -45,12 +45,14 @@ class Found:
     Attributes:
         entry: the entry.
         member: which of it, where it is a family.
+        tag: which of the member's published weights was named, "" where none was; it counts with `pretrained` alone.
         packages: those whose data may hold its shipped weights, see `Registry.packages`.
     """
 
     entry: Entry
     member: str | None
     packages: tuple[str, ...] = ()
+    tag: str = ""
 
     @property
     def spec(self) -> StageSpec:
@@ -58,7 +60,7 @@ class Found:
 
     @property
     def name(self) -> str:
-        """What the user typed: the stage's name or the family member's."""
+        """The stage's name or the family member's, without a tag."""
         if self.member is not None and self.spec.prefixed:
             return f"{self.spec.name}:{self.member}"
         return self.member or self.spec.name
@@ -67,11 +69,26 @@ class Found:
         """Build the stage's options, the family member filled in."""
         chosen = dict(values)
         if self.member is not None:
+            whole = f"{self.member}.{self.tag}" if self.tag else self.member
             asked = chosen.get(self.spec.member_option, self.member)
-            if asked != self.member:
+            if asked not in (self.member, whole):
                 raise ConfigError(f"{self.spec.member_option}={asked!r} contradicts {self.entry.stage} {self.member!r}")
             chosen[self.spec.member_option] = self.member
-        return make(self.spec.config, chosen, f"{self.entry.stage} {self.name}")
+            if self.tag and getattr(self._made(chosen), "pretrained", False):
+                chosen[self.spec.member_option] = whole
+        return self._made(chosen)
+
+    def _made(self, values: Mapping[str, Any]) -> Any:
+        return make(self.spec.config, values, f"{self.entry.stage} {self.name}")
+
+    def note(self, config: Any) -> str:
+        """Say that a tag was named in vain, "" where none was, or where it counts; `config` are the stage's options."""
+        if not self.tag or getattr(config, "pretrained", False):
+            return ""
+        return (
+            f"{self.entry.stage} {self.name}.{self.tag} is {self.name}: {self.tag} names published weights, which only "
+            "pretrained=true takes"
+        )
 
 
 class Registry:
@@ -182,6 +199,11 @@ class Registry:
             names = entry.spec.names()
             if name in names or (prefix == entry.spec.name and member in names):
                 return Found(entry, member, self.packages(entry))
+            if entry.spec.tags is not None and "." in member and prefix in ("", entry.spec.name):
+                base, tag = entry.spec.split_tag(member)
+                if tag:
+                    return Found(entry, base, self.packages(entry), tag)
+                choices += entry.spec.tagged()
             if prefix == entry.spec.name and not names:
                 raise ConfigError(f"{stage} {name!r} is not installed: {entry.spec.summary}")
             choices += names

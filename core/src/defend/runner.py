@@ -14,7 +14,7 @@ import torch
 from defend import __version__
 from defend.arms import Arms, build_all
 from defend.build import open_dataset, resolve_device
-from defend.checks import Subject, check_run
+from defend.checks import Promise, Subject, check_run
 from defend.config import to_toml
 from defend.datasets.base import ImageDataset
 from defend.errors import ConfigError, ProcessLostError
@@ -133,6 +133,7 @@ def run_arms(
             calibration=defence.calibration,
             checks=checks,
             left_out=defence.left_out,
+            notes=_notes(defence.names.config, plugins),
             partial=partial or len(own) < wanted,
             random=defence.arms[names[DEFENDED]].random,
         )  # fmt: skip
@@ -253,8 +254,24 @@ def _subject(defence: Arms, dataset: ImageDataset, settings: Settings, records: 
         defence=defence.arms[names[DEFENDED]], undefended=defence.arms[UNDEFENDED],
         images=batch.images, labels=batch.labels, keys=batch.keys,
         eps=config.eps, seed=config.seed, draws=config.draws, steps=steps, classes=dataset.task().classes,
-        calibration=defence.calibration,
+        calibration=defence.calibration, promise=_promise(defence, dataset),
     )  # fmt: skip
+
+
+def _notes(config: RunConfig, plugins: Registry) -> tuple[str, ...]:
+    """Return what a reader should know of the parts that a config names."""
+    found = plugins.find("victim", config.victim)
+    note = found.note(found.config(config.options.get("victim", {})))
+    return (note,) if note else ()
+
+
+def _promise(defence: Arms, dataset: ImageDataset) -> Promise | None:
+    """Return the clean accuracy that the card of the victim's weights gives."""
+    card = defence.built["victim"].card
+    if card is None:
+        return None
+    figures = [card.figures[name] for name in ("test_accuracy", "val_accuracy") if name in card.figures]
+    return Promise(float(figures[0]), card.filing == dataset.filed_as) if figures else None
 
 
 def _check_names(config: RunConfig, plugins: Registry) -> None:

@@ -48,7 +48,9 @@ class Task:
     """What a network is built for: the shape of the images and the number of classes.
 
     `mean` and `std` are the training images' per channel, in [0,1] units; `flips` says whether a
-    mirrored image is still of its class.
+    mirrored image is still of its class. `class_names` are the classes by label, empty where unknown. `filed_as` is
+    what weights are filed under where the data set's name does not say which images it has, else "". Neither decides
+    what is built, so that tasks with others are equal.
     """
 
     dataset: str
@@ -59,6 +61,13 @@ class Task:
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     flips: bool = False
+    class_names: tuple[str, ...] = attrs.field(default=(), eq=False)
+    filed_as: str = attrs.field(default="", eq=False)
+
+    @property
+    def filing(self) -> str:
+        """What the weights for this task are filed under."""
+        return self.filed_as or self.dataset
 
 
 def _lazy_reference(_: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
@@ -97,6 +106,8 @@ class StageSpec:
             purifier's network names "purifier". Both modules then have the same state_dict.
         members: for a family that answers to many names (all timm models): "module:function"
             returning them. `member_option` is the option that receives the chosen one.
+        tags: for a family whose members have published weights: "module:function" returning "MEMBER.TAG" for each. Such
+            a name is the member's network; which of its weights is meant counts where the option `pretrained` is on.
         prefixed: a member is called "family:member" and answers to nothing shorter; where there are no members, the
             family's library is not installed, and the summary says what it needs.
         threats: attacks only: the threats under which this attack makes sense.
@@ -117,6 +128,7 @@ class StageSpec:
     weights_of: Stage | None = None
     members: str | None = attrs.field(default=None, validator=_lazy_reference)
     member_option: str = "model"
+    tags: str | None = attrs.field(default=None, validator=_lazy_reference)
     prefixed: bool = False
     threats: tuple[str, ...] = ("oblivious", "adaptive")
     counter_attacks: tuple[str, ...] = ()
@@ -127,6 +139,17 @@ class StageSpec:
             return (self.name,)
         known = self.resolve(self.members)()
         return tuple(f"{self.name}:{member}" for member in known) if self.prefixed else tuple(known)
+
+    def tagged(self) -> tuple[str, ...]:
+        """Return the members' names with the tags of their published weights, "MEMBER.TAG"."""
+        return () if self.tags is None else tuple(self.resolve(self.tags)())
+
+    def split_tag(self, name: str) -> tuple[str, str]:
+        """Split a name that the stage answers to into the member and its tag; ("", "") where it does not know it."""
+        if name in self.names():
+            return name, ""
+        member, _, tag = name.partition(".")
+        return (member, tag) if tag and name in self.tagged() else ("", "")
 
     def resolve(self, reference: str) -> Callable[..., Any]:
         """Import what `build`, `train` or `members` names."""

@@ -238,6 +238,51 @@ class NeedsNegative(nn.Module):
         return logits
 
 
+class Unnormalised(nn.Module):
+    """Divides by 255 what is in [0,1] already, and gives nearly every image the same answer. Check 12."""
+
+    random = False
+
+    def __init__(self, victim: nn.Module) -> None:
+        super().__init__()
+        self.victim = victim
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits [B,4]."""
+        logits: Tensor = self.victim(images / 255)
+        return logits
+
+
+class Reordered(nn.Module):
+    """Knows its classes in another order than the data set has them. Check 12."""
+
+    random = False
+
+    def __init__(self, victim: nn.Module) -> None:
+        super().__init__()
+        self.victim = victim
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits [B,4]."""
+        logits: Tensor = self.victim(images).roll(1, 1)
+        return logits
+
+
+class Background(nn.Module):
+    """Answers for a class more than there are, which is never the largest. Check 12."""
+
+    random = False
+
+    def __init__(self, victim: nn.Module) -> None:
+        super().__init__()
+        self.victim = victim
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits [B,5]."""
+        logits = self.victim(images)
+        return torch.cat([logits, logits.amin(1, keepdim=True) - 1], 1)
+
+
 class Saturated(nn.Module):
     """Logits so large that the cross-entropy's gradient is exactly zero: accuracy stays at any budget. Checks 1, 5."""
 

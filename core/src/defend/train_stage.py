@@ -114,7 +114,7 @@ def train_stage(
         seed=seed,
         device=place.type,
         precision=precision,
-        folder=cache_dir() / "training" / f"{stage}-{filed_as}-{dataset.name}-{key}",
+        folder=cache_dir() / "training" / f"{stage}-{filed_as}-{dataset.filed_as}-{key}",
         checkpoint_seconds=defaults.checkpoint_seconds if checkpoint_seconds is None else checkpoint_seconds,
         progress=progress or defaults.progress,
     )
@@ -125,7 +125,7 @@ def train_stage(
                 "python": platform.python_version(), "device": place.type, **tuned},
         made_for=None if victim is None else {"victim": victim, "purifier": purifier},
     )  # fmt: skip
-    path = out or cached_path(stage, filed_as, dataset.name, edition)
+    path = out or cached_path(stage, filed_as, dataset.filed_as, edition)
     return path, save(path, training.stage, card)
 
 

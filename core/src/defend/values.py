@@ -378,19 +378,35 @@ class Cost:
 
 @attrs.frozen
 class DatasetInfo:
-    """Which images were judged; `sha256` is that of the whole split."""
+    """Which images were judged; `sha256` is that of the whole split.
+
+    Attributes:
+        images: where the split's images come from: "n" of them, the "folder" they lie in, whether they were "cut_off"
+            from the training images and by which "seed" out of how many ("of"), and the same in words, "said".
+        seen: for each part with weights whether these were trained on images that are judged here: "no" where they
+            were trained on this data set's training split, "some" where that has copies of them, "unknown" where they
+            were trained on other images, or nothing says on which.
+        duplicates: how many test images stand in train or val too ("n"), and a few "pairs" of names; None where nobody
+            looked.
+        warnings: what a reader must know of these images, a sentence each.
+    """
 
     name: str
     split: str
     n: int
     sha256: str
+    images: Mapping[str, Any] = attrs.field(factory=dict)
+    seen: Mapping[str, str] = attrs.field(factory=dict)
+    duplicates: Mapping[str, Any] | None = None
+    warnings: tuple[str, ...] = ()
 
 
 @attrs.frozen
 class Report:
     """The result of a run. `defend.report.to_json` writes it as report.json (schema 1).
 
-    `left_out` are threats of the ladder that do not fit this defence, with the reason.
+    `left_out` are threats of the ladder that do not fit this defence, with the reason; `notes` what else a reader
+    should know, a sentence each.
     """
 
     versions: Mapping[str, str]
@@ -409,6 +425,7 @@ class Report:
     weights: Mapping[str, Mapping[str, Any]]
     partial: bool = False
     left_out: Mapping[str, str] = attrs.field(factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def failed(self) -> tuple[Check, ...]:

@@ -43,7 +43,8 @@ class Card:
     Attributes:
         stage, name: which stage these weights are for.
         config: its architecture options.
-        dataset: {"name", "sha256" of the training split, "shape", "classes" (names), "mean", "std", "flips"}.
+        dataset: {"name", "sha256" of the training split, "shape", "classes" (names), "mean", "std", "flips"}, and
+            "filed_as" where the name does not say which images they are.
         recipe: the training options, seed and versions.
         figures: what was measured, for example {"test_accuracy": 0.996}.
         licence: SPDX identifier.
@@ -73,7 +74,14 @@ class Card:
             tuple(known["mean"]),
             tuple(known["std"]),
             known["flips"],
+            tuple(known["classes"]),
+            known.get("filed_as", ""),
         )
+
+    @property
+    def filing(self) -> str:
+        """What files are named after that were trained on the same images."""
+        return str(self.dataset.get("filed_as") or self.dataset["name"])
 
 
 def new_card(
@@ -101,6 +109,7 @@ def new_card(
             "mean": list(task.mean),
             "std": list(task.std),
             "flips": dataset.flips,
+            **({"filed_as": task.filed_as} if task.filed_as else {}),
         },
         recipe=recipe,
         figures=figures,
@@ -114,7 +123,10 @@ def cache_dir() -> Path:
 
 
 def file_name(stage: str, name: str, dataset: str, edition: str = "") -> str:
-    """Return the name of a weights file: purifier-apudae-digits.safetensors, or ...-digits+EDITION.safetensors."""
+    """Return the name of a weights file: purifier-apudae-digits.safetensors, or ...-digits+EDITION.safetensors.
+
+    `dataset` is what the data set files its weights under (`ImageDataset.filed_as`, `Task.filing`): for most its name.
+    """
     return f"{stage}-{name}-{dataset}{EDITION if edition else ''}{edition}.safetensors"
 
 
@@ -131,9 +143,10 @@ def tuned_name(finetuner: str, victim: str, purifier: str | None) -> str:
 def locate(found: Found, dataset: str, explicit: str | None = None, filed_as: str | None = None) -> Path | None:
     """Find weights: an explicit path, then the user's cache, then the plugins' packages.
 
-    "+EDITION" in the place of a path asks for that edition of them (`StageSpec.editions`). `filed_as` stands in the
-    file's name instead of the stage's own (see `tuned_name`; "bare" is for the caller, who knows what stood before the
-    victim). A stage with `weights_of` may also find those of that stage.
+    `dataset` is what it files weights under, see `file_name`. "+EDITION" in the place of a path asks for that edition
+    of them (`StageSpec.editions`). `filed_as` stands in the file's name instead of the stage's own (see `tuned_name`;
+    "bare" is for the caller, who knows what stood before the victim). A stage with `weights_of` may also find those of
+    that stage.
 
     Raises:
         WeightsError: an explicit path, or an edition, that does not exist; or "bare" of what is no fine-tuner's.
@@ -174,12 +187,12 @@ class Available:
     @property
     def edition(self) -> str:
         """Which edition of its stage's weights these are, by the file's name; "" for the usual ones."""
-        return self.path.stem.partition(f"-{self.card.dataset['name']}{EDITION}")[2]
+        return self.path.stem.partition(f"-{self.card.filing}{EDITION}")[2]
 
     @property
     def filed_for(self) -> str:
         """The data set, and the edition where there is one: "mnist", "mnist+paper"."""
-        return f"{self.card.dataset['name']}{EDITION if self.edition else ''}{self.edition}"
+        return f"{self.card.filing}{EDITION if self.edition else ''}{self.edition}"
 
 
 def available(stage: str, name: str | None, packages: Iterable[str]) -> Iterator[Available]:
@@ -191,6 +204,42 @@ def available(stage: str, name: str | None, packages: Iterable[str]) -> Iterator
             if path.name.startswith(prefix):
                 with contextlib.suppress(WeightsError):  # loading a damaged one will say why
                     yield Available(path, read_card(path), shipped)
+
+
+def near(found: Found, task: Task, filed_as: str | None = None) -> str:
+    """Say which weights of a stage are for other images under the data set's name, and what differs; "" if none are."""
+    if not task.filed_as:
+        return ""
+    for each in available(found.entry.stage, filed_as or found.name, found.packages):
+        of_another = each.card.dataset["name"] == task.dataset and each.card.filing != task.filing
+        if of_another and each.card.name == found.name:
+            differs = mismatch(each.card, task) or "they were trained on other images than this folder's"
+            return f"; {each.path.name!r} is for a folder of the same kind, but {differs}"
+    return ""
+
+
+def mismatch(card: Card, task: Task) -> str:
+    """Say in what a task differs from the one that weights were made for, "" where in nothing that can be known.
+
+    Class names of different data sets may be written differently ("0" and "0 - zero"), but not stand in another order.
+    """
+    theirs = card.task()
+    kept, wanted = ([each.channels, each.height, each.width] for each in (theirs, task))
+    if kept != wanted:
+        return f"they are for images of shape {kept}, and {task.dataset} has {wanted}"
+    if card.stage not in ("victim", "finetuner"):
+        return ""
+    if theirs.classes != task.classes:
+        return f"they are for {theirs.classes} classes, and {task.dataset} has {task.classes}"
+    for place, (old, new) in enumerate(zip(theirs.class_names, task.class_names, strict=False)):
+        if _plain(old) != _plain(new):
+            also = ", which stands elsewhere" if _plain(old) in map(_plain, task.class_names) else ""
+            return f"their class {place} is {old!r}{also}, and that of {task.dataset} is {new!r}"
+    return ""
+
+
+def _plain(name: str) -> str:
+    return name.partition(" - ")[0].strip().casefold()
 
 
 def _shipped(packages: Iterable[str]) -> list[Path]:

@@ -13,6 +13,7 @@
 | 9   | undefended victim  | rows, or a PGD of its own         |                                                     |
 | 10  | loss surface       |                                   | a slice of 15 by 15 points                          |
 | 11  | detector           | rows, and the score's gradient    |                                                     |
+| 12  | clean accuracy     | the clean row, and one pass       |                                                     |
 
 1, 2, 4 and 9 follow Carlini et al. 2019 (arXiv:1902.06705), whose authors warn that a checklist is neither necessary
 nor sufficient. A difference counts where chance explains it less often than a normal deviate beyond two standard
@@ -25,14 +26,14 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from defend.checks import climbs, probes, records
-from defend.checks.common import Case, Findings, Level, NoGradientError, Subject, plain
+from defend.checks import clean, climbs, probes, records
+from defend.checks.common import Case, Findings, Level, NoGradientError, Promise, Subject, plain
 from defend.checks.records import HARMLESS, LEAK, label_leak
 from defend.errors import DefendError
 from defend.rows import RowRecord
 from defend.values import Check
 
-__all__ = ["CHECKS", "HARMLESS", "Level", "Subject", "check_run", "label_leak"]
+__all__ = ["CHECKS", "HARMLESS", "Level", "Promise", "Subject", "check_run", "label_leak"]
 
 Part = Callable[[Case, Findings], None]
 
@@ -48,6 +49,7 @@ CHECKS: tuple[tuple[str, tuple[Part, ...]], ...] = (
     ("undefended victim", (records.undefended, climbs.undefended, records.rules, records.normalisation)),
     ("loss surface", (probes.surface,)),
     ("detector", (records.separation, probes.detector_gradient)),
+    ("clean accuracy", (clean.outputs, clean.above_chance, clean.as_promised)),
 )
 """Names and parts of the checks, in the order of their numbers."""
 

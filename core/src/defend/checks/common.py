@@ -31,6 +31,14 @@ SAME_EPS = 1e-6
 PACK = 128  # images in one forward pass of a probe, draws included
 
 
+@attrs.frozen
+class Promise:
+    """The accuracy on clean test images that a weights' card gives, and whether these images are of the same data."""
+
+    accuracy: float
+    same_data: bool = True
+
+
 @attrs.frozen(kw_only=True)
 class Subject:
     """A prepared defence (frozen, in eval mode) and some test images, for the checks that query it.
@@ -47,6 +55,7 @@ class Subject:
         steps: of the PGD that `full` probes with; its own ten times as many.
         classes: how many.
         calibration: how the detector's threshold was set, None if unknown.
+        promise: what the card of the victim's weights gives, None if nothing.
     """
 
     defence: Defence
@@ -60,6 +69,7 @@ class Subject:
     draws: int = 20
     steps: int = 20
     calibration: Calibration | None = None
+    promise: Promise | None = None
 
     def part(self, which: slice) -> Subject:
         """Return the same with some of the images."""
@@ -83,7 +93,7 @@ class Case:
     def informed_kinds(self) -> tuple[str, ...]:
         """The threats that count as white-box: the oblivious one too, where victim and defence are the same."""
         kinds = {record.plan.threat.kind for record in self.records}
-        bare = kinds.isdisjoint(INFORMED) and all(_same_answers(record) for record in self.records)
+        bare = kinds.isdisjoint(INFORMED) and all(same_answers(record) for record in self.records)
         return (*INFORMED, "oblivious") if bare else INFORMED
 
     def of(self, kinds: Iterable[str]) -> list[RowRecord]:
@@ -101,7 +111,8 @@ class Case:
         return self.subject if self.level == "full" else None
 
 
-def _same_answers(record: RowRecord) -> bool:
+def same_answers(record: RowRecord) -> bool:
+    """Whether the defence answers exactly as the bare victim does, and accepts everything."""
     bare, whole = record.arms[UNDEFENDED], record.arms[DEFENDED]
     return (
         torch.equal(bare.predicted, whole.predicted)
@@ -251,6 +262,11 @@ def chance_of_at_least(successes: int, n: int, p: float) -> float:
         for k in range(max(successes, 0), n + 1)
     )
     return min(math.fsum(terms), 1.0)
+
+
+def chance_of_at_most(successes: int, n: int, p: float) -> float:
+    """Return P(X <= successes) of a binomial X with n trials of probability p in (0,1)."""
+    return chance_of_at_least(n - successes, n, 1 - p)
 
 
 def rejections(count: int, n: int, fpr: float, held_out: int) -> tuple[float, float]:

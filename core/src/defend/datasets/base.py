@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from defend.errors import ConfigError
+from defend.errors import ConfigError, DataError
 from defend.randomness import permutation
 from defend.stages import Task
 
@@ -29,6 +29,40 @@ class Batch:
     images: Tensor
     labels: Tensor
     keys: Tensor
+
+
+@attrs.frozen
+class Origin:
+    """Where the images of a split come from.
+
+    Attributes:
+        folder: the folder that they lie in, below the root; "" is the root itself, or no folder.
+        n: how many they are.
+        of: how many there were before a part of them was held out.
+        seed: by which they were cut off from others; None where they are a whole of their own.
+        stands_in: whether they are those of another split, which the folder does not have: val's for test.
+    """
+
+    folder: str
+    n: int
+    of: int
+    seed: int | None = None
+    stands_in: bool = False
+
+
+@attrs.frozen
+class Duplicates:
+    """Test images whose bytes stand in train or val too: how many, and a few with their twins, by name."""
+
+    n: int
+    pairs: tuple[tuple[str, str], ...] = ()
+
+    def sentence(self) -> str:
+        """Say how many they are, and which."""
+        named = "; ".join(f"{test!r} is {other!r}" for test, other in self.pairs)
+        more = f"; and {self.n - len(self.pairs)} more" if self.n > len(self.pairs) else ""
+        what = "test images stand" if self.n > 1 else "test image stands"
+        return f"{self.n} {what} in train or val too, byte by byte: {named}{more}"
 
 
 class ImageDataset(abc.ABC):
@@ -56,16 +90,30 @@ class ImageDataset(abc.ABC):
 
     @abc.abstractmethod
     def sha256(self, split: Split) -> str:
-        """Return the hash of a split: its images and labels, or of its file list for a streamed folder."""
+        """Return the hash of a split: its images and labels, or of its files' names, contents and labels."""
 
     @abc.abstractmethod
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Return mean and standard deviation of each channel over train, in [0,1] units."""
 
+    @property
+    def filed_as(self) -> str:
+        """What weights trained on it are filed under: its name, or more where that does not say which images it has."""
+        return self.name
+
     def task(self) -> Task:
         """Return what a network is built for."""
         mean, std = self.statistics()
-        return Task(self.name, *self.shape, len(self.classes), mean, std, self.flips)
+        filed_as = "" if self.filed_as == self.name else self.filed_as
+        return Task(self.name, *self.shape, len(self.classes), mean, std, self.flips, self.classes, filed_as)
+
+    def origin(self, split: Split) -> Origin | None:
+        """Return where a split's images come from, None where they are the data set's own official ones."""
+        return None
+
+    def duplicates(self) -> Duplicates | None:
+        """Return the test images that training may have seen under another name; None where nobody looked."""
+        return None
 
     def keys(self, split: Split, limit: int | None = None, seed: int = 0) -> Tensor:
         """Return which images a limited evaluation uses: a seeded, stratified sample, int64 [n].
@@ -88,14 +136,19 @@ class ImageDataset(abc.ABC):
 
 
 class MemoryDataset(ImageDataset):
-    """A data set held as uint8, on the device that asks for it.
+    """A data set held in memory, on the device that asks for it.
 
     Args:
         name: what the user types.
         classes: class names, by label.
-        images: split name to uint8 [N,C,H,W].
+        images: split name to uint8 [N,C,H,W], or floats in [0,1].
         labels: split name to int64 [N].
         flips: whether a mirrored image is still of its class.
+        cut: the splits that were cut off from one whole by `hold_out`.
+
+    Raises:
+        DataError: no training images; images and labels of different number; images of another shape than train's,
+            not finite, or outside [0,1]; or a label that no class name stands for.
     """
 
     def __init__(
@@ -105,18 +158,28 @@ class MemoryDataset(ImageDataset):
         images: dict[Split, Tensor],
         labels: dict[Split, Tensor],
         flips: bool = False,
+        cut: Sequence[Split] = (),
     ) -> None:
         self.name, self.classes, self.flips = name, tuple(classes), flips
-        _, channels, height, width = images["train"].shape
+        if not len(images.get("train", ())):
+            raise DataError(f"data set {name} has no training images: expected uint8 [N,C,H,W] for 'train'")
+        if differing := sorted(set(images) ^ set(labels)):
+            raise DataError(f"data set {name} has images or labels alone of {', '.join(differing)}: expected both")
+        shape = images["train"].shape
+        for split in images:
+            _check(f"data set {name}, {split}", images[split], labels[split], shape, len(self.classes))
+        _, channels, height, width = shape
         self.shape = (channels, height, width)
-        self._images, self._labels = images, labels
+        self._images = {split: each if each.dtype == torch.uint8 else each.float() for split, each in images.items()}
+        self._labels = {split: each.long() for split, each in labels.items()}
+        self._cut = tuple(cut)
         self._resident: dict[tuple[Split, torch.device], Tensor] = {}
 
     def labels(self, split: Split) -> Tensor:
         return self._labels[split]
 
     def pixels(self, split: Split, device: torch.device) -> Tensor:
-        """Return a whole split as uint8 [N,C,H,W] on `device`; moved there once."""
+        """Return a whole split as it is held (uint8, or floats in [0,1]), [N,C,H,W], on `device`; moved there once."""
         place = (split, device)
         if place not in self._resident:
             self._resident[place] = self._images[split].to(device)
@@ -125,17 +188,53 @@ class MemoryDataset(ImageDataset):
     def batches(self, split: Split, keys: Tensor, batch_size: int, device: torch.device) -> Iterator[Batch]:
         pixels, labels = self.pixels(split, device), self._labels[split].to(device)
         for part in keys.to(device).split(batch_size):
-            yield Batch(pixels[part].float().div_(255), labels[part], part)
+            images = pixels[part]
+            yield Batch(images.float().div_(255) if images.dtype == torch.uint8 else images, labels[part], part)
+
+    def origin(self, split: Split) -> Origin | None:
+        if split not in self._cut:
+            return None
+        return Origin("", len(self._labels[split]), sum(map(len, self._labels.values())), SPLIT_SEED)
 
     @functools.cache  # noqa: B019 - a data set lives as long as the process
     def sha256(self, split: Split) -> str:
-        digest = hashlib.sha256(self._images[split].numpy().tobytes())
-        digest.update(self._labels[split].numpy().tobytes())
+        digest = hashlib.sha256(self._images[split].cpu().numpy().tobytes())
+        digest.update(self._labels[split].cpu().numpy().tobytes())
         return digest.hexdigest()
 
     @functools.cache  # noqa: B019
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        return channel_statistics([self._images["train"]])
+        images = self._images["train"]
+        if images.dtype == torch.uint8:
+            return channel_statistics([images])
+        std, mean = torch.std_mean(images.double(), (0, 2, 3), correction=0)
+        return tuple(round(float(m), 4) for m in mean), tuple(round(float(s), 4) for s in std)
+
+
+def _check(what: str, images: Tensor, labels: Tensor, shape: torch.Size, classes: int) -> None:
+    """Refuse images and labels of a split that no evaluation could mean."""
+    if images.ndim != 4 or images.shape[1:] != shape[1:]:
+        raise DataError(
+            f"{what}: images of shape {list(images.shape)}, expected [N,C,H,W], in every split as in train "
+            f"{list(shape)}"
+        )
+    if len(labels) != len(images) or labels.ndim != 1:
+        raise DataError(f"{what}: {len(images)} images and labels of shape {list(labels.shape)}, expected one an image")
+    if images.is_floating_point():
+        if not bool(torch.isfinite(images).all()):
+            raise DataError(f"{what}: images hold values that are not finite (NaN or infinity)")
+        if len(images) and (float(images.min()) < 0 or float(images.max()) > 1):
+            low, high = float(images.min()), float(images.max())
+            raise DataError(f"{what}: images from {low:.4g} to {high:.4g}, expected [0,1], or uint8 from 0 to 255")
+    elif images.dtype != torch.uint8:
+        raise DataError(f"{what}: images of type {images.dtype}, expected uint8, or floats in [0,1]")
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise DataError(f"{what}: labels of type {labels.dtype}, expected whole numbers (int64)")
+    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+        raise DataError(
+            f"{what}: labels from {int(labels.min())} to {int(labels.max())}, and there are {classes} class names: "
+            f"expected labels from 0 to {classes - 1}"
+        )
 
 
 def channel_statistics(parts: Sequence[Tensor]) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -29,6 +29,7 @@ def build(_: NoOptions) -> MemoryDataset:
         [str(digit) for digit in range(10)],
         {split: pixels[place] for split, place in places.items()},
         {split: labels[place] for split, place in places.items()},
+        cut=("train", "val", "test"),
     )
 
 

@@ -12,8 +12,10 @@ import platformdirs
 import torch
 
 from defend.datasets.base import MemoryDataset, Split, from_numpy, hold_out
+from defend.datasets.folder import Names, list_images
 from defend.datasets.plugin import DownloadedOptions
 from defend.errors import DataError
+from defend.images import read_image
 
 VALIDATION = 5000
 
@@ -45,7 +47,7 @@ def fashion_mnist(config: DownloadedOptions) -> MemoryDataset:
 
 def cifar10(config: DownloadedOptions) -> MemoryDataset:
     """CIFAR-10: ROOT/cifar10/{train,test}/CLASS/*.png if there, else torchvision's own."""
-    from torchvision.datasets import CIFAR10, ImageFolder
+    from torchvision.datasets import CIFAR10
 
     root = data_root(config.data_dir)
     raw: dict[str, tuple[np.ndarray, np.ndarray]] = {}
@@ -53,15 +55,15 @@ def cifar10(config: DownloadedOptions) -> MemoryDataset:
     for split in ("train", "test"):
         folder = root / "cifar10" / split
         if folder.is_dir():
+            listing = list_images(folder, folder)
+            files, names = Names(folder, [listing]), list(listing.classes)
             try:
-                found = ImageFolder(str(folder))
                 with ThreadPoolExecutor() as pool:  # decoding 50,000 files takes a minute in one thread
-                    images = np.stack(
-                        list(pool.map(lambda index, found=found: np.asarray(found[index][0]), range(len(found))))
-                    )
-            except (OSError, ValueError) as error:
+                    read = pool.map(lambda at, files=files: read_image(files.path(at), 3), range(len(files)))
+                    images = torch.stack(list(read)).permute(0, 2, 3, 1).numpy()
+            except RuntimeError as error:  # of different sizes
                 raise DataError(f"cifar10 in {str(folder)!r} cannot be read: {error}") from None
-            raw[split], names = (images, np.asarray(found.targets)), found.classes
+            raw[split] = images, listing.labels.numpy()
         else:
             official = _torchvision("cifar10", CIFAR10, root, split == "train")
             raw[split], names = (official.data, np.asarray(official.targets)), official.classes

@@ -18,30 +18,87 @@ import attrs
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
-from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes
+from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import v2
 
-from defend.datasets.base import SPLITS, Batch, ImageDataset, Split, channel_statistics, hold_out
+from defend.datasets.base import (
+    SPLIT_SEED,
+    Batch,
+    Duplicates,
+    ImageDataset,
+    Origin,
+    Split,
+    channel_statistics,
+    hold_out,
+)
+from defend.datasets.digests import digests_of
 from defend.datasets.plugin import FolderOptions, ImageNetOptions
 from defend.errors import DataError
 from defend.images import read_image
 
 STATISTICS_SAMPLE = 512
 STATISTICS_BATCH = 64
+SPLIT_NAMES: Mapping[Split, tuple[str, ...]] = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation"),
+    "test": ("test", "testing"),
+}
+LITTER = ("__macosx", "__pycache__", "@eadir", "$recycle.bin", "system volume information", "lost+found")
+"""Folders that programs leave in others, beside those whose names begin with a dot."""
+MOST_NAMED = 5
+STANDARD = (1000, 224)
+"""ImageNet's classes, and the side of its images for most networks: what weights for "imagenet" are made for."""
 
 
 def build(config: FolderOptions) -> FolderDataset:
     """Read the folder's class names and file list; images are decoded when they are asked for.
 
     Raises:
-        DataError: a folder that is missing, empty, or has fewer than two classes.
+        DataError: a folder that is missing, empty, or has fewer than two classes; or folders of splits without train.
     """
     if config.data_dir is None:
         raise DataError("imagefolder needs --data-dir: a folder with one folder of images a class")
     root = Path(config.data_dir)
-    own = [split for split in SPLITS if (root / split).is_dir()] if (root / "train").is_dir() else []
-    folders: dict[Split, Path] = {split: root / split for split in own} or {"train": root}
-    return FolderDataset(root, folders, config.image_size, config.workers)
+    if not root.is_dir():
+        raise DataError(f"data folder {str(root)!r} does not exist: name one with --data-dir")
+    return FolderDataset(root, _splits(root) or {"train": root}, config.image_size, config.workers)
+
+
+def _splits(root: Path) -> dict[Split, Path]:
+    """Return the folders that a root has for its splits, however they are written; none where its folders are classes.
+
+    Without one for test, val is what the user tests on.
+    """
+    try:
+        inside = [folder for folder in sorted(root.iterdir()) if not hidden(folder.name) and folder.is_dir()]
+        found: dict[Split, list[Path]] = {}
+        for split, words in SPLIT_NAMES.items():
+            if there := [folder for folder in inside if folder.name.lower() in words]:
+                found[split] = there
+        flat = [folder for there in found.values() for folder in there if _holds_images_alone(folder)]
+    except OSError as error:
+        raise DataError(f"data folder {str(root)!r} cannot be read: {error.strerror}") from None
+    every = [folder for there in found.values() for folder in there]
+    if not every or (len(every) == len(flat) == 1 and len(inside) > 1):
+        return {}  # one folder of images among others may be a class called "train"
+    for split, there in found.items():
+        if len(there) > 1:
+            names = " and ".join(repr(folder.name) for folder in there)
+            raise DataError(f"{str(root)!r} has {names}, which both mean {split}: expected one of them")
+    if "train" not in found:
+        names = " and ".join(repr(folder.name) for folder in every)
+        raise DataError(
+            f"{str(root)!r} has {names} and no 'train': expected ROOT/train/CLASS/ beside them, or class folders alone"
+        )
+    splits = {split: there[0] for split, there in found.items()}
+    return splits if "test" in splits or "val" not in splits else {"train": splits["train"], "test": splits["val"]}
+
+
+def _holds_images_alone(folder: Path) -> bool:
+    with os.scandir(folder) as entries:
+        shown = [entry for entry in entries if not hidden(entry.name)]
+        images = any(entry.name.lower().endswith(IMG_EXTENSIONS) for entry in shown)
+        return images and not any(entry.is_dir() for entry in shown)
 
 
 def build_imagenet(config: ImageNetOptions) -> FolderDataset:
@@ -75,8 +132,8 @@ class FolderDataset(ImageDataset):
         resize: the shorter side in pixels before the crop, if not `image_size`.
 
     Raises:
-        DataError: a folder is missing, empty or has fewer than two classes; splits with different classes; or too
-            few images to hold some out.
+        DataError: a folder is missing, empty or has fewer than two classes; splits with different classes; too
+            few images to hold some out; or a link that leads nowhere.
     """
 
     name = "imagefolder"
@@ -90,25 +147,41 @@ class FolderDataset(ImageDataset):
         self.shape = (3, image_size, image_size)
         if not root.is_dir():
             raise DataError(f"data folder {str(root)!r} does not exist: name one with --data-dir")
-        own = {split: _list(folder, root) for split, folder in folders.items()}
+        own = {split: list_images(folder, root) for split, folder in folders.items()}
         self.classes = own["train"].classes
         for split, folder in folders.items():
             if own[split].classes != self.classes:
-                raise DataError(f"{str(folder)!r} has other classes than {str(folders['train'])!r}")
+                differing = sorted(set(own[split].classes) ^ set(self.classes))
+                raise DataError(
+                    f"{str(folder)!r} has other classes than {str(folders['train'])!r}: only one of them has "
+                    f"{', '.join(map(repr, differing[:MOST_NAMED]))}{' and others' * (len(differing) > MOST_NAMED)}"
+                )
         self._labels: dict[Split, Tensor] = {split: listing.labels for split, listing in own.items()}
         self._files: dict[Split, Tensor] = {}  # places in the list of all files, int64
         first = 0
         for split, listing in own.items():
             self._files[split] = torch.arange(first, first + len(listing.labels))
             first += len(listing.labels)
+        self._origins: dict[Split, Origin] = {
+            split: Origin(
+                folder.name if folder != root else "",
+                len(own[split].labels),
+                len(own[split].labels),
+                stands_in=split == "test" and "test" in self.shares and folder.name.lower() in SPLIT_NAMES["val"],
+            )
+            for split, folder in folders.items()
+        }
         for split, share in self.shares.items():
             if split not in own:
                 self._hold_out(split, share)
         if len(self._labels["train"]) == 0:
             raise DataError(f"{str(root)!r} has {first} images: too few to hold some out for val and test")
-        self._names = _Names(root, list(own.values()))
+        self._names = Names(root, list(own.values()))
         self._decoders = _Decoders(_Decoder(self._names, image_size, resize or image_size), workers)
+        self._digests: dict[Split, bytes] = {}
         self._hashes: dict[Split, str] = {}
+        self._duplicates: Duplicates | None = None
+        self._filed_as: str | None = None
         self._statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
     def _hold_out(self, split: Split, share: int) -> None:
@@ -117,6 +190,17 @@ class FolderDataset(ImageDataset):
         kept, held = hold_out(labels, max(len(files) // share, 1))
         self._files[split], self._labels[split] = files[held], labels[held]
         self._files["train"], self._labels["train"] = files[kept], labels[kept]
+        whole = self._origins["train"]
+        self._origins[split] = Origin(whole.folder, len(held), whole.of, SPLIT_SEED)
+        self._origins["train"] = Origin(whole.folder, len(kept), whole.of, SPLIT_SEED)
+
+    @property
+    def filed_as(self) -> str:
+        """The name, and what tells this folder from others: its classes, its size, its training images."""
+        if self._filed_as is None:
+            made_for = repr((self.name, self.classes, self.shape, self.sha256("train")))
+            self._filed_as = f"{self.name}-{hashlib.sha256(made_for.encode()).hexdigest()[:10]}"
+        return self._filed_as
 
     def labels(self, split: Split) -> Tensor:
         return self._labels[split]
@@ -133,12 +217,51 @@ class FolderDataset(ImageDataset):
 
     def sha256(self, split: Split) -> str:
         if split not in self._hashes:
-            digest = hashlib.sha256()
-            for place, label in zip(self._files[split].tolist(), self._labels[split].tolist(), strict=True):
+            digest, contents = hashlib.sha256(), self.digests(split)
+            for number, (place, label) in enumerate(
+                zip(self._files[split].tolist(), self._labels[split].tolist(), strict=True)
+            ):
                 digest.update(self._names[place])
-                digest.update(f"\0{self._names.path(place).stat().st_size}\0{label}\n".encode())
+                digest.update(f"\0{contents[32 * number : 32 * number + 32].hex()}\0{label}\n".encode())
             self._hashes[split] = digest.hexdigest()
         return self._hashes[split]
+
+    def digests(self, split: Split) -> bytes:
+        """Return the SHA-256 of each file of a split, 32 bytes each, in order.
+
+        Raises:
+            DataError: a file that cannot be read.
+        """
+        if split not in self._digests:
+            places = self._files[split].tolist()
+            self._digests[split] = digests_of([self._names.path(place) for place in places])
+        return self._digests[split]
+
+    def origin(self, split: Split) -> Origin:
+        return self._origins[split]
+
+    def duplicates(self) -> Duplicates | None:
+        if self._duplicates is None:
+            self._duplicates = self._twins()
+        return self._duplicates
+
+    def _twins(self) -> Duplicates:
+        known: dict[bytes, tuple[Split, int]] = {}
+        for split in ("val", "train"):
+            contents = self.digests(split)
+            known |= {contents[32 * at : 32 * at + 32]: (split, at) for at in range(len(contents) // 32)}
+        contents, count = self.digests("test"), 0
+        pairs: list[tuple[str, str]] = []
+        for at in range(len(contents) // 32):
+            other = known.get(contents[32 * at : 32 * at + 32])
+            if other is not None:
+                count += 1
+                if len(pairs) < MOST_NAMED:
+                    pairs.append((self._shown("test", at), self._shown(*other)))
+        return Duplicates(count, tuple(pairs))
+
+    def _shown(self, split: Split, place: int) -> str:
+        return os.fsencode(os.fsdecode(self._names[int(self._files[split][place])])).decode("utf-8", "replace")
 
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         if self._statistics is None:
@@ -153,9 +276,17 @@ class ImageNetDataset(FolderDataset):
     name = "imagenet"
     shares: Mapping[Split, int] = {"val": 50}
 
+    @property
+    def filed_as(self) -> str:
+        """The name alone, but for other classes or another size than ImageNet's."""
+        return self.name if (len(self.classes), self.shape[1]) == STANDARD else super().filed_as
+
+    def duplicates(self) -> Duplicates | None:
+        return None  # a run does not read 1.3 million training images for it
+
 
 @attrs.frozen(eq=False)
-class _Listing:
+class Listing:
     """The images of one folder, in order: their names below the root joined to one, the names' lengths, labels."""
 
     classes: tuple[str, ...]
@@ -164,13 +295,13 @@ class _Listing:
     labels: Tensor
 
 
-class _Names:
+class Names:
     """File names in one piece of memory, as a Python string each would take a hundred bytes more.
 
     They are tensors, which processes share, and have no reference counts that would make each process copy them.
     """
 
-    def __init__(self, root: Path, listings: Sequence[_Listing]) -> None:
+    def __init__(self, root: Path, listings: Sequence[Listing]) -> None:
         self._root = os.fspath(root)
         self._joined = torch.cat([torch.frombuffer(listing.joined, dtype=torch.uint8) for listing in listings])
         self._ends = torch.cat([listing.lengths for listing in listings]).cumsum(0)
@@ -191,7 +322,7 @@ class _Names:
 class _Decoder(Dataset[Tensor | DataError]):
     """Gives an image, or the error that it is damaged: raised in a worker, torch would bury it in a traceback."""
 
-    def __init__(self, names: _Names, image_size: int, resize: int) -> None:
+    def __init__(self, names: Names, image_size: int, resize: int) -> None:
         self._names = names
         self._resize: Any = v2.Compose([v2.Resize(resize, antialias=True), v2.CenterCrop(image_size)])
 
@@ -199,10 +330,14 @@ class _Decoder(Dataset[Tensor | DataError]):
         return len(self._names)
 
     def __getitem__(self, place: int) -> Tensor | DataError:
+        path = self._names.path(place)
         try:
-            return self._resize(read_image(self._names.path(place), channels=3))  # type: ignore[no-any-return]
+            return self._resize(read_image(path, channels=3))  # type: ignore[no-any-return]
         except DataError as error:
             return error
+        except Exception as error:  # for example a strip so long that it does not fit into memory once resized
+            cause = " ".join(str(error).split())[:200]
+            return DataError(f"image {str(path)!r} cannot be resized: {type(error).__name__}: {cause}")
 
 
 class _Plan(Sampler[list[int]]):
@@ -288,22 +423,39 @@ def _collate(parts: list[Tensor | DataError]) -> Tensor | DataError:
     return default_collate(parts)  # type: ignore[no-any-return]
 
 
-def _list(folder: Path, root: Path) -> _Listing:
-    """Find the images of every class, in the order of torchvision's `ImageFolder`, and name them from the root."""
+def hidden(name: str) -> bool:
+    """Whether a file or folder is none of the user's: its name begins with a dot, or is one that programs leave."""
+    return name.startswith(".") or name.lower() in LITTER
+
+
+def list_images(folder: Path, root: Path) -> Listing:
+    """Find the images of every class, in the order of torchvision's `ImageFolder`, and name them from the root.
+
+    Hidden names are passed over at any depth (see `hidden`), and a folder or file that several links lead to is taken
+    once.
+
+    Raises:
+        DataError: no folder of classes, fewer than two of them, one without images, or a link that leads nowhere.
+    """
     joined, lengths, labels = bytearray(), array.array("q"), array.array("q")
     empty = []
     try:
-        classes, _ = find_classes(folder)
+        classes = _classes(folder)
+        # no link leads out of a class into what is another's, or the whole
+        walls = {_identity(above) for above in (folder.resolve(), *folder.resolve().parents)}
+        for name in classes:
+            if (own := _identity(folder / name)) in walls:
+                raise DataError(f"class folder {str(folder / name)!r} is a link to another class, or to what it is in")
+            walls.add(own)
         for label, name in enumerate(classes):
             before = len(labels)
-            for place, _, files in sorted(os.walk(folder / name, followlinks=True)):
+            for place, files in _walk(folder / name, set(walls)):
                 below = os.path.relpath(place, root)
-                for file in sorted(files):
-                    if file.lower().endswith(IMG_EXTENSIONS):
-                        encoded = os.fsencode(os.path.join(below, file))
-                        joined += encoded
-                        lengths.append(len(encoded))
-                        labels.append(label)
+                for file in files:
+                    encoded = os.fsencode(os.path.join(below, file))
+                    joined += encoded
+                    lengths.append(len(encoded))
+                    labels.append(label)
             if len(labels) == before:
                 empty.append(name)
         if empty:
@@ -316,7 +468,74 @@ def _list(folder: Path, root: Path) -> _Listing:
         raise DataError(f"{str(folder)!r} is not an image folder (one sub-folder of images a class): {cause}") from None
     if len(classes) < 2:
         raise DataError(f"{str(folder)!r} has one class ({classes[0]!r}): a classifier needs two or more")
-    return _Listing(tuple(classes), joined, _int64(lengths), _int64(labels))
+    return Listing(tuple(classes), joined, _int64(lengths), _int64(labels))
+
+
+def _classes(folder: Path) -> list[str]:
+    with os.scandir(folder) as entries:
+        shown = [entry for entry in entries if not hidden(entry.name)]
+    for entry in shown:
+        _check_link(entry)
+    classes = sorted(entry.name for entry in shown if entry.is_dir())
+    if not classes:
+        raise FileNotFoundError(f"Couldn't find any class folder in {folder}.")
+    return classes
+
+
+def _walk(start: Path, seen: set[tuple[int, int]]) -> list[tuple[str, list[str]]]:
+    """Return every folder from `start` down with its images' names; both sorted. None in `seen` is entered.
+
+    Links are followed last, so that what stands in the class is named by its own place.
+    """
+    found: list[tuple[str, list[str]]] = []
+    folders, links = [os.fspath(start)], list[str]()
+    inside, targets = os.path.join(os.path.realpath(start), ""), set[str]()
+    while folders or links:
+        place = folders.pop() if folders else links.pop()
+        if place != os.fspath(start):
+            if (about := _identity(place)) in seen:
+                continue
+            seen.add(about)
+        files = []
+        with os.scandir(place) as entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                if hidden(entry.name):
+                    continue
+                _check_link(entry)
+                if entry.is_dir():
+                    (links if entry.is_symlink() else folders).append(entry.path)
+                elif entry.name.lower().endswith(IMG_EXTENSIONS) and entry.is_file():
+                    if entry.is_symlink():
+                        target = os.path.realpath(entry.path)
+                        if target in targets or _listed(target, inside):
+                            continue
+                        targets.add(target)
+                    files.append(entry.name)
+        found.append((place, files))
+    return sorted(found)
+
+
+def _listed(target: str, inside: str) -> bool:
+    """Whether a file that a link leads to stands in the class itself, as an image that is listed."""
+    below = target.removeprefix(inside)
+    return (
+        below != target
+        and target.lower().endswith(IMG_EXTENSIONS)
+        and not any(hidden(part) for part in below.split(os.sep))
+    )
+
+
+def _check_link(entry: os.DirEntry[str]) -> None:
+    if entry.is_symlink() and not os.path.exists(entry.path):
+        name, suffix = entry.name.lower(), os.path.splitext(entry.name)[1]
+        if not suffix or name.endswith(IMG_EXTENSIONS):  # a class, a folder or an image
+            raise DataError(f"{entry.path!r} is a link to {os.readlink(entry.path)!r}, which does not exist")
+
+
+def _identity(path: str | Path) -> tuple[int, int]:
+    """Return what tells a folder from others, whatever link leads to it."""
+    about = os.stat(path)
+    return about.st_dev, about.st_ino
 
 
 def _int64(values: array.array[int]) -> Tensor:

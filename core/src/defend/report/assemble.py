@@ -17,10 +17,11 @@ from defend.build import Built
 from defend.checks import HARMLESS
 from defend.datasets.base import ImageDataset
 from defend.looks import curve_of, gradients_of
+from defend.report.provenance import describe
 from defend.rows import RowRecord, right, worst_case
 from defend.statistics import mcnemar, paired_interval, wilson
 from defend.threats import DEFENDED, DETECTOR_AWARE, RATES, UNDEFENDED, WHOLE
-from defend.values import Calibration, Check, Cost, DatasetInfo, Report, Row, RunConfig, WorstCase
+from defend.values import Calibration, Check, Cost, Report, Row, RunConfig, WorstCase
 
 
 @attrs.frozen(kw_only=True)
@@ -28,8 +29,8 @@ class Circumstances:
     """What a report says beside its records.
 
     `parameters` are those that the defence adds to the victim; `thresholds` the detector's by false-positive rate, set
-    on held-out clean images; `left_out` the threats that do not fit the defence, with the reason; `random` whether
-    the defence is.
+    on held-out clean images; `left_out` the threats that do not fit the defence, with the reason; `notes` what else a
+    reader should know; `random` whether the defence is.
     """
 
     dataset: ImageDataset
@@ -45,6 +46,7 @@ class Circumstances:
     calibration: Calibration | None = None
     checks: tuple[Check, ...] = ()
     left_out: Mapping[str, str] = attrs.field(factory=dict)
+    notes: tuple[str, ...] = ()
     partial: bool = False
     random: bool = False
 
@@ -69,7 +71,7 @@ def assemble(config: RunConfig, records: Sequence[RowRecord], known: Circumstanc
         device=_device_name(known.device),
         precision=dict(known.precision),
         seconds=known.seconds,
-        dataset=DatasetInfo(config.dataset, "test", max(row.n for row in rows), known.dataset.sha256("test")),
+        dataset=describe(config.dataset, known.dataset, max(row.n for row in rows), known.built),
         rows=rows,
         worst_case=_worst_case(counted, [row for row in rows if row.headline], screened=known.threshold is not None),
         detector=None if known.threshold is None else _detector(records, known),
@@ -78,6 +80,7 @@ def assemble(config: RunConfig, records: Sequence[RowRecord], known: Circumstanc
         weights=weights,
         partial=known.partial,
         left_out=dict(known.left_out),
+        notes=known.notes,
     )  # fmt: skip
 
 

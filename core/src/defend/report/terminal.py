@@ -43,6 +43,9 @@ def render(report: Report, console: Console) -> None:
     if config.finetune:
         lines.append(Text("transfer: made against the victim before tuning; oblivious: against the tuned one", "dim"))
     lines += [Text(f"{kind}: left out, {why}", "dim") for kind, why in report.left_out.items()]
+    if said := report.dataset.images.get("said"):
+        lines.append(Text(f"test images: {said}", "dim"))
+    lines += [Text(note, "yellow") for note in (*report.dataset.warnings, *report.notes)]
     if report.detector is not None:
         lines.append(Text(f"\n{_detector(report)}"))
     lines += _checks(report)

@@ -22,39 +22,38 @@ def build(config: TimmOptions, task: Task) -> NormalisedVictim:
         WeightsError: timm's pretrained weights could not be had.
     """
     arguments: dict[str, object] = {"in_chans": task.channels, "num_classes": task.classes}
+    model = config.model if config.pretrained else config.model.partition(".")[0]  # a tag is of weights alone
     if config.pretrained:
-        settings = timm.get_pretrained_cfg(config.model)
+        settings = timm.get_pretrained_cfg(model)
         if settings is None or task.classes != settings.num_classes:
             own = "no pretrained weights" if settings is None else f"{settings.num_classes} classes"
             raise ConfigError(
-                f"pretrained {config.model} has {own} and {task.dataset} has {task.classes}: leave pretrained off"
+                f"pretrained {model} has {own} and {task.dataset} has {task.classes}: leave pretrained off"
             )
         mean, std = (_for_channels(values, task.channels) for values in (settings.mean, settings.std))
         task = attrs.evolve(task, mean=mean, std=std)
         arguments["pretrained"] = True
-    default = timm.get_pretrained_cfg(config.model)
+    default = timm.get_pretrained_cfg(model)
     if default is not None and default.fixed_input_size:
         arguments["img_size"] = (task.height, task.width)
     stem = config.stem
     if stem == "auto" and (config.pretrained or task.height > small.LARGEST_SIDE):
         stem = "standard"  # a new stem would throw pretrained weights away
     if stem != "standard" and not config.pretrained:
-        arguments |= small.arguments(config.model)
+        arguments |= small.arguments(model)
     try:
-        network = timm.create_model(config.model, **arguments)  # type: ignore[arg-type]
+        network = timm.create_model(model, **arguments)  # type: ignore[arg-type]
     except Exception as error:
         if not config.pretrained:
-            raise ConfigError(
-                f"timm cannot build {config.model} for {task.height}x{task.width} images: {error}"
-            ) from error
-        raise WeightsError(f"timm's weights for {config.model} could not be downloaded: {_line(error)}") from error
-    side = 0 if stem == "standard" else small.reshape(network, config.model, stem, task.height, config.pretrained)
+            raise ConfigError(f"timm cannot build {model} for {task.height}x{task.width} images: {error}") from error
+        raise WeightsError(f"timm's weights for {model} could not be downloaded: {_line(error)}") from error
+    side = 0 if stem == "standard" else small.reshape(network, model, stem, task.height, config.pretrained)
     victim = NormalisedVictim.for_task(network, task, side)
     try:
         with torch.no_grad():
             victim.eval()(torch.zeros(1, task.channels, task.height, task.width))
     except Exception as error:  # a network that was built may still not take images of this size
-        raise ConfigError(f"{config.model} cannot take {task.height}x{task.width} images: {_line(error)}") from error
+        raise ConfigError(f"{model} cannot take {task.height}x{task.width} images: {_line(error)}") from error
     return victim.train()
 
 

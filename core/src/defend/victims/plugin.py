@@ -31,7 +31,8 @@ class TimmOptions:
         architecture=True,
     )
     pretrained: bool = option(
-        False, help="timm's own ImageNet weights (downloaded); needs 1,000 classes in timm's order"
+        False,
+        help="timm's own ImageNet weights (downloaded), those of the name's tag; needs 1,000 classes in timm's order",
     )
 
 
@@ -80,6 +81,7 @@ def defend_victims() -> Sequence[StageSpec]:
             },
             weights="defend.victims.weights",
             members="defend.victims.plugin:timm_models",
+            tags="defend.victims.plugin:timm_tags",
         )
     ]
 
@@ -91,9 +93,26 @@ def timm_models() -> tuple[str, ...]:
     Raises:
         PluginError: timm is not installed.
     """
+    marked = re.compile(r"^@register_model\s+def (\w+)\(", re.MULTILINE)
+    return tuple(sorted({name for source in _sources() for name in marked.findall(source)}))
+
+
+@functools.cache
+def timm_tags() -> tuple[str, ...]:
+    """Return the names of timm's published weights, MODEL.TAG, read from its files as they stand there.
+
+    Raises:
+        PluginError: timm is not installed.
+    """
+    known = set(timm_models())
+    keyed = re.compile(r"""^\s*['"]((\w+)\.\w+)['"]\s*:""", re.MULTILINE)
+    return tuple(sorted({whole for source in _sources() for whole, model in keyed.findall(source) if model in known}))
+
+
+@functools.cache
+def _sources() -> tuple[str, ...]:
     found = importlib.util.find_spec("timm")
     if found is None or found.origin is None:
         raise PluginError("timm is not installed: pip install timm")
-    marked = re.compile(r"^@register_model\s+def (\w+)\(", re.MULTILINE)
     files = sorted((Path(found.origin).parent / "models").glob("*.py"))
-    return tuple(sorted({name for file in files for name in marked.findall(file.read_text(encoding="utf-8"))}))
+    return tuple(file.read_text(encoding="utf-8") for file in files)

@@ -1,0 +1,99 @@
+"""Whether what is evaluated classifies at all: of a victim at chance on clean images no attack can say anything."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from defend.checks.common import TAIL, Case, Findings, beyond, chance_of_at_most, percent, right, same_answers, share
+from defend.rows import RowRecord
+from defend.statistics import wilson
+from defend.threats import DEFENDED, UNDEFENDED
+
+MARGIN = 0.05  # what a clean accuracy may lack of the one in the card before chance is asked
+CAUSES = (
+    "normalisation that the victim needs and does not do itself, classes in another order than the data set's, images "
+    "of another size than it was trained on, or weights for something else"
+)
+TITLES = {UNDEFENDED: "the bare victim", DEFENDED: "the defence"}
+REJECTED = -1
+
+
+def outputs(case: Case, found: Findings) -> None:
+    """Check 12: victim and defence answer for as many classes as the data set has."""
+    subject = case.subject
+    if subject is None:
+        return
+    for name, defence in ((UNDEFENDED, subject.undefended), (DEFENDED, subject.defence)):
+        with torch.no_grad():
+            said = defence.victim(subject.images[:1])
+        said = getattr(said, "logits", said)
+        if isinstance(said, Tensor) and said.ndim == 2 and said.shape[1] != subject.classes:
+            found.add(
+                "fail",
+                f"{TITLES[name]} answers for {said.shape[1]} classes, and the data set has {subject.classes}: classes "
+                "that are missing, or that shift the others",
+            )
+            return
+
+
+def above_chance(case: Case, found: Findings) -> None:
+    """Check 12: clean accuracy is above chance, which is what answers that know nothing of the images would reach.
+
+    That is the agreement of labels and answers that only share how often each class occurs, as in Cohen's kappa (1960):
+    1/K with K even classes, and for an answer that is always the same the share of its class. Few images prove little:
+    what they leave open is a warning, and only what they rule out fails.
+    """
+    if case.clean is None:
+        found.add("skip", "no clean row")
+        return
+    for arm in (UNDEFENDED,) if same_answers(case.clean) else TITLES:
+        good = right(case.clean, arm)
+        n, held = len(good), sum(good.values())
+        chance = _chance(case.clean, arm)
+        low, high = wilson(held, n)
+        found.numbers[arm] = {"accuracy": held / n, "ci95": [low, high], "n": n, "chance": chance}
+        said = f"{TITLES[arm]} is right on {percent(held / n)} of {n} clean images, where chance is {percent(chance)}"
+        if low > chance or (0 < chance < 1 and beyond(good, chance)):
+            found.add("pass", said)
+        elif high < (1 + chance) / 2:
+            found.add("fail", f"{said}: this is no evaluation. Usual causes: {_causes(case, arm)}")
+        else:
+            found.add("warn", f"{said}: too few images to tell them apart, take more (--limit)")
+
+
+def as_promised(case: Case, found: Findings) -> None:
+    """Check 12: clean accuracy is not plainly below what the victim's weights' card gives for its own test images."""
+    promise = None if case.subject is None else case.subject.promise
+    if case.clean is None or promise is None:
+        return
+    good = right(case.clean, UNDEFENDED)
+    n, held, least = len(good), sum(good.values()), promise.accuracy - MARGIN
+    found.numbers["promised"] = promise.accuracy
+    said = f"the bare victim is right on {percent(share(good))} of {n} clean images, its weights' card says "
+    said += percent(promise.accuracy)
+    if not (0 < least < 1 and held / n < least and chance_of_at_most(held, n, least) < TAIL):
+        found.add("pass", said)
+    elif promise.same_data:
+        found.add("fail", f"{said}. Usual causes: {CAUSES}")
+    else:
+        found.add("warn", f"{said}, which is of other images. Usual causes: that, {CAUSES}")
+
+
+def _causes(case: Case, arm: str) -> str:
+    assert case.clean is not None
+    bare, chance = right(case.clean, UNDEFENDED), _chance(case.clean, UNDEFENDED)
+    if arm == DEFENDED and 0 < chance < 1 and beyond(bare, chance):
+        return "a purifier that destroys what the victim needs, or a detector that rejects clean images"
+    return CAUSES
+
+
+def _chance(clean: RowRecord, arm: str) -> float:
+    """Return how often an arm's answers would be right by chance, given how often it gives each."""
+    said = clean.arms[arm]
+    answers = said.predicted.where(said.accepted, torch.full_like(said.predicted, REJECTED))
+    n = len(clean.labels)
+    return sum(
+        float((clean.labels == label).sum()) * float((answers == label).sum()) / n**2
+        for label in clean.labels.unique().tolist()
+    )
