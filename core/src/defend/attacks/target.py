@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from defend.boundary import answering
 from defend.randomness import keyed
 
 CPU_BATCH = 64  # images at once: a resnet18 on 32x32 takes 1.27 times as long for each of 256
@@ -63,7 +64,8 @@ class Target:
     """A model under attack.
 
     Args:
-        module: images in [0,1] to logits; a victim, or a whole `Defence`.
+        module: images in [0,1] to logits; a victim, or a whole `Defence`. What is no `Defence` stands behind
+            `defend.boundary.Answering`, which unwraps and checks its answers.
         seed: of the attacker's own draws, which are never the defender's.
         draws: passes that gradient and logits are averaged over where the module is random
             (expectation over transformation, Athalye et al. 2018), packed into one batch.
@@ -77,10 +79,12 @@ class Target:
         queries: int64 [B], how often each image of the last batch was shown to the model, in the batch's order,
             from an attack that counts; else None. `defend.attacks.host.craft` resets it.
         overshoot: [B], how far beyond budget or box the last result was before `craft` clipped it; None at first.
+        classes: how many the module tells apart, once `craft` has seen an answer.
     """
 
     queries: Tensor | None = None
     overshoot: Tensor | None = None
+    classes: int | None = None
 
     def __init__(
         self,
@@ -92,7 +96,7 @@ class Target:
         compact_every: int | None = None,
         threshold: float | None = None,
     ) -> None:
-        self.module, self.seed, self.precision, self.threshold = module, seed, precision, threshold
+        self.module, self.seed, self.precision, self.threshold = answering(module), seed, precision, threshold
         self.random = bool(getattr(module, "random", False))
         self.draws = draws if self.random else 1
         self.compact_every = compact_every

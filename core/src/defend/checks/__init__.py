@@ -21,6 +21,7 @@ errors, by the exact test (McNemar's where images are paired), so that a handful
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 
 import torch
@@ -29,6 +30,7 @@ from defend.checks import climbs, probes, records
 from defend.checks.common import Case, Findings, Level, NoGradientError, Subject, plain
 from defend.checks.records import HARMLESS, LEAK, label_leak
 from defend.errors import DefendError
+from defend.held import as_before
 from defend.rows import RowRecord
 from defend.values import Check
 
@@ -61,7 +63,8 @@ def check_run(
     """Return all checks of a run in order, numbered from 1; one that cannot judge says "skip" and why.
 
     Nothing that a defence does in them ends the run: what it raises is the check's outcome. Torch's global random
-    generators are as before afterwards, and the outcome does not depend on them.
+    generators are as before afterwards, and the outcome does not depend on them; so are the defence's modes, buffers
+    and gradients' flags after each part of a check.
 
     Args:
         records: finished rows, with the arms "undefended" and "defended".
@@ -86,8 +89,12 @@ def check_run(
 
 def _guarded(part: Part, case: Case, found: Findings) -> None:
     """Run one part; what it raises becomes its finding."""
+    asked = () if case.subject is None else (case.subject.defence, case.subject.undefended)
     try:
-        part(case, found)
+        with contextlib.ExitStack() as stack:
+            for defence in asked:
+                stack.enter_context(as_before(defence, "a check"))
+            part(case, found)
     except DefendError as error:  # a stage broke its contract
         found.add("fail", str(error))
     except Exception as error:
