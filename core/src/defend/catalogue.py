@@ -38,7 +38,7 @@ def descriptions(registry: Registry, name: str) -> list[dict[str, Any]]:
     Raises:
         UnknownNameError: none does; the nearest is offered.
     """
-    entries = [entry for entry in registry.all_entries() if entry.spec.name == name or _member(entry, name)]
+    entries = [entry for entry in registry.all_entries() if entry.spec.name == name or _member(registry, entry, name)]
     if not entries:
         broken = "".join(f"; note: {failure.plugin} failed to load: {failure.cause}" for failure in registry.failures)
         raise UnknownNameError("stage", name, {entry.spec.name for entry in registry.all_entries()}, broken)
@@ -164,5 +164,5 @@ def _filed_as(card: Card) -> str:
     return f"{card.config['victim']} behind {card.config['purifier'] or 'no purifier'}"
 
 
-def _member(entry: Entry, name: str) -> bool:
-    return entry.spec.members is not None and name in entry.spec.names()
+def _member(registry: Registry, entry: Entry, name: str) -> bool:
+    return entry.spec.members is not None and name in registry.names_of(entry)

@@ -24,7 +24,7 @@ from defend.options import describe
 from defend.plan import attacks_of, counter_attacks, plan
 from defend.plugins import Registry, registry
 from defend.precision import REDUCED, Crafting, choose
-from defend.processes import join
+from defend.processes import Processes, join
 from defend.report import folder as run_folder
 from defend.report.assemble import Circumstances, assemble
 from defend.rows import PlannedRow, RowRecord, restrict
@@ -176,7 +176,16 @@ def run_arms(
         outcomes.append(done)
     if journal is not None and not partial:
         journal.finish()
-    return outcomes
+    return _agreed(outcomes, processes)
+
+
+def _agreed(outcomes: list[Outcome], processes: Processes) -> list[Outcome]:
+    """Give every process what process 0 found: its checks alone queried the defence, so its verdict is the run's."""
+    said = processes.tell([(each.report.partial, each.report.checks) for each in outcomes])
+    return [
+        attrs.evolve(each, report=attrs.evolve(each.report, partial=partial, checks=checks))
+        for each, (partial, checks) in zip(outcomes, said, strict=True)
+    ]
 
 
 def _crafting(
