@@ -153,7 +153,7 @@ def _known_weights(registry: Registry, entry: Entry, name: str | None) -> Iterat
     for stage in (entry.stage, entry.spec.weights_of):
         if stage is not None:
             for found in available(stage, name, registry.packages(entry)):
-                if name is not None or entry.stage == "finetuner" or _member(entry, found.card.name):
+                if name is not None or entry.stage == "finetuner" or _member(registry, entry, found.card.name):
                     yield found
 
 

@@ -21,7 +21,7 @@ from defend.errors import ConfigError, ProcessLostError
 from defend.evaluate import Evaluator, Settings
 from defend.journal import Journal
 from defend.options import describe
-from defend.plan import attacks_of, counter_attacks, plan
+from defend.plan import attacks_of, counter_attacks, plan, undone
 from defend.plugins import Registry, registry
 from defend.precision import REDUCED, Crafting, choose
 from defend.processes import Processes, join
@@ -115,7 +115,7 @@ def run_arms(
     def outcome(defence: Arms, subject: Subject | None = None) -> Outcome:
         names = defence.names.names
         own = [restrict(record, names) for record in records if names[DEFENDED] in record.arms]
-        wanted = sum(names[DEFENDED] in planned.judges for planned in plans)
+        own_plans = [planned for planned in plans if names[DEFENDED] in planned.judges]
         detector: Any = defence.arms[names[DEFENDED]].detector
         checks = _checked(defence.names.config, own, subject, watcher)  # first, as they count in the run's seconds
         known = Circumstances(
@@ -132,8 +132,8 @@ def run_arms(
             thresholds=defence.thresholds,
             calibration=defence.calibration,
             checks=checks,
-            left_out=defence.left_out,
-            partial=partial or len(own) < wanted,
+            left_out={**defence.left_out, **undone(defence.names.config, own_plans, plugins)},
+            partial=partial or len(own) < len(own_plans),
         )  # fmt: skip
         return Outcome(assemble(defence.names.config, own, known), own)
 

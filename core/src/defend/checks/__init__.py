@@ -13,6 +13,7 @@
 | 9   | undefended victim  | rows, or a PGD of its own         |                                                     |
 | 10  | loss surface       |                                   | a slice of 15 by 15 points                          |
 | 11  | detector           | rows, and the score's gradient    |                                                     |
+| 13  | batch              | a few images alone, and together  |                                                     |
 
 1, 2, 4 and 9 follow Carlini et al. 2019 (arXiv:1902.06705), whose authors warn that a checklist is neither necessary
 nor sufficient. A difference counts where chance explains it less often than a normal deviate beyond two standard
@@ -26,7 +27,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from defend.checks import climbs, probes, records
+from defend.checks import batch, climbs, probes, records
 from defend.checks.common import Case, Findings, Level, NoGradientError, Subject, plain
 from defend.checks.records import HARMLESS, LEAK, label_leak
 from defend.errors import DefendError
@@ -50,6 +51,7 @@ CHECKS: tuple[tuple[str, tuple[Part, ...]], ...] = (
     ("undefended victim", (records.undefended, climbs.undefended, records.rules, records.normalisation)),
     ("loss surface", (probes.surface,)),
     ("detector", (records.separation, probes.detector_gradient)),
+    ("batch", (batch.batch,)),
 )
 """Names and parts of the checks, in the order of their numbers."""
 
