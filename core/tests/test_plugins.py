@@ -139,17 +139,72 @@ def test_an_unknown_name_mentions_the_plugins_that_failed(site):
         site.registry().find("purifier", "blur")
 
 
-def test_two_plugins_with_one_name_in_one_stage_are_both_named(site):
-    site.install("first-blur", hook("defend_purifiers()", f"return [{spec('blur')}]"))
-    site.install("second-blur", hook("defend_purifiers()", f"return [{spec('blur')}]"))
+def test_two_plugins_with_one_name_in_one_stage_are_both_named_and_the_rest_works(site):
+    site.install("first-blur", hook("defend_purifiers()", f"return [{spec('blur')}, {spec('sharp')}]"))
+    site.install("second-blur", hook("defend_purifiers()", f"return [{spec('blur')}, {spec('soft')}]"))
+    registry = site.registry()
     with pytest.raises(PluginError, match="purifier 'blur' is offered by both first-blur and second-blur"):
-        site.registry()
+        registry.find("purifier", "blur")
+    assert registry.find("purifier", "sharp").entry.origin == "first-blur"
+    assert registry.find("purifier", "soft").entry.origin == "second-blur"
+    assert "offered by both" in registry.failures[0].cause  # `defend list` says so
+
+
+def test_a_plugin_that_offers_a_name_twice_is_told(site):
+    site.install("twice", hook("defend_purifiers()", f"return [{spec('blur')}, {spec('blur')}]"))
+    with pytest.raises(PluginError, match="purifier 'blur' is offered by twice twice"):
+        site.registry().find("purifier", "blur")
 
 
 def test_a_plugin_cannot_replace_what_core_offers(site):
     site.install("my-pgd", hook("defend_attacks()", f"return [{spec('pgd')}]"))
     with pytest.raises(PluginError, match="attack 'pgd' is offered by both defend-core and my-pgd"):
-        site.registry()
+        site.registry().find("attack", "pgd")
+    assert site.registry().find("attack", "fgsm").entry.origin == "defend-core"
+
+
+def test_a_plugin_cannot_take_the_name_of_a_familys_member(site):
+    site.install("my-net", hook("defend_victims()", f"return [{spec('resnet18')}]"))
+    registry = site.registry()
+    with pytest.raises(PluginError, match=r"'resnet18' is offered by both my-net and .*timm.*timm:resnet18"):
+        registry.find("victim", "resnet18")
+    assert registry.find("victim", "timm:resnet18").spec.name == "timm"
+    assert registry.find("victim", "resnet34").spec.name == "timm"
+
+
+def family(name, members):
+    made = f"StageSpec(name={name!r}, summary='', build='a:b', members='{name}_members:names', member_option='model')"
+    return hook("defend_victims()", f"return [{made}]"), f"def names():\n    {members}\n"
+
+
+def test_two_families_with_one_member_are_both_named_and_one_that_fails_is_noted(site):
+    for name, members in (("one", "return ('odd', 'even')"), ("two", "return ('odd',)"), ("bad", "raise OSError('x')")):
+        plugin, module = family(name, members)
+        site.install(f"family-{name}", plugin)
+        (site.path / f"{name}_members.py").write_text(module)
+    registry = site.registry()
+    with pytest.raises(PluginError, match=r"'odd' is offered by both family-one \(family one\) and family-two"):
+        registry.find("victim", "odd")
+    assert registry.find("victim", "even").spec.name == "one"
+    assert registry.find("victim", "two:odd").spec.name == "two"
+    with pytest.raises(UnknownNameError, match="note: family-bad failed to load: the members of bad: OSError: x"):
+        registry.find("victim", "oddd")
+
+
+@pytest.mark.parametrize(
+    ("threats", "cause"),
+    [
+        ("('oblivous',)", "attack bt: unknown threat 'oblivous': did you mean 'oblivious'"),
+        ("('oblivious', 'adaptiv')", "attack bt: unknown threat 'adaptiv'"),
+        ("'oblivious'", "is one text, expected a tuple"),
+    ],
+)
+def test_an_attack_for_a_threat_that_there_is_none_of_is_told(site, threats, cause):
+    made = f"StageSpec(name='bt', summary='', build='a:b', threats={threats})"
+    site.install("my-attack", hook("defend_attacks()", f"return [{made}]"))
+    with pytest.raises(UnknownNameError, match="unknown attack 'bt'") as caught:
+        site.registry().find("attack", "bt")
+    assert cause in str(caught.value)
 
 
 def test_one_name_in_two_stages_is_no_conflict(site):

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from defend.boundary import name_of, own, pixels_of
 from defend.errors import ContractError
 from defend.threats import IDENTITY
 
@@ -33,7 +34,7 @@ class BackwardThrough(nn.Module):
     def __init__(self, purifier: nn.Module, surrogate: nn.Module | None) -> None:
         super().__init__()
         self.purifier, self.surrogate = purifier, surrogate
-        self.stage_name = getattr(purifier, "stage_name", type(purifier).__name__)
+        self.stage_name = name_of(purifier)
 
     @property
     def random(self) -> bool:
@@ -43,8 +44,10 @@ class BackwardThrough(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return what the purifier returns, [B,C,H,W]."""
         with torch.no_grad():
-            exact = self.purifier(images)
-        approximation = images if self.surrogate is None else self.surrogate(images)
+            exact = pixels_of(self.purifier(own(images, self.purifier)), images, self.purifier)
+        approximation = images
+        if self.surrogate is not None:
+            approximation = pixels_of(self.surrogate(own(images, self.surrogate)), images, self.surrogate, "surrogate")
         replaced: Tensor = _Replaced.apply(approximation, exact)
         return replaced
 
@@ -56,11 +59,22 @@ def surrogates_of(purifier: nn.Module) -> Mapping[str, nn.Module | None]:
     with fewer steps.
 
     Raises:
-        ContractError: it offers something that is no module.
+        ContractError: it offers something that is no module, or one under the identity's own name.
     """
     offered: Any = getattr(purifier, "surrogates", None)
-    own = dict(offered()) if callable(offered) else {}
-    for name, surrogate in own.items():
+    given = offered() if callable(offered) else {}
+    if not isinstance(given, Mapping):
+        raise ContractError(
+            f"purifier {name_of(purifier)}: surrogates() returned {type(given).__name__}, expected a dict of modules"
+        )
+    for name, surrogate in given.items():
+        if not isinstance(name, str) or not name or name == IDENTITY:
+            raise ContractError(
+                f"purifier {name_of(purifier)} offers a surrogate called {name!r}: expected a name of its own, other "
+                f"than {IDENTITY!r}, which stands for no surrogate at all"
+            )
         if not isinstance(surrogate, nn.Module):
-            raise ContractError(f"surrogate {name!r} is {type(surrogate).__name__}, expected an nn.Module")
-    return {IDENTITY: None, **own}
+            raise ContractError(
+                f"purifier {name_of(purifier)}: surrogate {name!r} is {type(surrogate).__name__}, expected an nn.Module"
+            )
+    return {IDENTITY: None, **given}

@@ -38,7 +38,7 @@ def descriptions(registry: Registry, name: str) -> list[dict[str, Any]]:
     Raises:
         UnknownNameError: none does; the nearest is offered.
     """
-    entries = [entry for entry in registry.all_entries() if entry.spec.name == name or _member(entry, name)]
+    entries = [entry for entry in registry.all_entries() if entry.spec.name == name or _member(registry, entry, name)]
     if not entries:
         broken = "".join(f"; note: {failure.plugin} failed to load: {failure.cause}" for failure in registry.failures)
         choices = {entry.spec.name for entry in registry.all_entries()}
@@ -167,7 +167,7 @@ def _known_weights(registry: Registry, entry: Entry, name: str | None) -> Iterat
     for stage in (entry.stage, entry.spec.weights_of):
         if stage is not None:
             for found in available(stage, name, registry.packages(entry)):
-                if name is not None or entry.stage == "finetuner" or _member(entry, found.card.name):
+                if name is not None or entry.stage == "finetuner" or _member(registry, entry, found.card.name):
                     yield found
 
 
@@ -178,5 +178,8 @@ def _filed_as(card: Card) -> str:
     return f"{card.config['victim']} behind {card.config['purifier'] or 'no purifier'}"
 
 
-def _member(entry: Entry, name: str) -> bool:
-    return entry.spec.members is not None and bool(entry.spec.split_tag(name)[0])
+def _member(registry: Registry, entry: Entry, name: str) -> bool:
+    if entry.spec.members is None:
+        return False
+    tagged = entry.spec.tags is not None and bool(entry.spec.split_tag(name)[1])
+    return name in registry.names_of(entry) or tagged

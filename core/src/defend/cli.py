@@ -15,9 +15,11 @@ import click
 
 from defend import __version__
 from defend.errors import ConfigError, DefendError, ProcessLostError
+from defend.launch import place
 from defend.progress import counting, open_console, run_watcher, training_progress, waiting
 
 if TYPE_CHECKING:
+    from defend.runner import Outcome
     from defend.values import RunConfig
 
 EXIT_WRONG_INPUT, EXIT_INTERNAL, EXIT_INTERRUPTED, EXIT_GATE = 2, 1, 130, 3
@@ -237,12 +239,11 @@ def run_command(
 
 def _run(configs: list[RunConfig], *, as_json: bool, quiet: bool, gate: bool = False, resume: bool = False) -> int:
     """Run configs, one an arm, each with a run folder; print what is left and return the exit code."""
-    first = os.environ.get("RANK", "0") == "0"  # of several processes, one speaks
+    first = place()[0] == 0  # of several processes, one speaks
 
     console = open_console(stderr=True)
     with waiting(console, quiet or not first):
-        from defend.report.document import to_json
-        from defend.report.terminal import render
+        from defend.report import document, terminal  # noqa: F401 - slow, so while something is shown
         from defend.runner import run_arms
         from defend.watcher import Watcher
     watcher = run_watcher(console, quiet) if first else Watcher()
@@ -254,8 +255,26 @@ def _run(configs: list[RunConfig], *, as_json: bool, quiet: bool, gate: bool = F
         raise
     finally:
         watcher.end()
-    if not first:
-        return 0
+    if first:
+        _print(configs, outcomes, as_json)
+    if any(each.report.partial for each in outcomes):
+        if first:
+            click.echo(f"interrupted: defend run --resume {configs[0].out} goes on where it stopped", err=True)
+        return EXIT_INTERRUPTED
+    failed = [check for each in outcomes for check in each.report.failed]
+    if gate and failed:
+        names = ", ".join(f"{check.number} {check.name}" for check in failed)
+        if first:
+            console.print(f"gate: {len(failed)} failed ({names})", highlight=False, style="red")
+        return EXIT_GATE  # of every process, whatever the launcher makes of them
+    return 0
+
+
+def _print(configs: list[RunConfig], outcomes: list[Outcome], as_json: bool) -> None:
+    """Print what is left, and where it was written."""
+    from defend.report.document import to_json
+    from defend.report.terminal import render
+
     out = open_console()
     folders = [str(config.out) for config in configs]
     if len(configs) > 1:
@@ -277,15 +296,6 @@ def _run(configs: list[RunConfig], *, as_json: bool, quiet: bool, gate: bool = F
         render(outcomes[0].report, out)
         out.print(f"Written to {folders[0]}: report.json, records.csv, pictures, config.toml", highlight=False)
         out.print(f"A page to share: defend report {folders[0]}", highlight=False)
-    if any(each.report.partial for each in outcomes):
-        click.echo(f"interrupted: defend run --resume {folders[0]} goes on where it stopped", err=True)
-        return EXIT_INTERRUPTED
-    failed = [check for each in outcomes for check in each.report.failed]
-    if gate and failed:
-        names = ", ".join(f"{check.number} {check.name}" for check in failed)
-        console.print(f"gate: {len(failed)} failed ({names})", highlight=False, style="red")
-        return EXIT_GATE
-    return 0
 
 
 def _asked(settings: tuple[str, ...], file: Path | None, values: dict[str, Any]) -> list[RunConfig]:
@@ -453,7 +463,7 @@ def train_command(
     except KeyboardInterrupt:
         click.echo("interrupted: the same command goes on from the last checkpoint", err=True)
         return EXIT_INTERRUPTED
-    if int(os.environ.get("RANK", "0")) != 0:
+    if place()[0] != 0:
         return 0
     if as_json:
         click.echo(json.dumps({"path": str(path), "card": attrs.asdict(card)}, indent=1))
@@ -556,6 +566,8 @@ def reproduce_command(
     from defend.tables import choose_tables
 
     every = registry().tables
+    for name in names:
+        registry().refuse_claimed("table", name)
     if listing or not names:
         if names:
             raise ConfigError(f"--list lists every table: leave out {names[0]!r}")

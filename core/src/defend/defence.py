@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import attrs
 import torch
 from torch import Tensor, nn
 
+from defend.boundary import (
+    as_images,
+    checked_pixels,
+    checked_scores,
+    logits_of,
+    name_of,
+    own,
+    pixels_of,
+    scores_of,
+    threshold_of,
+)
 from defend.errors import ContractError
+from defend.held import evaluating
 from defend.values import Verdict
-
-TOLERANCE = 1e-5  # rounding that a purifier may leave outside [0,1]; it is clipped
 
 
 @attrs.frozen
@@ -30,7 +39,7 @@ class PurifierSequence(nn.Module):
     def __init__(self, purifiers: Sequence[nn.Module]) -> None:
         super().__init__()
         self.purifiers = nn.ModuleList(purifiers)
-        self.stage_name = ",".join(_name(purifier) for purifier in purifiers)
+        self.stage_name = ",".join(name_of(purifier) for purifier in purifiers)
 
     @property
     def random(self) -> bool:
@@ -48,18 +57,25 @@ class Defence(nn.Module):
     """A victim behind an optional purifier and detector.
 
     Args:
-        victim: images [B,C,H,W] in [0,1] to logits [B,classes]; normalisation inside.
+        victim: images [B,C,H,W] in [0,1] to logits [B,classes]; normalisation inside. What answers with an object
+            that has `logits`, a dict that holds "logits" or a tuple that begins with them is unwrapped.
         purifier: images to images of the same shape and range, or None.
         detector: (images, purified) to scores [B], with a `threshold`, or None.
 
-    `defence(images)` returns logits and is differentiable end to end. The module starts in eval mode.
+    `defence(images)` returns logits and is differentiable end to end. The given modules themselves are part of it: it
+    puts them into eval mode, and they stay there. Every stage works on copies, so that one that writes into what it
+    is handed changes nothing of the caller's or of another stage.
+
+    Raises:
+        ContractError: the detector's `beside()` returned no module.
     """
+
+    bounded = True  # keeps to `defend.boundary` by itself
 
     def __init__(self, victim: nn.Module, purifier: nn.Module | None = None, detector: nn.Module | None = None) -> None:
         super().__init__()
-        beside = getattr(detector, "beside", None)
         self.victim, self.purifier = victim, purifier
-        self.detector: nn.Module | None = beside(purifier) if callable(beside) else detector
+        self.detector: nn.Module | None = detector if detector is None else _beside(detector, purifier)
         self.eval()
 
     @property
@@ -71,86 +87,95 @@ class Defence(nn.Module):
         """Return what the victim will see, [B,C,H,W]; the images themselves without a purifier.
 
         Raises:
-            ContractError: the purifier changed the shape.
+            ContractError: the purifier returned no tensor of floats of the images' shape.
         """
         if self.purifier is None:
             return images
         return _purified(self.purifier, images)
 
+    def classify(self, purified: Tensor) -> Tensor:
+        """Return the victim's logits [B,classes] of what it is shown, [B,C,H,W].
+
+        Raises:
+            ContractError: it answered with something else, see `defend.boundary.logits_of`.
+        """
+        return logits_of(self.victim(own(purified, self.victim)), purified, self.victim)
+
+    def rate(self, images: Tensor, purified: Tensor) -> Tensor:
+        """Return the detector's scores [B] of images and what was made of them, [B,C,H,W]; zeros without one.
+
+        Raises:
+            ContractError: it returned something else than floats [B].
+        """
+        if self.detector is None:
+            return images.new_zeros(len(images))
+        return scores_of(self.detector(own(images, self.detector), own(purified, self.detector)), images, self.detector)
+
     def forward(self, images: Tensor) -> Tensor:
         """Return logits [B,classes] of images [B,C,H,W] in [0,1]; rejection is `judge`'s business."""
-        logits: Tensor = self.victim(self.purify(images))
-        return logits
+        return self.classify(self.purify(images))
 
     def answer(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits [B,classes] and the detector's scores [B] (zeros without one), both differentiable."""
         purified = self.purify(images)
-        score = images.new_zeros(len(images)) if self.detector is None else self.detector(images, purified)
-        return self.victim(purified), score
+        score = self.rate(images, purified)
+        return self.classify(purified), score
 
     @torch.no_grad()
     def screen(self, images: Tensor) -> Screening:
-        """Purify and score, without gradients: all that comes before the victim.
+        """Purify and score, without gradients and in eval mode: all that comes before the victim.
 
         Raises:
+            DataError: the images are no floats [B,C,H,W], not finite or not in [0,1].
             ContractError: the purifier returned another shape, numbers that are not finite, or values
                 outside [0,1]; or the detector something else than one finite score an image.
         """
-        images = images.detach()
-        purified = check_purified(self.purify(images), self.purifier)
-        if self.detector is None:
-            score = torch.zeros(len(images), device=images.device)
-            return Screening(purified, score, torch.ones(len(images), dtype=torch.bool, device=images.device))
-        score = self.detector(images, purified)
-        if score.shape != (len(images),) or not torch.isfinite(score).all():
-            raise ContractError(
-                f"detector {_name(self.detector)} must return one finite score an image, [{len(images)}]; "
-                f"it returned {list(score.shape)}"
-            )
-        threshold: Any = self.detector.threshold
-        return Screening(purified, score, score < threshold)
+        images = as_images(images).detach()
+        with evaluating(self):
+            purified = self.purify(images)
+            if self.purifier is not None:
+                purified = checked_pixels(purified, self.purifier)
+            if self.detector is None:
+                score = torch.zeros(len(images), device=images.device)
+                return Screening(purified, score, torch.ones(len(images), dtype=torch.bool, device=images.device))
+            score = checked_scores(self.rate(images, purified), self.detector)
+            return Screening(purified, score, score < threshold_of(self.detector).to(score.device))
 
     @torch.no_grad()
     def judge(self, images: Tensor, screening: Screening | None = None) -> Verdict:
-        """Return the defence's full answer, without gradients.
+        """Return the defence's full answer, without gradients and in eval mode.
 
         `screening` is what `screen` returned for these images, where another defence with the same purifier
         and detector has already been asked.
 
         Raises:
-            ContractError: as `screen`; or the victim's logits are not finite.
+            DataError, ContractError: as `screen`; or the victim's logits are none, or not finite.
         """
         seen = screening or self.screen(images)
-        logits = self.victim(seen.purified).float()
-        if not torch.isfinite(logits).all():
-            raise ContractError(f"victim {_name(self.victim)} returned logits that are not finite")
+        with evaluating(self):
+            logits = self.classify(seen.purified).float()
+        bad = int((~torch.isfinite(logits)).flatten(1).any(1).sum())
+        if bad:
+            raise ContractError(
+                f"victim {name_of(self.victim)} returned logits that are not finite for {bad} of {len(logits)} images"
+            )
         probability, labels = logits.softmax(1).max(1)
         return Verdict(labels, probability, seen.accepted, seen.score, seen.purified, logits)
 
 
 def _purified(purifier: nn.Module, images: Tensor) -> Tensor:
-    purified: Tensor = purifier(images)
-    if not isinstance(purified, Tensor) or purified.shape != images.shape:
-        got = list(purified.shape) if isinstance(purified, Tensor) else type(purified).__name__
-        raise ContractError(f"purifier {_name(purifier)} returned {got}, expected shape {list(images.shape)}")
-    return purified
+    return pixels_of(purifier(own(images, purifier)), images, purifier)
 
 
-def check_purified(purified: Tensor, purifier: nn.Module | None) -> Tensor:
-    """Hold a purifier's output to its contract: finite, within [0,1]; rounding outside is clipped."""
-    if purifier is None or purified.numel() == 0:
-        return purified
-    low, high = torch.aminmax(purified)
-    if not (torch.isfinite(low) and torch.isfinite(high)):
-        raise ContractError(f"purifier {_name(purifier)} returned numbers that are not finite (NaN or infinite)")
-    if low < -TOLERANCE or high > 1 + TOLERANCE:
+def _beside(detector: nn.Module, purifier: nn.Module | None) -> nn.Module:
+    """Return what a detector wants to be used behind a purifier: what its `beside()` returns, or itself."""
+    beside = getattr(detector, "beside", None)
+    if not callable(beside):
+        return detector
+    chosen = beside(purifier)
+    if not isinstance(chosen, nn.Module):
         raise ContractError(
-            f"purifier {_name(purifier)} returned values from {float(low):.6g} to {float(high):.6g}, expected [0,1]: "
-            "clamp its output"
+            f"detector {name_of(detector)}: beside() returned {type(chosen).__name__}, expected the module to use "
+            "behind the purifier: return self where there is nothing lighter"
         )
-    return purified.clamp(0, 1)
-
-
-def _name(module: nn.Module) -> str:
-    """The stage's name, which the builder leaves on the module, or the class's."""
-    return str(getattr(module, "stage_name", type(module).__name__))
+    return chosen

@@ -16,9 +16,12 @@ import torch
 from torch import Tensor
 
 from defend.attacks.target import Target
+from defend.boundary import name_of
 from defend.crafting import Crafted, Crafter
 from defend.datasets.base import Batch, ImageDataset
 from defend.defence import Defence, Screening
+from defend.errors import ContractError
+from defend.held import as_before
 from defend.journal import Journal
 from defend.processes import Processes
 from defend.randomness import keyed
@@ -74,6 +77,7 @@ class Evaluator:
         self._arms, self._dataset, self._settings = arms, dataset, settings
         self._processes, self._journal = processes or Processes(), journal
         self.batch_size = settings.batch_size
+        self._classes = dataset.task().classes
         self._crafter = Crafter(
             arms,
             dataset=dataset.name if store else "",
@@ -89,6 +93,7 @@ class Evaluator:
         Ctrl-C ends it: what was finished comes back marked partial, None if nothing.
 
         Raises:
+            ContractError: a stage broke its contract, or a victim answers for another number of classes.
             ProcessLostError: another process of the run is gone.
         """
         processes = self._processes
@@ -150,6 +155,7 @@ class Evaluator:
         made = Crafted(images, images.new_zeros(len(images)))
         if plan.attack is not None and target is not None:
             made = self._crafter.make(plan, plan.attack, target, batch)
+            self._check_classes(target.classes, self._arms[plan.attacked])
         attacked = made.images
         crafted = self._now()
         verdicts, passes, seconds = self._verdicts(plan.judges, attacked, batch.keys)
@@ -206,14 +212,15 @@ class Evaluator:
             whole = (*before, id(arm.victim))
             if before not in screened:
                 begin = self._now()
-                with keyed(keys, seed=self._settings.seed, stream="defender"):
+                with keyed(keys, seed=self._settings.seed, stream="defender"), as_before(arm, "a pass"):
                     screening = arm.screen(attacked)
                 screened[before] = screening, self._now() - begin
             if whole not in known:
                 screening, spent = screened[before]
                 begin = self._now()
-                with keyed(keys, seed=self._settings.seed, stream="victim"):
+                with keyed(keys, seed=self._settings.seed, stream="victim"), as_before(arm, "a pass"):
                     verdict = arm.judge(attacked, screening)
+                self._check_classes(verdict.logits.shape[1], arm)
                 known[whole] = verdict, spent + self._now() - begin
             answers[name] = known[whole]
         seconds = {name: took for name, (_, took) in answers.items()}
@@ -231,11 +238,20 @@ class Evaluator:
                 continue
             said = [first.labels.where(first.accepted, REJECTED)]
             for number in range(1, self._settings.passes):
-                with keyed(keys, seed=self._settings.seed, stream=f"defender/pass/{number}"):
+                stream = f"defender/pass/{number}"
+                with keyed(keys, seed=self._settings.seed, stream=stream), as_before(arm, "a pass"):
                     verdict = arm.judge(attacked)
                 said.append(verdict.labels.where(verdict.accepted, REJECTED))
             found[name] = torch.stack(said, 1).cpu()
         return found
+
+    def _check_classes(self, classes: int | None, arm: Defence) -> None:
+        """Refuse a victim that tells more or fewer classes apart than there are."""
+        if classes not in (None, self._classes):
+            raise ContractError(
+                f"victim {name_of(arm.victim)} returned {classes} logits an image, and {self._dataset.name} has "
+                f"{self._classes} classes: build it for {self._classes} (`task.classes`)"
+            )
 
     def _now(self) -> float:
         if self._settings.device.type == "cuda":

@@ -213,10 +213,10 @@ class Answers(nn.Module):
         """See the class."""
         whole = self.defence
         purified = images if whole.purifier is None else whole.purify(images).clamp(0, 1)
-        logits: Tensor = whole.victim(purified).float()
+        logits = whole.classify(purified).float()
         if whole.detector is None:
             return logits
-        score: Tensor = whole.detector(images, purified)
+        score = whole.rate(images, purified)
         threshold: Any = whole.detector.threshold
         return logits, score, score < threshold
 

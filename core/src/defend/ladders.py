@@ -141,7 +141,9 @@ def find(name: str) -> Recipe:
 
     Raises:
         UnknownNameError: nothing answers to the name; the nearest is offered.
+        PluginError: two plugins offer it.
     """
+    registry().refuse_claimed("recipe", name)
     return choose_recipe(registry().recipes, name)
 
 

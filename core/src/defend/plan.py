@@ -16,7 +16,7 @@ from defend.options import describe
 from defend.plugins import Found, Registry
 from defend.rows import PlannedRow
 from defend.stages import Attack, Stage, Task
-from defend.threats import DEFENDED, THREATS, UNDEFENDED, chosen, insisted
+from defend.threats import DEFENDED, NO_SOURCES, THREATS, UNDEFENDED, chosen, insisted
 from defend.values import QUICK_ATTACKS, RunConfig, Threat
 
 QUICK: Mapping[str, int] = {"steps": 10, "queries": 200}
@@ -51,7 +51,8 @@ def plan(defences: Sequence[ArmSet], dataset: ImageDataset, plugins: Registry) -
     A row whose attack faces the same arm is made once, and judged by every defence's arms.
 
     Raises:
-        ConfigError: a threat was named that does not fit, or that none of the attacks can carry out.
+        ConfigError: a threat was named that does not fit, or that none of the attacks can carry out; or attacks were
+            named, and none of them makes sense under any of the run's threats.
     """
     config = defences[0].config
     keys = dataset.keys("test", config.row_limit, config.seed)
@@ -69,7 +70,47 @@ def plan(defences: Sequence[ArmSet], dataset: ImageDataset, plugins: Registry) -
             rows += _rows(kind, variant, attacked, facing, plugins, fewer if costly else keys, dataset.task())
         if kind in insisted(config) and len(rows) == before:
             raise ConfigError(_cannot(kind, config, bool(faced)))
+    if config.attacks is not None and len(rows) == 1:
+        raise ConfigError("; ".join(f"{what}: {why}" for what, why in undone(config, rows, plugins).items()))
     return rows
+
+
+def undone(config: RunConfig, rows: Sequence[PlannedRow], plugins: Registry) -> dict[str, str]:
+    """Return what a config asks for by name and the rows do not do, with the reason; threats are looked at elsewhere.
+
+    Args:
+        config: of one defence.
+        rows: those that this defence judges.
+        plugins: where the attacks are found.
+    """
+    found = {}
+    threats = chosen(config)
+    done = {row.name for row in rows if row.attack is not None}
+    for name in config.attacks or ():
+        attack = plugins.find("attack", name)
+        if attack.name not in done:
+            fits = [kind for kind in THREATS if _suits(attack, kind)]
+            why = f"it makes sense under {', '.join(fits) or 'no threat'}"
+            if set(fits) & set(threats):
+                found[f"attack {name}"] = f"{why}, which does not fit this defence"
+            else:
+                add = f": add --threat {fits[0]}" if fits else ""
+                found[f"attack {name}"] = f"{why}, and this run has {', '.join(threats)}{add}"
+    variants = {row.variant for row in rows if row.threat.kind == "transfer"}
+    for name in config.sources if config.sources != NO_SOURCES else ():
+        if name not in variants:
+            found[f"source {name}"] = "it is for the transfer threat, and there is no such row: add --threat transfer"
+    norms = {row.threat.norm for row in rows if row.attack is not None}
+    if config.eps_l2 is not None and "l2" not in norms:
+        found["eps_l2"] = "no attack of this run has an L2 budget"
+    if len({*config.sweep, config.eps}) > 1 and "linf" not in norms:
+        found["sweep"] = "no attack of this run has an L-inf budget"
+    return found
+
+
+def _suits(attack: Found, kind: str) -> bool:
+    """Whether an attack makes sense under a threat: it declares it, or the one whose attacks it takes."""
+    return not {kind, THREATS[kind].suits}.isdisjoint(attack.spec.threats)
 
 
 def _cannot(kind: str, config: RunConfig, fits: bool) -> str:
@@ -106,13 +147,12 @@ def attacks_of(kind: str, config: RunConfig, plugins: Registry) -> list[Found]:
     Its own are taken where no attacks were named, and where none of those named makes sense under a threat that was
     named too; counter-attacks are added to the adaptive threat.
     """
-    suits = THREATS[kind].suits or kind
     default: tuple[str, ...] = THREATS[kind].attacks
     asked = config.attacks
     if _plain(config):
         asked = QUICK_ATTACKS
     found = [plugins.find("attack", name) for name in (default if asked is None else asked)]
-    fitting = [each for each in found if suits in each.spec.threats]
+    fitting = [each for each in found if _suits(each, kind)]
     if not fitting and config.threats is not None and not _only_others(kind, found):
         fitting = [plugins.find("attack", name) for name in default]
     if kind == "adaptive":

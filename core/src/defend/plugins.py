@@ -16,6 +16,7 @@ from defend.options import make
 from defend.recipes import Recipe
 from defend.stages import STAGES, Stage, StageSpec
 from defend.tables import Table
+from defend.threats import threat
 
 CORE = ("defend.attacks.plugin", "defend.datasets.plugin", "defend.finetuners.plugin", "defend.victims.plugin")
 """What core itself offers comes through the same hooks; these modules implement them."""
@@ -94,8 +95,7 @@ class Found:
 class Registry:
     """All stages that the installed plugins offer.
 
-    Raises:
-        PluginError: two plugins offer one name in one stage.
+    A name that two of them offer is nobody's: `find` refuses it and names both, and what does not use it goes on.
     """
 
     def __init__(self, entry_points: Iterable[importlib.metadata.EntryPoint] | None = None) -> None:
@@ -104,6 +104,7 @@ class Registry:
         self.tables: dict[str, Table] = {}
         self.recipes: dict[str, Recipe] = {}
         self._entries: dict[Stage, dict[str, Entry]] = {stage: {} for stage in STAGES}
+        self._claimed: dict[tuple[str, str], str] = {}
         self._manager = pluggy.PluginManager(hookspecs.GROUP)
         self._manager.add_hookspecs(hookspecs)
         for module in CORE:
@@ -134,6 +135,7 @@ class Registry:
                     for spec in specs:
                         if not isinstance(spec, StageSpec):
                             raise TypeError(f"defend_{stage}s returned {type(spec).__name__}, not StageSpec")
+                        _check_threats(stage, spec)
                         offered.append(Entry(stage, spec, origin))
             for found in self._manager.subset_hook_caller("defend_tables", remove_plugins=others)():
                 tables += found
@@ -151,28 +153,32 @@ class Registry:
             self.failures.append(Failure(origin, _cause(error)))
             return False
         for entry in offered:
-            rival = self._entries[entry.stage].get(entry.spec.name)
-            if rival is not None:
-                raise PluginError(
-                    f"{entry.stage} {entry.spec.name!r} is offered by both {rival.origin} and {origin}: "
-                    f"uninstall one (pip uninstall {origin})"
-                )
-            self._entries[entry.stage][entry.spec.name] = entry
+            rival = self._entries[entry.stage].setdefault(entry.spec.name, entry)
+            if rival is not entry:
+                self._claim(entry.stage, entry.spec.name, rival.origin, origin)
         for table in tables:
-            if table.name in self.tables:
-                raise PluginError(
-                    f"table {table.name!r} is offered by {origin} and by another plugin: uninstall one "
-                    f"(pip uninstall {origin})"
-                )
-            self.tables[table.name] = table
+            other = self.tables.setdefault(table.name, table)
+            if other is not table:
+                self._claim("table", table.name, f"defend-{other.plugin}", origin)
         for recipe in recipes:
-            if recipe.name in self.recipes:
-                raise PluginError(
-                    f"recipe {recipe.name!r} is offered by {origin} and by another plugin: uninstall one "
-                    f"(pip uninstall {origin})"
-                )
-            self.recipes[recipe.name] = recipe
+            if self.recipes.setdefault(recipe.name, recipe) is not recipe:
+                self._claim("recipe", recipe.name, "another plugin", origin)
         return True
+
+    def _claim(self, kind: str, name: str, first: str, second: str) -> None:
+        """Note that a name is offered twice."""
+        both = f"both {first} and {second}" if first != second else f"{first} twice"
+        self._claimed[kind, name] = f"{kind} {name!r} is offered by {both}: uninstall one (pip uninstall {second})"
+        self.failures.append(Failure(second, self._claimed[kind, name]))
+
+    def refuse_claimed(self, kind: str, name: str) -> None:
+        """Refuse a name of a stage, "table" or "recipe" that two plugins offer.
+
+        Raises:
+            PluginError: they do; both are named.
+        """
+        if (kind, name) in self._claimed:
+            raise PluginError(self._claimed[kind, name])
 
     def entries(self, stage: Stage) -> list[Entry]:
         """All entries of a stage, by name."""
@@ -184,31 +190,46 @@ class Registry:
         Raises:
             UnknownNameError: nothing answers to it; the nearest name is offered, and a plugin that
                 failed to load is named.
+            PluginError: two plugins offer it, be it as a member of a family.
             ConfigError: a family's own name, or a member of one whose library is not installed.
         """
+        self.refuse_claimed(stage, name)
         entries = self._entries[stage]
-        if name in entries and entries[name].spec.members is None:
-            return Found(entries[name], None, self.packages(entries[name]))
-        if name in entries:
+        if name in entries and entries[name].spec.members is not None:
             raise ConfigError(f"{stage} {name!r} is a family: name one of its members ({entries[name].spec.summary})")
         prefix, _, member = name.rpartition(":")
         choices = [known for known, entry in entries.items() if entry.spec.members is None]
+        answering = [Found(entries[name], None, self.packages(entries[name]))] if name in entries else []
         for entry in entries.values():
             if entry.spec.members is None:
                 continue
-            names = entry.spec.names()
+            names = self.names_of(entry)
             if name in names or (prefix == entry.spec.name and member in names):
-                return Found(entry, member, self.packages(entry))
-            if entry.spec.tags is not None and "." in member and prefix in ("", entry.spec.name):
+                answering.append(Found(entry, member, self.packages(entry)))
+            elif entry.spec.tags is not None and "." in member and prefix in ("", entry.spec.name):
                 base, tag = entry.spec.split_tag(member)
                 if tag:
-                    return Found(entry, base, self.packages(entry), tag)
+                    answering.append(Found(entry, base, self.packages(entry), tag))
                 choices += entry.spec.tagged()
-            if prefix == entry.spec.name and not names:
+            elif prefix == entry.spec.name and not names:
                 raise ConfigError(f"{stage} {name!r} is not installed: {entry.spec.summary}")
             choices += names
+        if len(answering) > 1:
+            raise PluginError(_several(stage, name, answering))
+        if answering:
+            return answering[0]
         broken = "".join(f"; note: {failure.plugin} failed to load: {failure.cause}" for failure in self.failures)
         raise UnknownNameError(stage, name, choices, broken)
+
+    def names_of(self, entry: Entry) -> tuple[str, ...]:
+        """Return what a family answers to; nothing, and its failure is noted, where it cannot say."""
+        try:
+            return entry.spec.names()
+        except Exception as error:  # a plugin may fail in any way; the others go on working
+            failure = Failure(entry.origin, f"the members of {entry.spec.name}: {_cause(error)}")
+            if failure not in self.failures:
+                self.failures.append(failure)
+            return ()
 
     def packages(self, entry: Entry) -> tuple[str, ...]:
         """Return the packages whose data may hold a stage's shipped weights.
@@ -226,6 +247,32 @@ class Registry:
 def _installed() -> list[importlib.metadata.EntryPoint]:
     points = importlib.metadata.entry_points(group=hookspecs.GROUP)
     return sorted(points, key=lambda point: (point.dist.name if point.dist else "", point.name))
+
+
+def _several(stage: str, name: str, answering: list[Found]) -> str:
+    """Say who offers one name, and how a family's member is meant nonetheless."""
+    origins = " and ".join(
+        found.entry.origin + (f" (family {found.spec.name})" if found.member is not None else "") for found in answering
+    )
+    family = next(found for found in answering if found.member is not None)
+    last = next(found for found in answering if found is not family)
+    return (
+        f"{stage} {name!r} is offered by both {origins}: name {family.spec.name}:{name} for the family's, or uninstall "
+        f"one (pip uninstall {last.entry.origin})"
+    )
+
+
+def _check_threats(stage: str, spec: StageSpec) -> None:
+    """Refuse an attack that names a threat that there is none of: it would be left out without a word."""
+    if stage != "attack":
+        return
+    if isinstance(spec.threats, str):
+        raise ConfigError(f"attack {spec.name}: threats={spec.threats!r} is one text, expected a tuple of names")
+    for kind in spec.threats:
+        try:
+            threat(kind)
+        except ConfigError as error:
+            raise ConfigError(f"attack {spec.name}: {error}") from None
 
 
 def _cause(error: BaseException) -> str:

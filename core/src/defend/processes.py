@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import os
 import signal
 import threading
 from typing import Any, TypeVar
@@ -11,7 +10,8 @@ from typing import Any, TypeVar
 import attrs
 import torch
 
-from defend.errors import ProcessLostError
+from defend.errors import ConfigError, ProcessLostError
+from defend.launch import place
 
 T = TypeVar("T")
 PATIENCE = datetime.timedelta(hours=12)  # processes wait for each other's batches; one that dies is noticed at once
@@ -53,13 +53,24 @@ def join(device: torch.device) -> tuple[Processes, torch.device]:
     """Meet the other processes, if a launcher started several; return them and this one's device.
 
     Each process on a machine with GPUs gets one of its own; on CPUs gloo connects them.
+
+    Raises:
+        ConfigError: what the launcher says of them does not fit together, or they do not meet.
     """
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    rank, world = place()
     if world == 1:
         return Processes(), device
     from accelerate import PartialState
 
-    state: Any = PartialState(cpu=device.type == "cpu", timeout=PATIENCE)
+    try:
+        state: Any = PartialState(cpu=device.type == "cpu", timeout=PATIENCE)
+    except (ValueError, RuntimeError) as error:
+        raise ConfigError(f"process {rank} of {world} cannot meet the others: {_first_line(error)}") from None
+    if (state.process_index, state.num_processes) != (rank, world):
+        raise ConfigError(
+            f"the environment says process {rank} of {world}, and torch found process {state.process_index} of "
+            f"{state.num_processes}: start the run with torchrun"
+        )
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _told_to_stop)
     own = torch.device("cuda", state.local_process_index) if device.type == "cuda" else device

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+
+from defend.launch import place
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -119,7 +120,7 @@ def training_progress(console: Console, title: str, quiet: bool) -> TrainingWatc
 
     from defend.watcher import TrainingWatcher
 
-    silent = quiet or int(os.environ.get("RANK", "0")) != 0
+    silent = quiet or place()[0] != 0
     bar = Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
         TextColumn("{task.fields[losses]}"), console=console, transient=True, disable=silent or not console.is_terminal,

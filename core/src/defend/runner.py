@@ -21,10 +21,10 @@ from defend.errors import ConfigError, ProcessLostError
 from defend.evaluate import Evaluator, Settings
 from defend.journal import Journal
 from defend.options import describe
-from defend.plan import attacks_of, counter_attacks, plan
+from defend.plan import attacks_of, counter_attacks, plan, undone
 from defend.plugins import Registry, registry
 from defend.precision import REDUCED, Crafting, choose
-from defend.processes import join
+from defend.processes import Processes, join
 from defend.report import folder as run_folder
 from defend.report.assemble import Circumstances, assemble
 from defend.rows import PlannedRow, RowRecord, restrict
@@ -115,7 +115,7 @@ def run_arms(
     def outcome(defence: Arms, subject: Subject | None = None) -> Outcome:
         names = defence.names.names
         own = [restrict(record, names) for record in records if names[DEFENDED] in record.arms]
-        wanted = sum(names[DEFENDED] in planned.judges for planned in plans)
+        own_plans = [planned for planned in plans if names[DEFENDED] in planned.judges]
         detector: Any = defence.arms[names[DEFENDED]].detector
         checks = _checked(defence.names.config, own, subject, watcher)  # first, as they count in the run's seconds
         known = Circumstances(
@@ -132,9 +132,9 @@ def run_arms(
             thresholds=defence.thresholds,
             calibration=defence.calibration,
             checks=checks,
-            left_out=defence.left_out,
+            left_out={**defence.left_out, **undone(defence.names.config, own_plans, plugins)},
             notes=_notes(defence.names.config, plugins),
-            partial=partial or len(own) < wanted,
+            partial=partial or len(own) < len(own_plans),
             random=defence.arms[names[DEFENDED]].random,
         )  # fmt: skip
         return Outcome(assemble(defence.names.config, own, known), own)
@@ -178,7 +178,16 @@ def run_arms(
         outcomes.append(done)
     if journal is not None and not partial:
         journal.finish()
-    return outcomes
+    return _agreed(outcomes, processes)
+
+
+def _agreed(outcomes: list[Outcome], processes: Processes) -> list[Outcome]:
+    """Give every process what process 0 found: its checks alone queried the defence, so its verdict is the run's."""
+    said = processes.tell([(each.report.partial, each.report.checks) for each in outcomes])
+    return [
+        attrs.evolve(each, report=attrs.evolve(each.report, partial=partial, checks=checks))
+        for each, (partial, checks) in zip(outcomes, said, strict=True)
+    ]
 
 
 def _crafting(

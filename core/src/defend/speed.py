@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from defend.boundary import own, unwrapped
 from defend.defence import Defence, PurifierSequence
 from defend.randomness import keyed
 
@@ -74,7 +75,7 @@ def _answer(stage: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
     keys = torch.arange(len(first), device=first.device)
     with torch.random.fork_rng([first.device] if first.is_cuda else []), keyed(keys, seed=0, stream="prepare"):
         torch.manual_seed(0)
-        answer: Tensor = stage(*inputs)
+        answer: Tensor = stage(*(own(each, stage) for each in inputs))
     return answer
 
 
@@ -149,7 +150,9 @@ def fold_batch_norm(module: nn.Module, sample: Tensor) -> tuple[nn.Module, bool]
         return module, False
     if _count_norms(folded) == norms:
         return module, False
-    before, after = module(sample), folded(sample)
+    before, after = (unwrapped(each(own(sample, each))) for each in (module, folded))
+    if not isinstance(before, Tensor) or not isinstance(after, Tensor):
+        return module, False
     if not torch.allclose(before, after, atol=FOLD_TOLERANCE * float(before.abs().max()), rtol=0):
         return module, False
     for name in ("random", "stage_name"):

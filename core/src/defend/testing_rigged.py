@@ -210,6 +210,33 @@ class Descender(nn.Module):
         return (current if outer else current.detach()).clamp(0, 1)
 
 
+class BatchCentred(nn.Module):
+    """Takes the batch's mean image off: what it makes of an image depends on the others. Check 13."""
+
+    random = False
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Purify [B,C,H,W]."""
+        return (images - images.mean(0, keepdim=True) + 0.5).clamp(0, 1)
+
+
+class Adapting(nn.Module):
+    """Follows the mean of what it has seen, in a buffer: what it makes of an image depends on the past. Checks 6, 13."""
+
+    random = False
+    seen: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Purify [B,C,H,W]."""
+        with torch.no_grad():
+            self.seen += 0.1 * (images.mean() - self.seen)
+        return (images - 0.5 * self.seen).clamp(0, 1)
+
+
 class Negative(nn.Module):
     """The victim's preprocessing, left outside of it: see `NeedsNegative`. Check 9."""
 
@@ -218,6 +245,17 @@ class Negative(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Purify [B,C,H,W]."""
         return 1 - images
+
+
+class Overwriting(nn.Module):
+    """Rounds the images it is handed in place, behind autograd's back, and passes them on. Harmless where it gets a copy."""
+
+    random = False
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Purify [B,C,H,W]."""
+        images.data.mul_(2).round_().div_(2)
+        return images * 1
 
 
 # Victims

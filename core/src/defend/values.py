@@ -405,8 +405,8 @@ class DatasetInfo:
 class Report:
     """The result of a run. `defend.report.to_json` writes it as report.json (schema 1).
 
-    `left_out` are threats of the ladder that do not fit this defence, with the reason; `notes` what else a reader
-    should know, a sentence each.
+    `left_out` are threats that do not fit this defence, and what else was asked for by name and is not among the rows
+    ("attack square", "source resnet20"), with the reason; `notes` what else a reader should know, a sentence each.
     """
 
     versions: Mapping[str, str]

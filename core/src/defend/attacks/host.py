@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from defend.attacks.balls import clip
 from defend.attacks.target import Target
+from defend.boundary import Answering, Asked, as_budgets, as_images, as_keys, as_labels, labelled
 from defend.errors import ConfigError, ContractError
+from defend.held import as_before, evaluating
+from defend.randomness import keyed
 from defend.stages import Attack
 
 
@@ -22,6 +25,10 @@ def craft(
 ) -> Tensor:
     """Run an attack and hold its result to the contract.
 
+    What goes in is checked: a quantity that is out of its range ends in an error, never in a figure. The attack gets
+    copies of everything, so that writing into them changes nothing. The module attacked is held in eval mode, with
+    frozen parameters; modes, gradients' flags, hooks and buffers are as before afterwards, whatever the attack did.
+
     Afterwards `target.overshoot` [B] says how far each raw result was outside its budget (in the attack's norm) or
     the box [0,1], whichever is larger, before it was clipped; `target.queries` is what the attack counted, or None;
     and `target.sight.seen` what it saw of each image, in the batch's order.
@@ -29,35 +36,57 @@ def craft(
     Args:
         attack: from a registry or built by hand.
         target: what to attack.
-        images: [B,C,H,W] in [0,1].
-        labels: int64 [B].
-        eps: one budget, or one an image [B], in the attack's norm. An attack that minimises the distance
+        images: floats [B,C,H,W] in [0,1].
+        labels: whole numbers [B], 0 to one less than the module has logits.
+        eps: one budget, or one an image [B], at least 0, in the attack's norm. An attack that minimises the distance
             (`attack.minimal` is true) has none: whatever is given, it gets infinite budgets.
         keys: int64 [B], each image's identity for random draws; the place in the batch if None.
 
     Raises:
-        ConfigError: no budget for an attack that needs one.
-        ContractError: another shape than the images', or numbers that are not finite.
+        ConfigError: no budget for an attack that needs one, or one that is negative or not finite.
+        DataError: images, labels or keys that are not what they should be.
+        ContractError: another shape than the images', or numbers that are not finite; a module that answers with
+            something else than logits; or an attack that changes its weights.
     """
     name = type(attack).__name__
+    images = as_images(images).detach()
     if getattr(attack, "minimal", False):
-        eps = torch.inf
+        budgets = images.new_full((len(images),), torch.inf)
     elif eps is None:
         raise ConfigError(f"eps is None for attack {name}: expected its {attack.norm} budget, for example 8/255")
-    budgets = torch.as_tensor(eps, dtype=images.dtype, device=images.device).expand(len(images))
-    identity = torch.arange(len(images), device=images.device) if keys is None else keys
-    images = images.detach()
-    target.queries = None
-    with torch.inference_mode(False):  # inside it there are no gradients, whatever an attack turns on
-        images, labels, budgets, identity = (
-            each.clone() if each.is_inference() else each for each in (images, labels, budgets, identity)
-        )
-        target.watch(identity, labels)
-        adversarial = attack(target, images, labels, eps=budgets, keys=identity)
+    else:
+        budgets = as_budgets(eps, images, name)
+    identity = as_keys(keys, images)
+    labels = as_labels(labels, images)
+    # inside inference mode there are no gradients, whatever an attack turns on
+    with torch.inference_mode(False), evaluating(target.module), as_before(target.module, f"attack {name}"):
+        asked = Asked(_victim(target.module), int(labels.max()) if len(labels) else 0)
+        if target.classes is not None:
+            asked.told(target.classes)
+        target.queries = None
+        target.watch(identity.clone(), labels.clone())
+        copies = [value.clone() for value in (images, labels, budgets, identity)]
+        with labelled(asked):
+            adversarial = attack(target, copies[0], copies[1], eps=copies[2], keys=copies[3])
+            if asked.classes is None and len(images):  # the attack asked nothing, or something else
+                _look(target, images[:1], identity[:1])
+        target.classes = asked.classes
     allowed = budgets + getattr(attack, "excess", 0.0)
     adversarial = _checked(adversarial, images, name)
     target.overshoot = overshoot(adversarial, images, allowed, attack.norm)
     return clip(adversarial, images, allowed, attack.norm)
+
+
+@torch.no_grad()
+def _look(target: Target, image: Tensor, key: Tensor) -> None:
+    """Ask a target once; random draws outside stay as they were."""
+    with torch.random.fork_rng([image.device] if image.is_cuda else []), keyed(key, seed=target.seed, stream="look"):
+        target.module(image)
+
+
+def _victim(module: nn.Module) -> object:
+    """Return whose logits a target's are: a defence's victim, or the network itself."""
+    return module.module if isinstance(module, Answering) else getattr(module, "victim", module)
 
 
 def enforce(adversarial: Tensor, images: Tensor, eps: Tensor, norm: str, name: str) -> Tensor:
@@ -82,7 +111,9 @@ def _checked(adversarial: Tensor, images: Tensor, name: str) -> Tensor:
     if not isinstance(adversarial, Tensor) or adversarial.shape != images.shape:
         got = f"shape {list(adversarial.shape)}" if isinstance(adversarial, Tensor) else type(adversarial).__name__
         raise ContractError(f"attack {name} returned {got}, expected images of shape {list(images.shape)}")
-    adversarial = adversarial.detach()
+    if not adversarial.is_floating_point():
+        raise ContractError(f"attack {name} returned {adversarial.dtype}, expected floats in [0,1]")
+    adversarial = adversarial.detach().to(images.dtype)
     bad = (~torch.isfinite(adversarial)).flatten(1).any(1)
     if bad.any():
         raise ContractError(f"attack {name} returned {int(bad.sum())} of {len(bad)} images that are not finite")

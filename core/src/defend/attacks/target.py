@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from defend.attacks.sight import Sight
+from defend.boundary import answering
 from defend.errors import ContractError
 from defend.randomness import keyed
 
@@ -90,7 +91,8 @@ class Target:
     """A model under attack.
 
     Args:
-        module: images in [0,1] to logits; a victim, or a whole `Defence`.
+        module: images in [0,1] to logits; a victim, or a whole `Defence`. What is no `Defence` stands behind
+            `defend.boundary.Answering`, which unwraps and checks its answers.
         seed: of the attacker's own draws, which are never the defender's.
         draws: passes that gradient and logits are averaged over where the module is random
             (expectation over transformation, Athalye et al. 2018), packed into one batch.
@@ -105,6 +107,7 @@ class Target:
             from an attack that counts; else None. `defend.attacks.host.craft` resets it.
         overshoot: [B], how far beyond budget or box the last result was before `craft` clipped it; None at first.
         sight: what was seen of each image of the last batch that `craft` attacked; None outside of it.
+        classes: how many the module tells apart, once `craft` has seen an answer.
 
     Raises:
         ContractError: the module was built inside `torch.inference_mode()`, where nothing can be differentiated.
@@ -113,6 +116,7 @@ class Target:
     queries: Tensor | None = None
     overshoot: Tensor | None = None
     sight: Sight | None = None
+    classes: int | None = None
 
     def __init__(
         self,
@@ -124,12 +128,12 @@ class Target:
         compact_every: int | None = None,
         threshold: float | None = None,
     ) -> None:
-        self.module, self.seed, self.precision, self.threshold = module, seed, precision, threshold
+        self.module, self.seed, self.precision, self.threshold = answering(module), seed, precision, threshold
         self.random = bool(getattr(module, "random", False))
         self.draws = draws if self.random else 1
         self.compact_every = compact_every
         self._suspicious, self._looks = False, 0
-        if any(parameter.is_inference() for parameter in module.parameters()):
+        if isinstance(module, nn.Module) and any(parameter.is_inference() for parameter in module.parameters()):
             raise ContractError(
                 f"{type(module).__name__} was built inside torch.inference_mode(), so its gradient cannot be taken: "
                 "build it outside, or under torch.no_grad()"

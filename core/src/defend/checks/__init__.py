@@ -14,6 +14,7 @@
 | 10  | loss surface       |                                   | a slice of 15 by 15 points                          |
 | 11  | detector           | rows, and the score's gradient    |                                                     |
 | 12  | clean accuracy     | the clean row, and one pass       |                                                     |
+| 13  | batch              | a few images alone, and together  |                                                     |
 
 1, 2, 4 and 9 follow Carlini et al. 2019 (arXiv:1902.06705), whose authors warn that a checklist is neither necessary
 nor sufficient. A difference counts where chance explains it less often than a normal deviate beyond two standard
@@ -22,14 +23,16 @@ errors, by the exact test (McNemar's where images are paired), so that a handful
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 
 import torch
 
-from defend.checks import clean, climbs, probes, records
+from defend.checks import batch, clean, climbs, probes, records
 from defend.checks.common import Case, Findings, Level, NoGradientError, Promise, Subject, plain
 from defend.checks.records import HARMLESS, LEAK, label_leak
 from defend.errors import DefendError
+from defend.held import as_before
 from defend.rows import RowRecord
 from defend.values import Check
 
@@ -50,6 +53,7 @@ CHECKS: tuple[tuple[str, tuple[Part, ...]], ...] = (
     ("loss surface", (probes.surface,)),
     ("detector", (records.separation, probes.detector_gradient)),
     ("clean accuracy", (clean.outputs, clean.above_chance, clean.as_promised)),
+    ("batch", (batch.batch,)),
 )
 """Names and parts of the checks, in the order of their numbers."""
 
@@ -63,7 +67,8 @@ def check_run(
     """Return all checks of a run in order, numbered from 1; one that cannot judge says "skip" and why.
 
     Nothing that a defence does in them ends the run: what it raises is the check's outcome. Torch's global random
-    generators are as before afterwards, and the outcome does not depend on them.
+    generators are as before afterwards, and the outcome does not depend on them; so are the defence's modes, buffers
+    and gradients' flags after each part of a check.
 
     Args:
         records: finished rows, with the arms "undefended" and "defended".
@@ -88,8 +93,12 @@ def check_run(
 
 def _guarded(part: Part, case: Case, found: Findings) -> None:
     """Run one part; what it raises becomes its finding."""
+    asked = () if case.subject is None else (case.subject.defence, case.subject.undefended)
     try:
-        part(case, found)
+        with contextlib.ExitStack() as stack:
+            for defence in asked:
+                stack.enter_context(as_before(defence, "a check"))
+            part(case, found)
     except DefendError as error:  # a stage broke its contract
         found.add("fail", str(error))
     except Exception as error:

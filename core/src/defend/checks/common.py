@@ -303,6 +303,7 @@ class Known(nn.Module):
     """
 
     random = False
+    bounded = True
 
     def __init__(self, defence: Defence, keys: Tensor, seed: int) -> None:
         super().__init__()
@@ -317,15 +318,13 @@ class Known(nn.Module):
         """Return logits [R*N,K]."""
         purified = self.purify(images)
         with keyed(self._keys(images), seed=self.seed, stream="victim"):
-            logits: Tensor = self.defence.victim(purified)
-        return logits
+            return self.defence.classify(purified)
 
     def scores(self, images: Tensor) -> Tensor:
         """Return the detector's scores [R*N], differentiable."""
         assert self.defence.detector is not None
         with keyed(self._keys(images), seed=self.seed, stream="defender"):
-            scores: Tensor = self.defence.detector(images, self.defence.purify(images))
-        return scores
+            return self.defence.rate(images, self.defence.purify(images))
 
     def _keys(self, images: Tensor) -> Tensor:
         return self.keys.repeat(len(images) // len(self.keys))

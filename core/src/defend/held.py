@@ -1,0 +1,109 @@
+"""What an attack, a pass or a check may not leave changed: modes, gradients' flags, hooks, buffers, weights."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.dropout import _DropoutNd
+
+from defend.boundary import name_of
+from defend.errors import ContractError
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+@contextlib.contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Put a module into eval mode for a block, and every part of it back afterwards.
+
+    Warns where it was in training mode and has parts that behave differently there (dropout, batch statistics).
+    """
+    modes = [(part, part.training) for part in module.modules()]
+    training = [part for part, mode in modes if mode]
+    if not training:
+        yield
+        return
+    if any(isinstance(part, (_NormBase, _DropoutNd)) for part in training):
+        warnings.warn(
+            f"{name_of(module)} is in training mode, where dropout and batch statistics move its answers: it is held "
+            "in eval mode meanwhile, and put back afterwards; call .eval() yourself to say so",
+            stacklevel=4,
+        )
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
+
+@contextlib.contextmanager
+def as_before(module: nn.Module, who: str) -> Iterator[None]:
+    """Leave a module as it was before the block: modes, gradients' flags, hooks, buffers; and torch's gradient mode.
+
+    Parameters are frozen within, so that no backward pass of the block leaves gradients in them.
+
+    Args:
+        module: the whole that the block may touch.
+        who: what runs in the block, for the error.
+
+    Raises:
+        ContractError: it changed weights, which nobody keeps a copy of.
+    """
+    modes = [(part, part.training) for part in module.modules()]
+    hooks = [(held, held.copy()) for part, _ in modes for name in HOOKS if (held := getattr(part, name)) is not None]
+    weights = [(weight, weight.requires_grad, weight.grad, _version(weight)) for weight in module.parameters()]
+    buffers = [
+        (part, name, buffer, buffer.detach().clone())
+        for part, _ in modes
+        for name, buffer in part._buffers.items()
+        if buffer is not None
+    ]
+    for weight, *_ in weights:
+        if weight.requires_grad and weight.is_leaf:
+            weight.requires_grad_(False)
+    try:
+        with torch.set_grad_enabled(torch.is_grad_enabled()):
+            yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+        for held, kept in hooks:
+            if held != kept:
+                held.clear()
+                held.update(kept)
+        for weight, needed, grad, _ in weights:
+            if weight.is_leaf:
+                weight.requires_grad_(needed)
+            if weight.grad is not grad:
+                weight.grad = grad
+        for part, name, buffer, kept in buffers:
+            _put_back(part, name, buffer, kept)
+    changed = sum(_version(weight) != version for weight, _, _, version in weights)
+    if changed:
+        raise ContractError(f"{who} changed {changed} of the {len(weights)} weights of {name_of(module)}: it may not")
+
+
+def moved_buffers(module: nn.Module, kept: dict[str, Tensor]) -> list[str]:
+    """Return the names of the buffers that are no longer as `kept`."""
+    return [name for name, buffer in module.named_buffers() if name in kept and not torch.equal(buffer, kept[name])]
+
+
+@torch.no_grad()
+def _put_back(part: nn.Module, name: str, buffer: Tensor, kept: Tensor) -> None:
+    if buffer.is_inference():
+        part._buffers[name] = kept
+        return
+    if part._buffers.get(name) is not buffer:
+        part._buffers[name] = buffer
+    if not torch.equal(buffer, kept):
+        buffer.copy_(kept)
+
+
+def _version(tensor: Tensor) -> int:
+    return -1 if tensor.is_inference() else tensor._version

@@ -1,0 +1,31 @@
+"""What a launcher (torchrun, accelerate, a cluster's own) says of this process in its environment. Without torch."""
+
+from __future__ import annotations
+
+import os
+
+from defend.errors import ConfigError
+
+
+def place() -> tuple[int, int]:
+    """Return which of how many processes this is: (0, 1) where no launcher started it.
+
+    Raises:
+        ConfigError: the variables contradict each other, so that a process might take itself for one of several, say
+            nothing, and wait for nobody.
+    """
+    given = {name: os.environ[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK") if os.environ.get(name)}
+    said = " ".join(f"{name}={value}" for name, value in given.items())
+    try:
+        numbers = {name: int(value) for name, value in given.items()}
+    except ValueError:
+        raise ConfigError(f"the environment says {said}: expected whole numbers, as torchrun sets them") from None
+    world, rank = numbers.get("WORLD_SIZE"), numbers.get("RANK")
+    hint = "unset them for a run in one process, or start it with torchrun, which sets all of them"
+    if world is None and (rank is not None or numbers.get("LOCAL_RANK")):
+        raise ConfigError(f"the environment says {said} and no WORLD_SIZE: {hint}")
+    if rank is None and (world or 1) > 1:
+        raise ConfigError(f"the environment says {said} and no RANK: {hint}")
+    if (world or 1) < 1 or not 0 <= (rank or 0) < (world or 1):
+        raise ConfigError(f"the environment says {said}: expected RANK from 0 to WORLD_SIZE - 1; {hint}")
+    return rank or 0, world or 1
