@@ -179,3 +179,115 @@ def test_random_draws_neither_hide_agreement_nor_move_on():
     drawn = torch.rand(3)
     torch.manual_seed(5)
     assert done["purifier"] == "prepared" and torch.equal(torch.rand(3), drawn)
+
+
+def normed(norm, *rest):
+    torch.manual_seed(0)
+    return lived_in(nn.Sequential(norm(nn.Conv2d(TASK.channels, 4, 3, padding=1)), nn.BatchNorm2d(4), *rest))
+
+
+PIXELS = TASK.height * TASK.width
+NORMS = {
+    "weight_norm": nn.utils.weight_norm,
+    "spectral_norm": nn.utils.spectral_norm,
+    "parametrised weight_norm": nn.utils.parametrizations.weight_norm,
+    "parametrised spectral_norm": nn.utils.parametrizations.spectral_norm,
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated")
+@pytest.mark.parametrize("role", ["victim", "purifier"])
+@pytest.mark.parametrize("name", NORMS)
+def test_layers_whose_weights_are_computed_are_left_as_they_are(name, role):
+    if role == "victim":
+        whole = Defence(normed(NORMS[name], nn.Flatten(), nn.Linear(4 * PIXELS, TASK.classes)))
+    else:
+        whole = Defence(TinyVictim(TASK), normed(NORMS[name], nn.Conv2d(4, TASK.channels, 1), nn.Sigmoid()))
+    whole.eval()
+    before = whole(IMAGES)  # with gradients: the old kind of norm keeps what it computed, and cannot be copied plainly
+    ready, done = prepare(whole, "fp32", IMAGES)
+    assert ready is not whole
+    assert ("left_out" in done) == ("parametrised" not in name)
+    torch.testing.assert_close(ready(IMAGES), before.detach(), rtol=1e-3, atol=1e-4)
+    assert whole.victim[0].weight.requires_grad if role == "victim" else True
+
+
+class Prepares(nn.Module):
+    """A purifier whose faster form is made by `make`."""
+
+    random = False
+
+    def __init__(self, make):
+        super().__init__()
+        self.make = make
+
+    def forward(self, images):
+        return images * 0.5
+
+    def prepared(self):
+        return self.make()
+
+
+class OnlyFour(nn.Module):
+    def forward(self, images):
+        return images.view(4, *images.shape[1:]) * 0.5
+
+
+def broken():
+    raise RuntimeError("no kernel for this machine")
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [(broken, "no kernel for this machine"), (lambda: None, "AttributeError"), (OnlyFour, "is invalid for input"),
+     (nn.Identity, "answered otherwise")],
+)  # fmt: skip
+def test_a_faster_form_that_does_not_work_is_left_out_and_said_so(make, said):
+    purifier = Prepares(make)
+    ready, done = prepare(Defence(TinyVictim(TASK), purifier), "fp32", IMAGES)
+    assert said in done["left_out"] and "purifier" not in done
+    torch.testing.assert_close(ready.purify(IMAGES), IMAGES * 0.5)
+
+
+class Viewed(nn.Module):
+    """Takes for granted that images lie in one piece, as many victims do."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(TASK.channels, 4, 3, padding=1), nn.Linear(4 * PIXELS, TASK.classes)
+
+    def forward(self, images):
+        return self.head(self.conv(images).view(len(images), -1))
+
+
+class Five(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.volume, self.head = nn.Conv3d(1, 2, 3, padding=1), nn.Linear(2 * TASK.channels * PIXELS, TASK.classes)
+
+    def forward(self, images):
+        return self.head(self.volume(images[:, None]).flatten(1))
+
+
+@pytest.mark.parametrize("victim", [Viewed, Five])
+def test_a_victim_that_does_not_take_channels_last_stays_as_it_is(victim):
+    whole = Defence(victim().eval())
+    ready, done = prepare(whole, "fp32", IMAGES)
+    assert done["layout"] == "contiguous" and "channels-last was left out" in done["left_out"]
+    torch.testing.assert_close(ready(IMAGES), whole(IMAGES).detach(), rtol=1e-3, atol=1e-4)
+    ready(IMAGES.requires_grad_(True)).sum().backward()
+
+
+class Uncopied(nn.Module):
+    def forward(self, images):
+        return images
+
+    def __deepcopy__(self, memo):
+        raise TypeError("it holds a handle to a device")
+
+
+def test_a_stage_that_cannot_be_copied_is_used_itself():
+    whole = Defence(TinyVictim(TASK), Uncopied())
+    ready, done = prepare(whole, "exact", IMAGES)
+    assert ready is whole and "handle to a device" in done["left_out"]
+    assert not any(parameter.requires_grad for parameter in ready.parameters())

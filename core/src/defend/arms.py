@@ -25,7 +25,7 @@ from defend.defence import Defence
 from defend.editions import edition_of, is_file, tuned_behind
 from defend.plan import ArmSet
 from defend.plugins import Registry
-from defend.speed import prepare
+from defend.speed import LEFT_OUT, prepare
 from defend.stages import Stage
 from defend.threats import (
     BEFORE_TUNING,
@@ -116,6 +116,8 @@ def build_all(
         added = sum(everything.values()) - sum(p.numel() for p in whole.victim.parameters())
         armed = ArmSet(each, names, faced, aim, frozenset(attackable) - {f"source {name}" for name in sources})
         precisions = done | {stage: how for stage, how in behind_done.items() if stage in ("purifier", "detector")}
+        words = dict.fromkeys(each[LEFT_OUT] for each in (done, behind_done) if LEFT_OUT in each)
+        precisions |= {LEFT_OUT: "; ".join(words)} if words else {}
         ready.append(Arms(armed, parts, arms | attackable, added, precisions, calibration, thresholds, left_out))
     return ready
 

@@ -10,7 +10,6 @@ at test time cannot become one.
 from __future__ import annotations
 
 import contextlib
-import copy
 import importlib
 import io
 import json
@@ -34,7 +33,7 @@ from defend.errors import ConfigError, ContractError, DefendError, did_you_mean
 from defend.files import atomic
 from defend.gradients import differentiates_inside
 from defend.plugins import Found, registry
-from defend.speed import fold_batch_norm
+from defend.speed import cause_of, copied, folded_victim
 from defend.stages import Stage, Task
 from defend.values import split_names
 
@@ -163,15 +162,20 @@ def write_file(out: Path, defence: Defence, sample: Tensor, card: Mapping[str, A
     if defence.detector is not None:
         expected |= {"score": verdict.score, "accepted": verdict.accepted}
         threshold = float(torch.as_tensor(defence.detector.threshold))
-    ready = copy.deepcopy(defence).eval().requires_grad_(False)
-    ready.victim, folded = fold_batch_norm(ready.victim, sample)
+    try:
+        ready = copied(defence).eval().requires_grad_(False)
+    except Exception as error:
+        raise ConfigError(
+            f"the defence cannot be copied, which tracing it needs ({cause_of(error)}): it cannot be exported"
+        ) from error
+    ready.victim, how, why = folded_victim(ready.victim, sample)
     shapes: dict[str, list[int | str]] = {name: ["batch", *value.shape[1:]] for name, value in expected.items()}
     interface: dict[str, Any] = {
         "inputs": {INPUT: ["batch", *sample.shape[1:]]},
         "outputs": shapes,
         "threshold": threshold if math.isfinite(threshold) else None,
         "range": [0, 1],
-        "batch_norm": "folded" if folded else "as built",
+        "batch_norm": "folded" if how == "batch norm folded" else f"{how}: {why}" if why else how,
     }
     card = {"format": 1, **card, **interface}
     program = _trace(Answers(ready), sample)

@@ -8,7 +8,8 @@ from __future__ import annotations
 import copy
 import warnings
 from collections import Counter
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,10 @@ from defend.boundary import own, unwrapped
 from defend.defence import Defence, PurifierSequence
 from defend.randomness import keyed
 
+M = TypeVar("M", bound=nn.Module)
+
 FOLD_TOLERANCE = 1e-3
+LEFT_OUT = "left_out"  # of what was done: what could not be had, and why
 MOST_MOVED = 1e-3  # on average, of a pixel or a score: sign steps answer to rounding, a few pixels by a whole step
 
 
@@ -25,58 +29,153 @@ def prepare(defence: Defence, precision: str, sample: Tensor) -> tuple[Defence, 
     """Return a frozen copy of a defence for evaluation, and what was done to it.
 
     A purifier or detector that has a method `prepared()` is replaced by what that returns; in others every batch norm
-    is folded that follows its layer in an `nn.Sequential`.
+    is folded that follows its layer in an `nn.Sequential`. None of this is needed for a figure, so whatever fails, or
+    answers otherwise than the stage itself, is left out, and the account says why.
 
     Args:
-        defence: left as it is.
+        defence: left as it is; only a stage that cannot be copied is frozen itself.
         precision: "exact" freezes only; "fp32" and "bf16" also fold and prepare the stages and use channels-last.
-        sample: a few images [B,C,H,W]; of every stage, what was made faster is kept only if it agrees on them.
+        sample: a few images [B,C,H,W]; of every stage, what was made faster is kept only if it agrees on them, on one
+            of them alone, and on more than there are.
     """
-    ready = copy.deepcopy(defence).eval().requires_grad_(False)
+    left_out = []
+    ready, why = _frozen(defence)
     done = {"victim": "as built", "layout": "contiguous"}
-    if precision == "exact":
-        return ready, done
-    ready.victim, folded = fold_batch_norm(ready.victim, sample)
-    done = {"victim": "batch norm folded" if folded else "as built", "layout": "channels_last"}
-    for name, inputs in (("purifier", (sample,)), ("detector", (sample, sample))):
-        stage = getattr(ready, name)
-        if isinstance(stage, nn.Module):
-            faster = _prepared(stage, inputs)
-            setattr(ready, name, faster)
-            if faster is not stage:
-                done[name] = "prepared"
-    ready.to(memory_format=torch.channels_last)
-    return ready, done
+    if why:
+        left_out.append(f"no copy was made, the stages themselves are frozen ({why})")
+    if precision != "exact":
+        ready.victim, done["victim"], why = folded_victim(ready.victim, sample)
+        left_out += [f"victim: {why}"] if why else []
+        for name, count in (("purifier", 1), ("detector", 2)):
+            stage = getattr(ready, name)
+            if isinstance(stage, nn.Module):
+                faster, why = _prepared(stage, count, sample)
+                setattr(ready, name, faster)
+                left_out += [f"{name}: {why}"] if why else []
+                if faster is not stage:
+                    done[name] = "prepared"
+        why = _channels_last(ready, sample)
+        left_out += [why] if why else []
+        done["layout"] = "contiguous" if why else "channels_last"
+    return ready, done | ({LEFT_OUT: "; ".join(left_out)} if left_out else {})
 
 
-def _prepared(stage: nn.Module, inputs: tuple[Tensor, ...]) -> nn.Module:
-    """Return a faster stage that agrees on the inputs, [B,C,H,W] each, or the stage itself."""
+def _frozen(defence: Defence) -> tuple[Defence, str]:
+    """Return a frozen copy in eval mode and "", or the defence itself, frozen, and why it cannot be copied."""
+    why = ""
+    try:
+        ready = copied(defence)
+    except Exception as error:  # classes refuse in many ways
+        ready, why = defence, cause_of(error)
+    return ready.eval().requires_grad_(False), why
+
+
+def copied(module: M) -> M:
+    """Return a deep copy of a module; tensors that it computed from parameters, and keeps, are copied as values.
+
+    Such are the weights of `torch.nn.utils.weight_norm`, which are computed anew before every pass.
+    """
+    memo: dict[int, object] = {}
+    for part in module.modules():
+        for value in vars(part).values():
+            if isinstance(value, Tensor) and not value.is_leaf:
+                memo[id(value)] = value.detach().clone()
+    return copy.deepcopy(module, memo)
+
+
+def cause_of(error: Exception) -> str:
+    """Return one short line that says what went wrong."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0]}"[:160] if lines else type(error).__name__
+
+
+def folded_victim(victim: nn.Module, sample: Tensor) -> tuple[nn.Module, str, str]:
+    """Return a victim with its batch norm folded, or itself; what was done; and why no more, in words for a report."""
+    try:
+        folded, done, why = _folded(victim, sample)
+    except Exception as error:  # whatever the victim does to its layers
+        folded, done, why = victim, False, f"batch norm was not folded ({cause_of(error)})"
+    return folded, "batch norm folded" if done else "as built", why
+
+
+def _prepared(stage: nn.Module, count: int, sample: Tensor) -> tuple[nn.Module, str]:
+    """Return a faster stage that agrees on the sample, given `count` times, or the stage itself and perhaps why."""
     if isinstance(stage, PurifierSequence):
-        parts = [_prepared(part, inputs) for part in stage.purifiers]
-        same = all(new is old for new, old in zip(parts, stage.purifiers, strict=True))
-        return stage if same else PurifierSequence(parts)
+        parts = [_prepared(part, count, sample) for part in stage.purifiers]
+        why = "; ".join(dict.fromkeys(reason for _, reason in parts if reason))
+        same = all(new is old for (new, _), old in zip(parts, stage.purifiers, strict=True))
+        return (stage if same else PurifierSequence([new for new, _ in parts])), why
     own = getattr(stage, "prepared", None)
-    faster: nn.Module = own() if callable(own) else fold_sequences(stage)
-    if faster is stage:
-        return stage
-    faster = faster.eval().requires_grad_(False)
-    before, after = _answer(stage, inputs), _answer(faster, inputs)
-    if not float((before - after).abs().mean()) <= MOST_MOVED * max(1.0, float(before.abs().mean())):
-        return stage
-    if hasattr(stage, "stage_name"):
-        faster.stage_name = stage.stage_name
-    return faster
+    try:
+        faster: nn.Module = own() if callable(own) else fold_sequences(stage)
+        if faster is stage:
+            return stage, ""
+        faster = faster.eval().requires_grad_(False)
+        if not _agree(stage, faster, count, sample):
+            return stage, "a faster form answered otherwise and was left out"
+        if hasattr(stage, "stage_name"):
+            faster.stage_name = stage.stage_name
+    except Exception as error:
+        return stage, f"a faster form was left out ({cause_of(error)})"
+    return faster, ""
+
+
+def _channels_last(ready: Defence, sample: Tensor) -> str:
+    """Bring a defence's weights into channels-last; where a stage does not work like that, undo it and say why."""
+    stages = [(stage, count) for stage, count in ((ready.victim, 1), (ready.purifier, 1), (ready.detector, 2))
+              if isinstance(stage, nn.Module)]  # fmt: skip
+    lay = [(tensor, tensor.data) for tensor in (*ready.parameters(), *ready.buffers())]
+    try:
+        before = [_answers(stage, count, sample) for stage, count in stages]
+        ready.to(memory_format=torch.channels_last)
+        for (stage, count), known in zip(stages, before, strict=True):
+            if not _close(known, _answers(stage, count, sample, tuple(known))):
+                raise ArithmeticError("it answered otherwise")
+    except Exception as error:  # a view of what no longer lies in one piece, weights of five dimensions
+        for tensor, data in lay:
+            tensor.data = data
+        return f"channels-last was left out ({cause_of(error)})"
+    return ""
+
+
+def _agree(stage: nn.Module, faster: nn.Module, count: int, sample: Tensor) -> bool:
+    known = _answers(stage, count, sample)
+    return _close(known, _answers(faster, count, sample, tuple(known)))
+
+
+def _close(before: Mapping[int, Tensor], after: Mapping[int, Tensor]) -> bool:
+    return all(
+        one.shape == after[size].shape
+        and float((one - after[size]).abs().double().mean()) <= MOST_MOVED * max(1.0, float(one.abs().double().mean()))
+        for size, one in before.items()
+    )
 
 
 @torch.no_grad()
-def _answer(stage: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
-    """Return what a stage answers, with the same draws every time; draws outside stay as they were."""
-    first = inputs[0]
-    keys = torch.arange(len(first), device=first.device)
-    with torch.random.fork_rng([first.device] if first.is_cuda else []), keyed(keys, seed=0, stream="prepare"):
-        torch.manual_seed(0)
-        answer: Tensor = stage(*(own(each, stage) for each in inputs))
-    return answer
+def _answers(
+    stage: nn.Module, count: int, sample: Tensor, sizes: tuple[int, ...] | None = None
+) -> dict[int, Tensor]:
+    """Return what a stage answers to batches of several sizes, by size; it is given each batch `count` times.
+
+    Of the sizes that are not asked for by name, those that the stage can't take are missing, but for the sample's own.
+    The draws are the same every time, and those outside stay as they were.
+    """
+    answers: dict[int, Tensor] = {}
+    for size in sizes or (len(sample), 1, len(sample) + 1):
+        images = sample[torch.arange(size, device=sample.device) % len(sample)]
+        keys = torch.arange(size, device=images.device)
+        with torch.random.fork_rng([images.device] if images.is_cuda else []), keyed(keys, seed=0, stream="prepare"):
+            torch.manual_seed(0)
+            try:
+                answer = unwrapped(stage(*(own(images, stage) for _ in range(count))))
+            except Exception:
+                if sizes or size == len(sample):
+                    raise
+                continue
+        if not isinstance(answer, Tensor):
+            raise TypeError(f"it answers with {type(answer).__name__}, expected a tensor")
+        answers[size] = answer
+    return answers
 
 
 def fold_sequences(module: nn.Module) -> nn.Module:
@@ -87,7 +186,7 @@ def fold_sequences(module: nn.Module) -> nn.Module:
     """
     if module.training or not _pairs(module):
         return module
-    folded = copy.deepcopy(module)
+    folded = copied(module)
     for sequence, at, norm_at in _pairs(folded):
         _take_in(sequence[at], sequence[norm_at])
         sequence[norm_at] = nn.Identity()
@@ -130,35 +229,45 @@ def _take_in(layer: Any, norm: Any) -> None:
     layer.bias = nn.Parameter(shift if layer.bias is None else layer.bias * scale + shift, requires_grad=False)
 
 
-@torch.no_grad()
 def fold_batch_norm(module: nn.Module, sample: Tensor) -> tuple[nn.Module, bool]:
     """Fold every batch norm that follows a convolution into it, where torch.fx can trace the module.
 
     Returns the folded copy and True, or the module itself and False: if it cannot be traced, has
-    nothing to fold, or its output moves by more than 1e-3 of its largest value.
+    nothing to fold, or, folded, does not work or moves its output by more than 1e-3 of its largest value.
     """
+    folded, done, _ = _folded(module, sample)
+    return folded, done
+
+
+@torch.no_grad()
+def _folded(module: nn.Module, sample: Tensor) -> tuple[nn.Module, bool, str]:
+    """As `fold_batch_norm`, and why norms were left."""
     from torch.fx.experimental.optimization import fuse
 
     norms = _count_norms(module)
     if norms == 0:
-        return module, False
+        return module, False, ""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             folded = fuse(module)
-    except Exception:  # fx refuses in many ways; the unfolded module is as right
-        return module, False
+    except Exception as error:  # fx refuses in many ways; the unfolded module is as right
+        return module, False, f"batch norm was not folded ({cause_of(error)})"
     if _count_norms(folded) == norms:
-        return module, False
-    before, after = (unwrapped(each(own(sample, each))) for each in (module, folded))
+        return module, False, ""
+    before = unwrapped(module(own(sample, module)))
+    try:
+        after = unwrapped(folded(own(sample, folded)))
+    except Exception as error:  # a layer whose weight is computed before every pass has no room for a folded one
+        return module, False, f"batch norm was not folded ({cause_of(error)})"
     if not isinstance(before, Tensor) or not isinstance(after, Tensor):
-        return module, False
+        return module, False, "batch norm was not folded, as the answer is no tensor"
     if not torch.allclose(before, after, atol=FOLD_TOLERANCE * float(before.abs().max()), rtol=0):
-        return module, False
+        return module, False, "batch norm was not folded, as the output moved"
     for name in ("random", "stage_name"):
         if hasattr(module, name):
             setattr(folded, name, getattr(module, name))
-    return folded.eval().requires_grad_(False), True
+    return folded.eval().requires_grad_(False), True, ""
 
 
 def _count_norms(module: nn.Module) -> int:

@@ -16,6 +16,7 @@ import hashlib
 import itertools
 import json
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,11 +26,11 @@ import torch
 from torch import Tensor, nn
 
 from defend.datasets.base import Batch, ImageDataset
-from defend.errors import ContractError, WeightsError
+from defend.errors import ContractError, DefendError, WeightsError
 from defend.files import atomic, write_text
 from defend.randomness import permutation, step_seed
 from defend.watcher import TrainingWatcher
-from defend.weights import round_to_stored
+from defend.weights import detached, round_to_stored, stored
 
 CHECKPOINT_SECONDS = 20.0
 
@@ -138,8 +139,12 @@ def fit(
 
     `identity` says which training this is: a checkpoint of another identity is not resumed.
 
+    A checkpoint that cannot be written costs no training: a warning says so once, and the training goes on.
+
     Raises:
-        ContractError: a loss is not finite, or names an optimiser that does not exist.
+        ContractError: a loss is not finite, or names an optimiser that does not exist; there was none at all; or the
+            trained weights are not finite.
+        WeightsError: part of the module's state is no tensor, so that no file could hold it.
     """
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
@@ -151,6 +156,8 @@ def fit(
         torch.backends.cudnn.benchmark = True
         torch.set_float32_matmul_precision("high")
     bare = dict(training.modules)
+    for module in (training.stage, *bare.values()):
+        stored(module)  # what no file can hold is refused before the training, not after
     for module in (training.stage, *bare.values(), *training.frozen.values()):
         module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     for module in training.frozen.values():
@@ -179,12 +186,18 @@ def fit(
     log = _Metrics(settings.folder, steps_done=step) if accelerator.is_main_process else _Metrics(None, 0)
 
     saved = time.monotonic()
+    begun, minimised = step, 0
 
     def keep(always: bool = False) -> None:
-        nonlocal saved
+        nonlocal saved, checkpoint
         due = always or time.monotonic() - saved >= settings.checkpoint_seconds
         if checkpoint is not None and accelerator.is_main_process and due:
-            state.save(checkpoint, fingerprint, step, sums, best)
+            try:
+                state.save(checkpoint, fingerprint, step, sums, best)
+            except (DefendError, OSError, RuntimeError, TypeError, ValueError) as error:
+                said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                warnings.warn(f"no checkpoint is kept of this training: {said}", stacklevel=2)
+                checkpoint = None
             saved = time.monotonic()
 
     for epoch in range(bisect.bisect_right(ends, step), training.epochs):
@@ -201,6 +214,7 @@ def fit(
                     raise ContractError(
                         f"a loss names optimiser {loss.optimiser!r}, which is none of {sorted(prepared)}"
                     )
+                minimised += 1
                 prepared[loss.optimiser].zero_grad()
                 accelerator.backward(loss.value)
                 prepared[loss.optimiser].step()
@@ -215,6 +229,8 @@ def fit(
             if step < ends[epoch]:  # at its end an epoch is logged first, then saved
                 keep()
                 settings.progress.step(step, total, {})
+        if step == total and not begun and not minimised:
+            raise ContractError("the training yielded no loss, so nothing was trained: `losses` must yield a Loss a step")
         means = {name: float(value) / steps[epoch] for name, value in sums.items()}
         if any(value != value or value in (float("inf"), float("-inf")) for value in means.values()):
             raise ContractError(
@@ -239,8 +255,20 @@ def fit(
     best.restore(bare)
     for module in (training.stage, *bare.values()):
         module.eval()
+    _check_finite(training.stage)
     round_to_stored(training.stage)
     return training.finish(dataset, device)
+
+
+def _check_finite(module: nn.Module) -> None:
+    """Refuse weights that are no numbers; buffers may be infinite, as a threshold is that was not set yet."""
+    parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
+    for name, value in module.state_dict().items():
+        if value.is_floating_point() and bool((value.isnan() if name not in parameters else ~value.isfinite()).any()):
+            raise ContractError(
+                f"the training diverged: {name!r} is not finite in the end, so no weights are kept: lower the learning "
+                "rate (--set lr=...)"
+            )
 
 
 def _reduced(precision: Callable[[], contextlib.AbstractContextManager[Any]], losses: Iterator[Loss]) -> Iterator[Loss]:
@@ -298,16 +326,17 @@ class _State:
             groups[name] = state["param_groups"]
             schedules[name] = optimiser.schedule.state_dict() if optimiser.schedule else None
             for index, values in state["state"].items():
-                tensors |= {f"optimiser/{name}/{index}/{key}": torch.as_tensor(v) for key, v in values.items()}
+                slots = {key: value for key, value in values.items() if value is not None}
+                tensors |= {f"optimiser/{name}/{index}/{key}": torch.as_tensor(v) for key, v in slots.items()}
         tensors |= {f"sum/{name}": torch.as_tensor(value) for name, value in sums.items()}
         tensors |= {f"best/{name}": value for name, value in best.tensors.items()}
         header = {
             "fingerprint": fingerprint, "step": step, "groups": groups, "schedules": schedules, "best": best.score,
         }  # fmt: skip
+        text = json.dumps(header, default=_plain)
         path.parent.mkdir(parents=True, exist_ok=True)
-        whole = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
         with atomic(path) as temporary:
-            temporary.write_bytes(to_bytes(whole, metadata={"state": json.dumps(header)}))
+            temporary.write_bytes(to_bytes(detached(tensors), metadata={"state": text}))
 
     def load(self, path: Path, fingerprint: str) -> tuple[int, dict[str, Tensor], _Best]:
         from safetensors import SafetensorError, safe_open
@@ -320,6 +349,12 @@ class _State:
             raise WeightsError(f"checkpoint {str(path)!r} is damaged: {error}") from None
         if header["fingerprint"] != fingerprint:
             raise WeightsError(f"checkpoint {str(path)!r} belongs to another training")
+        for name, module in self._modules.items():
+            kept = _under(f"module/{name}/", tensors)
+            if {key: value.shape for key, value in module.state_dict().items()} != {
+                key: value.shape for key, value in kept.items()
+            }:
+                raise WeightsError(f"checkpoint {str(path)!r} is of other networks")
         _load_modules(self._modules, _under("module/", tensors))
         for name, optimiser in self._optimisers.items():
             state: dict[int, dict[str, Tensor]] = {}
@@ -332,6 +367,13 @@ class _State:
                 optimiser.schedule.load_state_dict(header["schedules"][name])
         best = _Best(header.get("best"), _under("best/", tensors))
         return header["step"], _under("sum/", tensors), best
+
+
+def _plain(value: Any) -> Any:
+    """Return a number that an optimiser keeps as a tensor, such as its learning rate, as JSON has it."""
+    if isinstance(value, Tensor) and value.numel() == 1:
+        return value.item()
+    raise TypeError(f"its optimisers or schedules hold a {type(value).__name__}, which is no number, text or list")
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

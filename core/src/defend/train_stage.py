@@ -16,6 +16,7 @@ from torch import nn
 from defend.build import build_purifiers, build_stage, in_sequence, resolve_device
 from defend.datasets.base import ImageDataset
 from defend.errors import ConfigError, did_you_mean
+from defend.fingerprint import code_version
 from defend.options import describe, make
 from defend.plugins import Registry, registry
 from defend.stages import Stage, Task
@@ -106,6 +107,7 @@ def train_stage(
         "stage": stage, "name": found.name, "dataset": dataset.sha256("train"), "seed": seed, "precision": precision,
         "config": attrs.asdict(config), "recipe": attrs.asdict(recipe), **tuned,
         "frozen": {part: content_hash(module.state_dict()) for part, module in training.frozen.items()},
+        "code": code_version(spec.train.partition(":")[0], spec.config.__module__, type(training).__module__),
     }  # fmt: skip
     key = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:16]
     filed_as = found.name if victim is None else tuned_name(found.name, victim, purifier)

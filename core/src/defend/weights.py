@@ -340,15 +340,41 @@ def load(path: Path, module: nn.Module, stages: str | tuple[str, ...], name: str
             f"weights {str(path)!r} are of another architecture than {allowed[0]} {name}: {len(wrong)} tensors differ, "
             f"the first is {wrong[0]!r}"
         )
-    module.load_state_dict({key: tensor.to(expected[key].dtype) for key, tensor in tensors.items()})
+    given = {key: tensor.to(expected[key].dtype) for key, tensor in tensors.items()}
+    module.load_state_dict(given)
+    for key, value in module.state_dict().items():
+        if not _alike(value, given[key]):  # one tensor under two names, of which the file holds two
+            raise WeightsError(
+                f"weights {str(path)!r} are of another architecture than {allowed[0]} {name}: {key!r} shares its memory "
+                "with another parameter here, and not in the file"
+            )
     return card
 
 
-def stored(module: nn.Module) -> dict[str, Tensor]:
-    """Return the state as it is stored: kernels and matrices in half precision, all else as it is."""
+def _alike(one: Tensor, other: Tensor) -> bool:
+    return _bytes(one) == _bytes(other)
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    """Return a tensor's bytes in the order of its elements; of any type, also those that numpy lacks."""
     import torch
 
-    state = {key: tensor.detach().cpu().contiguous() for key, tensor in module.state_dict().items()}
+    data: bytes = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    return data
+
+
+def stored(module: nn.Module) -> dict[str, Tensor]:
+    """Return the state as it is stored: kernels and matrices in half precision, all else as it is.
+
+    Every tensor has memory of its own: one that a module has under two names is there twice, and is one again where it
+    is loaded into such a module.
+
+    Raises:
+        WeightsError: part of the state is no tensor.
+    """
+    import torch
+
+    state = detached(module.state_dict())
 
     def halved(tensor: Tensor) -> Tensor:
         wanted = tensor.dtype == torch.float32 and tensor.ndim > 1 and tensor.numel() > SMALL_TENSOR
@@ -356,6 +382,25 @@ def stored(module: nn.Module) -> dict[str, Tensor]:
         return tensor.half() if fits else tensor
 
     return {key: halved(tensor) for key, tensor in state.items()}
+
+
+def detached(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return tensors on the CPU, contiguous, each in memory of its own, as safetensors asks for.
+
+    Raises:
+        WeightsError: a value is no tensor, as a module's extra state may be; it is named.
+    """
+    import torch
+
+    for key, value in state.items():
+        if not isinstance(value, torch.Tensor):
+            raise WeightsError(
+                f"{key!r} of the module's state is of type {type(value).__name__}, expected a tensor: "
+                "only tensors are kept in a weights file; register it as a buffer"
+            )
+    return {
+        key: value.detach().cpu().clone(memory_format=torch.contiguous_format) for key, value in state.items()
+    }
 
 
 def round_to_stored(module: nn.Module) -> None:
@@ -369,7 +414,7 @@ def content_hash(tensors: Mapping[str, Tensor]) -> str:
     """Return the SHA-256 of names, types, shapes and bytes of all tensors, in the order of their names."""
     digest = hashlib.sha256()
     for key in sorted(tensors):
-        tensor = tensors[key].detach().cpu().contiguous()
+        tensor = tensors[key]
         digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.numpy().tobytes())
+        digest.update(_bytes(tensor))
     return digest.hexdigest()
