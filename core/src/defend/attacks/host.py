@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from defend.attacks.balls import clip
+from defend.attacks.balls import at_least_float32, clip, lengths
 from defend.attacks.target import Target
 from defend.errors import ConfigError, ContractError
 from defend.stages import Attack
@@ -43,15 +43,20 @@ def craft(
         eps = torch.inf
     elif eps is None:
         raise ConfigError(f"eps is None for attack {name}: expected its {attack.norm} budget, for example 8/255")
-    budgets = torch.as_tensor(eps, dtype=images.dtype, device=images.device).expand(len(images))
+    exact = at_least_float32(images.detach())  # small steps are lost in half precision
+    budgets = torch.as_tensor(eps, dtype=exact.dtype, device=images.device).expand(len(images))
     identity = torch.arange(len(images), device=images.device) if keys is None else keys
     images = images.detach()
     target.queries = None
-    adversarial = attack(target, images, labels, eps=budgets, keys=identity)
+    target.shown = images.dtype
+    try:
+        adversarial = attack(target, exact, labels, eps=budgets, keys=identity)
+    finally:
+        target.shown = None
     allowed = budgets + getattr(attack, "excess", 0.0)
     adversarial = _checked(adversarial, images, name)
-    target.overshoot = overshoot(adversarial, images, allowed, attack.norm)
-    return clip(adversarial, images, allowed, attack.norm)
+    target.overshoot = overshoot(adversarial, exact, allowed, attack.norm)
+    return clip(adversarial.to(images.dtype), images, allowed, attack.norm)
 
 
 def enforce(adversarial: Tensor, images: Tensor, eps: Tensor, norm: str, name: str) -> Tensor:
@@ -66,7 +71,7 @@ def enforce(adversarial: Tensor, images: Tensor, eps: Tensor, norm: str, name: s
 def overshoot(adversarial: Tensor, images: Tensor, eps: Tensor, norm: str) -> Tensor:
     """Return how far each image is outside its budget or outside [0,1], whichever is larger: [B], 0 if inside."""
     difference = (adversarial - images).flatten(1)
-    distance = difference.norm(dim=1) if norm == "l2" else difference.abs().amax(1)
+    distance = lengths(difference) if norm == "l2" else difference.abs().amax(1)
     flat = adversarial.flatten(1)
     outside = torch.maximum(-flat.amin(1), flat.amax(1) - 1)
     return torch.maximum(distance - eps, outside).clamp_min(0).abs()  # no -0

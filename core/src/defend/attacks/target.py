@@ -77,10 +77,13 @@ class Target:
         queries: int64 [B], how often each image of the last batch was shown to the model, in the batch's order,
             from an attack that counts; else None. `defend.attacks.host.craft` resets it.
         overshoot: [B], how far beyond budget or box the last result was before `craft` clipped it; None at first.
+        shown: the float type that the module is shown images in, whatever the attack computes in; None leaves it.
+            `craft` sets it, as attacks on images of half precision compute in float32, where small steps add up.
     """
 
     queries: Tensor | None = None
     overshoot: Tensor | None = None
+    shown: torch.dtype | None = None
 
     def __init__(
         self,
@@ -207,6 +210,8 @@ class Target:
 
     def _repeat(self, values: Tensor, draws: int | None = None) -> Tensor:
         count = draws or self.draws
+        if self.shown is not None and values.is_floating_point():
+            values = values.to(self.shown)
         return values if count == 1 else values.repeat(count, *(1,) * (values.ndim - 1))
 
     def _mean(self, values: Tensor, draws: int | None = None) -> Tensor:

@@ -27,6 +27,7 @@ DIRECTIONS = 2
 WIDTH = 2.0**-10  # of the finite difference: a quarter of a grey level, a power of two so that it is exact
 DISAGREEMENT = 0.25
 VANISHING = 1e-12
+LEAST_CLASSES = 2
 DEAD_SHARE = 0.05
 PASSES = 5
 SAME_LOGITS = 1e-4
@@ -51,6 +52,9 @@ def gradients(case: Case, found: Findings) -> None:
     try:
         with torch.enable_grad():
             logits = whole(images).float()
+            if logits.shape[1] < LEAST_CLASSES:
+                found.add("fail", "the logits are of one class, which is always right: no attack can change the answer")
+                return
             slope = gradient(margin(logits, subject.labels), images)
     except NoGradientError as error:
         found.add("fail", f"no input gradient: {error}; attack with bpda, or let the purifier differentiate")
@@ -71,23 +75,31 @@ def gradients(case: Case, found: Findings) -> None:
         found.add(
             "warn",
             f"the logits are so large that the cross-entropy's gradient is zero on {saturated} of {n} images; attack "
-            "the difference of logits (apgd_dlr)",
+            f"{_unsaturated(logits.shape[1])}",
         )
     at = images.detach()
     _against_differences(found, subject, whole, at, slope)
     _uphill(found, subject, whole, at, slope)
 
 
+def _unsaturated(classes: int) -> str:
+    """Name the attack whose loss still has a slope there."""
+    if classes == LEAST_CLASSES:
+        return "the difference of logits (apgd_dlr; of two classes the difference itself, as their ratio is constant)"
+    return "the difference of logits (apgd_dlr)"
+
+
 @torch.no_grad()
 def _against_differences(found: Findings, subject: Subject, whole: Known, images: Tensor, slope: Tensor) -> None:
     """Compare the gradient with finite differences along random signs, all images and directions together."""
-    taken, differences, size = [], [], 1.0
+    taken, differences, size = [], [], 0.0
     for number in range(DIRECTIONS):
         direction = _signs(subject, f"check/direction/{number}")
-        high, low = (margin(whole(images + side * WIDTH * direction).float(), subject.labels) for side in (1, -1))
+        sides = [whole(images + side * WIDTH * direction).float() for side in (1, -1)]
+        high, low = (margin(logits, subject.labels) for logits in sides)
         differences.append((high - low) / (2 * WIDTH))
         taken.append((slope * direction).flatten(1).sum(1))
-        size = max(size, float(high.abs().max()))
+        size = max(size, float(sides[0].abs().max()))  # of the logits: what is common to them rounds as well
     found_slope, true_slope = torch.cat(taken), torch.cat(differences)
     rounding = 4 * torch.finfo(torch.float32).eps * size / (2 * WIDTH) * len(true_slope) ** 0.5
     total = float(found_slope.norm() + true_slope.norm())
@@ -137,7 +149,7 @@ def randomness(case: Case, found: Findings) -> None:
         return
     verdicts = [subject.defence.judge(subject.images) for _ in range(PASSES)]
     first = verdicts[0]
-    scale = float(first.logits.abs().max().clamp_min(1.0))
+    scale = max(float(first.logits.abs().max()), torch.finfo(torch.float32).tiny)
     moved = max(float((each.logits - first.logits).abs().max()) for each in verdicts) / scale
     scored = max(float((each.score - first.score).abs().max()) for each in verdicts)
     scored /= max(float(first.score.abs().max()), VANISHING)
