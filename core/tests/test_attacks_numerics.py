@@ -332,7 +332,7 @@ def test_no_attack_makes_a_wrong_image_right(name, options):
     labels = victim(pictures).argmax(1)
     labels[::2] = 1 - labels[::2]
     already = victim(pictures).argmax(1) != labels
-    attack = build(name, **options)
+    attack = build(name, **options, **({"initial_const": 10.0, "lr": 0.1} if name == "cw" else {}))
     eps = 0.2 if attack.norm == "linf" else 3.0
     found = craft(attack, Target(victim), pictures, labels, eps=eps)
     wrong = victim(found).argmax(1) != labels
