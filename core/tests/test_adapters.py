@@ -240,6 +240,79 @@ def test_autoattack_needs_classes(version, classes):
         craft(adapter(f"autoattack:{version}"), Target(few), images(TASK, 2), torch.tensor([0, 1]), eps=0.1)
 
 
+@pytest.mark.parametrize(
+    ("name", "arguments", "classes", "least"),
+    [("torchattacks:APGDT", "", 3, 4), ("torchattacks:AutoAttack", "", 3, 4), ("torchattacks:APGD", "loss='dlr'", 2, 3),
+     ("torchattacks:PGD", "", 1, 2), ("foolbox:LinfPGD", "", 1, 2)],
+)  # fmt: skip
+def test_a_loss_that_needs_more_classes_is_refused(name, arguments, classes, least):
+    few = nn.Sequential(nn.Flatten(), nn.Linear(784, classes))
+    with pytest.raises(ConfigError, match=f"{name} needs at least {least} classes, there are {classes}: use apgd_ce"):
+        craft(adapter(name, arguments=arguments), Target(few), images(TASK, 2), torch.zeros(2).long(), eps=0.1)
+
+
+def test_torchattacks_is_told_the_number_of_classes():
+    victim, pictures = nn.Sequential(nn.Flatten(), nn.Linear(784, 4)).requires_grad_(False), images(TASK, 6)
+    labels = victim(pictures).argmax(1)
+    found = craft(adapter("torchattacks:APGDT", arguments="steps=5"), Target(victim), pictures, labels, eps=0.1)
+    assert (victim(found).argmax(1) != labels).all()  # it would look for ten classes
+
+
+@pytest.mark.parametrize(
+    "name", ["foolbox:LinfPGD", "foolbox:L2BasicIterativeAttack", "torchattacks:PGD", "torchattacks:PGDL2"]
+)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_libraries_attack_in_every_float_type(name, dtype):
+    victim, pictures = TinyVictim().to(dtype), images(TASK, 12).to(dtype)
+    labels, attack = victim(pictures).argmax(1), adapter(name, arguments="steps=8")
+    eps = 0.1 if attack.norm == "linf" else 2.0
+    found = craft(attack, Target(victim), pictures, labels.int(), eps=eps)
+    moved = (found.double() - pictures.double()).flatten(1)
+    reached = moved.norm(dim=1) if attack.norm == "l2" else moved.abs().amax(1)
+    assert found.dtype == dtype and reached.max() <= eps + 1e-6
+    assert (victim(found).argmax(1) != labels).sum() >= 8
+
+
+def test_autoattack_attacks_what_is_in_double_precision():
+    victim, pictures = TinyVictim().double(), images(TASK, 4).double()
+    labels = victim(pictures).argmax(1)
+    found = craft(adapter("autoattack:rand"), Target(victim), pictures, labels, eps=0.1)
+    assert found.dtype == torch.float64 and (victim(found).argmax(1) != labels).all()
+
+
+@pytest.mark.parametrize("name", ["foolbox:LinfPGD", "torchattacks:PGD"])
+def test_libraries_attack_inside_inference_mode(name):
+    victim, pictures = TinyVictim(), images(TASK, 8)
+    labels = victim(pictures).argmax(1)
+    with torch.inference_mode():
+        found = craft(adapter(name), Target(victim), pictures * 1, labels * 1, eps=0.1)
+        assert (victim(found).argmax(1) != labels).all()
+
+
+def test_an_image_that_is_wrong_already_is_not_made_right(monkeypatch):
+    """By an attack of a library that takes every image to the class it was given as true."""
+    victim, pictures = TinyVictim(), images(TASK, 6)
+    said = victim(pictures).argmax(1)
+    attack = adapter("torchattacks:PGD")
+
+    class Helpful:
+        def __init__(self, model, eps):
+            self.eps = eps
+
+        def set_device(self, device):
+            pass
+
+        def __call__(self, some, labels):
+            return pictures.flip(0)
+
+    monkeypatch.setattr(attack, "_kind", Helpful)
+    labels = said.flip(0)
+    found = craft(attack, Target(victim), pictures, labels, eps=1.0)
+    wrong = said != labels
+    assert wrong.any() and torch.equal(found[wrong], pictures[wrong])
+    assert torch.equal(found[~wrong], pictures.flip(0)[~wrong])
+
+
 def test_arguments_are_literals_and_fractions():
     assert arguments("", "x") == {}
     assert arguments("steps=20, rel_stepsize=1/10,norm='L2',flag=True,shape=(1,2)", "x") == {

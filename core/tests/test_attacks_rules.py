@@ -140,7 +140,8 @@ def test_pgd_steps_by_its_step_size_or_by_two_and_a_half_eps_over_the_steps(opti
     ("options", "signs"),
     [
         ({}, (-1, 1, 1)),  # away from the true label 0
-        ({"labels": "predicted"}, (1, -1, 1)),  # away from the prediction 1
+        ({"labels": "predicted"}, (0, 0, 0)),  # wrong as it is: a step away from the prediction 1 would make it right
+        ({"labels": "predicted", "keep_wrong": False}, (1, -1, 1)),  # away from the prediction 1, to the letter
         ({"target": "next"}, (-1, 1, -1)),  # towards 0 + 1
         ({"target": "next", "labels": "predicted"}, (-1, -1, 1)),  # towards 1 + 1
         ({"target": "least_likely"}, (-1, -1, 1)),  # towards the darkest, 2
@@ -163,9 +164,10 @@ def test_next_after_the_last_label_is_the_first():
     [({}, 1), ({"labels": "predicted"}, 2), ({"target": "next"}, 2), ({"target": "least_likely"}, 2)],
 )
 def test_only_the_true_labels_cost_no_pass_of_their_own(options, passes):
-    counting = Counting(Brightest())
-    craft(Fgsm(FgsmOptions(**options)), Target(counting), row(0.5, 0.6, 0.4), torch.tensor([0]), eps=0.1)
-    assert len(counting.passes) == passes
+    counting, pictures, labels = Counting(Brightest()), row(0.5, 0.6, 0.4).repeat(3, 1, 1, 1), torch.tensor([1, 0, 1])
+    craft(Fgsm(FgsmOptions(**options)), Target(counting), pictures, labels, eps=0.1)
+    asked_again = [1] if options else []  # about the image that was wrong before
+    assert counting.passes == [3] * passes + asked_again
 
 
 def test_targeted_pgd_ends_in_the_class_it_aims_at():

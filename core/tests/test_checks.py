@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -520,3 +521,61 @@ def test_honest_answers_hardly_ever_fail_by_chance():
 def test_every_arm_that_answers_for_other_classes_is_caught():
     found = gate(Defence(rigged.Background(toy()[1])), itself=True, plans=BLIND, level="basic")
     assert "the bare victim answers for 5 classes, and the data set has 4" in found[12].detail
+
+
+# Logits of few classes, and of an unusual size
+
+
+class Sized(torch.nn.Module):
+    """A linear victim of so many classes, its logits of a size; noise on them, which it does not declare."""
+
+    random = False
+
+    def __init__(self, classes, scale, noise=0.0):
+        super().__init__()
+        torch.manual_seed(0)
+        self.head, self.scale, self.noise = torch.nn.Linear(64, classes), scale, noise
+
+    def forward(self, batch):
+        logits = self.head(batch.flatten(1))
+        return self.scale * (logits + self.noise * torch.randn_like(logits))
+
+
+def probed(victim, number):
+    torch.manual_seed(1)
+    pictures = torch.rand(8, 1, 8, 8)
+    defence = Defence(victim)
+    subject = Subject(
+        defence=defence, undefended=defence, images=pictures, labels=defence(pictures).argmax(1),
+        keys=torch.arange(8), eps=0.05, classes=2,
+    )  # fmt: skip
+    return next(check for check in check_run([], subject, "basic") if check.number == number)
+
+
+@pytest.mark.parametrize(("classes", "said"), [(2, "of two classes the difference itself"), (5, r"\(apgd_dlr\)$")])
+def test_a_saturated_softmax_is_told_what_to_attack_by_its_number_of_classes(classes, said):
+    found = probed(Sized(classes, 1e6), 5)
+    assert found.status == "warn" and re.search(rf"attack the difference of logits.*{said}", found.detail), found.detail
+
+
+def test_one_class_is_no_classifier():
+    found = probed(Sized(1, 1.0), 5)
+    assert found.status == "fail" and "one class" in found.detail
+
+
+@pytest.mark.parametrize("scale", [1e-7, 1.0, 1e5])
+def test_noise_on_logits_of_any_size_is_noticed(scale):
+    assert probed(Sized(3, scale), 6).status == "pass"
+    assert probed(Sized(3, scale, noise=0.01), 6).status == "fail"
+
+
+def test_a_wrong_slope_of_tiny_logits_is_noticed():
+    class Wrong(Sized):
+        def forward(self, batch):
+            logits = super().forward(batch)
+            away = super().forward(batch.roll(1, 3))
+            return away + (logits - away).detach()
+
+    for scale in (1e-7, 1.0):
+        assert "disagree" in probed(Wrong(3, scale), 5).detail
+        assert "agree with" in probed(Sized(3, scale), 5).detail

@@ -65,7 +65,8 @@ def normal_like(images: Tensor) -> Tensor:
 
 def sign_like(images: Tensor) -> Tensor:
     """Draw -1 or +1 with equal chance: sign(N(0,I)) without its zeros."""
-    return torch.where(uniform_like(images) < 0.5, -1.0, 1.0).to(images.dtype)
+    drawn = _unit(images, images.shape[1:].numel()).view_as(images)  # rounded to half precision, 0.4999 is no chance
+    return torch.where(drawn < 0.5, -1.0, 1.0).to(images.dtype)
 
 
 def uniform_per_image(images: Tensor, low: float = 0.0, high: float = 1.0) -> Tensor:

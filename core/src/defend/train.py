@@ -230,7 +230,9 @@ def fit(
                 keep()
                 settings.progress.step(step, total, {})
         if step == total and not begun and not minimised:
-            raise ContractError("the training yielded no loss, so nothing was trained: `losses` must yield a Loss a step")
+            raise ContractError(
+                "the training yielded no loss, so nothing was trained: `losses` must yield a Loss a step"
+            )
         means = {name: float(value) / steps[epoch] for name, value in sums.items()}
         if any(value != value or value in (float("inf"), float("-inf")) for value in means.values()):
             raise ContractError(

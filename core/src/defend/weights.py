@@ -398,9 +398,7 @@ def detached(state: Mapping[str, Any]) -> dict[str, Tensor]:
                 f"{key!r} of the module's state is of type {type(value).__name__}, expected a tensor: "
                 "only tensors are kept in a weights file; register it as a buffer"
             )
-    return {
-        key: value.detach().cpu().clone(memory_format=torch.contiguous_format) for key, value in state.items()
-    }
+    return {key: value.detach().cpu().clone(memory_format=torch.contiguous_format) for key, value in state.items()}
 
 
 def round_to_stored(module: nn.Module) -> None:

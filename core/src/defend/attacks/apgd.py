@@ -5,29 +5,72 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from defend.attacks.balls import clip, random_start
-from defend.attacks.goals import Goal, choose_goal, confirm, step_along
+from defend.attacks.balls import at_least_float32, clip, random_start
+from defend.attacks.goals import LEAST_CLASSES, Goal, choose_goal, confirm, settle, step_along
 from defend.attacks.options import ApgdOptions
 from defend.attacks.target import Objective, Slope, Target, steady_cross_entropy
+from defend.errors import ConfigError
 from defend.randomness import keyed
 
 MOMENTUM = 0.75  # alpha
 FIRST_STEP = 2.0  # in eps
 FIRST_CHECK, CHECK_SHRINKS, LEAST_CHECK = 0.22, 0.03, 0.06  # of the steps (section 3.1)
-TINY = 1e-12
 
 
 def difference_of_logits_ratio(module: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """DLR (eq. 6): -(z_y - max z_i) / (z_1 - z_3), i not y, z_1 >= z_2 >= z_3; blind to shift and scale of logits.
 
-    Needs three classes; with two the denominator is z_1 - z_2.
+    That takes three classes. With two the ratio would be 1 or -1 and its slope zero, so there the difference alone is
+    the loss, -(z_y - z_i): it rises exactly where the margin falls, and steps do not depend on its scale.
+
+    Raises:
+        ConfigError: there is one class.
     """
     logits = module(images)
-    ordered, order = logits.sort(1, descending=True)
-    own = logits.gather(1, labels[:, None])[:, 0]
+    values = at_least_float32(logits)
+    ordered, order = _ordered(values)
+    own = values.gather(1, labels[:, None])[:, 0]
     other = torch.where(order[:, 0] == labels, ordered[:, 1], ordered[:, 0])
-    spread = ordered[:, 0] - ordered[:, min(2, logits.shape[1] - 1)]
-    return -(own - other) / (spread + TINY), logits
+    if logits.shape[1] == 2:
+        return other - own, logits
+    return _ratio(other - own, ordered[:, 0] - ordered[:, 2]), logits
+
+
+def targeted_ratio(module: nn.Module, images: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
+    """Targeted DLR (eq. 7) with the sign turned, so that falling is nearing: (z_y - z_t) / (z_1 - (z_3 + z_4) / 2).
+
+    That takes four classes. With three the denominator is z_1 - (z_2 + z_3) / 2, which, unlike z_1 - z_3, leaves a
+    slope where y and t are the first and the last; with two it is 1.
+
+    Args:
+        module, images: as of every objective.
+        pairs: int64 [B,2], the class t to reach and the class y to leave.
+
+    Raises:
+        ConfigError: there is one class.
+    """
+    logits = module(images)
+    values = at_least_float32(logits)
+    ordered, _ = _ordered(values)
+    aim, own = values.gather(1, pairs).unbind(1)
+    if logits.shape[1] == 2:
+        return own - aim, logits
+    low = ordered[:, 1:3] if logits.shape[1] == 3 else ordered[:, 2:4]
+    return _ratio(own - aim, ordered[:, 0] - low.mean(1)), logits
+
+
+def _ordered(values: Tensor) -> tuple[Tensor, Tensor]:
+    if values.shape[1] < LEAST_CLASSES:
+        raise ConfigError(
+            f"the difference of logits ratio compares classes, and the model has {values.shape[1]}: expected logits "
+            "[B,classes] with two classes or more"
+        )
+    return values.sort(1, descending=True)
+
+
+def _ratio(difference: Tensor, spread: Tensor) -> Tensor:
+    """Divide; where the spread is nothing, all that it is made of is equal, and the difference stands alone."""
+    return difference / torch.where(spread < torch.finfo(spread.dtype).tiny, torch.ones_like(spread), spread)
 
 
 OBJECTIVES: dict[str, Objective] = {"ce": steady_cross_entropy, "dlr": difference_of_logits_ratio}
@@ -67,7 +110,7 @@ class Apgd:
                 left = left[~aim.reached(target.logits(found, identity, f"{self._name}/judge/{restart}"))]
                 if len(left) == 0:
                     break
-        return best
+        return settle(goal, target, images, best, labels, keys, self._name)
 
     def _climb(
         self, target: Target, images: Tensor, start: Tensor, goal: Goal, eps: Tensor, keys: Tensor, stream: str
@@ -100,7 +143,10 @@ class Apgd:
         return result
 
     def _look(self, target: Target, images: Tensor, goal: Goal, keys: Tensor, step: str) -> Slope:
-        slope = target.slope(images, goal.labels, keys, step, self._objective)
+        objective, labels = self._objective, goal.labels
+        if goal.own is not None and objective is difference_of_logits_ratio:
+            objective, labels = targeted_ratio, torch.stack((goal.labels, goal.own), 1)
+        slope = target.slope(images, labels, keys, step, objective)
         return Slope(slope.gradient, goal.sign * slope.loss, slope.logits)
 
 

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from defend.randomness import normal_like, uniform_like, uniform_per_image
 
-SHORTEST = 1e-12
+HALVES = (torch.float16, torch.bfloat16)
+ROUNDINGS, SHORTER = 4, 0.998  # tries to round an L2 change of half precision without leaving its ball, and by how much
 
 
 def usual_l2(eps: float, numbers: int) -> float:
@@ -26,18 +27,48 @@ def clip(candidate: Tensor, images: Tensor, eps: Tensor, norm: str) -> Tensor:
 
 
 def project_linf(candidate: Tensor, images: Tensor, eps: Tensor) -> Tensor:
-    """Clip to within eps [B] of the images, then to [0,1]."""
+    """Clip to within eps [B] of the images, then to [0,1]; images of half precision as `towards` says."""
+    if images.dtype in HALVES:
+        return towards(project_linf(candidate.float(), images.float(), eps.float()), images)
     radius = wide(eps)
     return torch.minimum(torch.maximum(candidate, images - radius), images + radius).clamp_(0, 1)
 
 
 def project_l2(candidate: Tensor, images: Tensor, eps: Tensor) -> Tensor:
-    """Shorten the difference to at most eps [B] in L2, then clip to [0,1], which only shortens it further."""
+    """Shorten the difference to at most eps [B] in L2, then clip to [0,1], which only shortens it further.
+
+    Images of half precision are rounded to the nearest as long as that stays within, else as `towards` says.
+    """
+    if images.dtype in HALVES:
+        return _project_l2_halves(candidate.float(), images, eps.float())
     difference = candidate - images
-    length = difference.flatten(1).norm(dim=1)
+    length = lengths(difference)
     share = wide(torch.where(length > eps, eps / length, torch.ones_like(length)))
     inside = torch.where(share < 1, images + share * difference, candidate)  # what is inside stays as it is, to the bit
     return inside.clamp(0, 1)
+
+
+def _project_l2_halves(candidate: Tensor, images: Tensor, eps: Tensor) -> Tensor:
+    origin = images.float()
+    exact = project_l2(candidate, origin, eps)
+    for _ in range(ROUNDINGS):
+        length = lengths(exact.to(images.dtype).float() - origin)
+        over = length > eps
+        if not bool(over.any()):
+            return exact.to(images.dtype)
+        exact = torch.where(wide(over), origin + wide(SHORTER * eps / length) * (exact - origin), exact)
+    return torch.where(wide(over), towards(exact, images), exact.to(images.dtype))
+
+
+def towards(exact: Tensor, images: Tensor) -> Tensor:
+    """Round float32 points [B,C,H,W] in [0,1] to the half precision of `images`, never away from them.
+
+    To the nearest would leave the ball that a point lies in: by a grey level a pixel in bfloat16.
+    """
+    rounded = exact.to(images.dtype) + 0.0  # no -0: from 0 up, numbers are ordered as their bits are
+    beyond = (rounded.float() - images.float()).abs() > (exact - images.float()).abs()
+    back = torch.where(beyond, (images.float() - rounded.float()).sign(), 0).to(torch.int16)
+    return (rounded.view(torch.int16) + back).view(images.dtype)
 
 
 def random_start(images: Tensor, eps: Tensor | float, norm: str) -> Tensor:
@@ -58,9 +89,33 @@ def steepest(gradient: Tensor, norm: str) -> Tensor:
 
 
 def unit(directions: Tensor) -> Tensor:
-    """Scale every image's direction [B,C,H,W] to length 1 in L2; one of no length stays as it is."""
-    length: Tensor = directions.flatten(1).norm(dim=1).clamp_min(SHORTEST)
-    return directions / wide(length)
+    """Scale every image's direction [B,C,H,W] to length 1 in L2, however tiny or huge; one of no length stays."""
+    scaled, _ = _scaled(directions)
+    length = scaled.flatten(1).norm(dim=1)
+    return (scaled / wide(torch.where(length > 0, length, 1))).to(directions.dtype)
+
+
+def lengths(directions: Tensor) -> Tensor:
+    """Return the L2 length [B] of every image's numbers [B,...], float32 at least; squares lose none of it."""
+    scaled, size = _scaled(directions)
+    length: Tensor = scaled.flatten(1).norm(dim=1) * size
+    return length
+
+
+def _scaled(directions: Tensor) -> tuple[Tensor, Tensor]:
+    """Divide every image's numbers [B,...] by a power of two [B] that leaves the largest of them between 1 and 2.
+
+    So no square overflows or vanishes, and everything else is as without, to the bit.
+    """
+    values = at_least_float32(directions)
+    largest = values.flatten(1).abs().amax(1)
+    size = torch.where((largest > 0) & largest.isfinite(), largest / (2 * torch.frexp(largest).mantissa), 1)
+    return values / size.view(-1, *(1,) * (values.ndim - 1)), size
+
+
+def at_least_float32(values: Tensor) -> Tensor:
+    """Widen numbers of half precision, whose sums and squares mean little."""
+    return values.float() if values.dtype in HALVES else values
 
 
 def wide(values: Tensor) -> Tensor:

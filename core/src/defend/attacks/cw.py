@@ -7,21 +7,33 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from defend.attacks.balls import project_linf
-from defend.attacks.goals import Goal, choose_goal
+from defend.attacks.goals import LEAST_CLASSES, Goal, choose_goal, settle
 from defend.attacks.options import CwOptions
 from defend.attacks.target import Objective, Target
+from defend.errors import ConfigError
 
 BETAS = (0.9, 0.999)
 TINY = 1e-8
 INSIDE = 1 - 1e-6  # images are drawn this far into (0,1), where tanh space reaches them
 LARGEST_CONST = 1e10
+USUAL_SPREADS = (0.1, 1e3)  # from the smallest to the largest logit of an image: what the published constants suit
+TYPICAL_SPREAD = 10.0
 
 
 def margin(goal: Goal, confidence: float) -> Objective:
-    """Return the objective whose fall to zero means success: max(margin + confidence, 0)."""
+    """Return the objective whose fall to zero means success: max(margin + confidence, 0).
+
+    Raises:
+        ConfigError: when called on a model that has one class alone.
+    """
 
     def objective(module: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         logits = module(images)
+        if logits.shape[1] < LEAST_CLASSES:
+            raise ConfigError(
+                f"attack cw compares classes, and the model has {logits.shape[1]}: expected logits [B,classes] with "
+                "two classes or more"
+            )
         chosen = logits.gather(1, labels[:, None])[:, 0]
         one_hot = F.one_hot(labels, logits.shape[1]).bool()
         other = logits.masked_fill(one_hot, -torch.inf).amax(1)
@@ -30,8 +42,22 @@ def margin(goal: Goal, confidence: float) -> Objective:
     return objective
 
 
+def usual_scale(logits: Tensor) -> Tensor:
+    """Return what the logits [B,K] of each image are to be multiplied by for the published constants to suit them: [B].
+
+    1 for the logits of a usual network. Multiplied by a million, they would drown the distance from the first constant
+    on, and by a millionth the margin up to the last one: the attack would find images far away, or none.
+    """
+    spread = logits.amax(1) - logits.amin(1)
+    low, high = USUAL_SPREADS
+    usual = ((spread >= low) & (spread < high)) | ~(spread > 0) | ~spread.isfinite()
+    return torch.where(usual, torch.ones_like(spread), TYPICAL_SPREAD / spread)
+
+
 class CarliniWagner:
     """Minimise ||x' - x||^2 + c * margin in tanh space with Adam; c grows tenfold until it works, then bisects.
+
+    Where an image's logits are of an unusual size, c begins and ends as much higher or lower (`usual_scale`).
 
     With `clip="linf"` the perturbation found is clipped to eps, which is what paper 001 reports; with
     "none" it is left as it is and no eps applies.
@@ -48,7 +74,8 @@ class CarliniWagner:
         goal = choose_goal(config, target, images, labels, keys)
         objective = margin(goal, config.confidence)
         origin = torch.atanh((2 * images - 1) * INSIDE)
-        constant = torch.full_like(eps, config.initial_const)
+        suited = usual_scale(target.logits(images, keys, "cw/scale")).to(eps.dtype)
+        constant = config.initial_const * suited
         low, high = torch.zeros_like(eps), torch.full_like(eps, torch.inf)
         best, best_distance = images.clone(), torch.full_like(eps, torch.inf)
         for search in range(config.binary_search_steps):
@@ -75,8 +102,9 @@ class CarliniWagner:
             high = torch.where(fooled_here, torch.minimum(high, constant), high)
             low = torch.where(fooled_here, low, torch.maximum(low, constant))
             middle = torch.where(torch.isinf(high), constant * 10, (low + high) / 2)
-            constant = middle.clamp_max(LARGEST_CONST)
-        return project_linf(best, images, eps) if self.norm == "linf" else best
+            constant = torch.minimum(middle, LARGEST_CONST * suited)
+        found = project_linf(best, images, eps) if self.norm == "linf" else best
+        return settle(goal, target, images, found, labels, keys, "cw")
 
 
 def build(config: CwOptions) -> CarliniWagner:

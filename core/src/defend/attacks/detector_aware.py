@@ -8,13 +8,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from defend.attacks.balls import project_linf
+from defend.attacks.balls import project_linf, unit
 from defend.attacks.options import DetectorAwareOptions, JointOptions
 from defend.attacks.target import Aims, Slopes, Target, log_odds
 from defend.errors import ConfigError
 from defend.randomness import keyed, uniform_like
-
-TINY = 1e-20
 
 Direction = Callable[[Slopes, Tensor], Tensor]
 """(gradients of one pass, who is misclassified, bool [B]) to what the next step ascends, [B,C,H,W]."""
@@ -188,8 +186,7 @@ class Orthogonal(DetectorAware):
 
 def without(vectors: Tensor, other: Tensor) -> Tensor:
     """Return the part of each image's vector [B,C,H,W] that is orthogonal to the other's; all of it beside zero."""
-    flat, along = vectors.flatten(1), other.flatten(1)
-    along = along / along.norm(dim=1, keepdim=True).clamp_min(TINY)  # first, as squares of tiny gradients vanish
+    flat, along = vectors.flatten(1), unit(other).flatten(1)
     rest: Tensor = (flat - (flat * along).sum(1, keepdim=True) * along).view_as(vectors)
     return rest
 

@@ -8,14 +8,25 @@ from torch import Tensor
 from defend.attacks.balls import steepest, wide
 from defend.attacks.options import GoalOptions
 from defend.attacks.target import Target
+from defend.errors import ConfigError
+
+LEAST_CLASSES = 2  # of which one is left and one is reached
 
 
 @attrs.frozen
 class Goal:
-    """Labels [B] to leave (`sign` +1) or to reach (`sign` -1)."""
+    """Labels [B] to leave (`sign` +1) or to reach (`sign` -1).
+
+    Attributes:
+        own: [B], the class that a targeted attack comes from: the true one, or the predicted one for an attacker who
+            does not know it; None where only leaving counts.
+        wrong: bool [B], the images that were misclassified before; None where nobody asked.
+    """
 
     labels: Tensor
     sign: int
+    own: Tensor | None = None
+    wrong: Tensor | None = None
 
     def reached(self, logits: Tensor) -> Tensor:
         """Return bool [B]: which predictions are what the attack wants."""
@@ -24,20 +35,58 @@ class Goal:
 
     def part(self, which: Tensor) -> Goal:
         """Return the goal of some of the images."""
-        return Goal(self.labels[which], self.sign)
+        own, wrong = (None if values is None else values[which] for values in (self.own, self.wrong))
+        return Goal(self.labels[which], self.sign, own, wrong)
 
 
 def choose_goal(config: GoalOptions, target: Target, images: Tensor, labels: Tensor, keys: Tensor) -> Goal:
-    """Turn the options into labels; all but leaving the true ones costs a forward pass."""
+    """Turn the options into labels; all but leaving the true ones costs a forward pass.
+
+    Raises:
+        ConfigError: a class to reach, of a model that has one class alone.
+    """
     if config.target == "none" and config.labels == "true":
         return Goal(labels, 1)
     logits = target.logits(images, keys, "goal")
+    predicted = logits.argmax(1)
+    wrong = predicted != labels if config.keep_wrong else None
     if config.target == "none":
-        return Goal(logits.argmax(1), 1)
-    if config.target == "least_likely":
-        return Goal(logits.argmin(1), -1)
-    base = labels if config.labels == "true" else logits.argmax(1)
-    return Goal((base + 1) % logits.shape[1], -1)
+        return Goal(predicted, 1, wrong=wrong)
+    if logits.shape[1] < LEAST_CLASSES:
+        raise ConfigError(
+            f"target={config.target} needs another class to reach, and the model has {logits.shape[1]}: "
+            "its logits are [B,classes]"
+        )
+    own = labels if config.labels == "true" else predicted
+    aim = logits.argmin(1) if config.target == "least_likely" else (own + 1) % logits.shape[1]
+    return Goal(aim, -1, own, wrong)
+
+
+def settle(
+    goal: Goal, target: Target, images: Tensor, found: Tensor, labels: Tensor, keys: Tensor, name: str
+) -> Tensor:
+    """Return what an attack found [B,C,H,W], and the images themselves where it would only do the defence a favour.
+
+    An attack that leaves the predicted class, or makes for another one, can take a misclassified image back to its
+    true class. An attacker may always leave an image as it is, so these stay.
+    """
+    return found if goal.wrong is None else _restored(target, images, found, labels, keys, name, goal.wrong)
+
+
+def keep_wrong(target: Target, images: Tensor, found: Tensor, labels: Tensor, keys: Tensor, name: str) -> Tensor:
+    """As `settle`, for an attack of any kind; asks about the images first."""
+    wrong = target.logits(images, keys, f"{name}/before").argmax(1) != labels
+    return _restored(target, images, found, labels, keys, name, wrong)
+
+
+def _restored(
+    target: Target, images: Tensor, found: Tensor, labels: Tensor, keys: Tensor, name: str, wrong: Tensor
+) -> Tensor:
+    place = wrong.nonzero()[:, 0]
+    if len(place) == 0:
+        return found
+    right = target.logits(found[place], keys[place], f"{name}/after").argmax(1) == labels[place]
+    return found.index_copy(0, place[right], images[place[right]].to(found.dtype))
 
 
 def step_along(gradient: Tensor, goal: Goal, size: Tensor, norm: str = "linf") -> Tensor:

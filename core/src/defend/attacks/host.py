@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from defend.attacks.balls import clip
+from defend.attacks.balls import at_least_float32, clip, lengths
 from defend.attacks.target import Target
 from defend.boundary import Answering, Asked, as_budgets, as_images, as_keys, as_labels, labelled
 from defend.errors import ConfigError, ContractError
@@ -50,12 +50,13 @@ def craft(
     """
     name = type(attack).__name__
     images = as_images(images).detach()
+    exact = at_least_float32(images)  # small steps are lost in half precision
     if getattr(attack, "minimal", False):
-        budgets = images.new_full((len(images),), torch.inf)
+        budgets = exact.new_full((len(images),), torch.inf)
     elif eps is None:
         raise ConfigError(f"eps is None for attack {name}: expected its {attack.norm} budget, for example 8/255")
     else:
-        budgets = as_budgets(eps, images, name)
+        budgets = as_budgets(eps, exact, name)
     identity = as_keys(keys, images)
     labels = as_labels(labels, images)
     # inside inference mode there are no gradients, whatever an attack turns on
@@ -63,18 +64,21 @@ def craft(
         asked = Asked(_victim(target.module), int(labels.max()) if len(labels) else 0)
         if target.classes is not None:
             asked.told(target.classes)
-        target.queries = None
+        target.queries, target.shown = None, images.dtype
         target.watch(identity.clone(), labels.clone())
-        copies = [value.clone() for value in (images, labels, budgets, identity)]
-        with labelled(asked):
-            adversarial = attack(target, copies[0], copies[1], eps=copies[2], keys=copies[3])
-            if asked.classes is None and len(images):  # the attack asked nothing, or something else
-                _look(target, images[:1], identity[:1])
+        copies = [value.clone() for value in (exact, labels, budgets, identity)]
+        try:
+            with labelled(asked):
+                adversarial = attack(target, copies[0], copies[1], eps=copies[2], keys=copies[3])
+                if asked.classes is None and len(images):  # the attack asked nothing, or something else
+                    _look(target, images[:1], identity[:1])
+        finally:
+            target.shown = None
         target.classes = asked.classes
     allowed = budgets + getattr(attack, "excess", 0.0)
     adversarial = _checked(adversarial, images, name)
-    target.overshoot = overshoot(adversarial, images, allowed, attack.norm)
-    return clip(adversarial, images, allowed, attack.norm)
+    target.overshoot = overshoot(adversarial, exact, allowed, attack.norm)
+    return clip(adversarial.to(images.dtype), images, allowed, attack.norm)
 
 
 @torch.no_grad()
@@ -101,7 +105,7 @@ def enforce(adversarial: Tensor, images: Tensor, eps: Tensor, norm: str, name: s
 def overshoot(adversarial: Tensor, images: Tensor, eps: Tensor, norm: str) -> Tensor:
     """Return how far each image is outside its budget or outside [0,1], whichever is larger: [B], 0 if inside."""
     difference = (adversarial - images).flatten(1)
-    distance = difference.norm(dim=1) if norm == "l2" else difference.abs().amax(1)
+    distance = lengths(difference) if norm == "l2" else difference.abs().amax(1)
     flat = adversarial.flatten(1)
     outside = torch.maximum(-flat.amin(1), flat.amax(1) - 1)
     return torch.maximum(distance - eps, outside).clamp_min(0).abs()  # no -0

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from defend.attacks.balls import project_linf, random_start
-from defend.attacks.goals import Goal, choose_goal, confirm, step_along
+from defend.attacks.goals import Goal, choose_goal, confirm, settle, step_along
 from defend.attacks.options import BimOptions, ClimbOptions, PgdOptions, bim_steps
 from defend.attacks.target import Objective, Target, cross_entropy, scaled_cross_entropy, steady_cross_entropy
 from defend.randomness import keyed
@@ -90,7 +90,7 @@ class Bim:
                 eps=eps[some], keys=keys[some], steps=count, step_size=size[some], early_stop=config.early_stop,
                 objective=scaled_cross_entropy(config.logit_scale),
             )  # fmt: skip
-        return result
+        return settle(goal, target, images, result, labels, keys, "bim")
 
 
 class Pgd:
@@ -133,7 +133,7 @@ class Pgd:
                 open_cases = open_cases[~fooled]
                 if len(open_cases) == 0:
                     break
-        return best
+        return settle(goal, target, images, best, labels, keys, "pgd")
 
 
 def bim(config: BimOptions) -> Bim:

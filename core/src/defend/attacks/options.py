@@ -13,15 +13,21 @@ if TYPE_CHECKING:
 
 @options
 class GoalOptions:
-    """Options that every attack with a gradient shares."""
+    """Options that every attack with a gradient shares. Success is being misclassified, also of a targeted attack."""
 
     labels: str = option(
         "true", help="labels the gradient is taken for; predicted ones leak nothing", choices=("true", "predicted")
     )
     target: str = option(
         "none",
-        help="none (untargeted), next (label + 1), least_likely (by the target's own logits)",
+        help="none (untargeted), next (label + 1), least_likely (by the target's own logits); accuracy counts an image "
+        "as fooled in whatever wrong class it ends",
         choices=("none", "next", "least_likely"),
+    )
+    keep_wrong: bool = option(
+        True,
+        help="where labels are predicted or there is a target: an image that is misclassified as it is stays so, if "
+        "the attack would take it to its true class; false is the bare formula, which helps the defence there",
     )
 
 

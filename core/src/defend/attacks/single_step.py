@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from defend.attacks.balls import project_linf
-from defend.attacks.goals import choose_goal, step_along
+from defend.attacks.goals import choose_goal, settle, step_along
 from defend.attacks.options import FgsmOptions, RfgsmOptions
 from defend.attacks.target import Objective, Target, scaled_cross_entropy
 from defend.randomness import keyed, sign_like, uniform_like
@@ -24,7 +24,8 @@ class Fgsm:
         """See `defend.stages.Attack`."""
         goal = choose_goal(self._config, target, images, labels, keys)
         gradient = target.slope(images, goal.labels, keys, 0, self._objective).gradient
-        return project_linf(images + step_along(gradient, goal, eps), images, eps)
+        found = project_linf(images + step_along(gradient, goal, eps), images, eps)
+        return settle(goal, target, images, found, labels, keys, "fgsm")
 
 
 class Rfgsm:
@@ -56,7 +57,8 @@ class Rfgsm:
         start = start.clamp(0, 1)
         objective = scaled_cross_entropy(config.logit_scale)
         gradient = target.slope(start, goal.labels, keys, 0, objective).gradient
-        return project_linf(start + step_along(gradient, goal, step), images, eps + self.excess)
+        found = project_linf(start + step_along(gradient, goal, step), images, eps + self.excess)
+        return settle(goal, target, images, found, labels, keys, "rfgsm")
 
 
 def fgsm(config: FgsmOptions) -> Fgsm:

@@ -6,22 +6,23 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from defend.attacks.balls import project_l2, project_linf, wide
+from defend.attacks.balls import project_l2, project_linf, unit, wide
+from defend.attacks.goals import LEAST_CLASSES
 from defend.attacks.options import SquareOptions
 from defend.attacks.target import Target
+from defend.errors import ConfigError, ContractError
 from defend.randomness import keyed, sign_like, uniform_like, uniform_per_image
 
 SCHEDULE = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of 10,000 queries: after each, p halves
 SCALE = 10_000
 TILES = 5  # bumps along each side of the L2 attack's first perturbation
 SMALLEST = 3  # side of the L2 attack's windows, in pixels
-TINY = 1e-12
 COMPACT_ON_GPU = 64  # queries between two looks at which images are done
 
 
 def share_of_pixels(query: int, queries: int, p_init: float) -> float:
     """Return p, the share of pixels that proposal number `query` (from 0) changes, out of `queries` proposals."""
-    progress = query * SCALE // queries
+    progress = query * SCALE // max(queries, 1)
     return float(p_init / 2 ** sum(progress > bound for bound in SCHEDULE))
 
 
@@ -33,7 +34,7 @@ def bump(side: int) -> Tensor:
     """
     top = _half(side // 2, side)
     whole = torch.cat((top, -_half(side - side // 2, side)))
-    eta: Tensor = whole / whole.norm().clamp_min(TINY)
+    eta: Tensor = whole / whole.norm()
     return eta
 
 
@@ -131,8 +132,10 @@ class _Search:
         shown = torch.where(wide(again), self.asked, proposed)
         self.queries[self.place] += (~self.done).long()
         logits, accepted = self.target.answer(shown, self.keys, f"{self.stream}/{query}", draws=1)
+        self._check(logits)
         own = F.one_hot(self.labels, logits.shape[1]).bool()
-        margin = logits.gather(1, self.labels[:, None])[:, 0] - logits.masked_fill(own, -torch.inf).amax(1)
+        half = logits / 2  # so that no difference of large logits is infinite, where nothing would be better
+        margin = half.gather(1, self.labels[:, None])[:, 0] - half.masked_fill(own, -torch.inf).amax(1)
         fooled = accepted & (logits.argmax(1) != self.labels)
         certain = fooled if not self.target.random else fooled & again
         self.waiting = fooled & ~certain & ~self.done
@@ -144,6 +147,20 @@ class _Search:
         self.point = torch.where(wide(better), shown, self.point)
         self.margin, self.accepted = torch.where(better, margin, self.margin), self.accepted | (better & accepted)
         self.done = self.done | certain
+
+    def _check(self, logits: Tensor) -> None:
+        """Refuse answers that cannot be compared: no proposal would ever be better, and every image look robust."""
+        if logits.shape[1] < LEAST_CLASSES:
+            raise ConfigError(
+                f"attack square compares classes, and the model answers with {logits.shape[1]}: expected logits "
+                "[B,classes] with two classes or more"
+            )
+        bad = int((~torch.isfinite(logits)).any(1).sum())
+        if bad:
+            raise ContractError(
+                f"attack square: the model answered {bad} of {len(logits)} images with logits that are not finite: "
+                "expected finite numbers [B,classes]"
+            )
 
     def _keep(self, keep: Tensor) -> None:
         for name in (
@@ -212,6 +229,7 @@ def propose_l2(images: Tensor, points: Tensor, eps: Tensor, share: float) -> Ten
     batch, channels, height, width = images.shape
     side = max(round((share * height * width) ** 0.5), SMALLEST)
     side = min(side + (side % 2 == 0), height, width)
+    side = side if side >= SMALLEST else 1  # in a smaller image single pixels, or half of all changes are out of reach
     delta = points - images
     to, source = _corner(images, side), _corner(images, side)
     window = _window(*to, side, images)
@@ -223,21 +241,18 @@ def propose_l2(images: Tensor, points: Tensor, eps: Tensor, share: float) -> Ten
     shape = bump(side).to(images)
     turned = wide(uniform_per_image(images) < 0.5)
     fresh = torch.where(turned, shape.T, shape) * sign_like(images[:, :, :1, :1])
-    fresh = fresh + there / _length(there).clamp_min(TINY)
-    fresh = fresh / _length(fresh).clamp_min(TINY) * length.view(batch, channels, 1, 1)
+    fresh = _unit_channels(_unit_channels(there) + fresh) * length.view(batch, channels, 1, 1)
     return _scaled(images, _paste(torch.where(both, 0, delta), fresh, *to), eps)
 
 
 def _scaled(images: Tensor, delta: Tensor, eps: Tensor) -> Tensor:
     """Add a change scaled to the length eps [B]; the box may shorten it."""
-    length = delta.flatten(1).norm(dim=1).clamp_min(TINY)
-    return project_l2(images + wide(eps / length) * delta, images, eps)
+    return project_l2(images + wide(eps) * unit(delta), images, eps)
 
 
-def _length(windows: Tensor) -> Tensor:
-    """L2 length of each channel, [B,C,1,1]."""
-    length: Tensor = windows.flatten(2).norm(dim=2)[..., None, None]
-    return length
+def _unit_channels(windows: Tensor) -> Tensor:
+    """Scale each channel of windows [B,C,H,W] to length 1 in L2; one of zeros stays."""
+    return unit(windows.flatten(0, 1)[:, None]).view_as(windows)
 
 
 def _integer(images: Tensor, below: int) -> Tensor:

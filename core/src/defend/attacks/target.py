@@ -108,6 +108,8 @@ class Target:
         overshoot: [B], how far beyond budget or box the last result was before `craft` clipped it; None at first.
         sight: what was seen of each image of the last batch that `craft` attacked; None outside of it.
         classes: how many the module tells apart, once `craft` has seen an answer.
+        shown: the float type that the module is shown images in, whatever the attack computes in; None leaves it.
+            `craft` sets it, as attacks on images of half precision compute in float32, where small steps add up.
 
     Raises:
         ContractError: the module was built inside `torch.inference_mode()`, where nothing can be differentiated.
@@ -117,6 +119,7 @@ class Target:
     overshoot: Tensor | None = None
     sight: Sight | None = None
     classes: int | None = None
+    shown: torch.dtype | None = None
 
     def __init__(
         self,
@@ -343,6 +346,8 @@ class Target:
 
     def _repeat(self, values: Tensor, draws: int | None = None) -> Tensor:
         count = draws or self.draws
+        if self.shown is not None and values.is_floating_point():
+            values = values.to(self.shown)
         return values if count == 1 else values.repeat(count, *(1,) * (values.ndim - 1))
 
     def _mean(self, values: Tensor, draws: int | None = None) -> Tensor:

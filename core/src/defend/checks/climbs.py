@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from defend.attacks.balls import project_linf
-from defend.attacks.goals import Goal
+from defend.attacks.goals import Goal, settle
 from defend.attacks.iterated import climb_linf
 from defend.attacks.target import Objective, Target, cross_entropy
 from defend.checks.common import (
@@ -221,14 +221,17 @@ def predicted_labels(case: Case, found: Findings) -> None:
     subject = case.full
     if subject is None:
         return
-    with torch.no_grad():
-        guessed = subject.undefended(subject.images).argmax(1)
+    target = Target(subject.undefended, seed=subject.seed, draws=subject.draws)
+    guessed = target.logits(subject.images, subject.keys, "check/guess").argmax(1)
+    goal = Goal(guessed, 1, wrong=guessed != subject.labels)
     clean = _robust(subject, subject.images)
     for name, steps in (("FGSM", 1), (f"PGD-{subject.steps}", subject.steps)):
-        honest, knowing = (
-            _robust(subject, climb(subject, subject.undefended, steps=steps, labels=labels, early_stop=False))
+        unaware, aware = (
+            climb(subject, subject.undefended, steps=steps, labels=labels, early_stop=False)
             for labels in (guessed, subject.labels)
         )
+        unaware = settle(goal, target, subject.images, unaware, subject.labels, subject.keys, f"check/{name}")
+        honest, knowing = _robust(subject, unaware), _robust(subject, aware)
         pair, before = paired(knowing, honest), paired(knowing, clean)
         found.numbers[name] = {"true": pair.first, "predicted": pair.second, "clean": before.second, "n": pair.n}
         said = (

@@ -27,6 +27,7 @@ DIRECTIONS = 2
 WIDTH = 2.0**-10  # of the finite difference: a quarter of a grey level, a power of two so that it is exact
 DISAGREEMENT = 0.25
 VANISHING = 1e-12
+LEAST_CLASSES = 2
 DEAD_SHARE = 0.05
 PASSES = 5
 SAME_LOGITS = 1e-4
@@ -48,6 +49,11 @@ def gradients(case: Case, found: Findings) -> None:
         found.add("skip", "nothing to query: only rows were given")
         return
     whole, images = known(subject), subject.images.clamp(2 * WIDTH, 1 - 2 * WIDTH)
+    with torch.no_grad():
+        classes = whole(images[:1]).shape[1]
+    if classes < LEAST_CLASSES:
+        found.add("fail", "the logits are of one class, which is always right: no attack can change the answer")
+        return
     try:
         _, edge = _slope(whole, subject, subject.images)
         logits, slope = _slope(whole, subject, images)
@@ -78,7 +84,7 @@ def gradients(case: Case, found: Findings) -> None:
         found.add(
             "warn",
             f"the logits are so large that the cross-entropy's gradient is zero on {saturated} of {n} images; attack "
-            "the difference of logits (apgd_dlr)",
+            f"{_unsaturated(logits.shape[1])}",
         )
     _against_differences(found, subject, whole, images, slope)
     _uphill(found, subject, whole, images, slope)
@@ -92,16 +98,24 @@ def _slope(whole: Known, subject: Subject, at: Tensor) -> tuple[Tensor, Tensor]:
         return logits.detach(), gradient(margin(logits, subject.labels), source)
 
 
+def _unsaturated(classes: int) -> str:
+    """Name the attack whose loss still has a slope there."""
+    if classes == LEAST_CLASSES:
+        return "the difference of logits (apgd_dlr; of two classes the difference itself, as their ratio is constant)"
+    return "the difference of logits (apgd_dlr)"
+
+
 @torch.no_grad()
 def _against_differences(found: Findings, subject: Subject, whole: Known, images: Tensor, slope: Tensor) -> None:
     """Compare the gradient with finite differences along random signs, all images and directions together."""
-    taken, differences, size = [], [], 1.0
+    taken, differences, size = [], [], 0.0
     for number in range(DIRECTIONS):
         direction = _signs(subject, f"check/direction/{number}")
-        high, low = (margin(whole(images + side * WIDTH * direction).float(), subject.labels) for side in (1, -1))
+        sides = [whole(images + side * WIDTH * direction).float() for side in (1, -1)]
+        high, low = (margin(logits, subject.labels) for logits in sides)
         differences.append((high - low) / (2 * WIDTH))
         taken.append((slope * direction).flatten(1).sum(1))
-        size = max(size, float(high.abs().max()))
+        size = max(size, float(sides[0].abs().max()))  # of the logits: what is common to them rounds as well
     found_slope, true_slope = torch.cat(taken), torch.cat(differences)
     rounding = 4 * torch.finfo(torch.float32).eps * size / (2 * WIDTH) * len(true_slope) ** 0.5
     total = float(found_slope.norm() + true_slope.norm())
@@ -151,7 +165,7 @@ def randomness(case: Case, found: Findings) -> None:
         return
     verdicts = [subject.defence.judge(subject.images) for _ in range(PASSES)]
     first = verdicts[0]
-    scale = float(first.logits.abs().max().clamp_min(1.0))
+    scale = max(float(first.logits.abs().max()), torch.finfo(torch.float32).tiny)
     moved = max(float((each.logits - first.logits).abs().max()) for each in verdicts) / scale
     scored = max(float((each.score - first.score).abs().max()) for each in verdicts)
     scored /= max(float(first.score.abs().max()), VANISHING)

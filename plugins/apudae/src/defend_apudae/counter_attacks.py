@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from defend.attacks.goals import keep_wrong
 from defend.attacks.iterated import Pgd
 from defend.attacks.target import Objective, Target
 from defend.errors import ConfigError
@@ -42,14 +43,25 @@ def low_error(beta: float) -> Objective:
 
 
 class CounterAttackA(Pgd):
-    """PGD on objective A. Its logits are not the defence's, so no image is dropped early."""
+    """PGD on objective A. Its logits are not the defence's, so no image is dropped early.
+
+    An image that the defence gets wrong as it is stays so, if the attack would make it right (`keep_wrong`).
+    """
 
     def __init__(self, config: CounterAttackAOptions) -> None:
         super().__init__(config, through_autoencoder, judged=False)
 
+    def __call__(self, target: Target, images: Tensor, labels: Tensor, *, eps: Tensor, keys: Tensor) -> Tensor:
+        """See `defend.stages.Attack`."""
+        found = super().__call__(target, images, labels, eps=eps, keys=keys)
+        return keep_wrong(target, images, found, labels, keys, "apudae_a") if self._config.keep_wrong else found
+
 
 class CounterAttackB:
-    """PGD on objective B for every beta in turn; an image keeps the first beta that fools the whole defence."""
+    """PGD on objective B for every beta in turn; an image keeps the first beta that fools the whole defence.
+
+    Where none does, one that the defence gets wrong as it is stays so (`keep_wrong`).
+    """
 
     norm = "linf"
 
@@ -67,7 +79,9 @@ class CounterAttackB:
             predicted = target.logits(found, keys[left], f"apudae_b/{number}").argmax(1)
             left = left[predicted == labels[left]]
             if len(left) == 0:
-                break
+                return best
+        if self._config.keep_wrong:
+            best[left] = keep_wrong(target, images[left], best[left], labels[left], keys[left], "apudae_b")
         return best
 
 

@@ -7,10 +7,9 @@ import logging
 import sys
 from collections.abc import Iterator
 
-import torch
 from torch import Tensor
 
-from defend.attacks.adapters.library import Plain, load, run
+from defend.attacks.adapters.library import Plain, count_classes, load, run
 from defend.attacks.adapters.specs import AutoAttackOptions
 from defend.attacks.target import Target
 from defend.errors import ConfigError
@@ -43,14 +42,11 @@ class AutoAttack:
         name = f"autoattack:{self._config.version}"
         if self._config.version == "standard" and not self._config.force:
             _refuse(target, images)
-        model = Plain(target, draws=1 if self._config.version == "rand" else None)
+        model = Plain(target, draws=1 if self._config.version == "rand" else None, shown=images.dtype)
 
         def work(some: Tensor, true: Tensor, budget: float) -> Tensor:
-            with torch.no_grad():
-                classes = model(some[:1]).shape[1]
-            least = LEAST_CLASSES[self._config.version]
-            if classes < least:
-                raise ConfigError(f"attack {name} needs at least {least} classes, there are {classes}: use apgd_ce")
+            some = some.float()  # which the library computes in, whatever it is given
+            classes = count_classes(model, some, name, LEAST_CLASSES[self._config.version])
             attack = self._library.AutoAttack(
                 model, norm="Linf", eps=budget, version=self._config.version, device=some.device,
                 seed=step_seed(target.seed, name) % (1 << 31),

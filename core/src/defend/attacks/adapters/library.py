@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from defend.attacks.balls import clip
+from defend.attacks.balls import at_least_float32, clip
+from defend.attacks.goals import keep_wrong
 from defend.attacks.target import Target
 from defend.errors import ConfigError, ContractError, DefendError
 from defend.randomness import step_seed
@@ -26,26 +27,41 @@ Work = Callable[[Tensor, Tensor, float], Tensor]
 class Plain(nn.Module):
     """A target as the plain network that a library expects: logits, the mean over `draws` passes in one batch.
 
-    Libraries put the model into eval or training mode as they like; this one keeps the mode it has.
+    Whatever float type a library computes in, the target sees the type that it is shown, and answers in float32 at
+    least. Libraries put the model into eval or training mode as they like; this one keeps the mode it has.
     """
 
-    def __init__(self, target: Target, draws: int | None = None) -> None:
+    def __init__(self, target: Target, draws: int | None = None, shown: torch.dtype | None = None) -> None:
+        """`shown` is the float type of images where the target does not say itself; None leaves it."""
         super().__init__()
-        self.module, self._draws = target.module, draws or target.draws
+        self.module, self._draws, self._shown = target.module, draws or target.draws, target.shown or shown
         self.training = False
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits [B,K]."""
+        images = images if self._shown is None else images.to(self._shown)
         if self._draws == 1:
-            logits: Tensor = self.module(images)
-            return logits
-        packed: Tensor = self.module(images.repeat(self._draws, 1, 1, 1))
+            return at_least_float32(self.module(images))
+        packed = at_least_float32(self.module(images.repeat(self._draws, 1, 1, 1)))
         mean: Tensor = packed.unflatten(0, (self._draws, -1)).mean(0)
         return mean
 
     def train(self, mode: bool = True) -> Plain:
         """Change nothing."""
         return self
+
+
+@torch.no_grad()
+def count_classes(model: Plain, images: Tensor, name: str, least: int) -> int:
+    """Ask a model about one image; return how many classes it has.
+
+    Raises:
+        ConfigError: fewer than the attack's loss takes.
+    """
+    classes = int(model(images[:1]).shape[1])
+    if classes < least:
+        raise ConfigError(f"attack {name} needs at least {least} classes, there are {classes}: use apgd_ce")
+    return classes
 
 
 def load(module: str, extra: str, attack: str) -> Any:
@@ -98,19 +114,22 @@ def run(
 
     Libraries draw from the global generators, so no image's draws can be its own: they are seeded from the target's
     seed and the keys of the batch. Another batch size gives another result of the same distribution. Afterwards
-    generators and parameters are as they were.
+    generators and parameters are as they were. Unless the target is random, an image that was misclassified and that
+    the library made right comes back as it was: an attacker may always leave one alone.
 
     Raises:
         ContractError: the library failed; its message.
     """
-    result = images.clone()
-    with _untouched(target.module):
+    with torch.inference_mode(False), _untouched(target.module):
+        images, labels = images.clone(), labels.clone().long()
+        result = images.clone()
         for budget in sorted({value for value in eps.tolist() if value > 0}):
             some = (eps == budget).nonzero()[:, 0]
             with _seeded(step_seed(target.seed, name, *keys[some].tolist()), images.device), torch.enable_grad():
                 found = _named(work, name, images[some].clone(), labels[some], budget)
             result[some] = clip(found.detach().to(images.dtype), images[some], eps[some], norm)
-    return result
+        # of a random target that takes many passes, and a library's attack can do with few
+        return result if target.random else keep_wrong(target, images, result, labels, keys, name)
 
 
 def _named(work: Work, name: str, images: Tensor, labels: Tensor, budget: float) -> Tensor:

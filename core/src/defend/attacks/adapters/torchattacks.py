@@ -10,12 +10,14 @@ from typing import Any
 
 from torch import Tensor
 
-from defend.attacks.adapters.library import Plain, arguments, load, run
+from defend.attacks.adapters.library import Plain, arguments, count_classes, load, run
 from defend.attacks.adapters.specs import TorchattacksOptions
 from defend.attacks.target import Target
 from defend.errors import ConfigError
 
 NORMS = {"linf": "linf", "l2": "l2"}
+LEAST_CLASSES = {"APGDT": 4, "AutoAttack": 4}  # of the targeted difference of logits ratio
+LEAST_FOR_RATIO = 3  # of the one that is not targeted
 
 
 class Torchattacks:
@@ -39,7 +41,10 @@ class Torchattacks:
             bound = signature.bind(None, **self._given)
         except TypeError as error:
             raise ConfigError(f"{self._name}: {error}; set the option arguments") from None
+        self._counts_classes = "n_classes" in signature.parameters and "n_classes" not in self._given
         bound.apply_defaults()
+        least = LEAST_FOR_RATIO if bound.arguments.get("loss") == "dlr" else 2
+        self._least = LEAST_CLASSES.get(config.attack, least)
         documented = re.search(r"Distance Measure\s*:\s*(\w+)", self._kind.__doc__ or "")
         norm = str(bound.arguments.get("norm", documented[1] if documented else ""))
         if norm.lower() not in NORMS:
@@ -47,11 +52,18 @@ class Torchattacks:
         self.norm = NORMS[norm.lower()]
 
     def __call__(self, target: Target, images: Tensor, labels: Tensor, *, eps: Tensor, keys: Tensor) -> Tensor:
-        """See `defend.stages.Attack`; and `library.run` for what is seeded."""
-        model = Plain(target)
+        """See `defend.stages.Attack`; and `library.run` for what is seeded.
+
+        Raises:
+            ConfigError: too few classes for the attack's loss.
+        """
+        model = Plain(target, shown=images.dtype)
 
         def work(some: Tensor, true: Tensor, budget: float) -> Tensor:
-            within = {"eps": budget} if self._takes_eps else {}
+            within: dict[str, Any] = {"eps": budget} if self._takes_eps else {}
+            classes = count_classes(model, some, self._name, self._least)
+            if self._counts_classes:
+                within["n_classes"] = classes  # they assume 10
             with contextlib.redirect_stdout(io.StringIO()):  # it prints what it finds odd
                 attack = self._kind(model, **within, **self._given)
                 attack.set_device(some.device)
