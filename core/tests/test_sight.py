@@ -20,6 +20,7 @@ from defend.defence import Defence
 from defend.errors import ContractError
 from defend.evaluate import Evaluator, Settings
 from defend.looks import curve_of, gradients_of, left_blind
+from defend.plugins import registry
 from defend.rows import PlannedRow
 from defend.values import Threat
 
@@ -286,3 +287,15 @@ def test_an_attack_of_one_step_or_with_logits_of_its_own_has_no_curve():
     single, other = evaluated(arms, [planned("adaptive fgsm", arms, count=20), own])[1:]
     assert curve_of(single) is None and curve_of(other) is None
     assert gradients_of(other, 1)["looks"]["max"] == 8
+
+
+@pytest.mark.parametrize("name", ["torchattacks:PGD", "foolbox:LinfPGD"])
+def test_a_library_that_sees_nothing_is_told_of(name):
+    pytest.importorskip(name.partition(":")[0])
+    found = registry().find("attack", name)
+    attack = found.spec.resolve(found.spec.build)(found.config({}))
+    images, labels, keys = batch()
+    for module, blind in ((Linear(), 0), (Through(stepped), 2)):
+        target = Target(module)
+        craft(attack, target, images, labels, eps=0.01, keys=keys)
+        assert target.sight.seen.looks.tolist() == [2] * 6 and target.sight.seen.zero.tolist() == [blind] * 6

@@ -117,7 +117,7 @@ def _checked(adversarial: Tensor, images: Tensor, name: str) -> Tensor:
         raise ContractError(f"attack {name} returned {got}, expected images of shape {list(images.shape)}")
     if not adversarial.is_floating_point():
         raise ContractError(f"attack {name} returned {adversarial.dtype}, expected floats in [0,1]")
-    adversarial = adversarial.detach().to(images.dtype)
+    adversarial = adversarial.detach().to(torch.promote_types(images.dtype, torch.float32))
     bad = (~torch.isfinite(adversarial)).flatten(1).any(1)
     if bad.any():
         raise ContractError(f"attack {name} returned {int(bad.sum())} of {len(bad)} images that are not finite")

@@ -108,6 +108,7 @@ class Target:
         overshoot: [B], how far beyond budget or box the last result was before `craft` clipped it; None at first.
         sight: what was seen of each image of the last batch that `craft` attacked; None outside of it.
         classes: how many the module tells apart, once `craft` has seen an answer.
+        differentiated: whether a library's attack has taken a gradient, see `defend.attacks.adapters.library`.
         shown: the float type that the module is shown images in, whatever the attack computes in; None leaves it.
             `craft` sets it, as attacks on images of half precision compute in float32, where small steps add up.
 
@@ -120,6 +121,7 @@ class Target:
     sight: Sight | None = None
     classes: int | None = None
     shown: torch.dtype | None = None
+    differentiated: bool = False
 
     def __init__(
         self,

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from defend.attacks.balls import at_least_float32, clip
 from defend.attacks.goals import keep_wrong
-from defend.attacks.target import Target
+from defend.attacks.target import Target, steady_cross_entropy
 from defend.errors import ConfigError, ContractError, DefendError
 from defend.randomness import step_seed
 
@@ -35,10 +35,12 @@ class Plain(nn.Module):
         """`shown` is the float type of images where the target does not say itself; None leaves it."""
         super().__init__()
         self.module, self._draws, self._shown = target.module, draws or target.draws, target.shown or shown
-        self.training = False
+        self.training, self._target = False, target
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits [B,K]."""
+        if torch.is_grad_enabled() and images.requires_grad:
+            self._target.differentiated = True
         images = images if self._shown is None else images.to(self._shown)
         if self._draws == 1:
             return at_least_float32(self.module(images))
@@ -115,7 +117,8 @@ def run(
     Libraries draw from the global generators, so no image's draws can be its own: they are seeded from the target's
     seed and the keys of the batch. Another batch size gives another result of the same distribution. Afterwards
     generators and parameters are as they were. Unless the target is random, an image that was misclassified and that
-    the library made right comes back as it was: an attacker may always leave one alone.
+    the library made right comes back as it was: an attacker may always leave one alone. What a library sees on its way
+    is not known; if it differentiates, one look is taken where it began and one where it ended.
 
     Raises:
         ContractError: the library failed; its message.
@@ -123,13 +126,22 @@ def run(
     with torch.inference_mode(False), _untouched(target.module):
         images, labels = images.clone(), labels.clone().long()
         result = images.clone()
+        target.differentiated = False
         for budget in sorted({value for value in eps.tolist() if value > 0}):
             some = (eps == budget).nonzero()[:, 0]
             with _seeded(step_seed(target.seed, name, *keys[some].tolist()), images.device), torch.enable_grad():
                 found = _named(work, name, images[some].clone(), labels[some], budget)
             result[some] = clip(found.detach().to(images.dtype), images[some], eps[some], norm)
+        if target.differentiated:
+            _look(target, name, images, result, labels, keys)
         # of a random target that takes many passes, and a library's attack can do with few
         return result if target.random else keep_wrong(target, images, result, labels, keys, name)
+
+
+def _look(target: Target, name: str, images: Tensor, found: Tensor, labels: Tensor, keys: Tensor) -> None:
+    """Look where a library's attack began and ended, which differentiates out of sight: was there a gradient?"""
+    for where, at in (("begin", images), ("end", found)):
+        target.slope(at, labels, keys, f"{name}/{where}", steady_cross_entropy)
 
 
 def _named(work: Work, name: str, images: Tensor, labels: Tensor, budget: float) -> Tensor:
