@@ -600,3 +600,18 @@ def test_a_report_says_whether_training_could_have_seen_the_images(folders):
     shown, text = written(other)
     assert shown["seen"] == {"victim": "unknown"}
     assert "training could have seen the test images: the weights of victim were trained on other images" in text
+
+
+def test_imagenets_folders_may_be_written_in_capitals(tmp_path):
+    fill(tmp_path / "Train", 4)
+    fill(tmp_path / "VAL", 2, first=100)
+    fill(tmp_path / "VAL" / ".cache", 2, first=200)
+    images = open_dataset("imagenet", str(tmp_path), {"resize": 8, "image_size": 8, "workers": 0})
+    assert greys(images, "test") == [100, 101, 102, 103] and images.classes == ("cat", "dog")
+    assert images.filed_as.startswith("imagenet-") and images.origin("test").stands_in is False
+
+
+def test_a_split_that_is_a_link_to_nowhere_is_not_left_out(tmp_path):
+    fill(tmp_path / "train", 4)
+    (tmp_path / "test").symlink_to(tmp_path / "gone")
+    assert "test' is a link to" in refusal(tmp_path)

@@ -69,17 +69,9 @@ def _splits(root: Path) -> dict[Split, Path]:
 
     Without one for test, val is what the user tests on.
     """
-    try:
-        inside = [folder for folder in sorted(root.iterdir()) if not hidden(folder.name) and folder.is_dir()]
-        found: dict[Split, list[Path]] = {}
-        for split, words in SPLIT_NAMES.items():
-            if there := [folder for folder in inside if folder.name.lower() in words]:
-                found[split] = there
-        flat = [folder for there in found.values() for folder in there if _holds_images_alone(folder)]
-    except OSError as error:
-        raise DataError(f"data folder {str(root)!r} cannot be read: {error.strerror}") from None
+    found, others = _named_like_splits(root)
     every = [folder for there in found.values() for folder in there]
-    if not every or (len(every) == len(flat) == 1 and len(inside) > 1):
+    if not every or (len(every) == 1 and others and _holds_images_alone(every[0])):
         return {}  # one folder of images among others may be a class called "train"
     for split, there in found.items():
         if len(there) > 1:
@@ -92,6 +84,24 @@ def _splits(root: Path) -> dict[Split, Path]:
         )
     splits = {split: there[0] for split, there in found.items()}
     return splits if "test" in splits or "val" not in splits else {"train": splits["train"], "test": splits["val"]}
+
+
+def _named_like_splits(root: Path) -> tuple[dict[Split, list[Path]], list[Path]]:
+    """Return the folders that are named like splits, and the others that are not hidden."""
+    try:
+        with os.scandir(root) as entries:
+            shown = sorted((entry for entry in entries if not hidden(entry.name)), key=lambda entry: entry.name)
+        for entry in shown:
+            _check_link(entry)
+        inside = [Path(entry.path) for entry in shown if entry.is_dir()]
+    except OSError as error:
+        raise DataError(f"data folder {str(root)!r} cannot be read: {error.strerror}") from None
+    found: dict[Split, list[Path]] = {}
+    for split, words in SPLIT_NAMES.items():
+        if there := [folder for folder in inside if folder.name.lower() in words]:
+            found[split] = there
+    named = [folder for there in found.values() for folder in there]
+    return found, [folder for folder in inside if folder not in named]
 
 
 def _holds_images_alone(folder: Path) -> bool:
@@ -112,7 +122,11 @@ def build_imagenet(config: ImageNetOptions) -> FolderDataset:
     if config.resize < config.image_size:
         raise DataError(f"imagenet: resize={config.resize} is below image_size={config.image_size}: no crop fits in it")
     root = Path(config.data_dir)
-    folders: dict[Split, Path] = {"train": root / "train", "test": root / "val"}
+    found = _named_like_splits(root)[0] if root.is_dir() else {}
+    folders: dict[Split, Path] = {
+        "train": found.get("train", [root / "train"])[0],
+        "test": found.get("val", [root / "val"])[0],
+    }
     for folder in (root, *folders.values()):
         if not folder.is_dir():
             raise DataError(f"{str(folder)!r} does not exist: imagenet is train/WNID/*.JPEG and val/WNID/*.JPEG")
