@@ -78,7 +78,9 @@ def gate(defence, undefended=None, plans=ROWS, level="full", tuned=False, draws=
     records = evaluated(arms, plans, draws=draws)
     checks = check_run(records, asked(defence, bare, level, draws=draws, **more), level)
     json.dumps([dict(check.numbers) for check in checks], allow_nan=False)
-    assert [check.number for check in checks] == list(range(1, len(CHECKS) + 1)) and all(check.detail for check in checks)
+    assert [check.number for check in checks] == list(range(1, len(CHECKS) + 1)) and all(
+        check.detail for check in checks
+    )
     return {check.number: check for check in checks}
 
 

@@ -89,7 +89,7 @@ def as_budgets(eps: float | Tensor, images: Tensor, attack: str) -> Tensor:
     wanted = f"expected one number of at least 0, or one an image [{len(images)}], for example 8/255"
     if not isinstance(eps, (Tensor, int, float)) or isinstance(eps, bool):
         raise ConfigError(f"eps of attack {attack} is {eps!r}: {wanted}")
-    budgets = torch.as_tensor(eps, device=images.device).detach()
+    budgets = eps.detach().to(images.device) if isinstance(eps, Tensor) else images.new_full((), eps)
     if budgets.is_complex() or budgets.dtype == torch.bool:
         raise ConfigError(f"eps of attack {attack} is {budgets.dtype}: {wanted}")
     if budgets.ndim > 1 or budgets.numel() not in (1, len(images)):

@@ -297,6 +297,7 @@ def _print(configs: list[RunConfig], outcomes: list[Outcome], as_json: bool) -> 
         out.print(f"Written to {folders[0]}: report.json, records.csv, pictures, config.toml", highlight=False)
         out.print(f"A page to share: defend report {folders[0]}", highlight=False)
 
+
 def _asked(settings: tuple[str, ...], file: Path | None, values: dict[str, Any]) -> list[RunConfig]:
     """Turn the options of `defend run` into configs, one an arm, each with a run folder."""
     from defend.config import alternatives, parse_settings, run_config, with_out

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from defend.attacks.target import Target
+from defend.boundary import name_of
 from defend.crafting import Crafted, Crafter
 from defend.datasets.base import Batch, ImageDataset
-from defend.boundary import name_of
 from defend.defence import Defence, Screening
 from defend.errors import ContractError
 from defend.held import as_before
