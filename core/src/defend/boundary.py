@@ -1,9 +1,9 @@
 """The line between the host and what others wrote: what crosses it is checked once, unwrapped, and nobody's but theirs.
 
 What goes in is checked before an attack or a judgement (`as_images`, `as_labels`, `as_budgets`, `as_keys`), which asks
-the device for its numbers once. What a stage answers is looked at in every pass (`logits_of`, `pixels_of`, `scores_of`):
-its type and shape alone, so that a gradient loop never waits for the device. A stage gets a copy (`own`), so that one
-that writes into what it is handed changes nobody else's images.
+the device for its numbers once. What a stage answers is looked at in every pass (`logits_of`, `pixels_of`,
+`scores_of`): its type and shape alone, so that a gradient loop never waits for the device. A stage gets a copy (`own`),
+so that one that writes into what it is handed changes nobody else's images.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def as_images(images: Tensor) -> Tensor:
     if images.numel() == 0:
         return images
     low, high = torch.stack(torch.aminmax(images.detach())).tolist()
-    slack = max(TOLERANCE, torch.finfo(images.dtype).eps)
+    slack = TOLERANCE + torch.finfo(images.dtype).eps
     if not (abs(low) < torch.inf and abs(high) < torch.inf):
         bad = int((~torch.isfinite(images)).flatten(1).any(1).sum())
         raise DataError(f"{bad} of {len(images)} images are not finite (NaN or infinite), expected [0,1]")
@@ -141,8 +141,8 @@ class Asked:
         self.classes = classes
         if self.highest >= classes:
             raise DataError(
-                f"a label is {self.highest}, expected 0 to {classes - 1}: victim {name_of(self.victim)} tells {classes} "
-                "classes apart"
+                f"a label is {self.highest}, expected 0 to {classes - 1}: victim {name_of(self.victim)} tells "
+                f"{classes} classes apart"
             )
 
 
@@ -163,9 +163,9 @@ def labelled(asked: Asked) -> Iterator[None]:
 
 
 def own(images: Tensor, stage: nn.Module) -> Tensor:
-    """Return a copy for a stage to do with as it likes; gradients go through. float64 where its weights are not is cast.
+    """Return a copy for a stage to do with as it likes; gradients go through.
 
-    The version counter of a tensor would tell of most writing, but not of that through `.data` or numpy.
+    float64 images are cast where the stage's weights are of another type. The version counter of a tensor would tell of most writing, but not of that through `.data` or numpy.
     """
     if images.dtype == torch.float64:
         kind = _kind(stage)
@@ -260,7 +260,8 @@ def checked_pixels(purified: Tensor, purifier: object) -> Tensor:
     low, high = torch.stack(torch.aminmax(purified)).tolist()
     if not (abs(low) < torch.inf and abs(high) < torch.inf):
         raise ContractError(f"purifier {name_of(purifier)} returned numbers that are not finite (NaN or infinite)")
-    if low < -TOLERANCE or high > 1 + TOLERANCE:
+    slack = TOLERANCE + torch.finfo(purified.dtype).eps
+    if low < -slack or high > 1 + slack:
         raise ContractError(
             f"purifier {name_of(purifier)} returned values from {low:.6g} to {high:.6g}, expected [0,1]: "
             "clamp its output"
