@@ -165,7 +165,8 @@ def labelled(asked: Asked) -> Iterator[None]:
 def own(images: Tensor, stage: nn.Module) -> Tensor:
     """Return a copy for a stage to do with as it likes; gradients go through.
 
-    float64 images are cast where the stage's weights are of another type. The version counter of a tensor would tell of most writing, but not of that through `.data` or numpy.
+    float64 images are cast where the stage's weights are of another type. The version counter of a tensor would tell of
+    most writing, but not of that through `.data` or numpy.
     """
     if images.dtype == torch.float64:
         kind = _kind(stage)
@@ -192,7 +193,7 @@ def logits_of(answer: Any, images: Tensor, victim: object) -> Tensor:
         ContractError: it is something else; what came.
     """
     logits = unwrapped(answer)
-    if torch.compiler.is_compiling() or isinstance(logits, torch.fx.Proxy):
+    if _traced(images):
         return logits.float() if isinstance(logits, Tensor) and logits.dtype in (torch.half, torch.bfloat16) else logits
     who, wanted = f"victim {name_of(victim)}", "expected float logits [B,classes]"
     if not isinstance(logits, Tensor):
@@ -201,17 +202,23 @@ def logits_of(answer: Any, images: Tensor, victim: object) -> Tensor:
         raise ContractError(f"{who} returned {logits.dtype}, {wanted}: logits, not classes")
     if logits.ndim > 2 and all(size == 1 for size in logits.shape[2:]):
         logits = logits.flatten(1)
-    if logits.shape in ((len(images),), (len(images), 1)):
+    count = images.shape[0]  # not len, which a tracer takes for a constant
+    if logits.shape in ((count,), (count, 1)):
         raise ContractError(
             f"{who} returned {list(logits.shape)}, one number an image, {wanted}: return two logits, "
             "for example torch.stack([-z, z], 1)"
         )
-    if logits.ndim != 2 or len(logits) != len(images):
-        raise ContractError(f"{who} returned {list(logits.shape)} for {len(images)} images, {wanted}")
+    if logits.ndim != 2 or logits.shape[0] != count:
+        raise ContractError(f"{who} returned {list(logits.shape)} for {count} images, {wanted}")
     asked = _asked.get()
     if asked is not None and asked.victim is victim and asked.classes is None:
         asked.told(logits.shape[1])
     return logits if logits.dtype in (torch.float32, torch.float64) else logits.float()
+
+
+def _traced(images: Tensor) -> bool:
+    """Whether a graph is being made, in which a question about a size would fix it."""
+    return torch.compiler.is_compiling() or isinstance(images.shape[0], torch.SymInt)
 
 
 def unwrapped(answer: Any) -> Any:
@@ -241,6 +248,8 @@ def pixels_of(purified: Any, images: Tensor, purifier: object, stage: str = "pur
     Raises:
         ContractError: no tensor of floats, or another shape.
     """
+    if _traced(images):
+        return purified  # type: ignore[no-any-return]
     if not isinstance(purified, Tensor) or purified.shape != images.shape:
         got = list(purified.shape) if isinstance(purified, Tensor) else _said(purified)
         raise ContractError(f"{stage} {name_of(purifier)} returned {got}, expected shape {list(images.shape)}")
@@ -275,10 +284,12 @@ def scores_of(score: Any, images: Tensor, detector: object) -> Tensor:
     Raises:
         ContractError: something else; what came.
     """
-    who, wanted = f"detector {name_of(detector)}", f"must return one finite score an image, [{len(images)}]"
+    if _traced(images):
+        return score  # type: ignore[no-any-return]
+    who, wanted = f"detector {name_of(detector)}", f"must return one finite score an image, [{images.shape[0]}]"
     if not isinstance(score, Tensor):
         raise ContractError(f"{who} {wanted}; it returned {_said(score)}")
-    if score.shape != (len(images),):
+    if score.shape != images.shape[:1]:
         raise ContractError(f"{who} {wanted}; it returned {list(score.shape)}")
     if not score.is_floating_point():
         raise ContractError(f"{who} {wanted}, as floats; it returned {score.dtype}")
