@@ -6,8 +6,9 @@ import json
 import pytest
 from safetensors.torch import load_file
 
-HOOKS = """
 from defend.checks import CHECKS
+
+HOOKS = """
 from defend import StageSpec, hookimpl
 
 
