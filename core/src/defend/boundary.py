@@ -1,9 +1,9 @@
 """The line between the host and what others wrote: what crosses it is checked once, unwrapped, and nobody's but theirs.
 
 What goes in is checked before an attack or a judgement (`as_images`, `as_labels`, `as_budgets`, `as_keys`), which asks
-the device for its numbers once. What a stage answers is looked at in every pass (`logits_of`, `pixels_of`, `scores_of`):
-its type and shape alone, so that a gradient loop never waits for the device. A stage gets a copy (`own`), so that one
-that writes into what it is handed changes nobody else's images.
+the device for its numbers once. What a stage answers is looked at in every pass (`logits_of`, `pixels_of`,
+`scores_of`): its type and shape alone, so that a gradient loop never waits for the device. A stage gets a copy (`own`),
+so that one that writes into what it is handed changes nobody else's images.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def as_images(images: Tensor) -> Tensor:
     if images.numel() == 0:
         return images
     low, high = torch.stack(torch.aminmax(images.detach())).tolist()
-    slack = max(TOLERANCE, torch.finfo(images.dtype).eps)
+    slack = TOLERANCE + torch.finfo(images.dtype).eps
     if not (abs(low) < torch.inf and abs(high) < torch.inf):
         bad = int((~torch.isfinite(images)).flatten(1).any(1).sum())
         raise DataError(f"{bad} of {len(images)} images are not finite (NaN or infinite), expected [0,1]")
@@ -89,7 +89,7 @@ def as_budgets(eps: float | Tensor, images: Tensor, attack: str) -> Tensor:
     wanted = f"expected one number of at least 0, or one an image [{len(images)}], for example 8/255"
     if not isinstance(eps, (Tensor, int, float)) or isinstance(eps, bool):
         raise ConfigError(f"eps of attack {attack} is {eps!r}: {wanted}")
-    budgets = torch.as_tensor(eps, device=images.device).detach()
+    budgets = eps.detach().to(images.device) if isinstance(eps, Tensor) else images.new_full((), eps)
     if budgets.is_complex() or budgets.dtype == torch.bool:
         raise ConfigError(f"eps of attack {attack} is {budgets.dtype}: {wanted}")
     if budgets.ndim > 1 or budgets.numel() not in (1, len(images)):
@@ -141,8 +141,8 @@ class Asked:
         self.classes = classes
         if self.highest >= classes:
             raise DataError(
-                f"a label is {self.highest}, expected 0 to {classes - 1}: victim {name_of(self.victim)} tells {classes} "
-                "classes apart"
+                f"a label is {self.highest}, expected 0 to {classes - 1}: victim {name_of(self.victim)} tells "
+                f"{classes} classes apart"
             )
 
 
@@ -163,9 +163,10 @@ def labelled(asked: Asked) -> Iterator[None]:
 
 
 def own(images: Tensor, stage: nn.Module) -> Tensor:
-    """Return a copy for a stage to do with as it likes; gradients go through. float64 where its weights are not is cast.
+    """Return a copy for a stage to do with as it likes; gradients go through.
 
-    The version counter of a tensor would tell of most writing, but not of that through `.data` or numpy.
+    float64 images are cast where the stage's weights are of another type. The version counter of a tensor would tell of
+    most writing, but not of that through `.data` or numpy.
     """
     if images.dtype == torch.float64:
         kind = _kind(stage)
@@ -192,7 +193,7 @@ def logits_of(answer: Any, images: Tensor, victim: object) -> Tensor:
         ContractError: it is something else; what came.
     """
     logits = unwrapped(answer)
-    if torch.compiler.is_compiling() or isinstance(logits, torch.fx.Proxy):
+    if _traced(images):
         return logits.float() if isinstance(logits, Tensor) and logits.dtype in (torch.half, torch.bfloat16) else logits
     who, wanted = f"victim {name_of(victim)}", "expected float logits [B,classes]"
     if not isinstance(logits, Tensor):
@@ -201,17 +202,23 @@ def logits_of(answer: Any, images: Tensor, victim: object) -> Tensor:
         raise ContractError(f"{who} returned {logits.dtype}, {wanted}: logits, not classes")
     if logits.ndim > 2 and all(size == 1 for size in logits.shape[2:]):
         logits = logits.flatten(1)
-    if logits.shape in ((len(images),), (len(images), 1)):
+    count = images.shape[0]  # not len, which a tracer takes for a constant
+    if logits.shape in ((count,), (count, 1)):
         raise ContractError(
             f"{who} returned {list(logits.shape)}, one number an image, {wanted}: return two logits, "
             "for example torch.stack([-z, z], 1)"
         )
-    if logits.ndim != 2 or len(logits) != len(images):
-        raise ContractError(f"{who} returned {list(logits.shape)} for {len(images)} images, {wanted}")
+    if logits.ndim != 2 or logits.shape[0] != count:
+        raise ContractError(f"{who} returned {list(logits.shape)} for {count} images, {wanted}")
     asked = _asked.get()
     if asked is not None and asked.victim is victim and asked.classes is None:
         asked.told(logits.shape[1])
     return logits if logits.dtype in (torch.float32, torch.float64) else logits.float()
+
+
+def _traced(images: Tensor) -> bool:
+    """Whether a graph is being made, in which a question about a size would fix it."""
+    return torch.compiler.is_compiling() or isinstance(images.shape[0], torch.SymInt)
 
 
 def unwrapped(answer: Any) -> Any:
@@ -241,6 +248,8 @@ def pixels_of(purified: Any, images: Tensor, purifier: object, stage: str = "pur
     Raises:
         ContractError: no tensor of floats, or another shape.
     """
+    if _traced(images):
+        return purified  # type: ignore[no-any-return]
     if not isinstance(purified, Tensor) or purified.shape != images.shape:
         got = list(purified.shape) if isinstance(purified, Tensor) else _said(purified)
         raise ContractError(f"{stage} {name_of(purifier)} returned {got}, expected shape {list(images.shape)}")
@@ -260,7 +269,8 @@ def checked_pixels(purified: Tensor, purifier: object) -> Tensor:
     low, high = torch.stack(torch.aminmax(purified)).tolist()
     if not (abs(low) < torch.inf and abs(high) < torch.inf):
         raise ContractError(f"purifier {name_of(purifier)} returned numbers that are not finite (NaN or infinite)")
-    if low < -TOLERANCE or high > 1 + TOLERANCE:
+    slack = TOLERANCE + torch.finfo(purified.dtype).eps
+    if low < -slack or high > 1 + slack:
         raise ContractError(
             f"purifier {name_of(purifier)} returned values from {low:.6g} to {high:.6g}, expected [0,1]: "
             "clamp its output"
@@ -274,10 +284,12 @@ def scores_of(score: Any, images: Tensor, detector: object) -> Tensor:
     Raises:
         ContractError: something else; what came.
     """
-    who, wanted = f"detector {name_of(detector)}", f"must return one finite score an image, [{len(images)}]"
+    if _traced(images):
+        return score  # type: ignore[no-any-return]
+    who, wanted = f"detector {name_of(detector)}", f"must return one finite score an image, [{images.shape[0]}]"
     if not isinstance(score, Tensor):
         raise ContractError(f"{who} {wanted}; it returned {_said(score)}")
-    if score.shape != (len(images),):
+    if score.shape != images.shape[:1]:
         raise ContractError(f"{who} {wanted}; it returned {list(score.shape)}")
     if not score.is_floating_point():
         raise ContractError(f"{who} {wanted}, as floats; it returned {score.dtype}")

@@ -26,6 +26,7 @@ def place() -> tuple[int, int]:
         raise ConfigError(f"the environment says {said} and no WORLD_SIZE: {hint}")
     if rank is None and (world or 1) > 1:
         raise ConfigError(f"the environment says {said} and no RANK: {hint}")
-    if (world or 1) < 1 or not 0 <= (rank or 0) < (world or 1):
+    where, count = rank or 0, 1 if world is None else world
+    if not 0 <= where < count:
         raise ConfigError(f"the environment says {said}: expected RANK from 0 to WORLD_SIZE - 1; {hint}")
-    return rank or 0, world or 1
+    return where, count

@@ -266,9 +266,10 @@ def _check_threats(stage: str, spec: StageSpec) -> None:
     """Refuse an attack that names a threat that there is none of: it would be left out without a word."""
     if stage != "attack":
         return
-    if isinstance(spec.threats, str):
-        raise ConfigError(f"attack {spec.name}: threats={spec.threats!r} is one text, expected a tuple of names")
-    for kind in spec.threats:
+    named: Any = spec.threats
+    if isinstance(named, str):
+        raise ConfigError(f"attack {spec.name}: threats={named!r} is one text, expected a tuple of names")
+    for kind in named:
         try:
             threat(kind)
         except ConfigError as error:

@@ -221,7 +221,7 @@ class BatchCentred(nn.Module):
 
 
 class Adapting(nn.Module):
-    """Follows the mean of what it has seen, in a buffer: what it makes of an image depends on the past. Checks 6, 13."""
+    """Follows the mean of what it has seen, in a buffer: what it makes of images depends on the past. Checks 6, 13."""
 
     random = False
     seen: Tensor
@@ -248,7 +248,7 @@ class Negative(nn.Module):
 
 
 class Overwriting(nn.Module):
-    """Rounds the images it is handed in place, behind autograd's back, and passes them on. Harmless where it gets a copy."""
+    """Rounds the images it is handed in place, behind autograd's back: harmless where it gets a copy."""
 
     random = False
 
