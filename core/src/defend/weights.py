@@ -345,8 +345,8 @@ def load(path: Path, module: nn.Module, stages: str | tuple[str, ...], name: str
     for key, value in module.state_dict().items():
         if not _alike(value, given[key]):  # one tensor under two names, of which the file holds two
             raise WeightsError(
-                f"weights {str(path)!r} are of another architecture than {allowed[0]} {name}: {key!r} shares its memory "
-                "with another parameter here, and not in the file"
+                f"weights {str(path)!r} are of another architecture than {allowed[0]} {name}: {key!r} shares its "
+                "memory with another parameter here, and not in the file"
             )
     return card
 
