@@ -151,9 +151,7 @@ def _close(before: Mapping[int, Tensor], after: Mapping[int, Tensor]) -> bool:
 
 
 @torch.no_grad()
-def _answers(
-    stage: nn.Module, count: int, sample: Tensor, sizes: tuple[int, ...] | None = None
-) -> dict[int, Tensor]:
+def _answers(stage: nn.Module, count: int, sample: Tensor, sizes: tuple[int, ...] | None = None) -> dict[int, Tensor]:
     """Return what a stage answers to batches of several sizes, by size; it is given each batch `count` times.
 
     Of the sizes that are not asked for by name, those that the stage can't take are missing, but for the sample's own.

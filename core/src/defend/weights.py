@@ -296,8 +296,8 @@ def load(path: Path, module: nn.Module, stages: str | tuple[str, ...], name: str
     for key, value in module.state_dict().items():
         if not _alike(value, given[key]):  # one tensor under two names, of which the file holds two
             raise WeightsError(
-                f"weights {str(path)!r} are of another architecture than {allowed[0]} {name}: {key!r} shares its memory "
-                "with another parameter here, and not in the file"
+                f"weights {str(path)!r} are of another architecture than {allowed[0]} {name}: {key!r} shares its "
+                "memory with another parameter here, and not in the file"
             )
     return card
 
@@ -349,9 +349,7 @@ def detached(state: Mapping[str, Any]) -> dict[str, Tensor]:
                 f"{key!r} of the module's state is of type {type(value).__name__}, expected a tensor: "
                 "only tensors are kept in a weights file; register it as a buffer"
             )
-    return {
-        key: value.detach().cpu().clone(memory_format=torch.contiguous_format) for key, value in state.items()
-    }
+    return {key: value.detach().cpu().clone(memory_format=torch.contiguous_format) for key, value in state.items()}
 
 
 def round_to_stored(module: nn.Module) -> None:

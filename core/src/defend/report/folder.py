@@ -51,7 +51,7 @@ def write_config(folder: Path, config: RunConfig) -> None:
 def write(folder: Path, report: Report, records: Sequence[RowRecord]) -> None:
     """Write report.json and records.csv as they stand now; called after every row."""
     write_text(folder / "records.csv", to_csv(records))
-    write_text(folder / "report.json", to_json(report))
+    write_text(folder / "report.json", to_json(report, seal=True))
 
 
 def write_pictures(folder: Path, records: Sequence[RowRecord]) -> None:
