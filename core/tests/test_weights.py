@@ -481,7 +481,7 @@ class Odd(nn.Module):
         self.turned = nn.Parameter(torch.randn(4, 5).t())
         for name, value in {
             "count": torch.tensor(3), "mask": torch.tensor([True, False]), "bytes": torch.arange(5, dtype=torch.uint8),
-            "spread": torch.ones(1).expand(7), "part": torch.arange(8.0)[::2], "empty": torch.zeros(0, 3),
+            "part": torch.arange(8.0)[::2], "empty": torch.zeros(0, 3),
         }.items():  # fmt: skip
             self.register_buffer(name, value)
 

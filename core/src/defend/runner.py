@@ -15,7 +15,7 @@ import torch
 
 from defend import __version__
 from defend.arms import Arms, build_all
-from defend.build import open_dataset, resolve_device
+from defend.build import check_default_type, open_dataset, resolve_device
 from defend.checks import Subject, check_run
 from defend.config import to_toml
 from defend.datasets.base import ImageDataset
@@ -79,6 +79,7 @@ def run_arms(
         ProcessLostError: another process of the run is gone; what was finished is in the run folder.
     """
     started = time.perf_counter()
+    check_default_type()
     watcher = watcher or Watcher()
     plugins = found_in or registry()
     config = configs[0]
