@@ -48,7 +48,6 @@ EDITS = {
     "rows[4].defended.ci95": put("rows", 4, "defended", "ci95", value=[0.9, 1.0]),
     "rows[4].defended.rejected": put("rows", 4, "defended", "rejected", value=0.5),
     "rows[4].defended.accuracy_with_credit": put("rows", 4, "defended", "accuracy_with_credit", value=1.0),
-    "partial": put("rows", 4, "partial", value=True),
 }
 
 

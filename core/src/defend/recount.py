@@ -34,8 +34,7 @@ def _digest(value: Any) -> str:
 def recount(report: Mapping[str, Any], records: Mapping[Name, Answers], path: Path) -> None:
     """Compute again what report.json says of its records, and compare.
 
-    Accuracies, intervals and rejections of every arm of every row, the comparison of the two arms, the worst case, and
-    whether the run is partial. Of the rest, the checks among it, only that it is as it was written, where the report
+    Accuracies, intervals and rejections of every arm of every row, the comparison of the two arms, the worst case. Of the rest, the checks among it, only that it is as it was written, where the report
     has digests (older ones have none).
 
     Raises:
@@ -58,8 +57,6 @@ def recount(report: Mapping[str, Any], records: Mapping[Name, Answers], path: Pa
     worst = report.get("worst_case")
     if worst is not None and len(counted) > 1:
         _hold(path, "worst_case", worst, _worst_case(counted))
-    if any(row.get("partial") for row in report["rows"]) and not report.get("partial"):
-        raise _differs(path, "partial", report.get("partial"), True)
     check_digests(report, path)
 
 
