@@ -89,11 +89,11 @@ def _code(modules: Iterable[str]) -> tuple[set[str], dict[str, str], dict[str, d
 def _helpers(roots: Iterable[str]) -> set[str]:
     """Return what those packages import that lies where they do not come from an index: beside them, as one edits."""
     found: set[str] = set()
-    waiting = list(roots)
+    waiting = [root for root in roots if root != "defend" and _is_edited(root)]
     while waiting:
         root = waiting.pop()
         for name, module in list(sys.modules.items()):
-            if name.partition(".")[0] != root or root == "defend":
+            if name.partition(".")[0] != root:
                 continue
             for value in list(vars(module).values()):
                 named = value.__name__ if isinstance(value, types.ModuleType) else getattr(value, "__module__", None)
