@@ -34,8 +34,8 @@ def _digest(value: Any) -> str:
 def recount(report: Mapping[str, Any], records: Mapping[Name, Answers], path: Path) -> None:
     """Compute again what report.json says of its records, and compare.
 
-    Accuracies, intervals and rejections of every arm of every row, the comparison of the two arms, the worst case. Of the
-    rest, the checks among it, only that it is as it was written, where the report has digests (older ones have none).
+    Accuracies, intervals and rejections of every arm of every row, the comparison of the two arms, the worst case. Of
+    the rest, the checks among it, only that it is as it was written, where the report has digests (old ones have none).
 
     Raises:
         DataError: a figure differs; it is named, with what the records give.
