@@ -1,6 +1,8 @@
 """The journal of an unfinished run: what is kept comes back to the bit, what is damaged does not come back."""
 
+import importlib
 import json
+import sys
 
 import attrs
 import pytest
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 
 from defend.config import to_toml
 from defend.errors import ConfigError
+from defend.fingerprint import code_of
 from defend.journal import Journal
 from defend.rows import EXAMPLES, ArmRecord, Example, Part, Trimmed, merge
 from defend.unfinished import is_unfinished, unfinished
@@ -165,3 +168,53 @@ def test_examples_are_trimmed_to_those_that_the_whole_row_shows():
     assert whole.failures == trimmed.failures == EXAMPLES
     assert sum(len(part.example.keys) for part in kept.parts) == 2 * EXAMPLES
     assert all(len(part.example.keys) == 0 for part in kept.parts[6:])
+
+
+def test_a_flipped_bit_in_a_batch_is_noticed(tmp_path):
+    journal = Journal(tmp_path)
+    journal.begin([to_toml(CONFIG)], FINGERPRINT)
+    for place in range(2):
+        journal.keep(0, place, made_up_part(place))
+    path = tmp_path / "unfinished" / "000-000001.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    assert len(journal.parts(0)) == 1 and journal.damaged == 1
+
+
+def test_a_lost_table_of_contents_does_not_make_a_run_complete(tmp_path):
+    journal = Journal(tmp_path)
+    journal.begin([to_toml(CONFIG)], FINGERPRINT)
+    journal.keep(0, 0, made_up_part())
+    (tmp_path / "config.toml").write_text(to_toml(CONFIG))
+    (tmp_path / "report.json").write_text('{"partial": true}')
+    (tmp_path / "unfinished" / "run.json").unlink()
+    with pytest.raises(ConfigError, match=r"is not complete.*defend run --config .*config.toml"):
+        unfinished(tmp_path)
+    again = Journal(tmp_path)
+    again.begin([to_toml(CONFIG)], FINGERPRINT)
+    assert again.parts(0) == [], "batches of nobody knows which run were taken up"
+
+
+def test_arms_that_were_only_announced_come_back_all_of_them(tmp_path):
+    configs = [attrs.evolve(CONFIG, purifier=name, out=f"runs/x/{name}") for name in ("dae", "apudae")]
+    Journal(tmp_path / "dae").announce([to_toml(each) for each in configs])
+    (tmp_path / "dae" / "config.toml").write_text(to_toml(configs[0]))
+    assert [each.purifier for each in unfinished(tmp_path)] == ["dae", "apudae"]
+
+
+@pytest.mark.parametrize("helper", [False, True])
+def test_the_code_of_a_package_is_told_apart_by_its_source(tmp_path, monkeypatch, helper):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "made_up_helper.py").write_text("def half(x):\n    return x / 2\n")
+    (tmp_path / "made_up_stage.py").write_text("from made_up_helper import half\n\ndef build():\n    return half(1)\n")
+    importlib.invalidate_caches()
+    importlib.import_module("made_up_stage")
+    before = code_of("made_up_stage")
+    assert {"defend", "made_up_stage", "made_up_helper"} <= before.keys() and "torch" not in before
+    changed = "made_up_helper" if helper else "made_up_stage"
+    (tmp_path / f"{changed}.py").write_text("# something else\n")
+    after = code_of("made_up_stage")
+    assert [name for name in before if before[name] != after[name]] == [changed]
+    for name in ("made_up_helper", "made_up_stage"):
+        del sys.modules[name]

@@ -218,6 +218,58 @@ def test_divergence_is_an_error_that_says_what_to_try():
         fit(Diverging(), tiny_dataset(), FitSettings(), {})
 
 
+def test_a_training_without_a_loss_is_refused():
+    class Idle(Denoise):
+        def losses(self, batch):
+            yield from ()
+
+    with pytest.raises(ContractError, match="yielded no loss"):
+        fit(Idle(), tiny_dataset(), FitSettings(), {})
+
+
+def test_weights_that_are_no_numbers_are_refused():
+    class Spoilt(Denoise):
+        def losses(self, batch):
+            yield from super().losses(batch)
+            if self.seen == 15:
+                self.stage[3].bias.data[0] = float("nan")
+
+    with pytest.raises(ContractError, match=r"'3.bias' is not finite.*learning rate"):
+        fit(Spoilt(), tiny_dataset(), FitSettings(), {})
+
+
+class Tied(Denoise):
+    """A layer under two names, and an optimiser that keeps its rate as a tensor."""
+
+    def __init__(self, **known):
+        super().__init__(**known)
+        self.stage.shared = self.stage[0]
+
+    def optimisers(self, steps):
+        return {"network": Optimiser(torch.optim.Adam(self.stage.parameters(), lr=torch.tensor(1e-2)))}
+
+
+def test_a_training_of_shared_layers_is_kept_and_goes_on(tmp_path):
+    expected = train(tmp_path / "whole", Tied())
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "cut", Tied(stop_at=7))
+    again = Tied()
+    assert train(tmp_path / "cut", again) == expected
+    assert again.seen < 15 and again.stage.shared is again.stage[0]
+
+
+def test_a_checkpoint_that_cannot_be_written_costs_no_training(tmp_path):
+    class Stubborn(Denoise):
+        def optimisers(self, steps):
+            chosen = super().optimisers(steps)
+            chosen["network"].optimizer.param_groups[0]["note"] = object()
+            return chosen
+
+    expected = train(None, Denoise())
+    with pytest.warns(UserWarning, match="no checkpoint is kept of this training: .* hold a object"):
+        assert train(tmp_path, Stubborn()) == expected
+
+
 def test_a_loss_for_an_unknown_optimiser_is_refused():
     class Lost(Denoise):
         def losses(self, batch):

@@ -458,3 +458,53 @@ def test_an_atomic_file_has_ordinary_permissions(tmp_path):
 def test_a_folder_that_is_missing_is_an_error_in_one_line(tmp_path):
     with pytest.raises(DefendError, match=r"report\.json' cannot be written: No such file or directory"):
         write_text(tmp_path / "none" / "report.json", "text")
+
+
+class Tied(nn.Module):
+    """One layer under two names, one norm under two, and one parameter under two."""
+
+    def __init__(self, tied=True):
+        super().__init__()
+        self.one, self.norm = nn.Linear(9, 9), nn.BatchNorm1d(9)
+        self.other, self.again = (self.one, self.norm) if tied else (nn.Linear(9, 9), nn.BatchNorm1d(9))
+        self.scale = nn.Parameter(torch.ones(9))
+        self.factor = self.scale if tied else nn.Parameter(torch.zeros(9))
+
+
+class Odd(nn.Module):
+    """Types and layouts that files must hold."""
+
+    def __init__(self):
+        super().__init__()
+        self.brain = nn.Parameter(torch.randn(9, 9).bfloat16())
+        self.scalar = nn.Parameter(torch.tensor(0.3))
+        self.turned = nn.Parameter(torch.randn(4, 5).t())
+        for name, value in {
+            "count": torch.tensor(3), "mask": torch.tensor([True, False]), "bytes": torch.arange(5, dtype=torch.uint8),
+            "part": torch.arange(8.0)[::2], "empty": torch.zeros(0, 3),
+        }.items():  # fmt: skip
+            self.register_buffer(name, value)
+
+
+def plain_card():
+    dataset = {"name": "digits", "sha256": "", "shape": [1, 28, 28], "classes": list("01"), "mean": [0.5],
+               "std": [0.5], "flips": False}  # fmt: skip
+    return Card(stage="victim", name="x", config={}, dataset=dataset)
+
+
+@pytest.mark.parametrize("module", [Tied, Odd])
+def test_ties_types_and_layouts_come_back(tmp_path, module):
+    kept, other = module(), module()
+    weights.round_to_stored(kept)
+    weights.save(tmp_path / "w.safetensors", kept, plain_card())
+    weights.load(tmp_path / "w.safetensors", other, "victim", "x")
+    for key, value in kept.state_dict().items():
+        assert torch.equal(value, other.state_dict()[key]) and value.dtype == other.state_dict()[key].dtype, key
+    if module is Tied:
+        assert other.one is other.other and other.scale is other.factor
+
+
+def test_weights_of_two_layers_do_not_go_into_one(tmp_path):
+    weights.save(tmp_path / "w.safetensors", Tied(tied=False), plain_card())
+    with pytest.raises(WeightsError, match="shares its memory"):
+        weights.load(tmp_path / "w.safetensors", Tied(), "victim", "x")

@@ -387,6 +387,19 @@ def compose(parts: Mapping[str, Built], purifier: str | None) -> Defence:
     return Defence(parts.get("finetuner", parts["victim"]).module, in_sequence(purifiers), screen)
 
 
+def check_default_type() -> None:
+    """Refuse to build networks in another type than images and weights have.
+
+    Raises:
+        ConfigError: torch's default type is not float32.
+    """
+    if torch.get_default_dtype() != torch.float32:
+        raise ConfigError(
+            f"torch's default type is {torch.get_default_dtype()}, expected torch.float32, which images and weights "
+            "have: call torch.set_default_dtype(torch.float32) before"
+        )
+
+
 def load_defence(
     victim: str,
     dataset: str = "digits",
@@ -414,6 +427,7 @@ def load_defence(
     Raises:
         DefendError: whatever is wrong with a name, an option or the weights, in one line.
     """
+    check_default_type()
     task, _ = find_task(victim, dataset, data_dir, options, weights)
     parts = build_parts(victim, task, purifier, detector, finetune=finetune, options=options, weights=weights)
     return compose(parts, purifier).to(resolve_device(device)).eval()

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -30,6 +31,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in arguments or bool(os.environ.get("DEFEND_DEBUG"))
     arguments = [argument for argument in arguments if argument != "--debug"]
+    warnings.showwarning = _one_line
     try:
         code = cli.main(arguments, prog_name="defend", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -46,11 +48,27 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(EXIT_INTERNAL)
+    except OSError as error:
+        if error.filename is None or error.strerror is None:
+            _internal(error, debug)
+        _fail(f"{str(error.filename)[:300]!r}: {error.strerror}", EXIT_WRONG_INPUT, debug)
     except Exception as error:
-        text = " ".join(str(error).split())[:300]
-        _fail(f"internal error: {type(error).__name__}: {text} (run again with --debug for the traceback)",
-              EXIT_INTERNAL, debug)  # fmt: skip
+        _internal(error, debug)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _internal(error: Exception, debug: bool) -> NoReturn:
+    text = " ".join(str(error).split())[:300]
+    _fail(f"internal error: {type(error).__name__}: {text} (run again with --debug for the traceback)",
+          EXIT_INTERNAL, debug)  # fmt: skip
+
+
+def _one_line(message: Warning | str, category: type[Warning], filename: str, *where: Any) -> None:
+    """Show what defend itself warns of as one line; others' warnings as Python does."""
+    if category is UserWarning and Path(filename).is_relative_to(Path(__file__).parent):
+        click.echo(f"warning: {message}", err=True)
+    else:
+        click.echo(warnings.formatwarning(message, category, filename, where[0]), err=True, nl=False)
 
 
 def _help_for(error: click.ClickException) -> str:
@@ -90,7 +108,7 @@ _set_option = click.option(
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
 _data_option = click.option("--data-dir", metavar="DIR", help="Where the data set lies (default: $DEFEND_DATA_DIR).")
 _device_option = click.option("--device", metavar="NAME", help="auto (default), cpu, cuda.")
-_seed_option = click.option("--seed", type=int, help="Seed of everything random (default 0).")
+_seed_option = click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Seed of everything random (default 0).")
 
 
 def _stage_options(function: Function) -> Function:

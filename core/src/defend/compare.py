@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from defend.errors import ConfigError, DataError, did_you_mean
+from defend.recount import Outcome, recount
 from defend.statistics import holm, mcnemar, paired_interval, wilson
 from defend.threats import DEFENDED, THREATS
 from defend.values import Report
@@ -366,7 +367,11 @@ def read_run(folder: Path) -> Run:
         DataError: there is no such folder (the nearest is offered), or what it holds is missing or damaged.
     """
     report = _read_report(folder)
-    records = _read_records(folder / "records.csv")
+    outcomes = _read_records(folder / "records.csv")
+    records = {
+        name: {image: all(said) for image, said in answers.get(DEFENDED, {}).items()}
+        for name, answers in outcomes.items()
+    }
     try:
         label = _label(report["config"])
         for part, names in NEEDED.items():
@@ -374,6 +379,7 @@ def read_run(folder: Path) -> Run:
         rows = tuple(_row(row, records, folder) for row in report["rows"])
         if not rows or len({row.key for row in rows}) < len(rows):
             raise ValueError
+        recount(report, outcomes, folder / "report.json")
     except KeyError as error:
         raise DataError(f"{str(folder / 'report.json')!r} is damaged: it lacks {error}") from None
     except (AttributeError, TypeError, ValueError):
@@ -424,9 +430,9 @@ def _nearest(folder: Path) -> str:
     return did_you_mean(str(folder), map(str, beside))
 
 
-def _read_records(path: Path) -> dict[RecordKey, dict[int, bool]]:
-    """Read the defended arm's answers, by attack, threat, eps and variant (which older runs have no column for)."""
-    records: dict[RecordKey, dict[int, bool]] = {}
+def _read_records(path: Path) -> dict[RecordKey, dict[str, dict[int, Outcome]]]:
+    """Read what every arm answered, by attack, threat, eps and variant (which older runs have no column for)."""
+    records: dict[RecordKey, dict[str, dict[int, Outcome]]] = {}
     line = 1
     try:
         with path.open(encoding="utf-8", newline="") as file:
@@ -439,13 +445,12 @@ def _read_records(path: Path) -> dict[RecordKey, dict[int, bool]]:
             variant = header.index("variant") if "variant" in header else None
             for line, values in enumerate(lines, start=2):  # noqa: B007
                 attack, threat, eps, image, label, arm, predicted, accepted = [values[place] for place in places]
-                if arm != DEFENDED:
-                    continue
                 which = "" if variant is None else values[variant]
-                row = records.setdefault((attack, threat, float(eps) if eps else None, which), {})
+                arms = records.setdefault((attack, threat, float(eps) if eps else None, which), {})
+                row = arms.setdefault(arm, {})
                 if int(image) in row:
                     raise ValueError(f"image {image} is there twice")
-                row[int(image)] = int(predicted) == int(label) and bool(int(accepted))
+                row[int(image)] = int(predicted) == int(label), bool(int(accepted))
     except FileNotFoundError:
         raise DataError(f"run folder {str(path.parent)!r} holds no records.csv: `defend run` wrote one") from None
     except OSError as error:

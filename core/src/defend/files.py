@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from defend.errors import DefendError
+
+LONGEST_NAME = 255  # bytes, on every file system in use
+
+
+def shortened(name: str, most: int) -> str:
+    """Return a name cut to at most so many bytes, at a whole character."""
+    return os.fsdecode(os.fsencode(name)[:most]) if name.isascii() else name.encode()[:most].decode(errors="ignore")
 
 
 @contextlib.contextmanager
@@ -19,7 +27,9 @@ def atomic(path: Path) -> Iterator[Path]:
         DefendError: the folder cannot be written to.
     """
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        if len(os.fsencode(path.name)) > LONGEST_NAME:
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{shortened(path.name, 120)}.", suffix=".part")
     except OSError as error:
         raise DefendError(f"{str(path)!r} cannot be written: {error.strerror}") from None
     os.close(handle)

@@ -9,9 +9,10 @@ import importlib.metadata
 import importlib.util
 import re
 import sys
+import sysconfig
 import types
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,7 +55,24 @@ def code_version(*modules: str) -> str:
         modules: modules or "module:function" references, as `defend.stages.StageSpec.build` has them, of the attack
             and the victim.
     """
+    _, versions, sources = _code(modules)
+    return batch_key(python=sys.version, versions=versions, sources=sources)
+
+
+def code_of(*modules: str) -> dict[str, str]:
+    """Return a hash of every source file of core and of the packages that `modules` belong to, by package.
+
+    Args:
+        modules: as for `code_version`. Those of libraries that core and plugins ask for are left out, as is the
+            interpreter's own: their versions say it.
+    """
+    _, _, sources = _code(modules)
+    return {root: batch_key(sources=files) for root, files in sorted(sources.items())}
+
+
+def _code(modules: Iterable[str]) -> tuple[set[str], dict[str, str], dict[str, dict[str, str]]]:
     roots = {"defend", *(module.partition(":")[0].partition(".")[0] for module in modules)}
+    roots |= _helpers(roots)
     points = importlib.metadata.entry_points(group=GROUP)
     names = {point.module.partition(".")[0]: point.dist.name for point in points if point.dist is not None}
     names["defend"] = "defend-core"
@@ -62,8 +80,37 @@ def code_version(*modules: str) -> str:
     for root in roots & set(names):
         versions |= _versions(names[root])
     libraries = set(versions) - set(names)  # whose version says it all
-    sources = {root: _package_sources(root) for root in roots - libraries}
-    return batch_key(python=sys.version, versions=versions, sources=sources)
+    installed = {name.replace("-", "_").lower() for name in libraries}
+    sources = {root: _package_sources(root) for root in roots - libraries
+               if root.lower() not in installed and root not in sys.stdlib_module_names}  # fmt: skip
+    return roots, versions, sources
+
+
+def _helpers(roots: Iterable[str]) -> set[str]:
+    """Return what those packages import that lies where they do not come from an index: beside them, as one edits."""
+    found: set[str] = set()
+    waiting = [root for root in roots if root != "defend" and _is_edited(root)]
+    while waiting:
+        root = waiting.pop()
+        for name, module in list(sys.modules.items()):
+            if name.partition(".")[0] != root:
+                continue
+            for value in list(vars(module).values()):
+                named = value.__name__ if isinstance(value, types.ModuleType) else getattr(value, "__module__", None)
+                other = named.partition(".")[0] if isinstance(named, str) else root
+                if other not in found and other != root and _is_edited(other):
+                    found.add(other)
+                    waiting.append(other)
+    return found
+
+
+def _is_edited(root: str) -> bool:
+    """Whether a top-level module has a file that lies neither in the interpreter nor among installed packages."""
+    file = getattr(sys.modules.get(root), "__file__", None)
+    if not isinstance(file, str) or root in sys.stdlib_module_names:
+        return False
+    places = [Path(place) for place in sysconfig.get_paths().values()]
+    return not any(Path(file).is_relative_to(place) for place in places)
 
 
 def _versions(distribution: str) -> dict[str, str]:

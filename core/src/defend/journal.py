@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import shutil
 import time
@@ -16,7 +18,8 @@ from defend.attacks.sight import Seen
 from defend.errors import ConfigError
 from defend.files import atomic, write_text
 from defend.rows import ArmRecord, Example, Part
-from defend.unfinished import ABOUT, FOLDER, read_about
+from defend.unfinished import ABOUT, ANNOUNCED, BATCH, FOLDER, anew, read_about
+from defend.weights import content_hash
 
 COLUMNS = ("keys", "labels", "linf", "l2", "overshoot")
 EXAMPLE = ("clean", "attacked", "labels", "keys")
@@ -27,11 +30,15 @@ class Journal:
 
     Args:
         folder: the run's; the journal lives in a folder inside it until the run is complete.
+
+    Attributes:
+        damaged: finished batches that were read and are not as they were written; they are computed again.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder / FOLDER
         self._started, self._earlier = time.perf_counter(), 0.0
+        self.damaged = 0
 
     @property
     def seconds(self) -> float:
@@ -56,11 +63,19 @@ class Journal:
                 if kept.get(key) != value:
                     raise ConfigError(
                         f"run {str(self._folder.parent)!r} was begun with another {key}, so its finished batches do "
-                        "not belong to what would be computed now: begin anew with --config RUN/config.toml"
+                        f"not belong to what would be computed now: begin anew with {anew(self._folder.parent)}"
                     )
             return
         self._folder.mkdir(exist_ok=True)
+        for left in self._folder.glob(f"*{BATCH}"):  # of a run whose table of contents is gone: nobody knows whose
+            left.unlink()
         write_text(path, json.dumps(about, indent=1))
+
+    def announce(self, configs: Sequence[str]) -> None:
+        """Write down which configs the run has, before the first folder holds one: it may be killed at any moment."""
+        if not (self._folder / ABOUT).is_file():
+            self._folder.mkdir(parents=True, exist_ok=True)
+            write_text(self._folder / ANNOUNCED, json.dumps({"configs": list(configs)}))
 
     def choice(self, name: str) -> dict[str, Any] | None:
         """Return what the run chose when it began, as `choose` was told it."""
@@ -80,8 +95,9 @@ class Journal:
 
         tensors, about = _flat(part)
         text = json.dumps({**about, "elapsed": self.seconds})
+        checksum = _checksum(text, tensors)
         with atomic(self._file(row, place)) as temporary:
-            temporary.write_bytes(save(tensors, metadata={"part": text}))
+            temporary.write_bytes(save(tensors, metadata={"part": text, "sha256": checksum}))
 
     def parts(self, row: int) -> list[Part]:
         """Return the finished batches of a row, up to the first that is missing or damaged."""
@@ -89,6 +105,7 @@ class Journal:
         while (path := self._file(row, len(found))).is_file():
             read = _read(path)
             if read is None:
+                self.damaged += 1
                 break
             part, elapsed = read
             self._earlier = max(self._earlier, elapsed)
@@ -96,14 +113,16 @@ class Journal:
         return found
 
     def finish(self) -> None:
-        """The run is complete: drop the journal, its table of contents first, so that no half of it is taken up."""
-        (self._folder / ABOUT).unlink(missing_ok=True)
+        """The run is complete: drop the journal, at once, so that no half of it is taken up or taken for a loss."""
+        with contextlib.suppress(OSError):
+            self._folder = self._folder.replace(self._folder.with_name(f".{FOLDER}.part"))
         shutil.rmtree(self._folder, ignore_errors=True)
         for left in self._folder.parent.glob(".*.part"):  # of a process that was killed while it wrote
-            left.unlink(missing_ok=True)
+            if not left.is_dir():
+                left.unlink(missing_ok=True)
 
     def _file(self, row: int, place: int) -> Path:
-        return self._folder / f"{row:03d}-{place:06d}.safetensors"
+        return self._folder / f"{row:03d}-{place:06d}{BATCH}"
 
 
 def _flat(part: Part) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -135,8 +154,11 @@ def _read(path: Path) -> tuple[Part, float] | None:
 
     try:
         with safe_open(path, framework="pt") as file:
-            about = json.loads(file.metadata()["part"])
+            known = file.metadata()
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
+        if known["sha256"] != _checksum(known["part"], tensors):
+            return None
+        about = json.loads(known["part"])
         names = list(enumerate(about["arms"]))
         arms = {
             name: ArmRecord(
@@ -162,3 +184,7 @@ def _read(path: Path) -> tuple[Part, float] | None:
         return part, float(about["elapsed"])
     except (SafetensorError, OSError, ValueError, KeyError, TypeError):
         return None  # computed again
+
+
+def _checksum(text: str, tensors: Mapping[str, Tensor]) -> str:
+    return hashlib.sha256(f"{content_hash(tensors)} {text}".encode()).hexdigest()

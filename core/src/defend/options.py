@@ -18,6 +18,8 @@ from defend.errors import ConfigError, did_you_mean
 
 T = TypeVar("T")
 
+MOST_WHOLE = 2**31 - 1  # of a whole number: tensors count in it
+
 options = attrs.frozen(kw_only=True)
 """Class decorator for option classes: frozen, keyword-only attrs."""
 
@@ -46,6 +48,8 @@ def option(
         for number in value if isinstance(value, tuple) else (value,):
             low = at_least is not None and number < at_least
             high = at_most is not None and number > at_most
+            if type(number) is int and abs(number) > MOST_WHOLE:
+                raise ConfigError(f"{attribute.name}={number} is out of range: expected at most {MOST_WHOLE}")
             if low or high or number != number:  # a NaN differs from itself
                 accepted = _range(at_least, at_most) or "a number"
                 raise ConfigError(f"{attribute.name}={value!r} is out of range: expected {accepted}")

@@ -13,9 +13,12 @@ from torchvision.transforms import v2
 from defend.build import find_task, load_defence, resolve_device
 from defend.defence import Defence
 from defend.errors import ConfigError
+from defend.files import shortened
 from defend.images import read_image, write_image
 from defend.randomness import keyed
 from defend.stages import Task
+
+LONGEST_STEM = 200  # bytes of an image's name that its purified form's name begins with
 
 
 def predict(
@@ -78,7 +81,7 @@ def predict(
             file = files[start + index]
             written = None
             if save is not None:
-                written = save / f"{start + index:04d}-{file.stem}-purified.png"
+                written = save / f"{start + index:04d}-{shortened(file.stem, LONGEST_STEM)}-purified.png"
                 write_image(written, after.purified[index])
             rows.append(
                 {

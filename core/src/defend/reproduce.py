@@ -24,6 +24,7 @@ from defend.editions import edition_of, tuned_behind
 from defend.errors import ConfigError, DataError, DefendError, WeightsError
 from defend.plan import counter_attacks
 from defend.plugins import Registry, registry
+from defend.recount import check_digests
 from defend.results import AdaptiveResult, Cell, TableResult, save, standing
 from defend.runner import run_arms
 from defend.stages import Stage
@@ -381,6 +382,7 @@ def _hashes(job: Job, plugins: Registry) -> dict[str, str]:
 def _read(folder: Path) -> Mapping[str, Any]:
     try:
         report: Mapping[str, Any] = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        check_digests(report, folder / "report.json")
         return report
     except (OSError, ValueError) as error:
         raise DataError(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import time
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,12 +15,13 @@ import torch
 
 from defend import __version__
 from defend.arms import Arms, build_all
-from defend.build import open_dataset, resolve_device
+from defend.build import check_default_type, open_dataset, resolve_device
 from defend.checks import Promise, Subject, check_run
 from defend.config import to_toml
 from defend.datasets.base import ImageDataset
 from defend.errors import ConfigError, ProcessLostError
 from defend.evaluate import Evaluator, Settings
+from defend.fingerprint import code_of
 from defend.journal import Journal
 from defend.options import describe
 from defend.plan import attacks_of, counter_attacks, plan, undone
@@ -76,6 +79,7 @@ def run_arms(
         ProcessLostError: another process of the run is gone; what was finished is in the run folder.
     """
     started = time.perf_counter()
+    check_default_type()
     watcher = watcher or Watcher()
     plugins = found_in or registry()
     config = configs[0]
@@ -94,7 +98,12 @@ def run_arms(
     outs = [run_folder.create(each, resume) if each.out and processes.first else None for each in configs]
     journal = Journal(outs[0]) if outs[0] is not None else None
     if journal is not None:
-        journal.begin([to_toml(each) for each in configs], _fingerprint(defences, plans, dataset, plugins, device))
+        texts = [to_toml(each) for each in configs]
+        journal.announce(texts)
+        for out, each in zip(outs, configs, strict=True):
+            if out is not None:
+                run_folder.write_config(out, each)
+        journal.begin(texts, _fingerprint(defences, plans, dataset, plugins, device))
     watcher.preparing("choosing a precision")
     crafting = processes.tell(_crafting(defences, plans, dataset, device, journal) if processes.first else None)
     assert crafting is not None
@@ -178,6 +187,12 @@ def run_arms(
         outcomes.append(done)
     if journal is not None and not partial:
         journal.finish()
+    if journal is not None and journal.damaged:
+        warnings.warn(
+            f"{journal.damaged} finished batches of run {str(outs[0])!r} were not as they were written, and were "
+            "computed again with those after them",
+            stacklevel=2,
+        )
     return _agreed(outcomes, processes)
 
 
@@ -230,8 +245,26 @@ def _fingerprint(
             {part: built.card.content_sha256 for part, built in each.built.items() if built.card is not None}
             for each in defences
         ],
+        **_code(defences, plans, plugins),
         "plan of rows": hashlib.sha256(json.dumps(rows).encode()).hexdigest(),
     }
+
+
+def _code(defences: Sequence[Arms], plans: Sequence[PlannedRow], plugins: Registry) -> dict[str, str]:
+    """Return the hashes of the code that makes the rows: core, and the packages of all that a run is built from."""
+    modules = {type(plan.attack).__module__ for plan in plans if plan.attack is not None}
+    for each in defences:
+        config = each.names.config
+        modules |= {type(part).__module__ for arm in each.arms.values() for part in arm.modules()}
+        named = [("victim", config.victim), ("detector", config.detector), ("finetuner", config.finetune),
+                 ("dataset", config.dataset), *(("purifier", name) for name in config.purifiers),
+                 *(("attack", name) for name in dict.fromkeys(plan.name for plan in plans))]  # fmt: skip
+        for stage, name in named:
+            if name:
+                with contextlib.suppress(ConfigError):  # the clean row is of no attack
+                    spec = plugins.find(stage, name).spec  # type: ignore[arg-type]
+                    modules |= {spec.build.partition(":")[0], spec.config.__module__}
+    return {f"source code of {root}": value for root, value in code_of(*modules).items()}
 
 
 def _checked(

@@ -231,7 +231,7 @@ def fit(
                 settings.progress.step(step, total, {})
         if step == total and not begun and not minimised:
             raise ContractError(
-                "the training yielded no loss, so nothing was trained: `losses` must yield a Loss a step"
+                "the training yielded no loss, so nothing was trained: expected a Loss a step from `losses`"
             )
         means = {name: float(value) / steps[epoch] for name, value in sums.items()}
         if any(value != value or value in (float("inf"), float("-inf")) for value in means.values()):
@@ -364,7 +364,11 @@ class _State:
                 if key.startswith(f"optimiser/{name}/"):
                     index, slot = key.removeprefix(f"optimiser/{name}/").split("/")
                     state.setdefault(int(index), {})[slot] = value
-            optimiser.optimizer.load_state_dict({"state": state, "param_groups": header["groups"][name]})
+            groups = header["groups"][name]
+            for group, now in zip(groups, optimiser.optimizer.param_groups, strict=True):
+                held = {key: value for key, value in now.items() if isinstance(value, Tensor)}  # a rate, not a number
+                group |= {key: torch.full_like(value, group[key]) for key, value in held.items() if key in group}
+            optimiser.optimizer.load_state_dict({"state": state, "param_groups": groups})
             if optimiser.schedule is not None:
                 optimiser.schedule.load_state_dict(header["schedules"][name])
         best = _Best(header.get("best"), _under("best/", tensors))

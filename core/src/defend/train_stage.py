@@ -21,7 +21,7 @@ from defend.options import describe, make
 from defend.plugins import Registry, registry
 from defend.stages import Stage, Task
 from defend.train import FitSettings, Training, fit
-from defend.values import split_names
+from defend.values import check_seed, split_names
 from defend.watcher import TrainingWatcher
 from defend.weights import Card, cache_dir, cached_path, content_hash, new_card, save, tuned_name
 
@@ -65,6 +65,7 @@ def train_stage(
     Raises:
         ConfigError: an unknown option or edition, or a stage that has nothing to train.
     """
+    check_seed(seed)
     found = (found_in or registry()).find(stage, name)
     spec = found.spec
     if spec.train is None:

@@ -14,6 +14,8 @@ from defend.values import RunConfig
 
 FOLDER = "unfinished"
 ABOUT = "run.json"
+ANNOUNCED = "configs.json"  # what is asked for, written before anything is computed
+BATCH = ".safetensors"  # how the names of finished batches end
 
 
 def is_unfinished(folder: Path) -> bool:
@@ -29,17 +31,60 @@ def unfinished(folder: Path) -> list[RunConfig]:
     """
     if not folder.is_dir():
         raise ConfigError(f"--resume {str(folder)!r}: there is no such run folder; begin it with `defend run`")
-    begun = [one for one in (folder, *sorted(folder.iterdir())) if is_unfinished(one)]
+    folders = [folder, *sorted(one for one in folder.iterdir() if one.is_dir())]
+    begun = [one for one in folders if is_unfinished(one)]
     if begun:
-        configs = [read_toml(text, str(begun[0])) for text in read_about(begun[0] / FOLDER / ABOUT)["configs"]]
-        if begun[0] == folder:
-            return [attrs.evolve(configs[0], out=str(folder)), *configs[1:]]
-        return [attrs.evolve(config, out=str(folder / Path(str(config.out)).name)) for config in configs]
+        return _placed(read_about(begun[0] / FOLDER / ABOUT)["configs"], begun[0], folder)
+    for one in folders:
+        if any((one / FOLDER).glob(f"*{BATCH}")) or _is_partial(one / "report.json"):
+            raise ConfigError(
+                f"run {str(one)!r} is not complete, and {str(one / FOLDER / ABOUT)!r} is gone, without which its "
+                f"finished batches cannot be told from others: begin anew with {anew(one)}"
+            )
+    announced = [one for one in folders if (one / FOLDER / ANNOUNCED).is_file()]
+    if announced:  # stopped before its first batch
+        return _placed(_read(announced[0] / FOLDER / ANNOUNCED)["configs"], announced[0], folder)
     if (folder / "report.json").is_file() or any(folder.glob("*/report.json")):
         return []
-    if (folder / "config.toml").is_file():  # stopped before its first batch
+    if (folder / "config.toml").is_file():  # by a version that did not announce its configs
         return [attrs.evolve(run_config({}, folder / "config.toml"), out=str(folder))]
     raise ConfigError(f"--resume {str(folder)!r} holds no run: expected a folder that `defend run` wrote")
+
+
+def anew(folder: Path) -> str:
+    """Return the command that begins a run again, with the settings kept in its folder."""
+    return f"defend run --config {folder / 'config.toml'}"
+
+
+def _placed(texts: list[str], begun: Path, folder: Path) -> list[RunConfig]:
+    """Read the configs of a run that was begun in a folder, the one asked for or one of its arms'."""
+    configs = [read_toml(text, str(begun)) for text in texts]
+    if begun == folder:
+        return [attrs.evolve(configs[0], out=str(folder)), *configs[1:]]
+    return [attrs.evolve(config, out=str(folder / Path(str(config.out)).name)) for config in configs]
+
+
+def _is_partial(path: Path) -> bool:
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(report, dict) and bool(report.get("partial"))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Read a JSON file of the journal's whose "configs" are a list.
+
+    Raises:
+        ConfigError: it is damaged.
+    """
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return {**found, "configs": list(found["configs"])}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{str(path)!r} is damaged ({type(error).__name__}): begin anew with {anew(path.parent.parent)}"
+        ) from None
 
 
 def read_about(path: Path) -> dict[str, Any]:
@@ -48,10 +93,10 @@ def read_about(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: it is damaged.
     """
+    about = _read(path)
     try:
-        about: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return {"configs": list(about["configs"]), "fingerprint": dict(about["fingerprint"])}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return {"configs": about["configs"], "fingerprint": dict(about["fingerprint"])}
+    except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(
-            f"{str(path)!r} is damaged ({type(error).__name__}): begin anew with --config RUN/config.toml"
+            f"{str(path)!r} is damaged ({type(error).__name__}): begin anew with {anew(path.parent.parent)}"
         ) from None

@@ -25,6 +25,7 @@ QUICK_ATTACKS = ("noise", "fgsm", "pgd")
 QUICK_THREATS = ("noise", "transfer", "oblivious", "adaptive")
 LADDER = "ladder"
 PASSES = 10
+MOST, MOST_SEED = 2**31 - 1, 2**63 - 1
 
 
 def parse_eps(value: Any) -> float:
@@ -88,11 +89,29 @@ class Verdict:
 def _positive(_: Any, attribute: attrs.Attribute[Any], value: int | None) -> None:
     if value is not None and value < 1:
         raise ConfigError(f"{attribute.name} is {value}: expected at least 1")
+    if value is not None and value > MOST:
+        raise ConfigError(f"{attribute.name} is {value}: expected at most {MOST}")
 
 
 def _not_negative(_: Any, attribute: attrs.Attribute[Any], value: int) -> None:
     if value < 0:
         raise ConfigError(f"{attribute.name} is {value}: expected 0 or more")
+    if value > MOST:
+        raise ConfigError(f"{attribute.name} is {value}: expected at most {MOST}")
+
+
+def check_seed(seed: int) -> None:
+    """Refuse a seed that torch's generators would not take.
+
+    Raises:
+        ConfigError: negative, or above 2**63 - 1.
+    """
+    if not 0 <= seed <= MOST_SEED:
+        raise ConfigError(f"seed is {seed}: expected 0 to {MOST_SEED}")
+
+
+def _seed(_: Any, __: Any, value: int) -> None:
+    check_seed(value)
 
 
 def _rate(_: Any, attribute: attrs.Attribute[Any], value: float | None) -> None:
@@ -192,7 +211,7 @@ class RunConfig:
     draws: int = attrs.field(default=20, validator=_positive)
     passes: int | None = attrs.field(default=None, validator=_positive)
     checks: str = attrs.field(default="basic", validator=_known(CHECKS))
-    seed: int = attrs.field(default=0, validator=_not_negative)
+    seed: int = attrs.field(default=0, validator=_seed)
     batch_size: int = attrs.field(default=64, validator=_positive)
     workers: int = attrs.field(default=2, validator=_not_negative)
     device: str = "auto"

@@ -8,6 +8,7 @@ from typing import Any
 
 import attrs
 
+from defend.recount import sealed
 from defend.values import Report
 
 SCHEMA = 1
@@ -20,9 +21,10 @@ def to_dict(report: Report) -> dict[str, Any]:
     return {"schema": SCHEMA, **_plain(values)}
 
 
-def to_json(report: Report) -> str:
-    """Return report.json's text."""
-    return json.dumps(to_dict(report), indent=1, allow_nan=False) + "\n"
+def to_json(report: Report, seal: bool = False) -> str:
+    """Return report.json's text; with `seal` it holds the digests of its parts, as a run folder's does."""
+    document = to_dict(report)
+    return json.dumps(sealed(document) if seal else document, indent=1, allow_nan=False) + "\n"
 
 
 def _plain(value: Any) -> Any:

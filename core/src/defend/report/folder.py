@@ -20,7 +20,7 @@ from defend.values import Report, RunConfig
 
 
 def create(config: RunConfig, resume: bool = False) -> Path:
-    """Make the run folder and write config.toml into it, before anything is computed.
+    """Make the run folder, before anything is computed.
 
     Raises:
         ConfigError: it cannot be written to, or already holds a run and this does not `resume` it.
@@ -40,14 +40,18 @@ def create(config: RunConfig, resume: bool = False) -> Path:
         )
     if not resume and (folder / "report.json").exists():
         raise ConfigError(f"run folder {config.out!r} already holds a run: name another with --out")
-    write_text(folder / "config.toml", to_toml(config))
     return folder
+
+
+def write_config(folder: Path, config: RunConfig) -> None:
+    """Write config.toml, with which the run can be made again."""
+    write_text(folder / "config.toml", to_toml(config))
 
 
 def write(folder: Path, report: Report, records: Sequence[RowRecord]) -> None:
     """Write report.json and records.csv as they stand now; called after every row."""
     write_text(folder / "records.csv", to_csv(records))
-    write_text(folder / "report.json", to_json(report))
+    write_text(folder / "report.json", to_json(report, seal=True))
 
 
 def write_pictures(folder: Path, records: Sequence[RowRecord]) -> None:
