@@ -24,7 +24,18 @@ from defend.build import resolve_device
 from defend.errors import ConfigError, DefendError
 from defend.files import atomic
 
-WORKLOADS = ("pgd", "cw", "square", "purifiers", "whole_job", "unrolled", "start", "adaptive", "batch_sizes")
+WORKLOADS = (
+    "pgd",
+    "cw",
+    "square",
+    "purifiers",
+    "whole_job",
+    "unrolled",
+    "start",
+    "adaptive",
+    "batch_sizes",
+    "settings",
+)
 DISTRIBUTIONS = {"art": "adversarial-robustness-toolbox"}
 VERSIONS = ("defend-core", "torch", "torchvision", "timm", "numpy", *(DISTRIBUTIONS.get(peer, peer) for peer in PEERS))
 FULL, QUICK = {"rounds": 5, "images": 256}, {"rounds": 2, "images": 16}

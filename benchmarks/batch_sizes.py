@@ -21,7 +21,7 @@ WORKLOAD = "8 batch_sizes"
 SIZES = (1, 16, 64)
 VICTIM = "resnet20"
 STEPS: dict[str, dict[str, Any]] = {
-    "fgsm": {}, "pgd": {"steps": 10}, "apgd_ce": {"steps": 10}, "apgd_dlr": {"steps": 10}, "square": {"queries": 20},
+    "fgsm": {}, "pgd": {"steps": 10}, "apgd_ce": {"steps": 10}, "apgd_dlr": {"steps": 10},
 }  # fmt: skip
 THROUGH = ("fgsm", "pgd", "apgd_ce", "apgd_dlr")
 
@@ -38,9 +38,9 @@ class Case:
 
 
 CASES = (
-    Case(None, 500, 8, ("oblivious", "query"), tuple(STEPS)),
-    Case("dae", 500, 8, ("adaptive",), THROUGH),
-    Case("apudae", 50, 2, ("adaptive",), ("pgd", "apgd_dlr")),
+    Case(None, 500, 8, ("oblivious",), THROUGH),
+    Case("dae", 200, 8, ("adaptive",), THROUGH),
+    Case("apudae", 24, 2, ("adaptive",), ("pgd",)),
 )
 
 

@@ -153,7 +153,7 @@ def test_a_file_with_wrong_options_is_refused_beside_flags_too(toml, line):
         ({"adaptive_limit": "-1"}, "adaptive_limit is -1: expected at least 1"),
         ({"draws": "0"}, "draws is 0"),
         ({"batch_size": "0"}, "batch_size is 0"),
-        ({"seed": "-1"}, "seed is -1: expected 0 or more"),
+        ({"seed": "-1"}, "seed is -1: expected 0 to 9223372036854775807"),
         ({"workers": "-1"}, "workers is -1"),
         ({"precision": "fp23"}, "unknown precision 'fp23': did you mean 'fp32'?"),
         ({"attacks": []}, "attacks is empty"),

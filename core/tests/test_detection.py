@@ -87,7 +87,7 @@ class Darken(nn.Module):
 
 def test_calibration_goes_through_the_purifier():
     dataset = open_dataset("digits")
-    bare, behind = Defence(nn.Identity(), None, Brightness()), Defence(nn.Identity(), Darken(), Brightness())
+    bare, behind = Defence(nn.Flatten(), None, Brightness()), Defence(nn.Flatten(), Darken(), Brightness())
     assert not is_calibrated(bare.detector)
     found = [calibrate(each, dataset, 0.05, device=torch.device("cpu")) for each in (bare, behind)]
     assert [each.n for each in found] == [200, 200]

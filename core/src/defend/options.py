@@ -48,7 +48,7 @@ def option(
         for number in value if isinstance(value, tuple) else (value,):
             low = at_least is not None and number < at_least
             high = at_most is not None and number > at_most
-            if type(number) is int and abs(number) > MOST_WHOLE:
+            if type(number) is int and abs(number) > MOST_WHOLE and not (low or high):
                 raise ConfigError(f"{attribute.name}={number} is out of range: expected at most {MOST_WHOLE}")
             if low or high or number != number:  # a NaN differs from itself
                 accepted = _range(at_least, at_most) or "a number"
