@@ -32,7 +32,7 @@ from defend.report import folder as run_folder
 from defend.report.assemble import Circumstances, assemble
 from defend.rows import PlannedRow, RowRecord, restrict
 from defend.store import Store
-from defend.threats import DEFENDED, NO_SOURCES, UNDEFENDED, chosen
+from defend.threats import DEFENDED, NO_SOURCES, UNDEFENDED, WHOLE, chosen
 from defend.values import Check, Report, RunConfig
 from defend.watcher import Watcher
 
@@ -142,7 +142,7 @@ def run_arms(
             calibration=defence.calibration,
             checks=checks,
             left_out={**defence.left_out, **undone(defence.names.config, own_plans, plugins)},
-            notes=_notes(defence.names.config, plugins),
+            notes=(*_notes(defence.names.config, plugins), *_rounding(own_plans, defence.names.config)),
             partial=partial or len(own) < len(own_plans),
             random=defence.arms[names[DEFENDED]].random,
         )  # fmt: skip
@@ -305,6 +305,16 @@ def _notes(config: RunConfig, plugins: Registry) -> tuple[str, ...]:
     found = plugins.find("victim", config.victim)
     note = found.note(found.config(config.options.get("victim", {})))
     return (note,) if note else ()
+
+
+def _rounding(plans: Sequence[PlannedRow], config: RunConfig) -> tuple[str, ...]:
+    """Say where another batch size may change a prediction: draws are an image's own, rounding is the batch's."""
+    if not config.purifier or not any(each.threat.kind in WHOLE and each.attack is not None for each in plans):
+        return ()
+    return (
+        f"Attacked in batches of {config.batch_size}: another size draws the same numbers for every image but rounds "
+        "otherwise, and sign steps through a purifier amplify that, so single predictions may differ",
+    )
 
 
 def _promise(defence: Arms, dataset: ImageDataset) -> Promise | None:

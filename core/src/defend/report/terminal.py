@@ -45,7 +45,8 @@ def render(report: Report, console: Console) -> None:
     lines += [Text(f"{kind}: left out, {why}", "dim") for kind, why in report.left_out.items()]
     if said := report.dataset.images.get("said"):
         lines.append(Text(f"test images: {said}", "dim"))
-    lines += [Text(note, "yellow") for note in (*report.dataset.warnings, *report.notes)]
+    lines += [Text(warning, "yellow") for warning in report.dataset.warnings]
+    lines += [Text(note, "dim") for note in report.notes]
     if report.detector is not None:
         lines.append(Text(f"\n{_detector(report)}"))
     lines += _checks(report)
