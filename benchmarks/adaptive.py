@@ -26,7 +26,7 @@ from defend.threats import THREATS
 
 WORKLOAD = "7 adaptive"
 VICTIM, DATASET, EPS, STEPS = "resnet18", "digits", 0.1, 10
-PURIFIERS = {"dae": 64, "unet_gan": 64, "puvae": 32, "vaegan": 32, "apudae": 32}
+PURIFIERS = {"dae": 64, "unet_gan": 24, "puvae": 24, "vaegan": 24, "apudae": 16}
 """Images an attack gets: fewer where a gradient costs more."""
 SEEDS, QUICK_SEEDS, QUICK_IMAGES = 5, 1, 8
 OURS = "ours, as `defend run` has it"

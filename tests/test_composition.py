@@ -40,7 +40,7 @@ class Rigged(nn.Module):
         self.change, self.calls = change, 0
 
     def forward(self, images):
-        self.calls += 1
+        self.calls += len(images) == 4  # whole batches; of those that are tried before the run, two
         return self.change(self, images)
 
 
@@ -141,6 +141,9 @@ class Doubled:
 
     def __init__(self, dataset):
         self._dataset = dataset
+
+    def task(self):
+        return self._dataset.task()
 
     def batches(self, split, keys, batch_size, device):
         import attrs

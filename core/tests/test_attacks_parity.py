@@ -119,7 +119,7 @@ def judges(victim):
 OURS = {
     "fgsm": lambda: Fgsm(FgsmOptions()),
     "bim": lambda: Bim(BimOptions(steps=STEPS, step_size=STEP, early_stop=False)),
-    "pgd": lambda: Pgd(PgdOptions(steps=STEPS, step_size=STEP, early_stop=False, random_start=False)),
+    "pgd": lambda: Pgd(PgdOptions(steps=STEPS, step_size=STEP, early_stop=False, random_start=False, logit_scale=1.0)),
 }
 
 

@@ -165,10 +165,10 @@ def labelled(asked: Asked) -> Iterator[None]:
 def own(images: Tensor, stage: nn.Module) -> Tensor:
     """Return a copy for a stage to do with as it likes; gradients go through.
 
-    float64 images are cast where the stage's weights are of another type. The version counter of a tensor would tell of
-    most writing, but not of that through `.data` or numpy.
+    Images of double or half precision are cast where the stage's weights are of another type. The version counter of a
+    tensor would tell of most writing, but not of that through `.data` or numpy.
     """
-    if images.dtype == torch.float64:
+    if images.dtype != torch.float32:
         kind = _kind(stage)
         if kind is not None and kind != images.dtype:
             return images.to(kind)

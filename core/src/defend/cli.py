@@ -10,7 +10,7 @@ import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 import click
 
@@ -52,6 +52,10 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         if error.filename is None or error.strerror is None:
             _internal(error, debug)
         _fail(f"{str(error.filename)[:300]!r}: {error.strerror}", EXIT_WRONG_INPUT, debug)
+    except SystemExit as error:  # of a part that somebody else wrote: its 0 is not ours
+        _fail(
+            f"a part of this command asked to exit ({error.code!r}): nothing was finished by it", EXIT_INTERNAL, debug
+        )
     except Exception as error:
         _internal(error, debug)
     sys.exit(code if isinstance(code, int) else 0)
@@ -63,12 +67,19 @@ def _internal(error: Exception, debug: bool) -> NoReturn:
           EXIT_INTERNAL, debug)  # fmt: skip
 
 
-def _one_line(message: Warning | str, category: type[Warning], filename: str, *where: Any) -> None:
+def _one_line(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,  # noqa: ARG001 - the signature is Python's
+    line: str | None = None,
+) -> None:
     """Show what defend itself warns of as one line; others' warnings as Python does."""
     if category is UserWarning and Path(filename).is_relative_to(Path(__file__).parent):
         click.echo(f"warning: {message}", err=True)
     else:
-        click.echo(warnings.formatwarning(message, category, filename, where[0]), err=True, nl=False)
+        click.echo(warnings.formatwarning(message, category, filename, lineno, line), err=True, nl=False)
 
 
 def _help_for(error: click.ClickException) -> str:
@@ -307,12 +318,16 @@ def _print(configs: list[RunConfig], outcomes: list[Outcome], as_json: bool) -> 
         else:
             comparison.render(compared, out)
             parent = Path(folders[0]).parent
-            out.print(f"Written to {parent}: a run folder for each of {', '.join(several)}", highlight=False)
+            out.print(
+                f"Written to {parent}: a run folder for each of {', '.join(several)}", highlight=False, markup=False
+            )
     elif as_json:
         click.echo(to_json(outcomes[0].report), nl=False)
     else:
         render(outcomes[0].report, out)
-        out.print(f"Written to {folders[0]}: report.json, records.csv, pictures, config.toml", highlight=False)
+        out.print(
+            f"Written to {folders[0]}: report.json, records.csv, pictures, config.toml", highlight=False, markup=False
+        )
         out.print(f"A page to share: defend report {folders[0]}", highlight=False)
 
 

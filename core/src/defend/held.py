@@ -57,14 +57,15 @@ def as_before(module: nn.Module, who: str) -> Iterator[None]:
     """
     modes = [(part, part.training) for part in module.modules()]
     hooks = [(held, held.copy()) for part, _ in modes for name in HOOKS if (held := getattr(part, name)) is not None]
-    weights = [(weight, weight.requires_grad, weight.grad, _version(weight)) for weight in module.parameters()]
+    weights = [(weight, weight.requires_grad, weight.grad) for weight in module.parameters()]
+    content = _content(module)
     buffers = [
         (part, name, buffer, buffer.detach().clone())
         for part, _ in modes
         for name, buffer in part._buffers.items()
         if buffer is not None
     ]
-    for weight, *_ in weights:
+    for weight, _, _ in weights:
         if weight.requires_grad and weight.is_leaf:
             weight.requires_grad_(False)
     try:
@@ -77,16 +78,15 @@ def as_before(module: nn.Module, who: str) -> Iterator[None]:
             if held != kept:
                 held.clear()
                 held.update(kept)
-        for weight, needed, grad, _ in weights:
+        for weight, needed, grad in weights:
             if weight.is_leaf:
                 weight.requires_grad_(needed)
             if weight.grad is not grad:
                 weight.grad = grad
         for part, name, buffer, kept in buffers:
             _put_back(part, name, buffer, kept)
-    changed = sum(_version(weight) != version for weight, _, _, version in weights)
-    if changed:
-        raise ContractError(f"{who} changed {changed} of the {len(weights)} weights of {name_of(module)}: it may not")
+    if not torch.equal(content, _content(module)):
+        raise ContractError(f"{who} changed weights of {name_of(module)}: it may not")
 
 
 def moved_buffers(module: nn.Module, kept: dict[str, Tensor]) -> list[str]:
@@ -105,5 +105,17 @@ def _put_back(part: nn.Module, name: str, buffer: Tensor, kept: Tensor) -> None:
         buffer.copy_(kept)
 
 
-def _version(tensor: Tensor) -> int:
-    return -1 if tensor.is_inference() else tensor._version
+@torch.no_grad()
+def _content(module: nn.Module) -> Tensor:
+    """Return three sums over each weight, [W,3], which change with it; versions would miss writing through `.data`."""
+    sums = [
+        torch.stack([flat.sum(), flat.square().sum(), (flat * _ramp(flat)).sum()])
+        for weight in module.parameters()
+        if (flat := weight.detach().flatten().float()).numel()
+    ]
+    return torch.stack(sums).nan_to_num() if sums else torch.zeros(0, 3)
+
+
+def _ramp(flat: Tensor) -> Tensor:
+    """Count along a weight, so that two values that change places are noticed."""
+    return torch.arange(1, len(flat) + 1, dtype=flat.dtype, device=flat.device)

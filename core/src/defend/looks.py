@@ -35,13 +35,15 @@ def gradients_of(record: RowRecord, draws: int) -> dict[str, Any] | None:
 
 
 def left_blind(record: RowRecord) -> Tensor:
-    """Return bool [N]: images that the defence is right on, and of which the attack never had a usable gradient.
+    """Return bool [N]: images that the defence is right on, and that the attack could hardly ever see.
+
+    At half of its looks or more it had no usable gradient: one at the beginning alone leads nowhere.
 
     An attack that only asks, and noise, have none to miss.
     """
     if record.seen is None or record.plan.threat.kind in ASKS:
         return torch.zeros(len(record.keys), dtype=torch.bool)
-    return record.seen.never & right(record, DEFENDED)
+    return record.seen.mostly & right(record, DEFENDED)
 
 
 def curve_of(record: RowRecord) -> dict[str, Any] | None:

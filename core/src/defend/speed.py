@@ -122,15 +122,17 @@ def _prepared(stage: nn.Module, count: int, sample: Tensor) -> tuple[nn.Module, 
 
 def _channels_last(ready: Defence, sample: Tensor) -> str:
     """Bring a defence's weights into channels-last; where a stage does not work like that, undo it and say why."""
-    stages = [(stage, count) for stage, count in ((ready.victim, 1), (ready.purifier, 1), (ready.detector, 2))
+    trial = _scratch(ready)  # a stage may count its passes, or keep what it sees
+    stages = [(stage, count) for stage, count in ((trial.victim, 1), (trial.purifier, 1), (trial.detector, 2))
               if isinstance(stage, nn.Module)]  # fmt: skip
     lay = [(tensor, tensor.data) for tensor in (*ready.parameters(), *ready.buffers())]
     try:
         before = [_answers(stage, count, sample) for stage, count in stages]
-        ready.to(memory_format=torch.channels_last)
+        trial.to(memory_format=torch.channels_last)
         for (stage, count), known in zip(stages, before, strict=True):
             if not _close(known, _answers(stage, count, sample, tuple(known))):
                 raise ArithmeticError("it answered otherwise")
+        ready.to(memory_format=torch.channels_last)
     except Exception as error:  # a view of what no longer lies in one piece, weights of five dimensions
         for tensor, data in lay:
             tensor.data = data
@@ -138,9 +140,17 @@ def _channels_last(ready: Defence, sample: Tensor) -> str:
     return ""
 
 
+def _scratch(module: M) -> M:
+    """Return a copy to try things on; the module itself where it cannot be copied."""
+    try:
+        return copied(module)
+    except Exception:  # classes refuse in many ways
+        return module
+
+
 def _agree(stage: nn.Module, faster: nn.Module, count: int, sample: Tensor) -> bool:
-    known = _answers(stage, count, sample)
-    return _close(known, _answers(faster, count, sample, tuple(known)))
+    known = _answers(_scratch(stage), count, sample)
+    return _close(known, _answers(_scratch(faster), count, sample, tuple(known)))
 
 
 def _close(before: Mapping[int, Tensor], after: Mapping[int, Tensor]) -> bool:
@@ -253,9 +263,9 @@ def _folded(module: nn.Module, sample: Tensor) -> tuple[nn.Module, bool, str]:
         return module, False, f"batch norm was not folded ({cause_of(error)})"
     if _count_norms(folded) == norms:
         return module, False, ""
-    before = unwrapped(module(own(sample, module)))
+    before = unwrapped(_scratch(module)(own(sample, module)))
     try:
-        after = unwrapped(folded(own(sample, folded)))
+        after = unwrapped(_scratch(folded)(own(sample, folded)))
     except Exception as error:  # a layer whose weight is computed before every pass has no room for a folded one
         return module, False, f"batch norm was not folded ({cause_of(error)})"
     if not isinstance(before, Tensor) or not isinstance(after, Tensor):

@@ -280,8 +280,8 @@ class Row:
         reused: how many of the attacked images another run had made (`defend cache`); their seconds are not counted.
         gradients: what the attack saw: "looks" an image (its gradients, or its questions) as "mean" and "max", each of
             so many "draws"; how many images ever had an "absent", "zero" or "broken" gradient, or one that was "mended"
-            a hair inside the box (`defend.attacks.sight.Seen`); how many "never" had a usable one, and how many of
-            these the row leaves right, "left_blind"; the "first" look that was blind, null if none.
+            a hair inside the box (`defend.attacks.sight.Seen`); how many "never" had a usable one; how many had none at
+            half of the looks or more and are left right, "left_blind"; the "first" look that was blind, null if none.
         curve: of an attack of several looks: the share of images "left" after the steps "at"; how many images the
             second half of them still fooled, "late"; and whether it has "flattened": at most one in fifty.
     """

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from defend.attacks.balls import project_linf, unit
 from defend.attacks.options import DetectorAwareOptions, JointOptions
-from defend.attacks.target import Aims, Slopes, Target, log_odds
+from defend.attacks.target import Aims, Slopes, Target, log_odds, steady_odds
 from defend.errors import ConfigError
 from defend.randomness import keyed, uniform_like
 
@@ -146,7 +146,7 @@ class Joint(DetectorAware):
         scale = torch.where(torch.isfinite(size) & (size > 0), size, torch.ones_like(size))
 
         def aims(weight: float) -> Aims:
-            return lambda logits, scores, labels: [log_odds(logits, labels) - weight * scores / scale]
+            return lambda logits, scores, labels: [steady_odds(logits, labels) - weight * scores / scale]
 
         return [(aims(weight), lambda slopes, wrong: slopes.gradients[0]) for weight in self._weights]
 
@@ -162,7 +162,7 @@ class Selective(DetectorAware):
 
     def _passes(self, target: Target) -> list[tuple[Aims, Direction]]:
         def aims(logits: Tensor, scores: Tensor, labels: Tensor) -> list[Tensor]:
-            return [torch.where(logits.argmax(1) != labels, -scores, log_odds(logits, labels))]
+            return [torch.where(logits.argmax(1) != labels, -scores, steady_odds(logits, labels))]
 
         return [(aims, lambda slopes, wrong: slopes.gradients[0])]
 
@@ -181,7 +181,7 @@ class Orthogonal(DetectorAware):
             classifier, detector = slopes.gradients
             return torch.where(wrong.view(-1, 1, 1, 1), without(detector, classifier), without(classifier, detector))
 
-        return [(lambda logits, scores, labels: [log_odds(logits, labels), -scores], direction)]
+        return [(lambda logits, scores, labels: [steady_odds(logits, labels), -scores], direction)]
 
 
 def without(vectors: Tensor, other: Tensor) -> Tensor:

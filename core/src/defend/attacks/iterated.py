@@ -99,12 +99,12 @@ class Pgd:
     norm = "linf"
 
     def __init__(self, config: ClimbOptions, objective: Objective | None = None, judged: bool = True) -> None:
-        """The objective is the cross-entropy if None, in its steady form unless the logits are scaled on purpose.
+        """The objective is the cross-entropy if None, in its steady form unless a scale of the logits is named.
 
         `judged` is False where the objective's logits are not the target's own, so they decide no success.
         """
-        scale = config.logit_scale if isinstance(config, PgdOptions) else 1.0
-        usual = steady_cross_entropy if scale == 1 else scaled_cross_entropy(scale)
+        scale = config.logit_scale if isinstance(config, PgdOptions) else None
+        usual = steady_cross_entropy if scale is None else scaled_cross_entropy(scale)
         self._config, self._objective, self._judged = config, objective or usual, judged
 
     def __call__(self, target: Target, images: Tensor, labels: Tensor, *, eps: Tensor, keys: Tensor) -> Tensor:

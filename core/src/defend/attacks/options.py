@@ -106,7 +106,12 @@ class ClimbOptions(IteratedOptions):
 class PgdOptions(ClimbOptions):
     """Options of `pgd` (Madry et al. 2018)."""
 
-    logit_scale: float = _logit_scale()
+    logit_scale: float | None = option(
+        None,
+        help="logits are multiplied by it before the cross-entropy, which is then taken to the letter; None: its steady "
+        "form, which a saturated softmax does not hide and a factor of the logits does not change",
+        at_least=1e-3,
+    )
 
 
 @options

@@ -48,6 +48,11 @@ class Seen:
         """Images that were looked at, and never with a usable gradient, bool [N]."""
         return (self.looks > 0) & (self.blind >= self.looks)
 
+    @property
+    def mostly(self) -> Tensor:
+        """Images without a usable gradient at half of the looks or more, bool [N]."""
+        return (self.looks > 0) & (2 * self.blind >= self.looks)
+
     def cpu(self) -> Seen:
         """Return the same on the CPU, in one copy."""
         return Seen(*torch.stack(self.columns()).cpu())
@@ -82,6 +87,7 @@ class Sight:
         self._sorted, self._order = keys.sort()
         self.keys, self._labels = keys, labels
         self.seen = Seen.nothing(len(keys), keys.device)
+        self._scale = torch.zeros(len(keys), device=keys.device)
 
     def note(
         self,
@@ -131,6 +137,14 @@ class Sight:
             if happened is not None:
                 first = torch.where(happened & known & (column[place] == 0), now, column[place])
                 column.scatter_(0, place, first.to(column.dtype))
+
+    def first_scale(self, keys: Tensor, scale: Tensor) -> Tensor:
+        """Return what was given first for each of the images at `keys` [B]: `scale` [B] where nothing was yet."""
+        place = self._order[torch.searchsorted(self._sorted, keys).clamp_max(len(self._sorted) - 1)]
+        kept = self._scale[place]
+        chosen = torch.where(kept > 0, kept, scale.to(kept.dtype))
+        self._scale.scatter_(0, place, chosen)
+        return chosen.to(scale.dtype)
 
     def labels_of(self, keys: Tensor) -> Tensor:
         """Return the true labels [B] of the images at `keys` [B], which must be under attack."""

@@ -41,10 +41,30 @@ def steady_cross_entropy(module: nn.Module, images: Tensor, labels: Tensor) -> t
     The loss is the log-odds against the label, o = log sum_{i != y} exp(z_i) - z_y. The cross-entropy is
     log(1 + exp(o)) and its gradient sigmoid(o) times that of o: another length, which neither a sign step nor one of
     unit length sees, and float32 rounds it to zero where a large logit leads. `Target.slope` knows this objective: over
-    several draws it weighs them as the cross-entropy does.
+    several draws it weighs them as the cross-entropy does. Logits of unusual size are scaled, see `steady_odds`.
     """
     logits = module(images)
     return log_odds(logits.float(), labels), logits
+
+
+SPREAD = (10.0, 40.0)  # of an image's logits, largest less least: what a usual network has
+
+
+def steady_odds(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the log-odds against the label, [B], of logits [B,K] whose spread is that of a usual network.
+
+    Tiny logits level all other classes in the cross-entropy, and huge ones leave but the largest, so that an attack's
+    success would depend on a factor that changes no prediction. Logits of usual spread stay as they are. For its
+    gradient alone: the factor is an image's own at every point, so values at two points do not compare.
+    """
+    return log_odds(logits * scale_to_usual(logits.amax(1) - logits.amin(1))[:, None], labels)
+
+
+def scale_to_usual(spread: Tensor) -> Tensor:
+    """Return what logits of such a spread [B] are multiplied by to have a usual one, [B]; 1 where they do, or none."""
+    spread = spread.detach()
+    usable = (spread > 0) & torch.isfinite(spread)
+    return torch.where(usable, spread.clamp(*SPREAD) / torch.where(usable, spread, 1), 1)
 
 
 def log_odds(logits: Tensor, labels: Tensor) -> Tensor:
@@ -188,19 +208,29 @@ class Target:
         self, images: Tensor, labels: Tensor, keys: Tensor, step: int | str, objective: Objective, full: bool,
         judged: bool,
     ) -> Slope:  # fmt: skip
-        packed = self._repeat(labels)
+        packed, steady = self._repeat(labels), objective is steady_cross_entropy
 
         def look(source: Tensor) -> tuple[Tensor, Tensor, list[Tensor | None]]:
             loss, logits = objective(self.module, self._repeat(source), packed)
             loss, logits = loss.float(), logits.float()
-            value = self._weighed(loss) if objective is steady_cross_entropy else loss.sum() / self.draws
+            if steady:
+                loss = log_odds(logits * self._usual_scale(keys, logits)[:, None], packed)
+            value = self._weighed(loss) if steady else loss.sum() / self.draws
             return loss.detach(), logits.detach(), [_gradient(value, source)]
 
         (loss, logits, found), blind = self._look(look, images, keys, step, full)
         said = self._mean(logits)
         self._note(keys, found, blind, logits=said if judged else None)
-        mean = self._mean_of_odds(loss) if objective is steady_cross_entropy else self._mean(loss)
+        mean = self._mean_of_odds(loss) if steady else self._mean(loss)
         return Slope(_there(found[0], images), mean, said)
+
+    def _usual_scale(self, keys: Tensor, logits: Tensor) -> Tensor:
+        """Return what an image's logits are multiplied by, [D*B]: of the first look at it, so that losses compare."""
+        spread = self._mean((logits.amax(1) - logits.amin(1)).detach())
+        scale = scale_to_usual(spread)
+        if self.sight is not None:
+            scale = self.sight.first_scale(keys, scale)
+        return self._repeat(scale)
 
     def _weighed(self, odds: Tensor) -> Tensor:
         """Return a number whose gradient is that of the cross-entropy's mean over draws, scaled image by image."""

@@ -266,6 +266,8 @@ def blindness(case: Case, found: Findings) -> None:
     for row in case.of((*INFORMED, "oblivious", "transfer")):
         seen = gradients_of(row, 1)
         if seen is None:
+            if row.seen is not None and not bool(row.seen.fooled_at.any()):
+                found.add("warn", f"{title(row)}: what its attack saw is not known, as it differentiates by itself")
             continue
         n, blind = len(row.keys), int(left_blind(row).sum())
         found.numbers[title(row)] = {key: seen[key] for key in ("absent", "zero", "broken", "mended", "never")} | {
@@ -276,8 +278,8 @@ def blindness(case: Case, found: Findings) -> None:
             status: Status = "fail" if blind > BLIND_SHARE * n else "warn"
             found.add(
                 status,
-                f"{title(row)}: {blind} of {n} images are left right of which the attack never had a usable gradient "
-                f"({how}): that is no robustness; attack with bpda, query or another loss",
+                f"{title(row)}: {blind} of {n} images are left right of which the attack hardly ever had a usable "
+                f"gradient ({how}): that is no robustness; attack with bpda, query or another loss",
             )
         elif seen["broken"]:
             found.add("warn", f"{title(row)}: the gradient is not finite on {seen['broken']} of {n} images")
