@@ -108,7 +108,7 @@ class PgdOptions(ClimbOptions):
 
     logit_scale: float | None = option(
         None,
-        help="logits are multiplied by it before the cross-entropy, which is then taken to the letter; None: its steady "
+        help="logits are multiplied by it before the cross-entropy, which is then literal; None: its steady "
         "form, which a saturated softmax does not hide and a factor of the logits does not change",
         at_least=1e-3,
     )
