@@ -55,4 +55,5 @@ def fgsm(config: FgsmOptions) -> Fgsm:
 
 def pgd(config: PgdOptions) -> Pgd:
     """Build PGD on the un-normalised network; its logits are not the victim's own, so it takes all its steps."""
-    return Pgd(config, unnormalised(config.logit_scale), judged=False)
+    scale = 1.0 if config.logit_scale is None else config.logit_scale
+    return Pgd(config, unnormalised(scale), judged=False)
