@@ -83,7 +83,11 @@ def ours(
 ) -> peers.Craft:
     """Return this package's PGD on a prepared victim; `crafting` is the dtype of autocast, None for fp32."""
     ready, _ = prepare(Defence(module), precision, sample)
-    attack = Pgd(PgdOptions(steps=how.steps, step_size=how.step, early_stop=early_stop, random_start=how.random_start))
+    attack = Pgd(  # the cross-entropy to the letter, as the floor and the peers have it
+        PgdOptions(
+            steps=how.steps, step_size=how.step, early_stop=early_stop, random_start=how.random_start, logit_scale=1.0
+        )
+    )
     target = defend.Target(ready, precision=crafting, seed=seed)
     return lambda images, labels: defend.craft(attack, target, images, labels, eps=how.eps)
 

@@ -50,7 +50,7 @@ def crafted(attack, module, batch, labels):
     ("ours", "plain"),
     [
         (attacks.fgsm(FgsmOptions()), Fgsm(FgsmOptions())),
-        (attacks.pgd(PgdOptions(steps=5)), Pgd(PgdOptions(steps=5, early_stop=False))),
+        (attacks.pgd(PgdOptions(steps=5)), Pgd(PgdOptions(steps=5, early_stop=False, logit_scale=1.0))),
     ],
 )
 def test_the_images_are_those_made_on_the_bare_network(ours, plain):

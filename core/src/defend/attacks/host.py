@@ -60,7 +60,11 @@ def craft(
     identity = as_keys(keys, images)
     labels = as_labels(labels, images)
     # inside inference mode there are no gradients, whatever an attack turns on
-    with torch.inference_mode(False), evaluating(target.module), as_before(target.module, f"attack {name}"):
+    with (
+        torch.inference_mode(False),
+        evaluating(target.module),
+        as_before(target.module, f"attack {name}", closely=True),
+    ):
         asked = Asked(_victim(target.module), int(labels.max()) if len(labels) else 0)
         if target.classes is not None:
             asked.told(target.classes)
