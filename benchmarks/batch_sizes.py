@@ -38,9 +38,9 @@ class Case:
 
 
 CASES = (
-    Case(None, 500, 8, ("oblivious",), THROUGH),
-    Case("dae", 200, 8, ("adaptive",), THROUGH),
-    Case("apudae", 24, 2, ("adaptive",), ("pgd",)),
+    Case(None, 200, 8, ("oblivious",), THROUGH),
+    Case("dae", 100, 8, ("adaptive",), THROUGH),
+    Case("apudae", 12, 2, ("adaptive",), ("pgd",)),
 )
 
 
