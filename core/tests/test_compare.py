@@ -379,7 +379,15 @@ def judged(key, predicted, accepted="111111", keys=range(N), partial=False, step
         name=key.attack, threat=Threat(key.threat, key.norm, key.eps), steps=steps, variant=key.variant, headline=True
     )
     return SimpleNamespace(
-        plan=plan, queries=None, keys=keys, labels=keys.clone(), arms=said, linf=zeros, l2=zeros, partial=partial
+        plan=plan,
+        queries=None,
+        seen=None,
+        keys=keys,
+        labels=keys.clone(),
+        arms=said,
+        linf=zeros,
+        l2=zeros,
+        partial=partial,
     )
 
 

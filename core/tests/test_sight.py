@@ -21,6 +21,7 @@ from defend.errors import ContractError
 from defend.evaluate import Evaluator, Settings
 from defend.looks import curve_of, gradients_of, left_blind
 from defend.plugins import registry
+from defend.report.records import to_csv
 from defend.rows import PlannedRow
 from defend.values import Threat
 
@@ -300,6 +301,15 @@ def test_an_honest_defence_passes_and_its_curve_falls_to_what_the_row_leaves():
     assert curve["at"][0] == 0 and curve["left"][-1] == pytest.approx(float(left))
     assert curve["left"] == sorted(curve["left"], reverse=True)
     assert check_run(rows, None, "basic")[4].status == "pass"
+
+
+def test_the_records_tell_what_was_seen_of_each_image():
+    arms = behind(toy()[1], stepped)
+    clean, attacked = evaluated(arms, [planned("adaptive pgd", arms, count=5)])
+    lines = [line.split(",")[-3:] for line in to_csv([clean, attacked]).splitlines()]
+    assert lines[0] == ["looks", "blind", "fooled_at"] and lines[1] == ["", "", ""]
+    said = zip(*(column.tolist() for column in (attacked.seen.looks, attacked.seen.blind, attacked.seen.fooled_at)))
+    assert lines[-5:] == [[str(each) for each in one] for one in said] and lines[-1][0] == lines[-1][1] != "0"
 
 
 def test_an_attack_stopped_early_is_told_from_one_that_had_come_to_its_end():

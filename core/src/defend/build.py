@@ -10,6 +10,7 @@ import attrs
 import torch
 from torch import nn
 
+from defend.boundary import unwrapped
 from defend.datasets.base import ImageDataset
 from defend.defence import Defence, PurifierSequence
 from defend.editions import edition_of, is_file, tuned_behind
@@ -235,7 +236,7 @@ def check_outputs(module: nn.Module, task: Task, what: str) -> None:
             said = module(grey)
         except Exception:
             return
-    said = getattr(said, "logits", said)
+    said = unwrapped(said)
     if isinstance(said, torch.Tensor) and said.ndim == 2 and said.shape[1] != task.classes:
         raise ContractError(
             f"{what} answers for {said.shape[1]} classes, and {task.dataset} has {task.classes}: its outputs must be "

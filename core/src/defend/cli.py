@@ -53,9 +53,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
             _internal(error, debug)
         _fail(f"{str(error.filename)[:300]!r}: {error.strerror}", EXIT_WRONG_INPUT, debug)
     except SystemExit as error:  # of a part that somebody else wrote: its 0 is not ours
-        _fail(
-            f"a part of this command asked to exit ({error.code!r}): nothing was finished by it", EXIT_INTERNAL, debug
-        )
+        _fail(f"a part of this command asked to exit ({error.code!r}), which it may not", EXIT_INTERNAL, debug)
     except Exception as error:
         _internal(error, debug)
     sys.exit(code if isinstance(code, int) else 0)

@@ -6,10 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from defend.attacks.balls import at_least_float32, clip, random_start
-from defend.attacks.goals import LEAST_CLASSES, Goal, choose_goal, confirm, settle, step_along
+from defend.attacks.goals import Goal, choose_goal, confirm, settle, step_along
 from defend.attacks.options import ApgdOptions
 from defend.attacks.target import Objective, Slope, Target, steady_cross_entropy
-from defend.errors import ConfigError
 from defend.randomness import keyed
 
 MOMENTUM = 0.75  # alpha
@@ -22,13 +21,10 @@ def difference_of_logits_ratio(module: nn.Module, images: Tensor, labels: Tensor
 
     That takes three classes. With two the ratio would be 1 or -1 and its slope zero, so there the difference alone is
     the loss, -(z_y - z_i): it rises exactly where the margin falls, and steps do not depend on its scale.
-
-    Raises:
-        ConfigError: there is one class.
     """
     logits = module(images)
     values = at_least_float32(logits)
-    ordered, order = _ordered(values)
+    ordered, order = values.sort(1, descending=True)
     own = values.gather(1, labels[:, None])[:, 0]
     other = torch.where(order[:, 0] == labels, ordered[:, 1], ordered[:, 0])
     if logits.shape[1] == 2:
@@ -45,27 +41,15 @@ def targeted_ratio(module: nn.Module, images: Tensor, pairs: Tensor) -> tuple[Te
     Args:
         module, images: as of every objective.
         pairs: int64 [B,2], the class t to reach and the class y to leave.
-
-    Raises:
-        ConfigError: there is one class.
     """
     logits = module(images)
     values = at_least_float32(logits)
-    ordered, _ = _ordered(values)
+    ordered = values.sort(1, descending=True).values
     aim, own = values.gather(1, pairs).unbind(1)
     if logits.shape[1] == 2:
         return own - aim, logits
     low = ordered[:, 1:3] if logits.shape[1] == 3 else ordered[:, 2:4]
     return _ratio(own - aim, ordered[:, 0] - low.mean(1)), logits
-
-
-def _ordered(values: Tensor) -> tuple[Tensor, Tensor]:
-    if values.shape[1] < LEAST_CLASSES:
-        raise ConfigError(
-            f"the difference of logits ratio compares classes, and the model has {values.shape[1]}: expected logits "
-            "[B,classes] with two classes or more"
-        )
-    return values.sort(1, descending=True)
 
 
 def _ratio(difference: Tensor, spread: Tensor) -> Tensor:

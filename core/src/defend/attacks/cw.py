@@ -7,10 +7,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from defend.attacks.balls import project_linf
-from defend.attacks.goals import LEAST_CLASSES, Goal, choose_goal, settle
+from defend.attacks.goals import Goal, choose_goal, settle
 from defend.attacks.options import CwOptions
 from defend.attacks.target import Objective, Target
-from defend.errors import ConfigError
 
 BETAS = (0.9, 0.999)
 TINY = 1e-8
@@ -21,19 +20,10 @@ TYPICAL_SPREAD = 10.0
 
 
 def margin(goal: Goal, confidence: float) -> Objective:
-    """Return the objective whose fall to zero means success: max(margin + confidence, 0).
-
-    Raises:
-        ConfigError: when called on a model that has one class alone.
-    """
+    """Return the objective whose fall to zero means success: max(margin + confidence, 0)."""
 
     def objective(module: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         logits = module(images)
-        if logits.shape[1] < LEAST_CLASSES:
-            raise ConfigError(
-                f"attack cw compares classes, and the model has {logits.shape[1]}: expected logits [B,classes] with "
-                "two classes or more"
-            )
         chosen = logits.gather(1, labels[:, None])[:, 0]
         one_hot = F.one_hot(labels, logits.shape[1]).bool()
         other = logits.masked_fill(one_hot, -torch.inf).amax(1)

@@ -8,9 +8,6 @@ from torch import Tensor
 from defend.attacks.balls import steepest, wide
 from defend.attacks.options import GoalOptions
 from defend.attacks.target import Target
-from defend.errors import ConfigError
-
-LEAST_CLASSES = 2  # of which one is left and one is reached
 
 
 @attrs.frozen
@@ -40,11 +37,7 @@ class Goal:
 
 
 def choose_goal(config: GoalOptions, target: Target, images: Tensor, labels: Tensor, keys: Tensor) -> Goal:
-    """Turn the options into labels; all but leaving the true ones costs a forward pass.
-
-    Raises:
-        ConfigError: a class to reach, of a model that has one class alone.
-    """
+    """Turn the options into labels; all but leaving the true ones costs a forward pass."""
     if config.target == "none" and config.labels == "true":
         return Goal(labels, 1)
     logits = target.logits(images, keys, "goal")
@@ -52,11 +45,6 @@ def choose_goal(config: GoalOptions, target: Target, images: Tensor, labels: Ten
     wrong = predicted != labels if config.keep_wrong else None
     if config.target == "none":
         return Goal(predicted, 1, wrong=wrong)
-    if logits.shape[1] < LEAST_CLASSES:
-        raise ConfigError(
-            f"target={config.target} needs another class to reach, and the model has {logits.shape[1]}: "
-            "its logits are [B,classes]"
-        )
     own = labels if config.labels == "true" else predicted
     aim = logits.argmin(1) if config.target == "least_likely" else (own + 1) % logits.shape[1]
     return Goal(aim, -1, own, wrong)

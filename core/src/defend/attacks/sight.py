@@ -85,7 +85,7 @@ class Sight:
 
     def __init__(self, keys: Tensor, labels: Tensor) -> None:
         self._sorted, self._order = keys.sort()
-        self.keys, self._labels = keys, labels
+        self._labels = labels
         self.seen = Seen.nothing(len(keys), keys.device)
         self._scale = torch.zeros(len(keys), device=keys.device)
 
@@ -111,9 +111,7 @@ class Sight:
             logits: what was attacked said, or None where it was not asked.
         """
         seen = self.seen
-        place = torch.searchsorted(self._sorted, keys).clamp_max(len(self._sorted) - 1)
-        known = self._sorted[place] == keys
-        place = self._order[place]
+        place, known = self._places(keys)
         one = known.to(torch.int32)
         seen.looks.index_add_(0, place, one)
         now = seen.looks[place]
@@ -140,7 +138,7 @@ class Sight:
 
     def first_scale(self, keys: Tensor, scale: Tensor) -> Tensor:
         """Return what was given first for each of the images at `keys` [B]: `scale` [B] where nothing was yet."""
-        place = self._order[torch.searchsorted(self._sorted, keys).clamp_max(len(self._sorted) - 1)]
+        place, _ = self._places(keys)
         kept = self._scale[place]
         chosen = torch.where(kept > 0, kept, scale.to(kept.dtype))
         self._scale.scatter_(0, place, chosen)
@@ -148,4 +146,9 @@ class Sight:
 
     def labels_of(self, keys: Tensor) -> Tensor:
         """Return the true labels [B] of the images at `keys` [B], which must be under attack."""
-        return self._labels[self._order[torch.searchsorted(self._sorted, keys).clamp_max(len(self._sorted) - 1)]]
+        return self._labels[self._places(keys)[0]]
+
+    def _places(self, keys: Tensor) -> tuple[Tensor, Tensor]:
+        """Return where the images at `keys` [B] stand among those under attack, and whether they do, bool [B]."""
+        place = torch.searchsorted(self._sorted, keys).clamp_max(len(self._sorted) - 1)
+        return self._order[place], self._sorted[place] == keys

@@ -7,10 +7,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from defend.attacks.balls import project_l2, project_linf, unit, wide
-from defend.attacks.goals import LEAST_CLASSES
 from defend.attacks.options import SquareOptions
 from defend.attacks.target import Target
-from defend.errors import ConfigError, ContractError
+from defend.errors import ContractError
 from defend.randomness import keyed, sign_like, uniform_like, uniform_per_image
 
 SCHEDULE = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of 10,000 queries: after each, p halves
@@ -150,11 +149,6 @@ class _Search:
 
     def _check(self, logits: Tensor) -> None:
         """Refuse answers that cannot be compared: no proposal would ever be better, and every image look robust."""
-        if logits.shape[1] < LEAST_CLASSES:
-            raise ConfigError(
-                f"attack square compares classes, and the model answers with {logits.shape[1]}: expected logits "
-                "[B,classes] with two classes or more"
-            )
         bad = int((~torch.isfinite(logits)).any(1).sum())
         if bad:
             raise ContractError(

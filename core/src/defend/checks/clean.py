@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from defend.checks.common import TAIL, Case, Findings, beyond, chance_of_at_most, percent, right, same_answers, share
 from defend.rows import RowRecord
@@ -26,12 +25,11 @@ def outputs(case: Case, found: Findings) -> None:
         return
     for name, defence in ((UNDEFENDED, subject.undefended), (DEFENDED, subject.defence)):
         with torch.no_grad():
-            said = defence.victim(subject.images[:1])
-        said = getattr(said, "logits", said)
-        if isinstance(said, Tensor) and said.ndim == 2 and said.shape[1] != subject.classes:
+            classes = defence.classify(subject.images[:1]).shape[1]
+        if classes != subject.classes:
             found.add(
                 "fail",
-                f"{TITLES[name]} answers for {said.shape[1]} classes, and the data set has {subject.classes}: classes "
+                f"{TITLES[name]} answers for {classes} classes, and the data set has {subject.classes}: classes "
                 "that are missing, or that shift the others",
             )
             return

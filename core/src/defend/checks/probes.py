@@ -27,7 +27,6 @@ DIRECTIONS = 2
 WIDTH = 2.0**-10  # of the finite difference: a quarter of a grey level, a power of two so that it is exact
 DISAGREEMENT = 0.25
 VANISHING = 1e-12
-LEAST_CLASSES = 2
 DEAD_SHARE = 0.05
 PASSES = 5
 SAME_LOGITS = 1e-4
@@ -95,7 +94,7 @@ def _slope(whole: Known, subject: Subject, at: Tensor) -> tuple[Tensor, Tensor]:
 
 def _unsaturated(classes: int) -> str:
     """Name the attack whose loss still has a slope there."""
-    if classes == LEAST_CLASSES:
+    if classes == 2:
         return "the difference of logits (apgd_dlr; of two classes the difference itself, as their ratio is constant)"
     return "the difference of logits (apgd_dlr)"
 

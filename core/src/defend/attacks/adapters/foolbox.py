@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from defend.attacks.adapters.library import Plain, arguments, count_classes, load, run
+from defend.attacks.adapters.library import Plain, arguments, load, run
 from defend.attacks.adapters.specs import FoolboxOptions
 from defend.attacks.target import Target
 from defend.errors import ConfigError
@@ -40,16 +40,11 @@ class Foolbox:
         self.norm = NORMS[self._attack.distance.p]
 
     def __call__(self, target: Target, images: Tensor, labels: Tensor, *, eps: Tensor, keys: Tensor) -> Tensor:
-        """See `defend.stages.Attack`; and `library.run` for what is seeded.
-
-        Raises:
-            ConfigError: the model has one class.
-        """
+        """See `defend.stages.Attack`; and `library.run` for what is seeded."""
         plain = Plain(target, shown=images.dtype).eval()
         model = self._foolbox.PyTorchModel(plain, bounds=(0, 1), device=images.device)
 
         def work(some: Tensor, true: Tensor, budget: float) -> Tensor:
-            count_classes(plain, some, self._name, 2)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)
                 clipped: Tensor = self._attack(model, some, true, epsilons=budget)[1]

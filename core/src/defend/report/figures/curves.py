@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Iterator
 
@@ -102,25 +101,39 @@ def _points(results: Results, rows: list[Row], arm: str) -> tuple[tuple[float, f
 
 
 def _scene(attack: str, norm: str, found: list[Curve]) -> Scene:
-    title = f"{attack} (L2)" if norm == "l2" else attack
+    said = "; ".join(
+        f"{curve.name}: " + ", ".join(f"{100 * share:.1f} at {eps:.4g}" for eps, share, *_ in curve.points)
+        for curve in found
+    )
+    within = " (L2)" if norm == "l2" else ""
+    return line_chart(
+        found, name=f"accuracy-against-eps-{attack}{'-l2' if norm == 'l2' else ''}", title=f"{attack}{within}",
+        x_label=f"eps{within}", y_label="accuracy in %",
+        says=f"Line chart of accuracy in percent against eps for {attack}. {said}.",
+    )  # fmt: skip
+
+
+def line_chart(
+    found: list[Curve], *, name: str, title: str, x_label: str, y_label: str, says: str, marked: bool = True
+) -> Scene:
+    """Draw lines of fractions, with a legend above; `marked` also marks their points and fills their intervals."""
     marks: list[Mark] = [Text(x=0, y=8, text=fitted(title, SMALL, WIDTH), bold=True)]
     keys, top = legend(
-        [Entry(text=curve.name, role=curve.role, dash=curve.dash, marker=curve.marker) for curve in found],
+        [
+            Entry(text=one.name, role=one.role, dash=one.dash, marker=one.marker)
+            if marked else Entry(text=one.name, role=one.role, dash=one.dash)
+            for one in found
+        ],
         0, 18, WIDTH,
     )  # fmt: skip
     marks += keys
     most = max(point[0] for curve in found for point in curve.points)
     plot = Plot(left=LEFT, top=top + 6, width=WIDTH - LEFT - RIGHT, height=HEIGHT, x=(0, most))
-    label = "eps (L2)" if norm == "l2" else "eps"
-    marks += plot.axes(round_ticks(0, most), percent_ticks(), label, "accuracy in %")
-    marks += itertools.chain.from_iterable(_drawn(plot, curve) for curve in found)
-    said = "; ".join(
-        f"{curve.name}: " + ", ".join(f"{100 * share:.1f} at {eps:.4g}" for eps, share, *_ in curve.points)
-        for curve in found
-    )
-    name = slug(f"accuracy-against-eps-{attack}{'-l2' if norm == 'l2' else ''}")
-    says = f"Line chart of accuracy in percent against eps for {attack}. {said}."
-    return Scene(name=name, says=says, width=WIDTH, height=plot.top + HEIGHT + BELOW, marks=tuple(marks))
+    marks += plot.axes(round_ticks(0, most), percent_ticks(), x_label, y_label)
+    for curve in found:
+        line = plot.line([point[:2] for point in curve.points], stroke=curve.role, width=2, dash=curve.dash)
+        marks += _drawn(plot, curve) if marked else [line]
+    return Scene(name=slug(name), says=says, width=WIDTH, height=plot.top + HEIGHT + BELOW, marks=tuple(marks))
 
 
 def _drawn(plot: Plot, curve: Curve) -> Iterator[Mark]:

@@ -2,24 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
-
-from defend.report.figures.curves import BELOW, HEIGHT, LEFT, RIGHT, WIDTH, Curve, slug
-from defend.report.figures.scene import (
-    DASHES,
-    MARKERS,
-    SERIES,
-    SMALL,
-    Entry,
-    Mark,
-    Plot,
-    Scene,
-    Text,
-    fitted,
-    legend,
-    percent_ticks,
-    round_ticks,
-)  # fmt: skip
+from defend.report.figures.curves import Curve, line_chart
+from defend.report.figures.scene import DASHES, MARKERS, SERIES, Scene
 from defend.report.reading import Results, knows_the_defence
 from defend.values import Row
 
@@ -35,25 +19,17 @@ def progress(results: Results) -> Scene | None:
     rows = sorted(rows, key=lambda row: row.defended.accuracy)[:MOST]
     if not rows:
         return None
-    found = [_line(row, place) for place, row in enumerate(rows)]
-    marks: list[Mark] = [Text(x=0, y=8, text=fitted("images left, step by step", SMALL, WIDTH), bold=True)]
-    keys, top = legend([Entry(text=one.name, role=one.role, dash=one.dash) for one in found], 0, 18, WIDTH)
-    marks += keys
-    plot = Plot(left=LEFT, top=top + 6, width=WIDTH - LEFT - RIGHT, height=HEIGHT, x=(0, 100))
-    marks += plot.axes(round_ticks(0, 100), percent_ticks(), "steps in % of the attack's own", "left in %")
-    marks += itertools.chain.from_iterable(
-        [plot.line([point[:2] for point in one.points], stroke=one.role, width=2, dash=one.dash)] for one in found
-    )
     said = "; ".join(
         f"{row.key}: {100 * row.curve['left'][-1]:.1f} left after {row.curve['at'][-1]} steps, "
         f"{row.curve['late']} images fooled in the second half"
         for row in rows
         if row.curve is not None
     )
-    says = f"Line chart of the images left after each step of the attacks on the defence. {said}."
-    return Scene(
-        name=slug("left-after-each-step"), says=says, width=WIDTH, height=plot.top + HEIGHT + BELOW, marks=tuple(marks)
-    )
+    return line_chart(
+        [_line(row, place) for place, row in enumerate(rows)], name="left-after-each-step",
+        title="images left, step by step", x_label="steps in % of the attack's own", y_label="left in %",
+        says=f"Line chart of the images left after each step of the attacks on the defence. {said}.", marked=False,
+    )  # fmt: skip
 
 
 def _faces_it(results: Results, row: Row) -> bool:
