@@ -308,7 +308,10 @@ def test_the_records_tell_what_was_seen_of_each_image():
     clean, attacked = evaluated(arms, [planned("adaptive pgd", arms, count=5)])
     lines = [line.split(",")[-3:] for line in to_csv([clean, attacked]).splitlines()]
     assert lines[0] == ["looks", "blind", "fooled_at"] and lines[1] == ["", "", ""]
-    said = zip(*(column.tolist() for column in (attacked.seen.looks, attacked.seen.blind, attacked.seen.fooled_at)))
+    said = zip(
+        *(column.tolist() for column in (attacked.seen.looks, attacked.seen.blind, attacked.seen.fooled_at)),
+        strict=True,
+    )
     assert lines[-5:] == [[str(each) for each in one] for one in said] and lines[-1][0] == lines[-1][1] != "0"
 
 
