@@ -269,7 +269,8 @@ def checked_pixels(purified: Tensor, purifier: object) -> Tensor:
     low, high = torch.stack(torch.aminmax(purified)).tolist()
     if not (abs(low) < torch.inf and abs(high) < torch.inf):
         raise ContractError(f"purifier {name_of(purifier)} returned numbers that are not finite (NaN or infinite)")
-    slack = TOLERANCE if purified.dtype in (torch.float32, torch.float64) else torch.finfo(purified.dtype).eps
+    one_off = torch.finfo(purified.dtype).eps  # a bound that is itself rounded to the purifier's precision
+    slack = max(TOLERANCE, one_off) + one_off
     if low < -slack or high > 1 + slack:
         raise ContractError(
             f"purifier {name_of(purifier)} returned values from {low:.6g} to {high:.6g}, expected [0,1]: "
