@@ -181,7 +181,7 @@ def test_batch_size_changes_no_record_of_a_real_run(tmp_path):
             limit=15, batch_size=batch_size, out=str(out), options={"purifier": {"steps": 3}},
         ))  # fmt: skip
         with (out / "records.csv").open() as file:
-            return [{name: value for name, value in row.items() if name != "confidence"} for row in csv.DictReader(file)]
+            return [{key: value for key, value in row.items() if key != "confidence"} for row in csv.DictReader(file)]
 
     assert records(1) == records(7) == records(64)
 
