@@ -19,10 +19,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.contest import PEERS, Result, Scale, installed, ratio
-from defend.build import resolve_device
+from benchmarks.contest import PEERS, Result, Scale, find_installed, ratio
 from defend.errors import ConfigError, DefendError
-from defend.files import atomic
+from defend.util.files import atomic
+from defend.util.processes import resolve_device
 
 WORKLOADS = (
     "pgd",
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console()
     errors = Console(stderr=True)
     try:
-        scale = chosen_scale(given.quick, given.rounds, given.device)
+        scale = choose_scale(given.quick, given.rounds, given.device)
     except DefendError as error:
         errors.print(f"error: {error}", markup=False)
         return 2
@@ -92,7 +92,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return given
 
 
-def chosen_scale(quick: bool = False, rounds: int | None = None, device: str = "auto") -> Scale:
+def choose_scale(quick: bool = False, rounds: int | None = None, device: str = "auto") -> Scale:
     """Turn the command line's choices into a scale.
 
     Raises:
@@ -102,7 +102,7 @@ def chosen_scale(quick: bool = False, rounds: int | None = None, device: str = "
     if where.type not in ("cpu", "cuda"):
         raise ConfigError(f"device {device!r}: times are taken on cpu and cuda only")
     size = QUICK if quick else FULL
-    return Scale(rounds or size["rounds"], size["images"], quick, where, installed())
+    return Scale(rounds or size["rounds"], size["images"], quick, where, find_installed())
 
 
 def results(names: Sequence[str], scale: Scale) -> Iterator[Result]:
@@ -121,9 +121,12 @@ def surroundings(scale: Scale) -> dict[str, Any]:
             continue
     device = torch.cuda.get_device_name(scale.device) if scale.device.type == "cuda" else processor()
     return {
-        "device": device, "threads": torch.get_num_threads(), "python": platform.python_version(),
-        "scale": "quick" if scale.quick else "full", "versions": found,
-    }  # fmt: skip
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "scale": "quick" if scale.quick else "full",
+        "versions": found,
+    }
 
 
 def processor() -> str:
@@ -166,7 +169,7 @@ def plain(value: Any) -> str:
     return str(value)
 
 
-def described(result: Result) -> dict[str, Any]:
+def describe(result: Result) -> dict[str, Any]:
     """Return a result as JSON has it: medians, ratios to the first contender and verdicts included."""
     timings = [
         {**attrs.asdict(one), "median": one.median, "ratio": ratio(result.timings, one.name, result.timings[0].name)}
@@ -178,7 +181,7 @@ def described(result: Result) -> dict[str, Any]:
 
 def write(path: Path, about: dict[str, Any], done: Sequence[Result]) -> None:
     """Write all results so far, atomically; what is not a finite number becomes null."""
-    document = finite({**about, "results": [described(result) for result in done]})
+    document = finite({**about, "results": [describe(result) for result in done]})
     with atomic(path) as temporary:
         temporary.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 

@@ -17,12 +17,12 @@ from torch import Tensor
 import defend
 from benchmarks import peers
 from benchmarks.contest import Bar, Result, Scale, Timing
+from defend.assembly.prepare import prepare
 from defend.attacks.iterated import Pgd
 from defend.attacks.options import PgdOptions
 from defend.defence import Defence
 from defend.errors import DefendError
-from defend.speed import prepare
-from defend.threats import THREATS
+from defend.values.threats import THREATS
 
 WORKLOAD = "7 adaptive"
 VICTIM, DATASET, EPS, STEPS = "resnet18", "digits", 0.1, 10
@@ -49,9 +49,12 @@ def contest(name: str, count: int, seeds: int, scale: Scale) -> Result:
     ready, _ = prepare(defence, "fp32", images[:8])
     options = PgdOptions(steps=STEPS, **THREATS["adaptive"].options["pgd"])
     theirs = peers.pgd(
-        defence, tuple(images.shape[1:]), peers.Pgd(EPS, 2.5 * EPS / STEPS, STEPS), count,
+        defence,
+        tuple(images.shape[1:]),
+        peers.Pgd(EPS, 2.5 * EPS / STEPS, STEPS),
+        count,
         tuple(peer for peer in PEERS if peer in scale.peers),
-    )  # fmt: skip
+    )
     left: dict[str, list[int]] = {peer: [] for peer in (OURS, *theirs)}
     seconds: dict[str, list[float]] = {peer: [] for peer in (OURS, *theirs)}
     for seed in range(seeds):

@@ -13,16 +13,19 @@ import torch
 
 from benchmarks.contest import Result, Scale
 from defend import RunConfig
-from defend.rows import RowRecord
-from defend.runner import run_arms
-from defend.threats import DEFENDED
+from defend.evaluation.runner import run_arms
+from defend.records.rows import RowRecord
+from defend.values.threats import DEFENDED
 
 WORKLOAD = "8 batch_sizes"
 SIZES = (1, 16, 64)
 VICTIM = "resnet20"
 STEPS: dict[str, dict[str, Any]] = {
-    "fgsm": {}, "pgd": {"steps": 10}, "apgd_ce": {"steps": 10}, "apgd_dlr": {"steps": 10},
-}  # fmt: skip
+    "fgsm": {},
+    "pgd": {"steps": 10},
+    "apgd_ce": {"steps": 10},
+    "apgd_dlr": {"steps": 10},
+}
 THROUGH = ("fgsm", "pgd", "apgd_ce", "apgd_dlr")
 
 
@@ -60,10 +63,19 @@ def run(scale: Scale) -> Iterator[Result]:
 def records(case: Case, images: int, size: int, device: torch.device) -> Sequence[RowRecord]:
     """Return the records of one run, made as a user makes them, without store and checks."""
     config = RunConfig(
-        victim=VICTIM, purifier=case.purifier, limit=images, adaptive_limit=images, threats=case.threats,
-        attacks=case.attacks, options={name: STEPS[name] for name in case.attacks if STEPS[name]}, batch_size=size,
-        checks="none", precision="fp32", device=device.type, store=False,
-    )  # fmt: skip
+        victim=VICTIM,
+        purifier=case.purifier,
+        limit=images,
+        adaptive_limit=images,
+        threats=case.threats,
+        attacks=case.attacks,
+        options={name: STEPS[name] for name in case.attacks if STEPS[name]},
+        batch_size=size,
+        checks="none",
+        precision="fp32",
+        device=device.type,
+        store=False,
+    )
     return run_arms([config])[0].records
 
 

@@ -113,12 +113,7 @@ class Scale:
 
 
 def compete(
-    contenders: Mapping[str, Callable[[], object]],
-    *,
-    per: float,
-    rounds: int,
-    device: torch.device,
-    warm_up: int = 1,
+    contenders: Mapping[str, Callable[[], object]], *, per: float, rounds: int, device: torch.device, warm_up: int = 1
 ) -> tuple[Timing, ...]:
     """Run every contender once a round, in turn, and time it.
 
@@ -194,9 +189,8 @@ def alone(module: str, *arguments: str, env: Mapping[str, str] | None = None) ->
     surroundings = {**os.environ, **(env or {})}
     surroundings["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), surroundings.get("PYTHONPATH"))))
     done = subprocess.run(
-        [sys.executable, "-m", module, *arguments],
-        capture_output=True, text=True, env=surroundings, check=False,
-    )  # fmt: skip
+        [sys.executable, "-m", module, *arguments], capture_output=True, text=True, env=surroundings, check=False
+    )
     if done.returncode != 0:
         raise RuntimeError(f"{module} {' '.join(arguments)} ended with {done.returncode}: {done.stderr[-1000:]}")
     found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
@@ -215,7 +209,7 @@ def resident() -> float:
     return peak / MIB if sys.platform == "darwin" else peak / 1024
 
 
-def held() -> float:
+def measure_held() -> float:
     """Return the MiB that this process holds now, and let `resident` start again from there; elsewhere, its peak."""
     try:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
@@ -225,6 +219,6 @@ def held() -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / MIB
 
 
-def installed() -> tuple[str, ...]:
+def find_installed() -> tuple[str, ...]:
     """Return which peers can be imported."""
     return tuple(name for name in PEERS if importlib.util.find_spec(name) is not None)

@@ -15,10 +15,10 @@ import defend
 from benchmarks import peers
 from benchmarks.contest import Bar, Result, Scale, compete, ratio
 from benchmarks.pgd import AS_BUILT, FAST, FLOOR, SAMPLE, digits, floor
+from defend.assembly.prepare import prepare
 from defend.attacks.cw import CarliniWagner
 from defend.attacks.options import CwOptions
 from defend.defence import Defence
-from defend.speed import prepare
 
 WORKLOAD = "2 cw"
 HOW = peers.Cw(steps=20, constants=2, initial=1.0, lr=0.05)

@@ -30,10 +30,16 @@ def defend_arguments(dataset: str, images: int, device: str, out: Path, weights:
         weights: files of the victim and of each purifier, by name.
     """
     settings = {
-        "bim.steps": BIM_STEPS, "bim.step_size": BIM_SIZE, "pgd.steps": PGD_STEPS, "pgd.step_size": PGD_SIZE,
-        "cw.clip": "none", "cw.steps": CW_STEPS, "cw.binary_search_steps": CW_SEARCHES, "cw.lr": CW_RATE,
+        "bim.steps": BIM_STEPS,
+        "bim.step_size": BIM_SIZE,
+        "pgd.steps": PGD_STEPS,
+        "pgd.step_size": PGD_SIZE,
+        "cw.clip": "none",
+        "cw.steps": CW_STEPS,
+        "cw.binary_search_steps": CW_SEARCHES,
+        "cw.lr": CW_RATE,
         "cw.initial_const": CW_CONSTANT,
-    }  # fmt: skip
+    }
     parts = ["run", "--victim", VICTIM, "--victim-weights", weights[VICTIM]]
     for name in PURIFIERS:
         parts += ["--purifier", name, "--purifier-weights", f"{name}={weights[name]}"]
@@ -46,7 +52,7 @@ def defend_arguments(dataset: str, images: int, device: str, out: Path, weights:
     return [*parts, "--quiet", "--out", str(out)]
 
 
-def parsed(what: str | None) -> tuple[int, str]:
+def parse(what: str | None) -> tuple[int, str]:
     """Read the command line of a plain version of the experiment: how many images, and the device."""
     parser = argparse.ArgumentParser(description=what)
     parser.add_argument("images", type=int, help="how many images")

@@ -64,9 +64,14 @@ def pgd(module: nn.Module, task: tuple[int, ...], how: Pgd, batch: int, peers: t
         found["foolbox"] = _foolbox(linf, module, how.eps)
     if "art" in peers:
         descent = library("art.attacks.evasion").ProjectedGradientDescent(
-            _art(module, task), eps=how.eps, eps_step=how.step, max_iter=how.steps, batch_size=batch,
-            num_random_init=int(how.random_start), verbose=False,
-        )  # fmt: skip
+            _art(module, task),
+            eps=how.eps,
+            eps_step=how.step,
+            max_iter=how.steps,
+            batch_size=batch,
+            num_random_init=int(how.random_start),
+            verbose=False,
+        )
         found["ART"] = _on_arrays(descent)
     return found
 
@@ -103,10 +108,15 @@ def cw(module: nn.Module, task: tuple[int, ...], how: Cw, batch: int, peers: tup
     if "art" in peers:
         found["ART"] = _on_arrays(
             library("art.attacks.evasion").CarliniL2Method(
-                _art(module, task), learning_rate=how.lr, binary_search_steps=how.constants, max_iter=how.steps,
-                initial_const=how.initial, batch_size=batch, verbose=False,
+                _art(module, task),
+                learning_rate=how.lr,
+                binary_search_steps=how.constants,
+                max_iter=how.steps,
+                initial_const=how.initial,
+                batch_size=batch,
+                verbose=False,
             )
-        )  # fmt: skip
+        )
     return found
 
 
@@ -116,8 +126,12 @@ def square(
     """Return Square in L-inf of every peer that has it, the schedule rescaled to the queries where that is offered."""
     found: dict[str, Craft] = {}
     shared: dict[str, Any] = {
-        "norm": "Linf", "eps": how.eps, "n_queries": how.queries, "p_init": how.p_init, "resc_schedule": True
-    }  # fmt: skip
+        "norm": "Linf",
+        "eps": how.eps,
+        "n_queries": how.queries,
+        "p_init": how.p_init,
+        "resc_schedule": True,
+    }
     if "torchattacks" in peers:
         torchattacks = library("torchattacks")
         found["torchattacks"] = torchattacks.Square(plain(module), **shared)
@@ -128,10 +142,15 @@ def square(
     if "art" in peers:
         found["ART"] = _on_arrays(
             library("art.attacks.evasion").SquareAttack(
-                _art(module, task), norm=np.inf, max_iter=how.queries, eps=how.eps, p_init=how.p_init,
-                batch_size=batch, verbose=False,
+                _art(module, task),
+                norm=np.inf,
+                max_iter=how.queries,
+                eps=how.eps,
+                p_init=how.p_init,
+                batch_size=batch,
+                verbose=False,
             )
-        )  # fmt: skip
+        )
     return found
 
 
@@ -177,12 +196,12 @@ def _foolbox(attack: Any, module: nn.Module, eps: float | None) -> Craft:
 def _or_unchanged(craft: Craft) -> Craft:
     """Give back the image itself where an attack returns a black one: foolbox's CW does where it finds nothing."""
 
-    def crafted(images: Tensor, labels: Tensor) -> Tensor:
+    def replace_black(images: Tensor, labels: Tensor) -> Tensor:
         found = craft(images, labels)
         nothing = found.flatten(1).amax(1) <= 0
         return torch.where(nothing.view(-1, 1, 1, 1), images, found)
 
-    return crafted
+    return replace_black
 
 
 def _art(module: nn.Module, shape: tuple[int, ...]) -> Any:
@@ -190,9 +209,13 @@ def _art(module: nn.Module, shape: tuple[int, ...]) -> Any:
     with torch.no_grad():
         classes = module(torch.zeros(1, *shape, device=device)).shape[1]
     return library("art.estimators.classification").PyTorchClassifier(
-        plain(module), loss=nn.CrossEntropyLoss(), input_shape=shape, nb_classes=classes, clip_values=(0.0, 1.0),
+        plain(module),
+        loss=nn.CrossEntropyLoss(),
+        input_shape=shape,
+        nb_classes=classes,
+        clip_values=(0.0, 1.0),
         device_type="cpu" if device.type == "cpu" else "gpu",
-    )  # fmt: skip
+    )
 
 
 def _on_arrays(attack: Any) -> Craft:

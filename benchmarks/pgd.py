@@ -20,13 +20,13 @@ from torch.nn import functional as F
 
 import defend
 from benchmarks import peers, victims
-from benchmarks.contest import Bar, Result, Scale, alone, compete, held, ratio, resident
+from benchmarks.contest import Bar, Result, Scale, alone, compete, measure_held, ratio, resident
+from defend.assembly.prepare import prepare
 from defend.attacks.apgd import Apgd
 from defend.attacks.iterated import Pgd
 from defend.attacks.options import ApgdOptions, PgdOptions
 from defend.defence import Defence
-from defend.precision import unsupported
-from defend.speed import prepare
+from defend.evaluation.precision import explain_unsupported
 
 WORKLOAD = "1 pgd"
 STEPS, EPS = 10, 8 / 255
@@ -36,10 +36,7 @@ SAMPLE = 4  # images that folding is checked on
 EXACT = {"resnet18": 1.05, "resnet20": 1.10}
 DEFAULT = {"resnet18": 0.80, "resnet20": 0.75}
 REDUCED, REDUCED_AGAINST = 0.50, {"foolbox": 3.0, "ART": 3.0, "torchattacks": 2.0}
-TRAINED = {
-    "plain": {"torchattacks": 4.0},
-    "adversarially trained": {"torchattacks": 2.2, "foolbox": 3.0, "ART": 3.0},
-}
+TRAINED = {"plain": {"torchattacks": 4.0}, "adversarially trained": {"torchattacks": 2.2, "foolbox": 3.0, "ART": 3.0}}
 LARGER, LESS_MEMORY = 1.1, 0.5
 PAIRS, POINTS = 2000, 0.5
 SEEDS = 4
@@ -53,11 +50,11 @@ def run(scale: Scale) -> Iterator[Result]:
     names = ("resnet20",) if scale.quick else ("resnet20", "resnet18")
     batch = scale.images if scale.quick else BATCH
     for name in names:
-        yield fixed_steps(name, scale, batch)
+        yield time_fixed_steps(name, scale, batch)
     for name in names:
         yield large_batch(name, scale, batch, 4 * batch)
     for kind in TRAINED:
-        yield trained(kind, scale)
+        yield time_trained(kind, scale)
     yield auto_pgd(scale)
 
 
@@ -94,20 +91,20 @@ def ours(
 
 def data(name: str, count: int, device: torch.device) -> tuple[nn.Module, Tensor, Tensor]:
     """Return an untrained victim, images, and what it takes them for."""
-    module, images = victims.untrained(name).to(device), victims.pictures(count).to(device)
+    module, images = victims.build_untrained(name).to(device), victims.pictures(count).to(device)
     with torch.no_grad():
         labels = torch.cat([module(some).argmax(1) for some in images.split(BATCH)])
     return module, images, labels
 
 
-def fixed_steps(name: str, scale: Scale, batch: int) -> Result:
+def time_fixed_steps(name: str, scale: Scale, batch: int) -> Result:
     """Time PGD-10 with all its steps on an untrained network."""
     device = scale.device
     module, images, labels = data(name, batch, device)
     sample = images[:SAMPLE]
     crafts = {AS_BUILT: ours(module, "exact", sample, how=HOW), FAST: ours(module, "fp32", sample, how=HOW)}
     notes = []
-    refused = unsupported(device)
+    refused = explain_unsupported(device)
     if refused is None:
         crafts[REDUCED_NAME] = ours(module, "fp32", sample, how=HOW, crafting=torch.bfloat16)
     else:
@@ -185,7 +182,7 @@ def measure(which: str, name: str, batch: int, device: torch.device) -> float:
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device) / 2**20
     else:
-        before = held()
+        before = measure_held()
     if which == FLOOR:
         floor(module, images, labels, MEASURED_STEPS)
     else:
@@ -205,7 +202,7 @@ def digits(kind: str, scale: Scale) -> tuple[nn.Module, Tensor, Tensor]:
     return module, images[right], labels[right]
 
 
-def trained(kind: str, scale: Scale) -> Result:
+def time_trained(kind: str, scale: Scale) -> Result:
     """Time an attack that stops early, end to end, on a trained ResNet-20; compare who is still right, one by one.
 
     The contest includes each side's set-up. Strength is compared without random starts, as no two libraries draw the
@@ -237,7 +234,7 @@ def trained(kind: str, scale: Scale) -> Result:
         "ours, all steps": mine(how),
     }
     notes = []
-    refused = unsupported(device)
+    refused = explain_unsupported(device)
     if refused is None:
         contenders[REDUCED_NAME] = mine(how, early_stop=True, crafting=torch.bfloat16)
     else:
@@ -268,14 +265,14 @@ def trained(kind: str, scale: Scale) -> Result:
         if name != FAST
     ]
     if refused is None and not scale.quick:
-        points = paired(module, how, scale)
+        points = compare(module, how, scale)
         figures[f"bf16 crafting less fp32, points of robust accuracy, {PAIRS} pairs"] = points
         bars.append(Bar("points of robust accuracy lost by bf16 crafting", points, POINTS, "at most"))
     title = f"PGD-{STEPS}, L-inf {how.eps:g}, to the end, {kind} ResNet-20 on {len(images)} digits, set-up included"
     return Result(WORKLOAD, title, "ms an image", timings, tuple(bars), figures, tuple(notes))
 
 
-def paired(module: nn.Module, how: peers.Pgd, scale: Scale) -> float:
+def compare(module: nn.Module, how: peers.Pgd, scale: Scale) -> float:
     """Return by how many points crafting in bf16 leaves more images right than fp32 does.
 
     The 500 test digits, each with four random starts that both share.

@@ -23,14 +23,18 @@ from benchmarks import experiment, thousand
 
 def main() -> None:
     """Attack, judge, print."""
-    count, device = experiment.parsed(__doc__)
+    count, device = experiment.parse(__doc__)
     images, labels = thousand.tensors(count)
     victim = defend.load(experiment.VICTIM, device=device).victim
     defences = {name: defend.load(experiment.VICTIM, purifier=name, device=device) for name in experiment.PURIFIERS}
     classifier = PyTorchClassifier(
-        model=victim, loss=torch.nn.CrossEntropyLoss(), input_shape=tuple(images.shape[1:]), nb_classes=10,
-        clip_values=(0, 1), device_type="gpu" if device.startswith("cuda") else "cpu",
-    )  # fmt: skip
+        model=victim,
+        loss=torch.nn.CrossEntropyLoss(),
+        input_shape=tuple(images.shape[1:]),
+        nb_classes=10,
+        clip_values=(0, 1),
+        device_type="gpu" if device.startswith("cuda") else "cpu",
+    )
     eps, each = experiment.EPS, {"batch_size": experiment.BATCH}
     attacks = {
         "fgsm": FastGradientMethod(classifier, eps=eps, **each),
@@ -38,14 +42,24 @@ def main() -> None:
             classifier, eps=eps, eps_step=experiment.BIM_SIZE, max_iter=experiment.BIM_STEPS, verbose=False, **each
         ),
         "pgd": ProjectedGradientDescent(
-            classifier, eps=eps, eps_step=experiment.PGD_SIZE, max_iter=experiment.PGD_STEPS, num_random_init=1,
-            verbose=False, **each,
+            classifier,
+            eps=eps,
+            eps_step=experiment.PGD_SIZE,
+            max_iter=experiment.PGD_STEPS,
+            num_random_init=1,
+            verbose=False,
+            **each,
         ),
         "cw": CarliniL2Method(
-            classifier, binary_search_steps=experiment.CW_SEARCHES, max_iter=experiment.CW_STEPS,
-            learning_rate=experiment.CW_RATE, initial_const=experiment.CW_CONSTANT, verbose=False, **each,
+            classifier,
+            binary_search_steps=experiment.CW_SEARCHES,
+            max_iter=experiment.CW_STEPS,
+            learning_rate=experiment.CW_RATE,
+            initial_const=experiment.CW_CONSTANT,
+            verbose=False,
+            **each,
         ),
-    }  # fmt: skip
+    }
     x, y = images.numpy(), labels.numpy()
     noise = np.random.default_rng(0).uniform(-eps, eps, x.shape).astype(np.float32)
     made = {"none": x, "noise": np.clip(x + noise, 0, 1)}

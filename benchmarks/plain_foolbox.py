@@ -20,7 +20,7 @@ from benchmarks import experiment, thousand
 
 def main() -> None:
     """Attack, judge, print."""
-    count, device = experiment.parsed(__doc__)
+    count, device = experiment.parse(__doc__)
     images, labels = thousand.tensors(count)
     victim = defend.load(experiment.VICTIM, device=device).victim
     defences = {name: defend.load(experiment.VICTIM, purifier=name, device=device) for name in experiment.PURIFIERS}
@@ -32,10 +32,12 @@ def main() -> None:
         "bim": foolbox.attacks.LinfBasicIterativeAttack(steps=experiment.BIM_STEPS, abs_stepsize=experiment.BIM_SIZE),
         "pgd": foolbox.attacks.LinfPGD(steps=experiment.PGD_STEPS, abs_stepsize=experiment.PGD_SIZE),
         "cw": foolbox.attacks.L2CarliniWagnerAttack(
-            binary_search_steps=experiment.CW_SEARCHES, steps=experiment.CW_STEPS, stepsize=experiment.CW_RATE,
+            binary_search_steps=experiment.CW_SEARCHES,
+            steps=experiment.CW_STEPS,
+            stepsize=experiment.CW_RATE,
             initial_const=experiment.CW_CONSTANT,
         ),
-    }  # fmt: skip
+    }
     right = {name: dict.fromkeys((experiment.UNDEFENDED, *defences), 0) for name in attacks}
     for name, attack in attacks.items():
         for x, y in zip(images.split(experiment.BATCH), labels.split(experiment.BATCH), strict=True):

@@ -5,7 +5,7 @@
 APuDAE's 15 steps against 15 bare gradients of its autoencoder; PuVAE's ten reconstructions against ten whole passes,
 one a label; VAE-GAN's 20 steps against 20 bare gradients of its discriminator and a pass; the single-pass purifiers
 against a bare forward. The networks are those for 3x32x32 images at the papers' sizes, and PuVAE's for 28x28 grey ones,
-with seeded untrained weights. "ours" is what `defend run` makes of them, `defend.speed.prepare`. Freed memory is kept
+with seeded untrained weights. "ours" is what `defend run` makes of them (`assembly.prepare`). Freed memory is kept
 for every contender alike, so a ratio owes nothing to the allocator.
 
 Tried and left out: APuDAE's stride-1 transposed convolutions computed as the convolutions they equal, which gains 4 %
@@ -21,11 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.contest import Bar, Result, Scale, compete, ratio
-from defend.build import build_module
+from defend.assembly.prepare import prepare
+from defend.assembly.stage import build_module
 from defend.defence import Defence
+from defend.evaluation.precision import REDUCED, explain_unsupported
 from defend.plugins import registry
-from defend.precision import REDUCED, unsupported
-from defend.speed import prepare
 from defend.stages import Task
 
 WORKLOAD = "3 purifiers"
@@ -52,27 +52,37 @@ def run(scale: Scale) -> Iterator[Result]:
 def apudae(scale: Scale) -> Result:
     """APuDAE, variant A, on the autoencoder with 15 layers."""
     images = pictures(scale, COLOUR)
-    purifier = built("apudae", COLOUR, scale.device, depth=15, variant="A", steps=STEPS)
+    purifier = build("apudae", COLOUR, scale.device, depth=15, variant="A", steps=STEPS)
     return contest(
-        scale, f"apudae, {STEPS} steps of its 15-layer autoencoder, {described(images)}", purifier, images,
-        (BARE, lambda: gradients(purifier.dae, images, STEPS)), APUDAE, APUDAE_REDUCED,
-    )  # fmt: skip
+        scale,
+        f"apudae, {STEPS} steps of its 15-layer autoencoder, {describe(images)}",
+        purifier,
+        images,
+        (BARE, lambda: gradients(purifier.dae, images, STEPS)),
+        APUDAE,
+        APUDAE_REDUCED,
+    )
 
 
 def puvae(scale: Scale, task: Task) -> Result:
     """PuVAE's network D on colour images, its network C on grey ones."""
     images = pictures(scale, task)
-    purifier = built("puvae", task, scale.device)
+    purifier = build("puvae", task, scale.device)
     return contest(
-        scale, f"puvae, {task.classes} reconstructions, {described(images)}", purifier, images,
-        (NAIVE, lambda: reconstructions(purifier, images)), PUVAE, PUVAE_REDUCED,
-    )  # fmt: skip
+        scale,
+        f"puvae, {task.classes} reconstructions, {describe(images)}",
+        purifier,
+        images,
+        (NAIVE, lambda: reconstructions(purifier, images)),
+        PUVAE,
+        PUVAE_REDUCED,
+    )
 
 
 def vaegan(scale: Scale) -> Result:
     """VAE-GAN's climb of the discriminator, every step of it, and its reconstruction."""
     images = pictures(scale, COLOUR)
-    purifier = built("vaegan", COLOUR, scale.device, mode="disc_grad", steps=CLIMB_STEPS, stop="never")
+    purifier = build("vaegan", COLOUR, scale.device, mode="disc_grad", steps=CLIMB_STEPS, stop="never")
 
     def floor() -> None:
         for _ in range(CLIMB_STEPS):
@@ -81,17 +91,17 @@ def vaegan(scale: Scale) -> Result:
         with torch.no_grad():
             purifier.networks.reconstruct(images)
 
-    title = f"vaegan, {CLIMB_STEPS} steps up its discriminator and a reconstruction, {described(images)}"
+    title = f"vaegan, {CLIMB_STEPS} steps up its discriminator and a reconstruction, {describe(images)}"
     return contest(scale, title, purifier, images, (CLIMB, floor))
 
 
 def single_pass(scale: Scale, name: str, options: dict[str, Any], times: int) -> Result:
     """One pass of a purifier's networks against the same as it was built, so many times a turn."""
     images = pictures(scale, COLOUR)
-    purifier = built(name, COLOUR, scale.device, **options)
+    purifier = build(name, COLOUR, scale.device, **options)
     how = "".join(f", {key} {value}" for key, value in options.items())
-    title = f"{name}{how}, {described(images)}"
-    return contest(scale, title, purifier, images, (FORWARD, lambda: purified(purifier, images)), times=times)
+    title = f"{name}{how}, {describe(images)}"
+    return contest(scale, title, purifier, images, (FORWARD, lambda: purify(purifier, images)), times=times)
 
 
 def contest(
@@ -117,11 +127,11 @@ def contest(
     """
     ready = prepare(Defence(nn.Identity(), purifier), "fp32", images[:SAMPLE])[0].purifier
     assert ready is not None
-    contenders: dict[str, Callable[[], object]] = {floor[0]: floor[1], OURS: lambda: purified(ready, images)}
-    reason = unsupported(scale.device)
+    contenders: dict[str, Callable[[], object]] = {floor[0]: floor[1], OURS: lambda: purify(ready, images)}
+    reason = explain_unsupported(scale.device)
     if reason is None:
-        contenders[OURS_REDUCED] = lambda: purified(ready, images, REDUCED)
-    turns = {name: repeated(work, times) for name, work in contenders.items()}
+        contenders[OURS_REDUCED] = lambda: purify(ready, images, REDUCED)
+    turns = {name: repeat(work, times) for name, work in contenders.items()}
     timings = compete(turns, per=len(images) * times, rounds=scale.rounds, device=scale.device)
     bounds = {OURS: bound, OURS_REDUCED: bound_reduced}
     bars = tuple(
@@ -133,7 +143,7 @@ def contest(
     return Result(WORKLOAD, title, "ms an image", timings, bars, notes=notes)
 
 
-def repeated(work: Callable[[], object], times: int) -> Callable[[], None]:
+def repeat(work: Callable[[], object], times: int) -> Callable[[], None]:
     """Return the work done so many times."""
 
     def turn() -> None:
@@ -143,7 +153,7 @@ def repeated(work: Callable[[], object], times: int) -> Callable[[], None]:
     return turn
 
 
-def built(name: str, task: Task, device: torch.device, **options: Any) -> Any:
+def build(name: str, task: Task, device: torch.device, **options: Any) -> Any:
     """Build a purifier for a task with seeded untrained weights, frozen, as its plugin makes it."""
     found = registry().find("purifier", name)
     with torch.random.fork_rng([]):
@@ -159,12 +169,12 @@ def pictures(scale: Scale, task: Task) -> Tensor:
     return nn.functional.avg_pool2d(made, 3, stride=1, padding=1).to(scale.device)
 
 
-def described(images: Tensor) -> str:
+def describe(images: Tensor) -> str:
     """Return how many images of which shape: "32 images 3x32x32"."""
     return f"{len(images)} images {'x'.join(map(str, images.shape[1:]))}"
 
 
-def purified(purifier: nn.Module, images: Tensor, precision: torch.dtype | None = None) -> Tensor:
+def purify(purifier: nn.Module, images: Tensor, precision: torch.dtype | None = None) -> Tensor:
     """Purify images [B,C,H,W] without gradients outside, under autocast to `precision` if there is one."""
     device = images.device.type
     with torch.no_grad(), torch.autocast(device, precision or REDUCED, enabled=precision is not None):

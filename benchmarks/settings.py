@@ -2,7 +2,7 @@
 
 python -m benchmarks settings
 
-What the adaptive and bpda threats take where nothing was named (`defend.threats`) was chosen by it.
+What the adaptive and bpda threats take where nothing was named (`defend.values.threats`) was chosen by it.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from torch import Tensor
 
 import defend
 from benchmarks.contest import Result, Scale
+from defend.assembly.prepare import prepare
 from defend.attacks.apgd import Apgd
 from defend.attacks.iterated import Pgd
 from defend.attacks.options import ApgdOptions, PgdOptions
 from defend.errors import DefendError
-from defend.speed import prepare
 from defend.stages import Attack
 
 WORKLOAD = "9 settings"
@@ -58,7 +58,7 @@ def run(scale: Scale) -> Iterator[Result]:
     for setting in SETTINGS:
         title = f"{setting.purifier or 'no purifier'} before {setting.victim}, {setting.dataset}, eps {setting.eps:.3g}"
         try:
-            yield Result(WORKLOAD, title, "", figures=compared(setting, scale))
+            yield Result(WORKLOAD, title, "", figures=compare(setting, scale))
         except DefendError as error:
             yield Result(WORKLOAD, f"{title}: left out", "", notes=(str(error),))
 
@@ -87,7 +87,7 @@ class EveryStepEps:
         return Pgd(PgdOptions(steps=self._steps, step_size=size))(target, images, labels, eps=eps, keys=keys)
 
 
-def compared(setting: Setting, scale: Scale) -> dict[str, object]:
+def compare(setting: Setting, scale: Scale) -> dict[str, object]:
     """Return, by attack, how many images are left for each seed, and the seconds of the last."""
     images_wanted = 8 if scale.quick else setting.images
     defence = defend.load(setting.victim, dataset=setting.dataset, purifier=setting.purifier).to(scale.device)

@@ -14,10 +14,10 @@ import defend
 from benchmarks import peers, victims
 from benchmarks.contest import Bar, Result, Scale, compete, ratio
 from benchmarks.pgd import AS_BUILT, BATCH, FAST, FLOOR, SAMPLE, digits
+from defend.assembly.prepare import prepare
 from defend.attacks.options import SquareOptions
 from defend.attacks.square import SquareAttack
 from defend.defence import Defence
-from defend.speed import prepare
 
 WORKLOAD = "2 square"
 QUERIES, QUICK_QUERIES = 100, 10
@@ -75,9 +75,11 @@ def contest(kind: str, scale: Scale) -> Result:
         bars.append(
             Bar(
                 f"share left right, ours less {peer}'s, beyond {SPREAD:g} standard errors of the paired difference",
-                float(difference.mean()) - SPREAD * error, 0.0, "at most",
+                float(difference.mean()) - SPREAD * error,
+                0.0,
+                "at most",
             )
-        )  # fmt: skip
+        )
     title = f"Square, L-inf {how.eps:g}, {how.queries} queries, {kind} ResNet-20, {count} digits"
     accuracy = {name: float(right.float().mean()) for name, right in left.items()}
     notes = ("The floor asks about every image every time; attacks leave out images that are done.",)

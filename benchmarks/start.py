@@ -20,11 +20,7 @@ from benchmarks.contest import Bar, Result, Scale, compete, ratio, timing
 
 WORKLOAD = "6 start"
 TORCH, HELP, LIST = "import torch", "ours: defend --help", "ours: defend list"
-COMMANDS = {
-    TORCH: ["-c", "import torch"],
-    HELP: ["-m", "defend", "--help"],
-    LIST: ["-m", "defend", "list"],
-}
+COMMANDS = {TORCH: ["-c", "import torch"], HELP: ["-m", "defend", "--help"], LIST: ["-m", "defend", "list"]}
 MAIN = ["-m", "defend", "run", "--purifier", "apudae", "--victim", "resnet18"]
 LESS = ["--limit", "4", "--adaptive-limit", "2", "--checks", "none"]  # for a look
 ROUNDS, MAIN_ROUNDS = 10, 2

@@ -25,13 +25,7 @@ DISTRIBUTION = "defend-benchmark-digits"
 @hookimpl
 def defend_datasets() -> Sequence[StageSpec]:
     """The data set `digits_thousand`."""
-    return [
-        StageSpec(
-            name=NAME,
-            summary="digits with 1,000 test images",
-            build=f"{__name__}:build",
-        )
-    ]
+    return [StageSpec(name=NAME, summary="digits with 1,000 test images", build=f"{__name__}:build")]
 
 
 def build(_: NoOptions) -> MemoryDataset:

@@ -29,10 +29,10 @@ from torch import Tensor, nn
 
 import defend
 from benchmarks.contest import Bar, Result, Scale, Timing, alone, progress, ratio
+from defend.assembly.prepare import prepare
 from defend.attacks.target import Target
 from defend.defence import Defence
 from defend.gradients import smooth_sign
-from defend.speed import prepare
 
 WORKLOAD = "5 unrolled"
 OURS, NAIVE = "ours", "naive"
@@ -61,11 +61,11 @@ def run(scale: Scale) -> Iterator[Result]:
                 each.append(alone(__name__, way, str(steps), str(images), str(scale.device)))
                 shown.advance(task)
     for steps in counts:
-        yield compared(found, steps, images)
+        yield compare(found, steps, images)
     yield grown(found, counts, images)
 
 
-def compared(found: dict[tuple[str, int], list[dict[str, Any]]], steps: int, images: int) -> Result:
+def compare(found: dict[tuple[str, int], list[dict[str, Any]]], steps: int, images: int) -> Result:
     """Lay ours beside the naive unroll, where that fits into memory."""
     each = {way: [one["seconds"] for one in found[way, steps]] for way in (NAIVE, OURS)}
     title = f"one gradient through {steps} steps, {images} images"

@@ -11,13 +11,12 @@ from torch.nn import functional as F
 
 import defend
 from benchmarks.contest import progress
+from defend.assembly.stage import build_module
 from defend.attacks.balls import project_linf
-from defend.build import build_module
-from defend.files import atomic
 from defend.plugins import registry
 from defend.stages import Task
+from defend.util.files import atomic, cache_dir
 from defend.victims.training import augment
-from defend.weights import cache_dir
 
 SHAPE = (3, 32, 32)
 CLASSES = 10
@@ -27,7 +26,7 @@ EPOCHS, BATCH, LR, SHIFT = 8, 64, 1e-3, 2
 STRETCH = 1.25  # the training attack's one step, in budgets (Wong, Rice and Kolter 2020)
 
 
-def untrained(name: str, seed: int = 0) -> nn.Module:
+def build_untrained(name: str, seed: int = 0) -> nn.Module:
     """Return a network with seeded weights and batch norms that have something to do, in evaluation mode, frozen.
 
     Batch norms' own weights and statistics are drawn around one and zero, the statistics then measured on seeded
@@ -67,7 +66,7 @@ def robust() -> nn.Module:
     that resists, so that an attack has to go on; not a defence to recommend.
     """
     module = defend.load("resnet20").victim
-    path = _cached(module)
+    path = _cache_path(module)
     if path.is_file():
         from safetensors.torch import load_file
 
@@ -82,7 +81,7 @@ def robust() -> nn.Module:
     return module.eval().requires_grad_(False)
 
 
-def _cached(module: nn.Module) -> Path:
+def _cache_path(module: nn.Module) -> Path:
     """Where the weights are kept: named after what they were made from, and how."""
     made = hashlib.sha256(f"{HARD_EPS} {STRETCH} {EPOCHS} {BATCH} {LR} {SHIFT}".encode())
     for value in module.state_dict().values():

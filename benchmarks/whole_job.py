@@ -26,7 +26,7 @@ from benchmarks import experiment, thousand
 from benchmarks.contest import Bar, Result, Scale, Timing, alone, progress, ratio
 from defend.plugins import registry
 from defend.stages import Stage
-from defend.weights import available
+from defend.weights.find import available
 
 OURS = "ours: defend run"
 PEERS = {"foolbox": "benchmarks.plain_foolbox", "art": "benchmarks.plain_art"}
@@ -47,7 +47,7 @@ def run(scale: Scale) -> Iterator[Result]:
             work = carry_out if name == OURS else carry_out_plainly
             measured[name], right[name] = work(name, images, str(scale.device), Path(folder))
             shown.advance(task)
-    yield judged(measured, right, images, bars=not scale.quick)
+    yield judge(measured, right, images, bars=not scale.quick)
 
 
 def carry_out(_: str, images: int, device: str, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -57,7 +57,7 @@ def carry_out(_: str, images: int, device: str, folder: Path) -> tuple[dict[str,
     command = experiment.defend_arguments(thousand.NAME, images, device, out, weights())
     measured = in_process("defend", command, folder)
     reports = {name: json.loads((out / name / "report.json").read_text()) for name in experiment.PURIFIERS}
-    return measured, counted(reports)
+    return measured, count(reports)
 
 
 def carry_out_plainly(name: str, images: int, device: str, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -94,7 +94,7 @@ def weights() -> dict[str, str]:
     return files
 
 
-def counted(reports: Mapping[str, Any]) -> dict[str, dict[str, int]]:
+def count(reports: Mapping[str, Any]) -> dict[str, dict[str, int]]:
     """Return from the reports of all purifiers what the plain versions print: by attack and arm, images still right."""
     right: dict[str, dict[str, int]] = {}
     for purifier, report in reports.items():
@@ -104,7 +104,7 @@ def counted(reports: Mapping[str, Any]) -> dict[str, dict[str, int]]:
     return right
 
 
-def judged(measured: Mapping[str, Mapping[str, Any]], right: Mapping[str, Any], images: int, bars: bool) -> Result:
+def judge(measured: Mapping[str, Mapping[str, Any]], right: Mapping[str, Any], images: int, bars: bool) -> Result:
     """Lay the contenders side by side."""
     timings = tuple(Timing(name, (1000 * one["seconds"] / images,)) for name, one in measured.items())
     mib = {name: one["mib"] for name, one in measured.items()}

@@ -8,7 +8,7 @@ import pytest
 import torch
 from benchmarks import __main__ as command
 from benchmarks import cw, peers, pgd, square, victims
-from benchmarks.contest import Bar, Result, Scale, Timing, alone, compete, installed, ratio
+from benchmarks.contest import Bar, Result, Scale, Timing, alone, compete, find_installed, ratio
 from rich.console import Console
 
 CPU = torch.device("cpu")
@@ -59,9 +59,15 @@ def test_a_ratio_is_the_median_of_the_rounds_own():
 
 @pytest.mark.parametrize(
     ("figure", "kind", "met"),
-    [(1.0, "at most", True), (1.01, "at most", False), (1.0, "at least", True), (0.99, "at least", False),
-     (math.nan, "at most", False), (math.nan, "at least", False)],
-)  # fmt: skip
+    [
+        (1.0, "at most", True),
+        (1.01, "at most", False),
+        (1.0, "at least", True),
+        (0.99, "at least", False),
+        (math.nan, "at most", False),
+        (math.nan, "at least", False),
+    ],
+)
 def test_a_bar_holds_its_promise_or_not(figure, kind, met):
     assert Bar("it", figure, 1.0, kind).met is met
 
@@ -87,7 +93,7 @@ def test_a_process_of_its_own_returns_what_it_prints_last(tmp_path):
 
 def test_the_command_prints_writes_and_draws(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(command, "results", lambda names, scale: iter([MADE_UP]))
-    monkeypatch.setattr(command, "installed", lambda: ("foolbox",))
+    monkeypatch.setattr(command, "find_installed", lambda: ("foolbox",))
     json_file, plot = tmp_path / "all.json", tmp_path / "all.png"
     assert command.main(["pgd", "--quick", "--device", "cpu", "--json", str(json_file), "--plot", str(plot)]) == 0
     printed = capsys.readouterr().out
@@ -98,8 +104,9 @@ def test_the_command_prints_writes_and_draws(tmp_path, monkeypatch, capsys):
     document = json.loads(json_file.read_text())
     (result,) = document["results"]
     assert [(one["name"], one["median"], one["ratio"]) for one in result["timings"]] == [
-        ("floor", 1.5, 1.0), ("ours", 0.75, 0.5)
-    ]  # fmt: skip
+        ("floor", 1.5, 1.0),
+        ("ours", 0.75, 0.5),
+    ]
     assert result["timings"][0]["rounds"] == [1, 2]
     assert [bar["met"] for bar in result["bars"]] == [True, False]
     assert result["bars"][1]["figure"] is None and result["figures"]["accuracy"] == {"ours": 0.25, "theirs": None}
@@ -122,9 +129,13 @@ def test_json_is_whole_after_every_result(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [(["pdg"], "'pdg': expected one of pgd, cw"), (["--rounds", "0"], "--rounds 0"), (["--device", "abacus"], "abacus"),
-     (["--json", "nowhere/all.json"], "no folder nowhere")],
-)  # fmt: skip
+    [
+        (["pdg"], "'pdg': expected one of pgd, cw"),
+        (["--rounds", "0"], "--rounds 0"),
+        (["--device", "abacus"], "abacus"),
+        (["--json", "nowhere/all.json"], "no folder nowhere"),
+    ],
+)
 def test_a_wrong_request_is_one_line_and_exit_code_2(arguments, said, capsys):
     try:
         code = command.main(arguments)
@@ -144,11 +155,11 @@ def test_a_result_without_timings_is_shown():
 
 @pytest.fixture(scope="module")
 def network():
-    return victims.untrained("resnet20")
+    return victims.build_untrained("resnet20")
 
 
 def test_the_untrained_victim_is_seeded_and_has_batch_norms_at_work(network):
-    again = victims.untrained("resnet20")
+    again = victims.build_untrained("resnet20")
     for name, value in network.state_dict().items():
         assert torch.equal(value, again.state_dict()[name]), name
     norms = [part for part in network.modules() if isinstance(part, torch.nn.BatchNorm2d)]
@@ -164,7 +175,7 @@ def test_peers_get_a_copy_with_gradients_and_the_attack_they_should(network):
     labels = network(images).argmax(1)
     counting = peers.Counting(network)
     how = peers.Pgd(eps=8 / 255, step=2 / 255, steps=2)
-    found = peers.pgd(counting, victims.SHAPE, how, 4, tuple(name for name in installed() if name != "art"))
+    found = peers.pgd(counting, victims.SHAPE, how, 4, tuple(name for name in find_installed() if name != "art"))
     for name, craft in found.items():
         counting.seen.clear()
         moved = (peers.in_batches(craft, images, labels, 2) - images).abs().amax()
@@ -179,7 +190,7 @@ def test_pgd_at_a_tiny_scale(monkeypatch):
     pytest.importorskip("foolbox")
     monkeypatch.setattr(pgd, "STEPS", 2)
     monkeypatch.setattr(pgd, "HOW", peers.Pgd(pgd.EPS, pgd.EPS / 2, steps=2))
-    result = pgd.fixed_steps("resnet20", TINY, 4)
+    result = pgd.time_fixed_steps("resnet20", TINY, 4)
     names = [one.name for one in result.timings]
     assert names[0] == pgd.FLOOR and {pgd.AS_BUILT, pgd.FAST, "torchattacks", "foolbox"} <= set(names)
     assert all(one.least > 0 for one in result.timings)

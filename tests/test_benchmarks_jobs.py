@@ -14,11 +14,11 @@ from benchmarks import experiment, launch, purifiers, start, thousand, unrolled,
 from benchmarks.contest import Scale, alone
 from torch import nn
 
+from defend.assembly.prepare import prepare
 from defend.datasets import digits
 from defend.defence import Defence
 from defend.options import NoOptions
 from defend.plugins import registry
-from defend.speed import prepare
 from defend.stages import Task
 
 ROOT = Path(benchmarks.__file__).parents[1]
@@ -29,7 +29,7 @@ GREY = Task("made_up", 1, 8, 8, 3)
 
 @pytest.fixture
 def small_apudae():
-    return purifiers.built("apudae", GREY, CPU, depth=4, width=4, variant="A", steps=3)
+    return purifiers.build("apudae", GREY, CPU, depth=4, width=4, variant="A", steps=3)
 
 
 @pytest.fixture
@@ -60,32 +60,32 @@ def test_the_floor_of_apudae_takes_as_many_gradients_as_its_steps(small_apudae, 
     seen = passes(small_apudae.dae)
     purifiers.gradients(small_apudae.dae, images, 3)
     floor = len(seen)
-    purifiers.purified(small_apudae, images)
+    purifiers.purify(small_apudae, images)
     assert (floor, len(seen) - floor) == (3, 3)
 
 
 def test_the_floor_of_apudae_takes_the_gradient_that_a_step_follows(small_apudae, images):
-    one = purifiers.built("apudae", GREY, CPU, depth=4, width=4, variant="A", steps=1, step_size=0.01)
+    one = purifiers.build("apudae", GREY, CPU, depth=4, width=4, variant="A", steps=1, step_size=0.01)
     slope = purifiers.gradients(one.dae, images, 1)
     expected = (images - 0.01 * slope.sign()).clamp(0, 1)
     assert slope.abs().amin() > 0
-    torch.testing.assert_close(purifiers.purified(one, images), expected)
+    torch.testing.assert_close(purifiers.purify(one, images), expected)
 
 
 @pytest.mark.parametrize("ready", [False, True])
 def test_ten_naive_passes_of_puvae_are_what_it_computes(images, ready):
-    plain = purifiers.built("puvae", GREY, CPU, width=4, hidden=8, latent=4)
+    plain = purifiers.build("puvae", GREY, CPU, width=4, hidden=8, latent=4)
     seen = passes(plain.network.trunk)
     torch.manual_seed(5)
     naive = purifiers.reconstructions(plain, images)
     assert len(seen) == GREY.classes
     ours = prepared(plain, images) if ready else plain
     torch.manual_seed(5)
-    torch.testing.assert_close(purifiers.purified(ours, images), naive)
+    torch.testing.assert_close(purifiers.purify(ours, images), naive)
 
 
 def test_a_contest_of_purifiers_promises_what_it_was_told(small_apudae, images, monkeypatch, garbage_stays):
-    monkeypatch.setattr(purifiers, "unsupported", lambda device: "it is a toaster")
+    monkeypatch.setattr(purifiers, "explain_unsupported", lambda device: "it is a toaster")
     times = []
     floor = ("nothing", lambda: times.append(1))
     result = purifiers.contest(TINY, "made up", small_apudae, images, floor, 0.5, 0.25, times=3)
@@ -95,7 +95,7 @@ def test_a_contest_of_purifiers_promises_what_it_was_told(small_apudae, images, 
     assert (bar.bound, bar.kind) == (0.5, "at most")
     assert bar.figure == pytest.approx(result.timings[1].median / result.timings[0].median)
     assert result.notes == ("bf16 left out: it is a toaster",)
-    monkeypatch.setattr(purifiers, "unsupported", lambda device: None)
+    monkeypatch.setattr(purifiers, "explain_unsupported", lambda device: None)
     result = purifiers.contest(TINY, "made up", small_apudae, images, floor, 0.5, 0.25)
     assert [bar.bound for bar in result.bars] == [0.5, 0.25]
 
@@ -130,9 +130,9 @@ def found(naive_at_six):
 
 def test_unrolled_memory_and_time_are_held_against_their_bars():
     both = found({"mib": 400.0, "seconds": 4.0})
-    (bar,) = unrolled.compared(both, 6, 2).bars
+    (bar,) = unrolled.compare(both, 6, 2).bars
     assert (bar.figure, bar.met) == (0.75, True)
-    (bar,) = unrolled.compared(found({"mib": 400.0, "seconds": 2.0}), 6, 2).bars
+    (bar,) = unrolled.compare(found({"mib": 400.0, "seconds": 2.0}), 6, 2).bars
     assert (bar.figure, bar.met) == (1.5, False)
     grown = unrolled.grown(both, (2, 6), 2)
     assert [bar.figure for bar in grown.bars] == [1.5]
@@ -141,7 +141,7 @@ def test_unrolled_memory_and_time_are_held_against_their_bars():
 
 def test_a_naive_unroll_that_does_not_fit_is_left_out():
     short = found({"mib": None, "seconds": None})
-    result = unrolled.compared(short, 6, 2)
+    result = unrolled.compare(short, 6, 2)
     assert [one.name for one in result.timings] == ["ours"]
     assert not result.bars
     assert "memory" in result.notes[0]
@@ -204,7 +204,7 @@ def test_defend_carries_the_experiment_out(thousand_installed, defend, tmp_path)
     answer = defend(*experiment.defend_arguments(thousand.NAME, 4, "cpu", out, whole_job.weights()))
     assert answer.code == 0, answer.error
     reports = {name: json.loads((out / name / "report.json").read_text()) for name in experiment.PURIFIERS}
-    right = whole_job.counted(reports)
+    right = whole_job.count(reports)
     assert tuple(right) == ("none", *experiment.ATTACKS)
     assert all(set(by) == {experiment.UNDEFENDED, *experiment.PURIFIERS} for by in right.values())
     assert right["none"][experiment.UNDEFENDED] == 4
@@ -217,12 +217,15 @@ def test_the_whole_job_is_held_against_each_peer():
         "foolbox": {"seconds": 40.0, "mib": 1000.0},
         "art": {"seconds": 20.0, "mib": 800.0},
     }
-    result = whole_job.judged(measured, {}, 1000, bars=True)
+    result = whole_job.judge(measured, {}, 1000, bars=True)
     assert [(round(bar.figure, 3), bar.met) for bar in result.bars] == [
-        (4.0, True), (0.9, True), (2.0, False), (1.125, False),
-    ]  # fmt: skip
+        (4.0, True),
+        (0.9, True),
+        (2.0, False),
+        (1.125, False),
+    ]
     assert result.timings[0].median == 10.0
-    assert not whole_job.judged(measured, {}, 16, bars=False).bars
+    assert not whole_job.judge(measured, {}, 16, bars=False).bars
 
 
 # Workload 6

@@ -7,17 +7,23 @@ from pathlib import Path
 
 import pytest
 
-from defend.compare import compare
+from defend.records.compare import compare
+from defend.records.reading import read_results
 from defend.report.leaderboard import leaderboard
 from defend.report.page import Section, render
-from defend.report.reading import read_results
 
 ROOT = Path(__file__).parents[1]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 PLAYWRIGHT = importlib.util.find_spec("playwright")
 MISSING = [name for name, found in (("playwright", PLAYWRIGHT), ("Chromium", CHROMIUM)) if found is None]
-ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
-             "--disable-sync", "--no-first-run"]  # fmt: skip
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+]
 VIEWS = {"desktop": (1280, 900), "tablet": (800, 1000), "phone": (380, 800)}
 
 

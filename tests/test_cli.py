@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 import defend as package
-from defend.images import write_image
+from defend.util.images import write_image
 
 QUICK = ("--victim", "resnet18", "--purifier", "apudae", "--limit", "10", "--adaptive-limit", "4", "--quiet")
 FEW = ("--set", "purifier.steps=3", "--set", "pgd.steps=3", "--set", "apudae_a.steps=2")
@@ -46,8 +46,13 @@ def test_list_names_every_stage_and_its_weights(defend):
     assert {"digits", "mnist", "cifar10"} <= set(stages["purifier", "apudae"]["weights"])
     assert "resnet18/digits" in stages["victim", "timm"]["weights"]
     assert {name for stage, name in stages if stage == "dataset"} == {
-        "digits", "mnist", "fashion_mnist", "cifar10", "imagefolder", "imagenet",
-    }  # fmt: skip
+        "digits",
+        "mnist",
+        "fashion_mnist",
+        "cifar10",
+        "imagefolder",
+        "imagenet",
+    }
     table = defend("list").out
     assert "apudae" in table
     assert "defend-apudae" in table
@@ -104,9 +109,13 @@ def test_run_writes_a_folder_whose_files_agree(defend, tmp_path):
     assert about["seen"] == {"victim": "no", "purifier": "no"} and about["warnings"] == []
     rows = {(row["attack"], row["threat"]): row for row in report["rows"]}
     assert list(rows) == [
-        ("none", "none"), ("noise", "noise"), ("fgsm", "oblivious"), ("pgd", "oblivious"),
-        ("pgd", "adaptive"), ("apudae_a", "adaptive"),
-    ]  # fmt: skip
+        ("none", "none"),
+        ("noise", "noise"),
+        ("fgsm", "oblivious"),
+        ("pgd", "oblivious"),
+        ("pgd", "adaptive"),
+        ("apudae_a", "adaptive"),
+    ]
     assert rows["none", "none"]["eps"] == 0
     assert rows["pgd", "oblivious"]["n"] == 10
     assert rows["pgd", "adaptive"]["n"] == 4
@@ -137,8 +146,19 @@ def test_run_writes_a_folder_whose_files_agree(defend, tmp_path):
 
 def test_a_thorough_run_takes_all_steps(defend):
     adaptive = ("--threat", "adaptive", "--attack", "fgsm", "--attack", "pgd", "--set", "pgd.restarts=1")
-    answer = defend("run", *QUICK, *adaptive, "--thorough", "--set", "purifier.steps=1", "--set", "apudae_a.steps=1",
-                    "--checks", "none", "--json")  # fmt: skip
+    answer = defend(
+        "run",
+        *QUICK,
+        *adaptive,
+        "--thorough",
+        "--set",
+        "purifier.steps=1",
+        "--set",
+        "apudae_a.steps=1",
+        "--checks",
+        "none",
+        "--json",
+    )
     rows = {row["attack"]: (row["n"], row["steps"]) for row in answer.json["rows"] if row["threat"] == "adaptive"}
     assert rows == {"fgsm": (4, None), "pgd": (4, 100), "apudae_a": (4, 1)}
     assert answer.json["checks"] == []
@@ -185,9 +205,22 @@ def test_predict_shows_a_table_and_takes_other_sizes(defend, tmp_path):
 
 def test_train_writes_weights_that_run_finds(defend, tmp_path):
     answer = defend(
-        "train", "purifier", "apudae", "--dataset", "digits", "--set", "epochs=1", "--set", "width=4",
-        "--set", "depth=3", "--quiet", "--json", "--device", "cpu",
-    )  # fmt: skip
+        "train",
+        "purifier",
+        "apudae",
+        "--dataset",
+        "digits",
+        "--set",
+        "epochs=1",
+        "--set",
+        "width=4",
+        "--set",
+        "depth=3",
+        "--quiet",
+        "--json",
+        "--device",
+        "cpu",
+    )
     assert answer.code == 0, answer.error
     assert answer.json["card"]["config"] == {"depth": 3, "width": 4}
     assert answer.json["card"]["figures"]["sigma"] > 0
@@ -201,9 +234,23 @@ def test_train_missing_trains_on_the_users_own_folder(defend, tmp_path):
         for index in range(12):
             Image.new("RGB", (40, 36), (shade + index, shade, shade)).save(tmp_path / "mine" / label / f"{index}.png")
     run = defend(
-        "run", "--victim", "mobilenetv3_small_050", "--dataset", "imagefolder", "--data-dir", tmp_path / "mine",
-        "--set", "dataset.image_size=32", "--workers", "0", "--attack", "noise", "--train-missing", "--json", "--quiet",
-    )  # fmt: skip
+        "run",
+        "--victim",
+        "mobilenetv3_small_050",
+        "--dataset",
+        "imagefolder",
+        "--data-dir",
+        tmp_path / "mine",
+        "--set",
+        "dataset.image_size=32",
+        "--workers",
+        "0",
+        "--attack",
+        "noise",
+        "--train-missing",
+        "--json",
+        "--quiet",
+    )
     assert run.code == 0, run.error
     file = run.json["weights"]["victim"]["file"]
     assert re.fullmatch(r"victim-mobilenetv3_small_050-imagefolder-[0-9a-f]{10}\.safetensors", file)

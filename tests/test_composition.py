@@ -8,17 +8,17 @@ import torch
 from torch import nn
 
 import defend
-from defend.build import open_dataset
+from defend.assembly.load import open_dataset
+from defend.assembly.prepare import prepare
 from defend.defence import Defence
-from defend.evaluate import Evaluator, Settings
+from defend.evaluation.evaluate import EvaluationSettings, Evaluator
+from defend.evaluation.runner import run
 from defend.plugins import registry
-from defend.rows import PlannedRow
-from defend.runner import run
-from defend.speed import prepare
-from defend.testing import TASK, TinyVictim
-from defend.threats import DEFENDED, UNDEFENDED
-from defend.values import RunConfig, Threat
-from defend.watcher import Watcher
+from defend.records.rows import PlannedRow
+from defend.records.watcher import Watcher
+from defend.testing.toys import TASK, TinyVictim
+from defend.values.run_config import RunConfig
+from defend.values.threats import DEFENDED, UNDEFENDED, Threat
 
 PLUGIN = """
 from defend import StageSpec, hookimpl
@@ -131,7 +131,7 @@ def evaluate(batch_size, module, attack="pgd", threat=DEFENDED):
     kind = "adaptive" if threat == DEFENDED else "oblivious"
     keys, judges = dataset.keys("test", 20), (UNDEFENDED, DEFENDED)
     plan = PlannedRow(attack, Threat(kind, "linf", 0.1), attack_object, keys, 3, threat, judges)
-    settings = Settings(device=torch.device("cpu"), batch_size=batch_size, draws=2, seed=1)
+    settings = EvaluationSettings(device=torch.device("cpu"), batch_size=batch_size, draws=2, seed=1)
     record = Evaluator(arms, Doubled(dataset), settings).row(plan)
     assert record is not None
     return record
@@ -176,10 +176,18 @@ def test_batch_size_changes_no_record(batch_size, attack):
 def test_batch_size_changes_no_record_of_a_real_run(tmp_path):
     def records(batch_size):
         out = tmp_path / str(batch_size)
-        run(RunConfig(
-            victim="resnet18", purifier="apudae", attacks=("noise", "fgsm"), threats=("noise", "oblivious"),
-            limit=15, batch_size=batch_size, out=str(out), options={"purifier": {"steps": 3}},
-        ))  # fmt: skip
+        run(
+            RunConfig(
+                victim="resnet18",
+                purifier="apudae",
+                attacks=("noise", "fgsm"),
+                threats=("noise", "oblivious"),
+                limit=15,
+                batch_size=batch_size,
+                out=str(out),
+                options={"purifier": {"steps": 3}},
+            )
+        )
         with (out / "records.csv").open() as file:
             return [{key: value for key, value in row.items() if key != "confidence"} for row in csv.DictReader(file)]
 
@@ -226,7 +234,7 @@ def test_memory_that_runs_out_halves_the_batch():
 
     dataset = open_dataset("digits")
     arms = {UNDEFENDED: Defence(Hungry(TASK)), DEFENDED: Defence(Hungry(TASK))}
-    evaluator = Evaluator(arms, dataset, Settings(device=torch.device("cpu"), batch_size=16))
+    evaluator = Evaluator(arms, dataset, EvaluationSettings(device=torch.device("cpu"), batch_size=16))
     keys, judges = dataset.keys("test", 20), (UNDEFENDED, DEFENDED)
     record = evaluator.row(PlannedRow("none", Threat("none", "none", 0.0), None, keys, None, UNDEFENDED, judges))
     assert record is not None
@@ -265,7 +273,7 @@ def test_other_libraries_attack_the_defence_as_it_is():
 
 
 def test_the_shipped_victim_is_what_its_card_says():
-    from defend.build import build_stage
+    from defend.assembly.stage import build_stage
 
     dataset = open_dataset("digits")
     victim = build_stage("victim", "resnet18", dataset.task())

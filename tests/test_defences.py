@@ -8,10 +8,10 @@ import pytest
 
 import defend
 from defend.checks import CHECKS
-from defend.config import alternatives
-from defend.runner import run, run_arms
-from defend.values import RunConfig
-from defend.weights import read_card
+from defend.evaluation.runner import run, run_arms
+from defend.values.run_config import RunConfig
+from defend.values.toml import alternatives
+from defend.weights.card import read_card
 
 HOOKS = """
 from defend import StageSpec, hookimpl, option, options
@@ -154,8 +154,9 @@ def test_a_detector_without_a_threshold_is_calibrated_in_the_run(defend):
 
 
 def test_fpr_moves_the_threshold(defend):
-    loose, tight = (defend(*ONE_ROW, "--detector", "change", "--fpr", rate, "--json").json["detector"]
-                    for rate in ("0.2", "0.01"))  # fmt: skip
+    loose, tight = (
+        defend(*ONE_ROW, "--detector", "change", "--fpr", rate, "--json").json["detector"] for rate in ("0.2", "0.01")
+    )
     assert loose["threshold"] < tight["threshold"]
     assert loose["fpr"] == 0.2
 
@@ -217,8 +218,14 @@ def test_tuning_trains_files_and_runs(defend, refused, tmp_path):
     assert answer.code == 0, answer.error
     rows = {f"{row['attack']}/{row['threat']}": row for row in answer.json["rows"]}
     assert list(rows) == [
-        "none/none", "noise/noise", "fgsm/transfer", "pgd/transfer", "fgsm/oblivious", "pgd/oblivious", "pgd/adaptive",
-    ]  # fmt: skip
+        "none/none",
+        "noise/noise",
+        "fgsm/transfer",
+        "pgd/transfer",
+        "fgsm/oblivious",
+        "pgd/oblivious",
+        "pgd/adaptive",
+    ]
     assert set(rows["pgd/transfer"]["arms"]) == {"tuned", "untuned"}
     # made against the victim as it was, so that one falls, and the tuned one falls to its own
     assert rows["pgd/transfer"]["undefended"]["accuracy"] <= rows["pgd/oblivious"]["undefended"]["accuracy"]
@@ -264,8 +271,11 @@ def test_several_purifiers_share_one_attack(defend, tmp_path):
 
     def attacked(name):
         with (out / name / "records.csv").open() as file:
-            return {(r["attack"], r["image"]): (r["linf"], r["l2"]) for r in csv.DictReader(file)
-                    if r["threat"] == "oblivious"}  # fmt: skip
+            return {
+                (r["attack"], r["image"]): (r["linf"], r["l2"])
+                for r in csv.DictReader(file)
+                if r["threat"] == "oblivious"
+            }
 
     assert attacked("soften") == attacked("round") == attacked("soften+round")
     alone = defend(*QUICK, "--purifier", "round", "--out", tmp_path / "alone", "--json").json
@@ -277,7 +287,7 @@ def test_several_purifiers_share_one_attack(defend, tmp_path):
 
 
 def test_crafting_happens_once_for_all_arms():
-    from defend.evaluate import Evaluator
+    from defend.evaluation.evaluate import Evaluator
 
     rows = []
     original = Evaluator.row
@@ -298,9 +308,11 @@ def test_crafting_happens_once_for_all_arms():
     finally:
         patched.undo()
     assert rows == [
-        ("none", "none", "undefended"), ("pgd", "oblivious", "undefended"),
-        ("pgd", "adaptive", "soften: defended"), ("pgd", "adaptive", "round: defended"),
-    ]  # fmt: skip
+        ("none", "none", "undefended"),
+        ("pgd", "oblivious", "undefended"),
+        ("pgd", "adaptive", "soften: defended"),
+        ("pgd", "adaptive", "round: defended"),
+    ]
     assert [[row.key for row in each.report.rows] for each in outcomes] == [
         ["none/none", "pgd/oblivious", "pgd/adaptive"]
     ] * 2
@@ -316,9 +328,11 @@ def test_options_of_several_arms_go_by_name(refused, defend):
 
 
 def test_every_part_at_once_in_python():
-    report = run(RunConfig(
-        victim="resnet18", purifier="soften", detector="change", attacks=("fgsm",), threats=("oblivious",), limit=10,
-    ))  # fmt: skip
+    report = run(
+        RunConfig(
+            victim="resnet18", purifier="soften", detector="change", attacks=("fgsm",), threats=("oblivious",), limit=10
+        )
+    )
     assert report.detector is not None
     assert report.rows[1].defended.accuracy_with_credit >= report.rows[1].defended.accuracy
     assert [check.number for check in report.checks] == list(range(1, len(CHECKS) + 1))

@@ -44,9 +44,20 @@ def test_the_plugin_of_contributing_runs(blur, defend):
     assert importlib.metadata.version("defend-blur") == "0.1.0"
     assert "blur" in {entry.spec.name for entry in Registry().entries("purifier")}
     answer = defend(
-        "run", "--purifier", "blur", "--victim", "resnet18", "--limit", "4", "--set", "pgd.steps=2",
-        "--set", "purifier.sigma=0.8", "--json", "--quiet",
-    )  # fmt: skip
+        "run",
+        "--purifier",
+        "blur",
+        "--victim",
+        "resnet18",
+        "--limit",
+        "4",
+        "--set",
+        "pgd.steps=2",
+        "--set",
+        "purifier.sigma=0.8",
+        "--json",
+        "--quiet",
+    )
     assert answer.code == 0, answer.error
     assert answer.json["plugins"]["defend-blur"] == "0.1.0"
     assert {row["threat"] for row in answer.json["rows"]} == {"none", "noise", "oblivious", "adaptive"}

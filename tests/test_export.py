@@ -163,10 +163,12 @@ def test_wrong_input_is_refused(refused, tmp_path):
     assert "expected one of .pt2, .onnx" in refused(*DAE, "--out", tmp_path / "model.pth")
     assert "which does not exist" in refused(*DAE, "--out", tmp_path / "missing" / "model.pt2")
     out = ("--out", tmp_path / "model.pt2")
-    assert "options for 'dea', which is not in this defence: did you mean 'dae'" in refused(
+    assert "options for 'dea', which this defence does not have: expected one of" in refused(
         *DAE, "--set", "dea.x=1", *out
     )
-    assert "weights for 'puvae', which is not in" in refused(*DAE, "--purifier-weights", "puvae=x.safetensors", *out)
+    assert "weights for 'puvae', which this defence does not have" in refused(
+        *DAE, "--purifier-weights", "puvae=x.safetensors", *out
+    )
     assert "weights file 'none.safetensors' does not exist" in refused(
         *DAE, "--victim-weights", "none.safetensors", *out
     )

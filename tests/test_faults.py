@@ -24,7 +24,7 @@ RUN = ("run", "--victim", "resnet18", "--limit", "4", "--quiet")
         ((*RUN, "--purifier", "apudae", "--set", "purifier.steps=0"), ("steps=0", "at least 1")),
         ((*RUN, "--purifier", "apudae", "--set", "purifier.variant=H"), ("variant='H'", "known")),
         ((*RUN, "--purifier", "apudae", "--set", "purifier.depth=9"), ("depth", "defend train purifier apudae")),
-        ((*RUN, "--set", "purifier.steps=3"), ("'purifier'", "does not have") ),
+        ((*RUN, "--set", "purifier.steps=3"), ("'purifier'", "does not have")),
         ((*RUN, "--set", "steps=3"), ("STAGE.OPTION=VALUE",)),
         ((*RUN, "--eps", "8"), ("did you mean 8/255?",)),
         ((*RUN, "--eps", "-0.1"), ("-0.1", "0 to 1")),
@@ -45,7 +45,7 @@ RUN = ("run", "--victim", "resnet18", "--limit", "4", "--quiet")
         ((*RUN, "--dataset", "cifar10", "--data-dir", "nowhere"), ("'nowhere'", "does not exist")),
         ((*RUN, "--config", "missing.toml"), ("missing.toml", "cannot be read")),
     ],
-)  # fmt: skip
+)
 def test_wrong_arguments(refused, arguments, words):
     line = refused(*arguments)
     for word in words:
@@ -116,7 +116,7 @@ def test_weights_that_are_not_what_they_seem(refused, tmp_path):
     import pickle
 
     from defend.plugins import registry
-    from defend.weights import locate
+    from defend.weights.find import locate
 
     shipped = locate(registry().find("purifier", "apudae"), "digits")
     assert shipped is not None

@@ -99,14 +99,29 @@ def test_the_whole_ladder_of_a_purifier_with_a_detector(rungs, defend, tmp_path)
     assert answer.code == 0, answer.error
     rows = answer.json["rows"]
     assert [row["threat"] for row in rows if row["headline"]] == [
-        "none", "noise", "transfer", "transfer", "oblivious", "oblivious", "query", "query", "bpda", "bpda",
-        *["adaptive"] * 5, "detector-aware", "detector-aware", "detector-aware",
-    ]  # fmt: skip
+        "none",
+        "noise",
+        "transfer",
+        "transfer",
+        "oblivious",
+        "oblivious",
+        "query",
+        "query",
+        "bpda",
+        "bpda",
+        *["adaptive"] * 5,
+        "detector-aware",
+        "detector-aware",
+        "detector-aware",
+    ]
     variants = {(row["threat"], row["variant"]) for row in rows if row["variant"]}
     source = "mobilenetv3_small_050"
     assert variants == {
-        ("transfer", source), ("transfer", f"{source} behind the defence"), ("bpda", "identity"), ("bpda", "blur"),
-    }  # fmt: skip
+        ("transfer", source),
+        ("transfer", f"{source} behind the defence"),
+        ("bpda", "identity"),
+        ("bpda", "blur"),
+    }
     assert {row["eps"] for row in rows if not row["headline"]} == {0.05}
     assert len(answer.json["worst_case"]["over"]) == 18
     assert answer.json["worst_case"]["n"] == 3
@@ -174,8 +189,23 @@ def test_the_gate_stops_a_defence_that_a_check_catches(rungs, defend, tmp_path):
 
 
 def test_the_gate_lets_an_honest_defence_through(rungs, defend):
-    answer = defend("run", "--purifier", "soften", "--gate", "--attack", "fgsm", "--attack", "pgd", "--victim",
-                    "resnet18", "--limit", "12", "--adaptive-limit", "6", "--quiet")  # fmt: skip
+    answer = defend(
+        "run",
+        "--purifier",
+        "soften",
+        "--gate",
+        "--attack",
+        "fgsm",
+        "--attack",
+        "pgd",
+        "--victim",
+        "resnet18",
+        "--limit",
+        "12",
+        "--adaptive-limit",
+        "6",
+        "--quiet",
+    )
     assert answer.code == 0, answer.out
     assert "Checks: " in answer.out
 

@@ -9,25 +9,64 @@ from pathlib import Path
 
 import pytest
 
-from defend.unfinished import is_unfinished
+from defend.records.unfinished import is_unfinished
 
 pytestmark = pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the launcher's processes as Linux has them")
 
 RUN = (
-    "run", "--victim", "resnet20", "--purifier", "dae", "--limit", "30", "--adaptive-limit", "10", "--batch-size", "8",
-    "--threat", "oblivious", "--threat", "query", "--threat", "adaptive", "--attack", "pgd", "--attack", "square",
-    "--set", "pgd.steps=3", "--set", "square.queries=10", "--eps", "0.05,0.1", "--no-store",
-)  # fmt: skip
+    "run",
+    "--victim",
+    "resnet20",
+    "--purifier",
+    "dae",
+    "--limit",
+    "30",
+    "--adaptive-limit",
+    "10",
+    "--batch-size",
+    "8",
+    "--threat",
+    "oblivious",
+    "--threat",
+    "query",
+    "--threat",
+    "adaptive",
+    "--attack",
+    "pgd",
+    "--attack",
+    "square",
+    "--set",
+    "pgd.steps=3",
+    "--set",
+    "square.queries=10",
+    "--eps",
+    "0.05,0.1",
+    "--no-store",
+)
 
 
 def launched(*arguments):
     """Start a command in two processes that share its work."""
-    torchrun = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0",
-                "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0")  # fmt: skip
+    torchrun = (
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "--master-port",
+        "0",
+        "--rdzv-backend",
+        "c10d",
+        "--rdzv-endpoint",
+        "localhost:0",
+    )
     return subprocess.Popen(
         [*torchrun, "-m", "defend", *map(str, arguments)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
 
 
 def alone(*arguments):

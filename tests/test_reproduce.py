@@ -9,17 +9,18 @@ from pathlib import Path
 import attrs
 import pytest
 
-from defend import results
 from defend.errors import ConfigError, DataError, DefendError, WeightsError
+from defend.evaluation.runner import run
 from defend.plugins import registry
+from defend.records.watcher import Watcher
 from defend.report import reproduction
-from defend.reproduce import Settings, jobs, missing, reproduce
-from defend.results import TableResult, from_json, standing
-from defend.runner import run
+from defend.reproduce import results
+from defend.reproduce.jobs import MeasureSettings, find_missing, jobs
+from defend.reproduce.measure import reproduce
+from defend.reproduce.results import TableResult, standing
 from defend.tables import Adaptive, TableArm
-from defend.values import RunConfig
-from defend.watcher import Watcher
-from defend.weights import cache_dir
+from defend.util.files import cache_dir
+from defend.values.run_config import RunConfig
 
 ROOT = Path(__file__).parents[1]
 
@@ -241,7 +242,7 @@ def measure(tmp_path):
     """Measure a table: `measure(table, limit=4)`."""
 
     def run_it(table, watcher=None, **settings):
-        return reproduce(table, Settings(out=tmp_path / "out", device="cpu", **settings), watcher)
+        return reproduce(table, MeasureSettings(out=tmp_path / "out", device="cpu", **settings), watcher)
 
     return run_it
 
@@ -249,7 +250,7 @@ def measure(tmp_path):
 def plan(table, tmp_path, **settings):
     """Return a table's jobs as (arm, attacks, threats, eps, limit), and their folders."""
     arms = [arm for arm in table.arms if not arm.absent and not arm.best_of]
-    found = list(jobs(table, Settings(out=tmp_path, **settings), arms, registry()))
+    found = list(jobs(table, MeasureSettings(out=tmp_path, **settings), arms, registry()))
     told = [(job.arm.name, job.attacks, job.config.threats, job.eps, job.config.limit) for job in found]
     return told, [job.folder.name for job in found], found
 
@@ -261,16 +262,22 @@ def test_attacks_that_differ_in_nothing_else_share_a_run(toys, tmp_path):
     told, _, found = plan(toys[1], tmp_path)
     oblivious, adaptive, cheap = ("oblivious",), ("adaptive",), ("FGSM", "Clean")
     assert told == [
-        ("None", cheap, oblivious, 0.1, 24), ("None", ("PGD",), oblivious, 0.1, 12),
-        ("Soft", cheap, oblivious, 0.1, 24), ("Soft", ("PGD",), adaptive, 0.1, 12),
-        ("Ours", cheap, oblivious, 0.1, 24), ("Ours", ("PGD",), adaptive, 0.1, 12),
-        ("Worst", ("FGSM",), oblivious, 0.05, 24), ("Worst", ("FGSM",), oblivious, 0.1, 24),
-        ("Worst", ("PGD",), adaptive, 0.05, 12), ("Worst", ("PGD",), adaptive, 0.1, 12),
-        ("Learned", cheap, oblivious, 0.1, 24), ("Learned", ("PGD",), adaptive, 0.1, 12),
+        ("None", cheap, oblivious, 0.1, 24),
+        ("None", ("PGD",), oblivious, 0.1, 12),
+        ("Soft", cheap, oblivious, 0.1, 24),
+        ("Soft", ("PGD",), adaptive, 0.1, 12),
+        ("Ours", cheap, oblivious, 0.1, 24),
+        ("Ours", ("PGD",), adaptive, 0.1, 12),
+        ("Worst", ("FGSM",), oblivious, 0.05, 24),
+        ("Worst", ("FGSM",), oblivious, 0.1, 24),
+        ("Worst", ("PGD",), adaptive, 0.05, 12),
+        ("Worst", ("PGD",), adaptive, 0.1, 12),
+        ("Learned", cheap, oblivious, 0.1, 24),
+        ("Learned", ("PGD",), adaptive, 0.1, 12),
         ("Soft", (), adaptive, 0.1, 6),
         ("Ours", (), ("adaptive", "detector-aware"), 0.1, 6),
         ("Learned", (), adaptive, 0.1, 6),
-    ]  # fmt: skip
+    ]
     assert found[8].config.options["pgd"] == {"steps": 2, "step_size": 0.025}
     assert found[12].config.options == {"pgd": {"steps": 2}}, "attacks on a detector are none of an arm without one"
     aware = found[13].config
@@ -310,9 +317,11 @@ def test_clean_images_alone_are_a_run_of_noise(toys, tmp_path):
 def test_only_a_whole_defence_at_one_budget_faces_the_adaptive_attacker(toys, tmp_path):
     tuned = {"finetune": "adversarial", "purifier": "soften"}
     arms = (
-        TableArm(name="None"), TableArm(name="Tuned alone", judged="tuned", **tuned), TableArm(name="Tuned", **tuned),
+        TableArm(name="None"),
+        TableArm(name="Tuned alone", judged="tuned", **tuned),
+        TableArm(name="Tuned", **tuned),
         TableArm(name="Worst", purifier="soften", budgets=(0.1, 0.2)),
-    )  # fmt: skip
+    )
     table = attrs.evolve(
         toys[2], arms=arms, cells={("FGSM", arm.name): 50.0 for arm in arms}, adaptive=Adaptive(attacks=("fgsm",))
     )
@@ -327,8 +336,8 @@ def test_only_a_whole_defence_at_one_budget_faces_the_adaptive_attacker(toys, tm
 def test_cells_are_what_a_run_gives(toys, measure, tmp_path):
     table = toys[1]
     result = measure(table)
-    assert from_json((tmp_path / "out" / "papers-table-1.json").read_text(), "it") == from_json(
-        results.to_json(result), "it"
+    assert TableResult.from_json((tmp_path / "out" / "papers-table-1.json").read_text(), "it") == TableResult.from_json(
+        result.to_json(), "it"
     )
     assert not result.partial
     assert not result.failed
@@ -345,9 +354,16 @@ def test_cells_are_what_a_run_gives(toys, measure, tmp_path):
     assert bare["Clean"] == 1, "labels are what the victim says"
 
     two = RunConfig(
-        purifier="soften", detector="change", attacks=("pgd",), threats=("adaptive",), limit=12, adaptive_limit=12,
-        draws=1, options={"pgd": {"steps": 2, "step_size": 0.05}}, **base,
-    )  # fmt: skip
+        purifier="soften",
+        detector="change",
+        attacks=("pgd",),
+        threats=("adaptive",),
+        limit=12,
+        adaptive_limit=12,
+        draws=1,
+        options={"pgd": {"steps": 2, "step_size": 0.05}},
+        **base,
+    )
     credited = run(two).rows[1].defended.accuracy_with_credit
     ours = {cell.attack: cell for cell in result.cells if cell.arm == "Ours"}
     assert ours["PGD"].ours == credited
@@ -380,8 +396,18 @@ def test_cells_are_what_a_run_gives(toys, measure, tmp_path):
 def test_transfer_from_another_victim(toys, measure):
     result = measure(toys[5])
     assert not result.failed
-    config = RunConfig(victim="fixed", dataset="specks", purifier="soften", eps=0.1, device="cpu", checks="none",
-                       attacks=("fgsm",), threats=("transfer",), sources=("other",), limit=24)  # fmt: skip
+    config = RunConfig(
+        victim="fixed",
+        dataset="specks",
+        purifier="soften",
+        eps=0.1,
+        device="cpu",
+        checks="none",
+        attacks=("fgsm",),
+        threats=("transfer",),
+        sources=("other",),
+        limit=24,
+    )
     rows = {row.variant: row for row in run(config).rows}
     assert result.cell("T", "Exposed").ours == rows["other"].undefended.accuracy
     assert result.cell("T", "Recovered").ours == rows["other"].defended.accuracy
@@ -392,17 +418,30 @@ def test_transfer_from_another_victim(toys, measure):
 def test_arms_of_a_tuned_victim(toys, measure):
     result = measure(toys[6], train_missing=True)
     assert not result.failed
-    config = RunConfig(victim="fixed", dataset="specks", purifier="soften", finetune="short", eps=0.1, device="cpu",
-                       checks="none", attacks=("fgsm",), threats=("transfer", "oblivious"), sources=("none",),
-                       limit=24)  # fmt: skip
+    config = RunConfig(
+        victim="fixed",
+        dataset="specks",
+        purifier="soften",
+        finetune="short",
+        eps=0.1,
+        device="cpu",
+        checks="none",
+        attacks=("fgsm",),
+        threats=("transfer", "oblivious"),
+        sources=("none",),
+        limit=24,
+    )
     clean, before, anew = run(config).rows
     assert before.variant == "before tuning"
     figures = {(cell.attack, cell.arm): cell.ours for cell in result.cells}
     assert figures == {
-        ("Clean", "Tuned alone"): clean.arms["tuned"].accuracy, ("FGSM", "Tuned alone"): before.arms["tuned"].accuracy,
-        ("Clean", "Tuned"): clean.defended.accuracy, ("FGSM", "Tuned"): before.defended.accuracy,
-        ("Clean", "Tuned anew"): clean.arms["tuned"].accuracy, ("FGSM", "Tuned anew"): anew.arms["tuned"].accuracy,
-    }  # fmt: skip
+        ("Clean", "Tuned alone"): clean.arms["tuned"].accuracy,
+        ("FGSM", "Tuned alone"): before.arms["tuned"].accuracy,
+        ("Clean", "Tuned"): clean.defended.accuracy,
+        ("FGSM", "Tuned"): before.defended.accuracy,
+        ("Clean", "Tuned anew"): clean.arms["tuned"].accuracy,
+        ("FGSM", "Tuned anew"): anew.arms["tuned"].accuracy,
+    }
     assert [one.arm for one in result.adaptive] == ["Tuned"]
 
 
@@ -412,8 +451,8 @@ def nothing_is_run(*_, **__):
 
 def test_what_is_complete_is_not_run_again(toys, measure, monkeypatch):
     first = measure(toys[2])
-    monkeypatch.setattr("defend.reproduce.run_arms", nothing_is_run)
-    monkeypatch.setattr("defend.reproduce.open_dataset", nothing_is_run)
+    monkeypatch.setattr("defend.reproduce.measure.run_arms", nothing_is_run)
+    monkeypatch.setattr("defend.reproduce.measure.open_dataset", nothing_is_run)
     assert measure(toys[2]) == first
 
 
@@ -431,7 +470,7 @@ class Stops(Watcher):
 
 @pytest.mark.parametrize("after", [1, 2, 8])
 def test_cut_off_and_gone_on_with_it_is_the_same(toys, measure, tmp_path, after):
-    whole = reproduce(toys[2], Settings(out=tmp_path / "whole", device="cpu", batch_size=8))
+    whole = reproduce(toys[2], MeasureSettings(out=tmp_path / "whole", device="cpu", batch_size=8))
     cut = measure(toys[2], Stops(after), batch_size=8)
     assert cut.partial
     assert len([cell for cell in cut.cells if cell.standing == "open"]) == (4 if after < 6 else 2)
@@ -486,6 +525,7 @@ def test_reports_that_are_damaged_or_of_other_images_are_named(toys, measure, tm
 
 
 def test_several_processes_are_refused(toys, measure, monkeypatch):
+    monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="without torchrun"):
         measure(toys[2])
@@ -495,7 +535,7 @@ def test_several_processes_are_refused(toys, measure, monkeypatch):
 
 
 def test_missing_weights_are_named_with_what_they_cost(toys, measure):
-    assert {arm: [str(gap) for gap in gaps] for arm, gaps in missing(toys[1], registry()).items()} == {
+    assert {arm: [str(gap) for gap in gaps] for arm, gaps in find_missing(toys[1], registry()).items()} == {
         "Learned": ["defend train purifier learned --dataset specks --edition long  (2 s)"]
     }
     with pytest.raises(WeightsError, match=r"run defend train victim trained --dataset specks  \(1 s\), or --train-m"):
@@ -561,8 +601,7 @@ def test_exit_codes(toys, defend, refused, tmp_path, monkeypatch):
     assert "papers/table-3: table papers/table-3 needs weights" in " ".join(answer.error.split())
     assert "Broken: a run failed" in answer.out
     with monkeypatch.context() as patched:
-        patched.setattr("defend.progress.run_watcher", lambda *_: Stops(1))
-        patched.setattr("defend.cli.run_watcher", lambda *_: Stops(1))
+        patched.setattr("defend.cli.progress.RunBar", lambda *_: Stops(1))
         answer = defend("reproduce", "papers/table-2", *out)
     assert answer.code == 130
     assert "interrupted: the same command goes on where it stopped" in answer.error
@@ -576,7 +615,7 @@ def test_a_table_whose_parts_are_not_installed_is_left_out_unless_named(toys, de
     def measured(table, *_):
         raise DefendError(f"measured {table.name}")
 
-    monkeypatch.setattr("defend.reproduce.reproduce", measured)
+    monkeypatch.setattr("defend.reproduce.measure.reproduce", measured)
     said = " ".join(defend("reproduce", "papers", "--out", tmp_path).error.split())
     assert lacks in said and "measured papers/table-6" in said and "measured papers/table-7" not in said
     listed = {entry["name"]: entry["missing"] for entry in defend("reproduce", "--list", "--json").json}
@@ -586,7 +625,7 @@ def test_a_table_whose_parts_are_not_installed_is_left_out_unless_named(toys, de
 def test_kept_results_are_shown_and_written(toys, defend, refused, measure, tmp_path):
     result = measure(toys[2], limit=4)
     site = Path(sys.modules["papers"].__file__).parent
-    results.save(result, site / "table-2.json")
+    result.save(site / "table-2.json")
     answer = defend("reproduce", "papers", "--kept")
     assert answer.code == 0, answer.error
     assert "papers/table-2" in answer.out
@@ -603,7 +642,7 @@ def test_kept_results_are_shown_and_written(toys, defend, refused, measure, tmp_
     assert "| Clean (n=4) |" in readme.read_text()
     assert defend("reproduce", "papers", "--kept", "--page", tmp_path / "kept.html").code == 0
     assert "specks 2" in (tmp_path / "kept.html").read_text(encoding="utf-8")
-    results.save(attrs.evolve(result, table="papers/table-3"), site / "table-3.json")
+    attrs.evolve(result, table="papers/table-3").save(site / "table-3.json")
     assert "--page" in refused("reproduce", "papers", "--kept", "--page", tmp_path / "kept.html")
     (site / "table-2.json").write_text("{")
     assert "is damaged" in refused("reproduce", "papers/table-2", "--kept")
@@ -629,7 +668,7 @@ def test_the_list_imports_no_torch_and_answers_at_once():
 
 def kept_results():
     """Return the kept result of every installed table that has one."""
-    found = {name: results.kept(table) for name, table in registry().tables.items()}
+    found = {name: results.find_kept(table) for name, table in registry().tables.items()}
     return {name: result for name, result in found.items() if result is not None}
 
 
@@ -637,7 +676,7 @@ def block(table):
     """Return what stands between a table's marks in its plugin's README; one that nobody ran needs no place there."""
     text = (ROOT / "plugins" / table.plugin / "README.md").read_text(encoding="utf-8")
     before, after = f"<!-- table {table.name} -->", f"<!-- end {table.name} -->"
-    if table.not_run and results.kept(table) is None and before not in text and after not in text:
+    if table.not_run and results.find_kept(table) is None and before not in text and after not in text:
         return ""
     assert text.count(before) == text.count(after) == 1, f"{table.plugin}/README.md has no place for {table.name}"
     return text.partition(before)[2].partition(after)[0].strip("\n")
@@ -676,12 +715,13 @@ def assert_of(table, result: TableResult):
 
 
 def test_a_result_of_another_table_would_be_noticed(toys, measure):
-    result = from_json(results.to_json(measure(toys[2], limit=4)), "it")
+    result = TableResult.from_json(measure(toys[2], limit=4).to_json(), "it")
     assert_of(toys[2], result)
     wrong = attrs.evolve(result.cells[0], standing="better")
     for changed in (
-        attrs.evolve(result, partial=True), attrs.evolve(result, cells=result.cells[1:]),
+        attrs.evolve(result, partial=True),
+        attrs.evolve(result, cells=result.cells[1:]),
         attrs.evolve(result, cells=(wrong, *result.cells[1:])),
-    ):  # fmt: skip
+    ):
         with pytest.raises(AssertionError):
             assert_of(toys[2], changed)

@@ -17,8 +17,8 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills processes
 DRIVER = """
 import os, pathlib, sys
 from defend import RunConfig
-from defend.runner import run_arms
-from defend.unfinished import unfinished
+from defend.evaluation.runner import run_arms
+from defend.records.unfinished import find_unfinished
 
 OPTIONS = dict(
     victim="resnet20", purifier="dae", limit=24, adaptive_limit=12, batch_size=6, device="cpu", store=False,
@@ -30,7 +30,7 @@ for line in sys.stdin:  # "out": run it; "resume out": go on; each in a process 
     verb, out = line.split()
     child = os.fork()
     if child == 0:
-        configs = unfinished(pathlib.Path(out)) if verb == "resume" else [RunConfig(out=out, **OPTIONS)]
+        configs = find_unfinished(pathlib.Path(out)) if verb == "resume" else [RunConfig(out=out, **OPTIONS)]
         if configs:
             run_arms(configs, resume=verb == "resume")
         os._exit(0)
@@ -45,8 +45,11 @@ def driver(tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
         [sys.executable, "-c", DRIVER, str(tmp_path / "first")],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
-    ) as process:  # fmt: skip
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+    ) as process:
 
         def tell(verb, out):
             process.stdin.write(f"{verb} {out}\n")
@@ -106,6 +109,7 @@ def test_resuming_takes_only_the_run(defend, refused, tmp_path):
     assert "holds no run" in refused("run", "--resume", tmp_path)
     assert "no such run folder" in refused("run", "--resume", tmp_path / "missing")
     assert "leave out --victim" in refused("run", "--resume", tmp_path, "--victim", "resnet18")
+    assert "leave out --batch-size" in refused("run", "--resume", tmp_path, "--batch-size", "2")
     (tmp_path / "report.json").write_text("{}")
     answer = defend("run", "--resume", tmp_path)
     assert answer.code == 0

@@ -4,8 +4,24 @@ import json
 
 import pytest
 
-ONE = ("run", "--victim", "resnet20", "--limit", "12", "--batch-size", "8", "--threat", "oblivious", "--attack", "pgd",
-       "--set", "pgd.steps=3", "--checks", "none", "--quiet")  # fmt: skip
+ONE = (
+    "run",
+    "--victim",
+    "resnet20",
+    "--limit",
+    "12",
+    "--batch-size",
+    "8",
+    "--threat",
+    "oblivious",
+    "--attack",
+    "pgd",
+    "--set",
+    "pgd.steps=3",
+    "--checks",
+    "none",
+    "--quiet",
+)
 
 
 @pytest.fixture

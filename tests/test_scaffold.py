@@ -1,4 +1,4 @@
-"""`defend.scaffold` writes packages that work as they are, in the shape of the plugins that ship."""
+"""`defend.scaffold.create` writes packages that work as they are, in the shape of the plugins that ship."""
 
 import fnmatch
 import json
@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from defend import __version__, scaffold
+from defend import __version__
 from defend.errors import ConfigError, DefendError, UnknownNameError
+from defend.scaffold import create as scaffold
 from defend.stages import STAGES
 
 ROOT = Path(__file__).parents[1]
@@ -118,9 +119,19 @@ def test_new_plugins_are_listed(workspace):
 def test_their_own_tests_pass(workspace):
     report = workspace / "report.xml"
     done = python(
-        "pytest", "-q", "-p", "no:cacheprovider", "-c", workspace / "pyproject.toml", "--rootdir", workspace,
-        f"--junitxml={report}", workspace / "plugins", site=workspace / "site", cwd=workspace,
-    )  # fmt: skip
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-c",
+        workspace / "pyproject.toml",
+        "--rootdir",
+        workspace,
+        f"--junitxml={report}",
+        workspace / "plugins",
+        site=workspace / "site",
+        cwd=workspace,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"^\d+ passed in", done.stdout.splitlines()[-1]), done.stdout
     assert set(re.findall(r'classname="plugins\.(\w+)\.', report.read_text())) == {f"my_{stage}" for stage in STAGES}
@@ -155,7 +166,7 @@ def test_commands_of_their_readme_are_commands(stage, tmp_path, defend):
 
 def test_every_template_is_in_the_wheel():
     patterns = tomllib.loads((ROOT / "core/pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["defend"]
-    package = scaffold.TEMPLATES.parent
+    package = scaffold.TEMPLATES.parents[1]
     shipped = {path for pattern in patterns for path in package.glob(pattern)}
     templates = [path for path in scaffold.TEMPLATES.rglob("*") if path.is_file()]
     assert templates and [str(path) for path in templates if path not in shipped] == []
@@ -237,7 +248,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
 
 def test_no_torch_is_imported(tmp_path):
     code = (
-        "import sys\nfrom pathlib import Path\nfrom defend.scaffold import create\n"
+        "import sys\nfrom pathlib import Path\nfrom defend.scaffold.create import create\n"
         f"create('blur', 'purifier', Path({str(tmp_path)!r}))\n"
         "assert not {'torch', 'timm', 'numpy'} & set(sys.modules)"
     )

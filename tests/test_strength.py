@@ -7,7 +7,7 @@ import defend
 from defend.attacks.host import craft
 from defend.attacks.target import Target
 from defend.plugins import registry
-from defend.statistics import wilson
+from defend.util.statistics import wilson
 
 EPS, STEPS, IMAGES = 0.1, 20, 24
 

@@ -12,8 +12,8 @@ from tools.schedule import Schedule
 from defend.errors import ConfigError, DataError
 from defend.options import describe, make
 from defend.plugins import registry
-from defend.reproduce import missing
-from defend.weights import cache_dir
+from defend.reproduce.jobs import find_missing
+from defend.util.files import cache_dir
 
 PART = 128 * 1024
 NAMES = {item.name: item for item in PLAN}
@@ -60,7 +60,7 @@ def test_every_measured_table_has_all_its_weights_from_the_plan():
         files = [cache_dir() / "weights" / NAMES[name].file for name in closure(item)]
         for file in files:
             file.touch()
-        assert missing(table, registry()) == {}, item.name
+        assert find_missing(table, registry()) == {}, item.name
         for file in files:
             file.unlink()
 
@@ -118,9 +118,16 @@ class Fake:
 
 def trained(name, rank, taken=10.0, needs=(), after=()):
     return Train(
-        name=name, dataset="mnist", seconds=taken, rank=rank, needs=needs, after=after, stage="victim",
-        stage_name="mlp", options={},
-    )  # fmt: skip
+        name=name,
+        dataset="mnist",
+        seconds=taken,
+        rank=rank,
+        needs=needs,
+        after=after,
+        stage="victim",
+        stage_name="mlp",
+        options={},
+    )
 
 
 def carried_out(plan, budget=math.inf, jobs=1, slow=1.0, failures=None, done=(), available=lambda name: True):
@@ -131,9 +138,16 @@ def carried_out(plan, budget=math.inf, jobs=1, slow=1.0, failures=None, done=(),
         return Fake(item, clock, slow, failures if failures is not None else {})
 
     schedule = Schedule(
-        plan, budget=budget, jobs=jobs, done=dict.fromkeys(done, "before"), available=available, start=start,
-        say=lambda line: None, clock=clock, pause=clock.pause,
-    )  # fmt: skip
+        plan,
+        budget=budget,
+        jobs=jobs,
+        done=dict.fromkeys(done, "before"),
+        available=available,
+        start=start,
+        say=lambda line: None,
+        clock=clock,
+        pause=clock.pause,
+    )
     schedule.run()
     return order, {name: record.status for name, record in schedule.records.items()}
 
@@ -269,4 +283,4 @@ def test_the_plan_is_listed_and_wrong_input_is_refused(capsys):
     assert train_all.main(["--scale", "0"]) == 2
     assert "resnet19" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="names no item"):
-        train_all.chosen(["nothing"])
+        train_all.choose(["nothing"])

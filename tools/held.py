@@ -9,7 +9,7 @@ from typing import Any
 import attrs
 import torch
 
-from defend.build import open_dataset
+from defend.assembly.load import open_dataset
 from defend.datasets.base import SPLITS, ImageDataset, MemoryDataset, Split
 from defend.plugins import Found, Registry
 from defend.stages import Stage
@@ -22,19 +22,19 @@ def hold(name: str, data_dir: Path | None, scale: float) -> ImageDataset:
     """Open a data set, once; for a trial (`scale` under 1) keep only that share of its images.
 
     Raises:
-        DefendError: as `defend.build.open_dataset`.
+        DefendError: as `defend.assembly.load.open_dataset`.
     """
     if name not in _open:
         dataset = open_dataset(name, None if data_dir is None else str(data_dir))
         if scale < 1:
-            dataset = thinned(dataset, scale)
+            dataset = thin(dataset, scale)
         dataset.sha256("train")  # and its statistics: kept for all who follow
         dataset.task()
         _open[name] = dataset
     return _open[name]
 
 
-def thinned(dataset: ImageDataset, scale: float) -> MemoryDataset:
+def thin(dataset: ImageDataset, scale: float) -> MemoryDataset:
     """Return a share of a data set's images, stratified by class, and at least a few."""
     images, labels = {}, {}
     for split in SPLITS:

@@ -19,7 +19,7 @@ from typing import IO, Any
 import attrs
 
 from defend.errors import ConfigError, DataError
-from defend.files import atomic, write_text
+from defend.util.files import atomic, write_text
 
 MIB = 2**20
 MANIFEST = "manifest.json"

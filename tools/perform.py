@@ -17,10 +17,10 @@ from typing import Any
 import attrs
 
 from defend.errors import DefendError
-from defend.files import write_text
 from defend.options import describe
 from defend.plugins import registry
-from defend.watcher import TrainingWatcher
+from defend.records.watcher import TrainingWatcher
+from defend.util.files import write_text
 from tools.plan import Item, Measure, Train
 
 PATIENCE = 15.0  # seconds for an interrupted item to end
@@ -81,7 +81,7 @@ def slug(item: Item) -> str:
     return item.name.replace("/", "-")
 
 
-def finished(item: Item, settings: Settings, whole: bool = False) -> str | None:
+def find_finished(item: Item, settings: Settings, whole: bool = False) -> str | None:
     """Return the figure of an item that was done before, at this scale; None where it is still to do.
 
     `whole`: a table that was measured without some of its arms is still to do, as their weights may have come since.
@@ -114,7 +114,7 @@ class Process:
     def poll(self) -> tuple[bool, str] | None:
         if self._process.is_alive():
             return None
-        figure = finished(self._item, self._settings) if self._process.exitcode == 0 else None
+        figure = find_finished(self._item, self._settings) if self._process.exitcode == 0 else None
         return (True, figure) if figure is not None else (False, self._trouble())
 
     def progress(self) -> str:
@@ -205,17 +205,27 @@ class Told(TrainingWatcher):
 
 def _train(item: Item, settings: Settings, progress: Path) -> tuple[str, bool]:
     """Train; return the figures of its card, and that nothing is missing."""
-    from defend.train_stage import train_stage
+    from defend.assembly.composition import Composition
+    from defend.training.loop import FitSettings
+    from defend.training.stage import train_stage
     from tools.held import hold
 
     assert isinstance(item, Train)
     _prepare(settings)
     _, card = train_stage(
-        item.stage, item.stage_name, hold(item.dataset, settings.data_dir, settings.scale),
-        victim=item.victim, purifier=item.purifier, options=options_of(item, settings.scale), edition=item.edition,
-        device=settings.device, precision=settings.precision or item.precision, progress=Told(progress),
-        checkpoint_seconds=CHECKPOINT_SECONDS,
-    )  # fmt: skip
+        item.stage,
+        item.stage_name,
+        hold(item.dataset, settings.data_dir, settings.scale),
+        adapted=Composition.of(item.victim, item.purifier) if item.victim else None,
+        options=options_of(item, settings.scale),
+        edition=item.edition,
+        settings=FitSettings(
+            device=settings.device,
+            precision=settings.precision or item.precision,
+            progress=Told(progress),
+            checkpoint_seconds=CHECKPOINT_SECONDS,
+        ),
+    )
     return ", ".join(f"{name} {value:.4g}" for name, value in card.figures.items())[:200] or "trained", True
 
 
@@ -223,8 +233,9 @@ def _measure(item: Item, settings: Settings, progress: Path) -> tuple[str, bool]
     """Measure a table; return how much of it there is, and whether every arm had its weights."""
     import torch
 
-    from defend import reproduce
     from defend.report.reproduction_page import page_name, write_page
+    from defend.reproduce.jobs import MeasureSettings as Measuring
+    from defend.reproduce.measure import reproduce
     from tools.held import HeldRegistry, hold
 
     assert isinstance(item, Measure)
@@ -242,7 +253,7 @@ def _measure(item: Item, settings: Settings, progress: Path) -> tuple[str, bool]
 
     installed = HeldRegistry()
     table = installed.tables[item.table]
-    how = reproduce.Settings(
+    how = Measuring(
         out=settings.tables,
         limit=None if settings.scale >= 1 else IMAGES_OF_A_TRIAL,
         device=settings.device,
@@ -251,7 +262,7 @@ def _measure(item: Item, settings: Settings, progress: Path) -> tuple[str, bool]
         announce=announce,
     )
     settings.tables.mkdir(parents=True, exist_ok=True)
-    result = reproduce.reproduce(table, how, None, installed)
+    result = reproduce(table, how, None, installed)
     write_page(table, result, settings.tables / page_name(table))
     if result.partial:
         raise KeyboardInterrupt

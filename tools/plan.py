@@ -12,7 +12,7 @@ from typing import Any
 import attrs
 
 from defend.stages import Stage
-from defend.weights import file_name, tuned_name
+from defend.weights.find import file_name, tuned_name
 
 FAST, PLAIN = 120e12, 60e12
 """FLOP/s of an H100 on networks of this size, in bf16 and in TF32: an eighth of its peak. An estimate."""
@@ -142,10 +142,21 @@ def seconds(work: Work, images: int, epochs: int, batch: int, fast: bool) -> flo
 
 
 def _train(
-    stage: Stage, stage_name: str, dataset: str, rank: int, work: Work, *, needs: tuple[str, ...] = (),
-    edition: str = "", victim: str | None = None, purifier: str | None = None, fast: bool = False,
-    kinds: float = 1, rounds: int | None = None, **options: Any,
-) -> Train:  # fmt: skip
+    stage: Stage,
+    stage_name: str,
+    dataset: str,
+    rank: int,
+    work: Work,
+    *,
+    needs: tuple[str, ...] = (),
+    edition: str = "",
+    victim: str | None = None,
+    purifier: str | None = None,
+    fast: bool = False,
+    kinds: float = 1,
+    rounds: int | None = None,
+    **options: Any,
+) -> Train:
     """Describe a training; `kinds` is how many images a training image becomes, `rounds` its epochs if not named."""
     words = [stage_name, dataset]
     if stage == "finetuner":
@@ -181,44 +192,94 @@ def _cifar_victim(name: str, rank: int, epochs: int, batch: int, lr: float, **op
 def _unet_gan(edition: str, rank: int, **options: Any) -> Train:
     sources = ("inception_v3", "resnet18", "vgg13_bn")
     work: Work = [
-        *((source, SLOPE, 1 / 3) for source in sources), ("unet_gan", LEARN), ("unet_discriminator", 2 * LEARN),
+        *((source, SLOPE, 1 / 3) for source in sources),
+        ("unet_gan", LEARN),
+        ("unet_discriminator", 2 * LEARN),
         ("resnet18", SLOPE),
-    ]  # fmt: skip
+    ]
     return _train(
-        "purifier", "unet_gan", "cifar10", rank, work, needs=tuple(f"{source}/cifar10" for source in sources),
-        edition=edition, epochs=8, post_epochs=2, batch_size=96, schedule="one_cycle", lr=4e-4, post_lr=2e-4,
-        classifier="resnet18", **options,
-    )  # fmt: skip
+        "purifier",
+        "unet_gan",
+        "cifar10",
+        rank,
+        work,
+        needs=tuple(f"{source}/cifar10" for source in sources),
+        edition=edition,
+        epochs=8,
+        post_epochs=2,
+        batch_size=96,
+        schedule="one_cycle",
+        lr=4e-4,
+        post_lr=2e-4,
+        classifier="resnet18",
+        **options,
+    )
 
 
 def _adversarial(victim: str, dataset: str, rank: int, edition: str = "", **options: Any) -> Train:
     steps = options["steps"]
     return _train(
-        "finetuner", "adversarial", dataset, rank, [(victim, LEARN + SLOPE * steps)],
-        needs=(f"{victim}/{dataset}",), edition=edition, victim=victim, fast=True, **options,
-    )  # fmt: skip
+        "finetuner",
+        "adversarial",
+        dataset,
+        rank,
+        [(victim, LEARN + SLOPE * steps)],
+        needs=(f"{victim}/{dataset}",),
+        edition=edition,
+        victim=victim,
+        fast=True,
+        **options,
+    )
 
 
 def _dae_tuned(victim: str, rank: int, edition: str, rounds: int, kinds: float) -> Train:
     return _train(
-        "finetuner", "dae", "cifar10", rank, [(victim, LEARN)], needs=(f"{victim}/cifar10", "dae/cifar10"),
-        edition=edition, victim=victim, purifier="dae", fast=True, kinds=kinds, rounds=rounds,
-        batch_size=512, lr=2e-4, low_lr=2e-5,
-    )  # fmt: skip
+        "finetuner",
+        "dae",
+        "cifar10",
+        rank,
+        [(victim, LEARN)],
+        needs=(f"{victim}/cifar10", "dae/cifar10"),
+        edition=edition,
+        victim=victim,
+        purifier="dae",
+        fast=True,
+        kinds=kinds,
+        rounds=rounds,
+        batch_size=512,
+        lr=2e-4,
+        low_lr=2e-5,
+    )
 
 
 def _puvae_paper(dataset: str, rank: int) -> Train:
     return _train(
-        "purifier", "puvae", dataset, rank, [("puvae_grey", LEARN), ("classifier_a", SLOPE)],
-        needs=(f"classifier_a/{dataset}",), edition="paper", epochs=200, batch_size=512, schedule="one_cycle", lr=2e-3,
-    )  # fmt: skip
+        "purifier",
+        "puvae",
+        dataset,
+        rank,
+        [("puvae_grey", LEARN), ("classifier_a", SLOPE)],
+        needs=(f"classifier_a/{dataset}",),
+        edition="paper",
+        epochs=200,
+        batch_size=512,
+        schedule="one_cycle",
+        lr=2e-3,
+    )
 
 
 def _puvae_compact(dataset: str, rank: int) -> Train:
     return _train(
-        "purifier", "puvae", dataset, rank, [("puvae_compact", LEARN), ("classifier_a", SLOPE)],
-        needs=(f"classifier_a/{dataset}",), epochs=20, batch_size=128, lr=2e-3,
-    )  # fmt: skip
+        "purifier",
+        "puvae",
+        dataset,
+        rank,
+        [("puvae_compact", LEARN), ("classifier_a", SLOPE)],
+        needs=(f"classifier_a/{dataset}",),
+        epochs=20,
+        batch_size=128,
+        lr=2e-3,
+    )
 
 
 TRAININGS: tuple[Train, ...] = (
@@ -226,19 +287,58 @@ TRAININGS: tuple[Train, ...] = (
     _cifar_victim("vgg13_bn", 11, epochs=30, batch=512, lr=0.2, label_smoothing=0.1, cutout=8),
     _cifar_victim("inception_v3", 12, epochs=15, batch=256, lr=0.2, label_smoothing=0.1, cutout=8),
     _cifar_victim("resnet20", 13, epochs=60, batch=512, lr=0.4),
-    _train("purifier", "apudae", "cifar10", 14, [("apudae", LEARN)], epochs=40, batch_size=256, lr=1e-3,
-           schedule="one_cycle"),
+    _train(
+        "purifier",
+        "apudae",
+        "cifar10",
+        14,
+        [("apudae", LEARN)],
+        epochs=40,
+        batch_size=256,
+        lr=1e-3,
+        schedule="one_cycle",
+    ),
     _adversarial("resnet18", "cifar10", 15, epochs=10, batch_size=256, steps=7),
-    _train("purifier", "dae", "cifar10", 16, [("dae", LEARN)], needs=("resnet20/cifar10",), kinds=3, epochs=40,
-           batch_size=256, lr=2e-3),
+    _train(
+        "purifier",
+        "dae",
+        "cifar10",
+        16,
+        [("dae", LEARN)],
+        needs=("resnet20/cifar10",),
+        kinds=3,
+        epochs=40,
+        batch_size=256,
+        lr=2e-3,
+    ),
     _cifar_victim("se_preresnet56", 17, epochs=60, batch=512, lr=0.4),
     _unet_gan("", 20),
     _unet_gan("eps128", 21),
-    _train("victim", "classifier_b", "cifar10", 22, [("classifier_b", LEARN)], epochs=40, batch_size=256, lr=1e-3,
-           schedule="one_cycle"),
+    _train(
+        "victim",
+        "classifier_b",
+        "cifar10",
+        22,
+        [("classifier_b", LEARN)],
+        epochs=40,
+        batch_size=256,
+        lr=1e-3,
+        schedule="one_cycle",
+    ),
     # so short a training needs the reconstruction heavier, see the plugin's README
-    _train("purifier", "puvae", "cifar10", 23, [("puvae", LEARN), ("classifier_b", SLOPE)],
-           needs=("classifier_b/cifar10",), epochs=100, batch_size=256, lr=1e-3, schedule="one_cycle", rc_weight=1.0),
+    _train(
+        "purifier",
+        "puvae",
+        "cifar10",
+        23,
+        [("puvae", LEARN), ("classifier_b", SLOPE)],
+        needs=("classifier_b/cifar10",),
+        epochs=100,
+        batch_size=256,
+        lr=1e-3,
+        schedule="one_cycle",
+        rc_weight=1.0,
+    ),
     _dae_tuned("resnet20", 24, "mix", rounds=3, kinds=6),
     _dae_tuned("se_preresnet56", 25, "", rounds=7, kinds=4.9),
     _unet_gan("noise", 40),
@@ -263,7 +363,7 @@ TRAININGS: tuple[Train, ...] = (
     _adversarial("resnet20", "cifar10", 69, "trades", epochs=15, batch_size=256, steps=7),
     _adversarial("classifier_a", "mnist", 70, epochs=10, batch_size=128, steps=10),
     _adversarial("classifier_a", "fashion_mnist", 71, epochs=10, batch_size=128, steps=10),
-)  # fmt: skip
+)
 
 
 def _measure(table: str, dataset: str, minutes: float, rank: int, *after: str) -> Measure:
@@ -278,8 +378,17 @@ def _measure(table: str, dataset: str, minutes: float, rank: int, *after: str) -
 
 TABLES: tuple[Measure, ...] = (
     _measure("unet_gan/table-2", "cifar10", 2.5, 33, "inception_v3", "vgg13_bn", "unet_gan+eps128"),
-    _measure("unet_gan/table-1", "cifar10", 3, 42, "inception_v3", "vgg13_bn", "unet_gan", "unet_gan+noise",
-             "unet_gan+image-2"),
+    _measure(
+        "unet_gan/table-1",
+        "cifar10",
+        3,
+        42,
+        "inception_v3",
+        "vgg13_bn",
+        "unet_gan",
+        "unet_gan+noise",
+        "unet_gan+image-2",
+    ),
     _measure("apudae/table-3", "cifar10", 8, 30, "resnet18", "apudae", "adversarial/resnet18"),
     _measure("puvae_detect/table-5", "cifar10", 4, 35, "classifier_b", "puvae"),
     _measure("dae_finetune/table-2", "cifar10", 1.5, 31, "resnet20", "dae", "dae/resnet20/dae+mix"),
@@ -291,6 +400,6 @@ TABLES: tuple[Measure, ...] = (
     _measure("puvae_detect/table-3", "mnist", 4, 55, "classifier_a", "puvae"),
     _measure("apudae/table-2", "mnist", 3, 59, "mlp", "apudae", "adversarial/mlp+eps-0.1"),
     _measure("apudae/table-5-mnist", "mnist", 3, 60, "mlp", "apudae", "adversarial/mlp+eps-0.1"),
-)  # fmt: skip
+)
 
 PLAN: tuple[Item, ...] = tuple(sorted((*TRAININGS, *TABLES), key=lambda item: item.rank))

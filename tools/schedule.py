@@ -100,7 +100,7 @@ class Schedule:
                     break
                 while len(self._running) < self._jobs and (record := self._next()) is not None:
                     self._begin_item(record)
-                if not self._running and not any(self._could(record) for record in self._waiting()):
+                if not self._running and not any(self._could(record) for record in self._find_waiting()):
                     break
                 if self._clock() - said >= SAID_EVERY:
                     said = self._clock()
@@ -122,7 +122,7 @@ class Schedule:
         """Whether an item that starts now would end within the budget, or a table get far enough."""
         return self._clock() + item.least * self.slowness() <= self._end
 
-    def _waiting(self) -> list[Record]:
+    def _find_waiting(self) -> list[Record]:
         waiting = [record for record in self.records.values() if record.status == "waiting"]
         return sorted(waiting, key=lambda record: (record.tries, record.item.rank))
 
@@ -151,7 +151,7 @@ class Schedule:
         )
 
     def _next(self) -> Record | None:
-        return next((record for record in self._waiting() if self._ready(record)), None)
+        return next((record for record in self._find_waiting() if self._ready(record)), None)
 
     def _begin_item(self, record: Record) -> None:
         record.status, record.began = "running", self._clock()

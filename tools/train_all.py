@@ -20,11 +20,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from defend.errors import ConfigError, DefendError
-from defend.files import write_text
-from defend.unfinished import FOLDER as UNFINISHED
-from defend.weights import cache_dir
+from defend.records.unfinished import FOLDER as UNFINISHED
+from defend.util.files import cache_dir, write_text
 from tools.parcels import MIB, Limits, Packed, pack, unpack
-from tools.perform import Process, Settings, finished, item_command
+from tools.perform import Process, Settings, find_finished, item_command
 from tools.plan import PLAN, Item, Train
 from tools.schedule import Record, Schedule
 
@@ -92,7 +91,7 @@ def act(given: argparse.Namespace) -> int:
         raise ConfigError("expected --scale above 0 and at most 1, --jobs of at least 1, --budget above 0")
     if given.pack_only and given.out is None:
         raise ConfigError("--pack-only needs --out, the folder for the parts")
-    plan = chosen(given.only)
+    plan = choose(given.only)
     settings = Settings(
         work=given.work.absolute(),
         data_dir=None if given.data_dir is None else given.data_dir.absolute(),
@@ -123,7 +122,7 @@ def act(given: argparse.Namespace) -> int:
     return code
 
 
-def chosen(patterns: Sequence[str] | None) -> list[Item]:
+def choose(patterns: Sequence[str] | None) -> list[Item]:
     """Return the items that some patterns name; all, without one.
 
     Raises:
@@ -143,7 +142,7 @@ def chosen(patterns: Sequence[str] | None) -> list[Item]:
 def listing(plan: Sequence[Item], settings: Settings) -> Iterator[str]:
     """Yield the plan as lines."""
     for item in plan:
-        state = "done" if finished(item, settings) is not None else ""
+        state = "done" if find_finished(item, settings) is not None else ""
         yield f"{item.rank:3}  {item.seconds / 60:5.1f} min  {state:5} {item.name:42} {item_command(item)}"
     total = sum(item.seconds for item in plan) / 60
     yield f"{len(plan)} items, {total:.0f} min one after the other on an H100, estimated; see README.md"
@@ -171,7 +170,7 @@ def carry_out(plan: Sequence[Item], settings: Settings, budget: float | None, jo
             _open(dataset, settings, broken)
         return True
 
-    done = {item.name: figure for item in plan if (figure := finished(item, settings, whole=True)) is not None}
+    done = {item.name: figure for item in plan if (figure := find_finished(item, settings, whole=True)) is not None}
     schedule = Schedule(
         plan,
         budget=math.inf if budget is None else budget,
@@ -204,8 +203,8 @@ def _import_now() -> None:
     import torch
 
     import defend.report.reproduction_page
-    import defend.reproduce
-    import defend.train_stage  # noqa: F401
+    import defend.reproduce.measure
+    import defend.training.stage  # noqa: F401
 
     torch.set_num_threads(1)
 
@@ -225,9 +224,13 @@ def _open(dataset: str, settings: Settings, broken: set[str]) -> None:
 def as_dict(record: Record) -> dict[str, object]:
     """Return a record as JSON has it."""
     return {
-        "item": record.item.name, "status": record.status, "seconds": round(record.seconds, 1),
-        "estimate": round(record.item.seconds, 1), "said": record.said, "command": item_command(record.item),
-    }  # fmt: skip
+        "item": record.item.name,
+        "status": record.status,
+        "seconds": round(record.seconds, 1),
+        "estimate": round(record.item.seconds, 1),
+        "said": record.said,
+        "command": item_command(record.item),
+    }
 
 
 def summary(records: Sequence[Record]) -> Iterator[str]:
@@ -254,12 +257,12 @@ def parcel(settings: Settings, out: Path, limits: Limits, *, checkpoints: bool, 
     files += [path for path in weights if path not in large]
     files += [path for path in runs if path.stat().st_size <= MOST_OF_A_RUN] + large
     if checkpoints:
-        files += unfinished(settings)
+        files += find_unfinished(settings)
     named = [(path.relative_to(work).as_posix(), path) for path in files if path.is_file()]
     return pack(named, out, limits, ledger)
 
 
-def unfinished(settings: Settings) -> list[Path]:
+def find_unfinished(settings: Settings) -> list[Path]:
     """Return the checkpoints of trainings that were begun and not finished, the smallest first."""
     begun: Counter[str] = Counter()
     for item in PLAN:

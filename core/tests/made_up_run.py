@@ -10,13 +10,29 @@ import attrs
 import numpy as np
 from safetensors.numpy import save_file
 
-from defend.report.document import to_json
-from defend.statistics import wilson
-from defend.values import Arm, Calibration, Check, Cost, DatasetInfo, Report, Row, RunConfig, WorstCase
+from defend.records.document import to_json
+from defend.util.statistics import wilson
+from defend.values.report import ArmResult, Calibration, Check, Cost, DatasetInfo, Report, Row, WorstCase
+from defend.values.run_config import RunConfig
 
 N, PASSES, CLASSES, SIDE = 80, 10, 10, 12
-COLUMNS = ("attack", "threat", "variant", "eps", "image", "label", "linf", "l2", "queries",
-           "arm", "predicted", "confidence", "accepted", "score", "passes")  # fmt: skip
+COLUMNS = (
+    "attack",
+    "threat",
+    "variant",
+    "eps",
+    "image",
+    "label",
+    "linf",
+    "l2",
+    "queries",
+    "arm",
+    "predicted",
+    "confidence",
+    "accepted",
+    "score",
+    "passes",
+)
 # attack, threat, variant, norm, eps, steps, undefended and defended accuracy, mean score, headline
 ROWS = (
     ("none", "none", "", "none", 0.0, None, 0.99, 0.97, 0.0, True),
@@ -37,8 +53,17 @@ ROWS = (
 )
 
 
-def write(folder, *, name="puvae", seed=0, better=0.0, detector=True, checks=("pass", "warn", "skip"), parts=True,
-          threats=None):  # fmt: skip
+def write(
+    folder,
+    *,
+    name="puvae",
+    seed=0,
+    better=0.0,
+    detector=True,
+    checks=("pass", "warn", "skip"),
+    parts=True,
+    threats=None,
+):
     """Write the folder and return it.
 
     `name` is the purifier's, `better` is added to defended accuracies, `checks` are the statuses of its checks,
@@ -70,17 +95,27 @@ def write(folder, *, name="puvae", seed=0, better=0.0, detector=True, checks=("p
         again = np.where(draw.random((n, PASSES)) < 0.9, said["defended"][:, None], labels[:n, None])
         rows.append(
             Row(
-                attack=attack, threat=threat, norm=norm, eps=eps, n=n, steps=steps, seed=seed,
+                attack=attack,
+                threat=threat,
+                norm=norm,
+                eps=eps,
+                n=n,
+                steps=steps,
+                seed=seed,
                 undefended=_arm(right["undefended"], accepted["undefended"]),
                 defended=_arm(right["defended"], accepted["defended"], threat != "none"),
-                mean_linf=eps or 0.2, mean_l2=1.5, seconds={"attack": 1.0, "purify": 0.1}, variant=variant,
+                mean_linf=eps or 0.2,
+                mean_l2=1.5,
+                seconds={"attack": 1.0, "purify": 0.1},
+                variant=variant,
                 headline=headline,
-                queries=None if queries is None else
-                {"mean": float(queries.mean()), "median": float(np.median(queries)), "max": float(queries.max())},
+                queries=None
+                if queries is None
+                else {"mean": float(queries.mean()), "median": float(np.median(queries)), "max": float(queries.max())},
                 passes=_passes(again, labels[:n], right["defended"]) if parts else None,
                 success_at_fpr={"0.01": 0.6, "0.05": 0.45} if threat == "detector-aware" else None,
             )
-        )  # fmt: skip
+        )
         scores[rows[-1].key] = score
         if headline:
             over.append(rows[-1].key)
@@ -88,33 +123,57 @@ def write(folder, *, name="puvae", seed=0, better=0.0, detector=True, checks=("p
             alone[:n] &= right["undefended"]
         for arm in said:
             lines += [
-                [attack, threat, variant, eps, image, labels[image], eps, 1.5,
-                 "" if queries is None else queries[image], arm, said[arm][image], 0.9, int(accepted[arm][image]),
-                 f"{score[image]:.6g}", " ".join(map(str, again[image])) if parts and arm == "defended" else ""]
+                [
+                    attack,
+                    threat,
+                    variant,
+                    eps,
+                    image,
+                    labels[image],
+                    eps,
+                    1.5,
+                    "" if queries is None else queries[image],
+                    arm,
+                    said[arm][image],
+                    0.9,
+                    int(accepted[arm][image]),
+                    f"{score[image]:.6g}",
+                    " ".join(map(str, again[image])) if parts and arm == "defended" else "",
+                ]
                 for image in range(n)
-            ]  # fmt: skip
+            ]
         if threat != "none":
             tensors |= _examples(draw, len(rows) - 1, eps or 0.2, labels[:n], said, accepted, right["defended"])
     kept = alive[: N // 2]
     report = Report(
-        versions={"defend-core": "0.0", "python": "3", "torch": "2", "timm": "1"}, plugins={f"defend-{name}": "0.0"},
-        config=RunConfig(victim="resnet18", purifier=name, detector=name if detector else None, seed=seed), seed=seed,
-        device="cpu (1 threads)", precision={"requested": "auto", "crafting": "fp32"}, seconds=12.0,
-        dataset=DatasetInfo("digits", "test", N, "ab" * 32), rows=tuple(rows),
+        versions={"defend-core": "0.0", "python": "3", "torch": "2", "timm": "1"},
+        plugins={f"defend-{name}": "0.0"},
+        config=RunConfig(victim="resnet18", purifier=name, detector=name if detector else None, seed=seed),
+        seed=seed,
+        device="cpu (1 threads)",
+        precision={"requested": "auto", "crafting": "fp32"},
+        seconds=12.0,
+        dataset=DatasetInfo("digits", "test", N, "ab" * 32),
+        rows=tuple(rows),
         worst_case=WorstCase(
-            float(kept.mean()), wilson(int(kept.sum()), len(kept)), len(kept), tuple(over),
+            float(kept.mean()),
+            wilson(int(kept.sum()), len(kept)),
+            len(kept),
+            tuple(over),
             float(alone[: N // 2].mean()),
             min((row for row in rows if row.headline), key=lambda row: row.defended.accuracy).key if parts else "",
             norms={"linf": {"accuracy": 0.625, "ci95": (0.5, 0.75)}, "l2": {"accuracy": 0.875, "ci95": (0.75, 1.0)}}
-            if parts else None,
-            steps=20, gradients=1040,
+            if parts
+            else None,
+            steps=20,
+            gradients=1040,
         ),
         detector=_detector(rows, scores) if detector else None,
         checks=tuple(_check(number, status, parts) for number, status in enumerate(checks, start=1)),
         cost=Cost(2.5, 4.0, 12345, 64),
         weights={"victim": {"file": "victim.safetensors", "sha256": "cd" * 32, "figures": {"test_accuracy": 0.99}}},
         left_out={"query": "no attack fits it"} if not parts else {},
-    )  # fmt: skip
+    )
     (folder / "report.json").write_text(to_json(report))
     with (folder / "records.csv").open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -136,7 +195,7 @@ def _answers(draw, labels, accuracy):
 
 def _arm(right, accepted, attacked=False):
     credit = right | (~accepted & attacked)
-    return Arm(
+    return ArmResult(
         float(right.mean()), wilson(int(right.sum()), len(right)), float((~accepted).mean()), float(credit.mean())
     )
 
@@ -156,8 +215,13 @@ def _examples(draw, row, eps, labels, said, accepted, held):
     clean = (clean + 1) / 2
     attacked = (clean + eps * draw.choice([-1, 1], clean.shape)).clip(0, 1)
     images = {"clean": clean, "attacked": attacked, "purified": 0.7 * attacked + 0.3 * clean}
-    columns = {"label": labels, "undefended": said["undefended"], "defended": said["defended"],
-               "accepted": accepted["defended"], "image": np.arange(len(labels))}  # fmt: skip
+    columns = {
+        "label": labels,
+        "undefended": said["undefended"],
+        "defended": said["defended"],
+        "accepted": accepted["defended"],
+        "image": np.arange(len(labels)),
+    }
     found = {f"{row}/{part}": np.ascontiguousarray(pixels.astype(np.float16)) for part, pixels in images.items()}
     return found | {f"{row}/{part}": values[some].astype(np.int64) for part, values in columns.items()}
 
@@ -166,9 +230,16 @@ def _detector(rows, scores):
     attacked = [row.key for row in rows if row.threat not in ("none", "noise")]
     figures = {key: {"auroc": 0.9, "tpr_at_fpr": {"0.01": 0.5, "0.05": 0.7}} for key in attacked}
     calibration = Calibration(threshold=2.0, fpr=0.01, measured=0.005, n=400, split="val")
-    return {"auroc": 0.9, "auroc_row": attacked[0], "threshold": 2.0, "fpr": 0.01,
-            "calibration": attrs.asdict(calibration), "clean_rejected": rows[0].defended.rejected,
-            "tpr_at_fpr": {"0.01": 0.5, "0.05": 0.7}, "rows": figures}  # fmt: skip
+    return {
+        "auroc": 0.9,
+        "auroc_row": attacked[0],
+        "threshold": 2.0,
+        "fpr": 0.01,
+        "calibration": attrs.asdict(calibration),
+        "clean_rejected": rows[0].defended.rejected,
+        "tpr_at_fpr": {"0.01": 0.5, "0.05": 0.7},
+        "rows": figures,
+    }
 
 
 def _check(number, status, parts):

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from defend.assembly.prepare import fold_batch_norm, prepare
 from defend.defence import Defence
 from defend.errors import ContractError
-from defend.speed import fold_batch_norm, prepare
-from defend.testing import TASK, TinyVictim, images
+from defend.testing.toys import TASK, TinyVictim, images
 
 
 class Gamma(nn.Module):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from defend.errors import ConfigError
 from defend.options import describe, make, option, options, parse
-from defend.values import parse_eps
+from defend.values.budgets import parse_eps
 
 
 @options

@@ -7,22 +7,9 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from defend.errors import ContractError
-from defend.randomness import (
-    keyed,
-    normal_like,
-    permutation,
-    sign_like,
-    step_seed,
-    uniform_like,
-    uniform_per_image,
-)
+from defend.randomness import keyed, normal_like, permutation, sign_like, step_seed, uniform_like, uniform_per_image
 
-DRAWS = {
-    "uniform": uniform_like,
-    "normal": normal_like,
-    "sign": sign_like,
-    "per image": uniform_per_image,
-}
+DRAWS = {"uniform": uniform_like, "normal": normal_like, "sign": sign_like, "per image": uniform_per_image}
 
 
 @pytest.fixture(params=DRAWS)

@@ -12,18 +12,21 @@ from defend.errors import DefendError
 from defend.hookspecs import hookimpl
 from defend.options import option, options
 from defend.stages import Paper, StageSpec, Task
-from defend.values import Report, RunConfig, Verdict
+from defend.values.report import Report
+from defend.values.run_config import RunConfig
 
 if TYPE_CHECKING:
+    from defend.assembly.load import load_defence as load
+    from defend.assembly.load import open_dataset as dataset
+    from defend.assembly.stage import build_stage
     from defend.attacks.host import craft
     from defend.attacks.target import Target
-    from defend.build import load_defence as load
-    from defend.build import open_dataset as dataset
-    from defend.config import alternatives
-    from defend.defence import Defence
-    from defend.ladders import load_recipe
-    from defend.ladders import recipe_config as recipe
-    from defend.runner import run, run_arms
+    from defend.defence import Defence, Verdict
+    from defend.evaluation.runner import run, run_arms
+    from defend.reproduce.ladders import load_recipe
+    from defend.reproduce.ladders import recipe_config as recipe
+    from defend.util.metrics import threshold_at
+    from defend.values.toml import alternatives
 
 __version__ = "0.5.0"
 
@@ -38,6 +41,7 @@ __all__ = [
     "Task",
     "Verdict",
     "alternatives",
+    "build_stage",
     "craft",
     "dataset",
     "hookimpl",
@@ -48,19 +52,23 @@ __all__ = [
     "recipe",
     "run",
     "run_arms",
+    "threshold_at",
 ]
 
 _LAZY = {
     "Defence": ("defend.defence", "Defence"),
+    "Verdict": ("defend.defence", "Verdict"),
     "Target": ("defend.attacks.target", "Target"),
-    "alternatives": ("defend.config", "alternatives"),
+    "alternatives": ("defend.values.toml", "alternatives"),
+    "build_stage": ("defend.assembly.stage", "build_stage"),
     "craft": ("defend.attacks.host", "craft"),
-    "dataset": ("defend.build", "open_dataset"),
-    "load": ("defend.build", "load_defence"),
-    "load_recipe": ("defend.ladders", "load_recipe"),
-    "recipe": ("defend.ladders", "recipe_config"),
-    "run": ("defend.runner", "run"),
-    "run_arms": ("defend.runner", "run_arms"),
+    "dataset": ("defend.assembly.load", "open_dataset"),
+    "load": ("defend.assembly.load", "load_defence"),
+    "load_recipe": ("defend.reproduce.ladders", "load_recipe"),
+    "recipe": ("defend.reproduce.ladders", "recipe_config"),
+    "run": ("defend.evaluation.runner", "run"),
+    "run_arms": ("defend.evaluation.runner", "run_arms"),
+    "threshold_at": ("defend.util.metrics", "threshold_at"),
 }
 
 

@@ -8,20 +8,31 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from defend.boundary import (
-    as_images,
-    checked_pixels,
-    checked_scores,
-    logits_of,
-    name_of,
-    own,
-    pixels_of,
-    scores_of,
-    threshold_of,
-)
+from defend.boundary.answers import check_pixels, check_scores, logits_of, pixels_of, scores_of, threshold_of
+from defend.boundary.given import as_images, name_of, own
+from defend.boundary.held import eval_mode
 from defend.errors import ContractError
-from defend.held import evaluating
-from defend.values import Verdict
+
+
+@attrs.frozen
+class Verdict:
+    """What a defence says of a batch of images (`Defence.judge`).
+
+    Attributes:
+        labels: int64 [B], the predicted class.
+        confidence: float32 [B], the softmax probability of that class.
+        accepted: bool [B], False where the detector rejects.
+        score: float32 [B], the detector's score; zeros without a detector.
+        purified: [B,C,H,W] in [0,1], what the victim saw.
+        logits: [B,classes].
+    """
+
+    labels: Tensor
+    confidence: Tensor
+    accepted: Tensor
+    score: Tensor
+    purified: Tensor
+    logits: Tensor
 
 
 @attrs.frozen
@@ -49,7 +60,7 @@ class PurifierSequence(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Purify [B,C,H,W] by all of them."""
         for purifier in self.purifiers:
-            images = _purified(purifier, images)
+            images = _purify(purifier, images)
         return images
 
 
@@ -91,13 +102,13 @@ class Defence(nn.Module):
         """
         if self.purifier is None:
             return images
-        return _purified(self.purifier, images)
+        return _purify(self.purifier, images)
 
     def classify(self, purified: Tensor) -> Tensor:
         """Return the victim's logits [B,classes] of what it is shown, [B,C,H,W].
 
         Raises:
-            ContractError: it answered with something else, see `defend.boundary.logits_of`.
+            ContractError: it answered with something else, see `defend.boundary.answers.logits_of`.
         """
         return logits_of(self.victim(own(purified, self.victim)), purified, self.victim)
 
@@ -131,14 +142,14 @@ class Defence(nn.Module):
                 outside [0,1]; or the detector something else than one finite score an image.
         """
         images = as_images(images).detach()
-        with evaluating(self):
+        with eval_mode(self):
             purified = self.purify(images)
             if self.purifier is not None:
-                purified = checked_pixels(purified, self.purifier)
+                purified = check_pixels(purified, self.purifier)
             if self.detector is None:
                 score = torch.zeros(len(images), device=images.device)
                 return Screening(purified, score, torch.ones(len(images), dtype=torch.bool, device=images.device))
-            score = checked_scores(self.rate(images, purified), self.detector)
+            score = check_scores(self.rate(images, purified), self.detector)
             return Screening(purified, score, score < threshold_of(self.detector).to(score.device))
 
     @torch.no_grad()
@@ -152,7 +163,7 @@ class Defence(nn.Module):
             DataError, ContractError: as `screen`; or the victim's logits are none, or not finite.
         """
         seen = screening or self.screen(images)
-        with evaluating(self):
+        with eval_mode(self):
             logits = self.classify(seen.purified).float()
         bad = int((~torch.isfinite(logits)).flatten(1).any(1).sum())
         if bad:
@@ -163,7 +174,7 @@ class Defence(nn.Module):
         return Verdict(labels, probability, seen.accepted, seen.score, seen.purified, logits)
 
 
-def _purified(purifier: nn.Module, images: Tensor) -> Tensor:
+def _purify(purifier: nn.Module, images: Tensor) -> Tensor:
     return pixels_of(purifier(own(images, purifier)), images, purifier)
 
 

@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from defend.randomness import mark, resumed
 
-TINY_WIDTH = 1e-12
+TINY_WIDTH = 1e-12  # of an image of zeros, so that nothing is divided by zero
 SLOPE_WIDTH = 1.0  # of the tanh that stands for sign in the backward pass, in mean absolute values
 SEGMENT = 5
 
@@ -39,11 +39,12 @@ def unroll(step: Step, state: State, steps: int, *, attached: bool, segment: int
     """Apply `step` many times; where `attached`, differentiable with respect to the state it starts from.
 
     The graph of no more than `segment` steps exists at a time: of the steps before the last segment only the states
-    between segments are kept, and the backward pass computes each segment again, with the same random draws. So
-    memory does not grow with the steps, but for one state a segment, and time by less than one pass without graph
-    (Chen et al. 2016, arXiv:1604.06174). The gradient is exact, of the first order outside (the steps may
-    differentiate inside), and goes to the state alone, not to parameters that `step` closes over.
+    between segments are kept, and the backward pass computes each segment again, with the same random draws
+    (Chen et al. 2016, arXiv:1604.06174). Memory then grows by one state a segment only, and time by less than one pass
+    without a graph. The gradient is exact. It can be taken once, though `step` itself may differentiate; and it goes to
+    the state alone, not to parameters that `step` closes over.
     """
+    # the last segment keeps its graph: the backward pass begins there and would only make it again
     early = max(steps - segment, 0) if attached else 0
     if early:
         state = _Segments.apply(step, early, segment, *state)
@@ -57,7 +58,7 @@ class _Segments(torch.autograd.Function):
     def forward(ctx: Any, step: Step, steps: int, segment: int, *state: Tensor) -> State:
         kept: list[Tensor] = []
         marks = []
-        with torch.enable_grad():
+        with torch.enable_grad():  # a step may differentiate, and torch turns gradients off in here
             state = tuple(value.detach() for value in state)
             for number in range(steps):
                 if number % segment == 0:

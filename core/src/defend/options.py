@@ -54,12 +54,7 @@ def option(
                 accepted = _range(at_least, at_most) or "a number"
                 raise ConfigError(f"{attribute.name}={value!r} is out of range: expected {accepted}")
 
-    metadata = {
-        "help": help,
-        "choices": choices,
-        "range": _range(at_least, at_most),
-        "architecture": architecture,
-    }
+    metadata = {"help": help, "choices": choices, "range": _range(at_least, at_most), "architecture": architecture}
     return attrs.field(default=default, validator=check, metadata=metadata)
 
 
@@ -155,6 +150,7 @@ def parse(value: Any, kind: Any) -> Any:
 
 def fraction(value: Any) -> float:
     """Read a number, also one written as a fraction: "8/255" or "0.03"."""
+    # float(True) is 1.0
     if isinstance(value, bool):
         raise ValueError("a number")
     try:

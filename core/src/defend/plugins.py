@@ -16,7 +16,7 @@ from defend.options import make
 from defend.recipes import Recipe
 from defend.stages import STAGES, Stage, StageSpec
 from defend.tables import Table
-from defend.threats import threat
+from defend.values.threats import threat
 
 CORE = ("defend.attacks.plugin", "defend.datasets.plugin", "defend.finetuners.plugin", "defend.victims.plugin")
 """What core itself offers comes through the same hooks; these modules implement them."""
@@ -75,15 +75,15 @@ class Found:
             if asked not in (self.member, whole):
                 raise ConfigError(f"{self.spec.member_option}={asked!r} contradicts {self.entry.stage} {self.member!r}")
             chosen[self.spec.member_option] = self.member
-            if self.tag and getattr(self._made(chosen), "pretrained", False):
+            if self.tag and getattr(self._make(chosen), "pretrained", False):
                 chosen[self.spec.member_option] = whole
-        return self._made(chosen)
+        return self._make(chosen)
 
-    def _made(self, values: Mapping[str, Any]) -> Any:
+    def _make(self, values: Mapping[str, Any]) -> Any:
         return make(self.spec.config, values, f"{self.entry.stage} {self.name}")
 
     def note(self, config: Any) -> str:
-        """Say that a tag was named in vain, "" where none was, or where it counts; `config` are the stage's options."""
+        """Return a sentence where a tag was named that has no effect, else ""; `config` are the stage's options."""
         if not self.tag or getattr(config, "pretrained", False):
             return ""
         return (
@@ -95,7 +95,7 @@ class Found:
 class Registry:
     """All stages that the installed plugins offer.
 
-    A name that two of them offer is nobody's: `find` refuses it and names both, and what does not use it goes on.
+    A name that two plugins offer belongs to neither: `find` refuses it and names both. All other names work.
     """
 
     def __init__(self, entry_points: Iterable[importlib.metadata.EntryPoint] | None = None) -> None:
@@ -109,7 +109,7 @@ class Registry:
         self._manager.add_hookspecs(hookspecs)
         for module in CORE:
             self._register(importlib.import_module(module), "defend-core")
-        for point in _installed() if entry_points is None else entry_points:
+        for point in _find_installed() if entry_points is None else entry_points:
             origin = point.dist.name if point.dist is not None else point.name
             try:
                 plugin = point.load()
@@ -126,6 +126,7 @@ class Registry:
         try:
             self._manager.register(plugin)
             self._manager.check_pending()
+            # this plugin alone is asked, so that a failure is its own
             others = [other for other in self._manager.get_plugins() if other is not plugin]
             for stage in STAGES:
                 hook = self._manager.subset_hook_caller(f"defend_{stage}s", remove_plugins=others)
@@ -152,6 +153,7 @@ class Registry:
                 self._manager.unregister(plugin)
             self.failures.append(Failure(origin, _cause(error)))
             return False
+        # only now, as a plugin that fails halfway offers nothing
         for entry in offered:
             rival = self._entries[entry.stage].setdefault(entry.spec.name, entry)
             if rival is not entry:
@@ -244,7 +246,7 @@ class Registry:
         return [entry for stage in STAGES for entry in self.entries(stage)]
 
 
-def _installed() -> list[importlib.metadata.EntryPoint]:
+def _find_installed() -> list[importlib.metadata.EntryPoint]:
     points = importlib.metadata.entry_points(group=hookspecs.GROUP)
     return sorted(points, key=lambda point: (point.dist.name if point.dist else "", point.name))
 

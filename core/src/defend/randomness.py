@@ -59,6 +59,7 @@ def normal_like(images: Tensor) -> Tensor:
     if _current.get() is None:
         return torch.randn_like(images)
     size = images.shape[1:].numel()
+    # draws may be 0 but never 1, and the logarithm of 0 is infinite
     radius = (-2 * torch.log(1 - _unit(images, size))).sqrt()
     return (radius * torch.cos(2 * math.pi * _unit(images, size))).view_as(images).to(images.dtype)
 
@@ -136,8 +137,9 @@ def _unit(images: Tensor, size: int) -> Tensor:
             "draw for the whole batch, or open defend.randomness.keyed with the keys of the part"
         )
     draws.count += 1
-    base = _mix(draws.base.to(images.device) + _wrapped(draws.count * 0x632BE59BD9B4E019))
+    base = _mix(draws.base.to(images.device) + _wrap(draws.count * 0x632BE59BD9B4E019))
     position = torch.arange(1, size + 1, device=images.device) * _GOLDEN
+    # float32 holds whole numbers of 24 bits exactly
     bits = _shift(_mix(base[:, None] + position), 40)
     return bits.to(torch.float32) * 2.0**-24
 
@@ -154,7 +156,7 @@ def _shift(number: Tensor, bits: int) -> Tensor:
     return (number >> bits) & ((1 << (64 - bits)) - 1)
 
 
-def _wrapped(number: int) -> int:
+def _wrap(number: int) -> int:
     """Fold any integer into the signed 64-bit range, as a tensor product would."""
     return (number + (1 << 63)) % (1 << 64) - (1 << 63)
 

@@ -1,6 +1,6 @@
 """A recipe as data: a whole defence under one name, as it was composed and measured. Imports no torch.
 
-A plugin declares recipes through the hook `defend_recipes`; `defend.ladders` holds what was measured of them.
+A plugin declares recipes through the hook `defend_recipes`; `defend.reproduce.ladders` holds what was measured of them.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import Any
 
 import attrs
 
-from defend.distributions import absent, require
-from defend.editions import BARE, is_bare, is_file
 from defend.errors import UnknownNameError, did_you_mean
-from defend.threats import chosen
-from defend.values import LADDER, RunConfig
+from defend.util.distributions import absent, require
+from defend.values.editions import BARE, is_bare, is_file
+from defend.values.run_config import LADDER, RunConfig
+from defend.values.threats import choose_threats
 
 LOCAL = ("data_dir", "device", "out", "store", "train_missing", "workers")
 """Fields of a `RunConfig` that are a machine's or a run's own, and no part of a recipe."""
@@ -63,7 +63,7 @@ class Recipe:
         if "victim" not in self.config:
             raise ValueError(f"recipe {self.name} names no victim")
         config = self.run_config()
-        chosen(config)
+        choose_threats(config)
         for part, weights in config.weights.items():
             if is_file(str(weights)):
                 raise ValueError(f"recipe {self.name}: weights of {part} are {weights!r}, expected an edition: '+NAME'")

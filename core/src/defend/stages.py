@@ -188,11 +188,11 @@ class Purifier(Protocol):
     Must work under `torch.no_grad()` even if it differentiates inside, and must be differentiable
     end to end where gradients are on. `random` says whether two passes may differ; draws come from
     `defend.randomness`, so that the host can key them by image. One that is hard to differentiate may have a method
-    `surrogates()`: modules, by name, that the bpda threat differentiates in its place (`defend.bpda`).
+    `surrogates()`: modules, by name, that the bpda threat differentiates in its place (`defend.evaluation.bpda`).
 
     One that can compute the same faster may have a method `prepared()`: it returns a module for evaluation alone,
     with frozen weights, equal up to rounding. The host uses it unless the precision is "exact", and only if it agrees
-    with the original on a few images (`defend.speed.prepare`). What the host reads must stay: `random`, `threshold`,
+    with the original on a few images (`defend.assembly.prepare`). What the host reads must stay: `random`, `threshold`,
     `surrogates()`, `beside()`, and the type where other stages ask for it.
     """
 

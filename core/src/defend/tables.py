@@ -12,10 +12,22 @@ from typing import Any, Literal
 
 import attrs
 
-from defend.distributions import absent, require
 from defend.errors import ConfigError, did_you_mean
 from defend.stages import Paper
-from defend.threats import DEFENDED, THREATS, TUNED, UNDEFENDED, UNTUNED
+from defend.util.distributions import absent, require
+from defend.values.threats import BEFORE_TUNING, DEFENDED, THREATS, TUNED, UNDEFENDED, UNTUNED, USUAL
+
+__all__ = [
+    "BEFORE_TUNING",
+    "TOLERANCE",
+    "TUNED",
+    "Adaptive",
+    "Table",
+    "TableArm",
+    "TableAttack",
+    "choose_tables",
+    "grid",
+]
 
 Axis = Literal["attacks", "arms"]
 TOLERANCE = 0.03
@@ -72,7 +84,7 @@ class TableAttack:
     Attributes:
         name: its heading.
         attack: the attack's name; None for clean images.
-        threat: what the paper's attacker knew, one of `defend.threats.THREATS`. Where it attacks a whole defence and
+        threat: what the paper's attacker knew, one of `defend.values.threats`. Where it attacks a whole defence and
             an arm has none, that arm's victim is attacked.
         eps: another budget than the table's.
         options: the attack's.
@@ -83,7 +95,7 @@ class TableAttack:
 
     name: str
     attack: str | None = None
-    threat: str = "oblivious"
+    threat: str = USUAL
     eps: float | None = None
     options: Mapping[str, Any] = attrs.field(factory=dict)
     step_share: float | None = None

@@ -7,7 +7,8 @@ from defend.attacks.target import Target
 from defend.defence import Defence
 from defend.errors import ConfigError
 from defend.stages import Task
-from defend.testing import SEED, TASK, AttackContract, PurifierContract, TinyVictim, images
+from defend.testing.contracts import AttackContract, PurifierContract
+from defend.testing.toys import SEED, TASK, TinyVictim, images
 from defend_apudae.purifier import ApudaePurifier, build
 
 SMALL = {"depth": 3, "width": 8, "steps": 3}

@@ -10,15 +10,8 @@ import torch
 
 from defend.randomness import keyed
 from defend_apudae.config import ApudaeOptions
-from defend_apudae.model import (
-    DenoisingAutoencoder,
-    direction,
-    loss,
-    purify,
-    rate,
-    reconstruction_error,
-    transform,
-)
+from defend_apudae.model import direction, loss, purify, rate, reconstruction_error, transform
+from defend_apudae.networks import DenoisingAutoencoder
 from defend_apudae.purifier import ApudaePurifier
 
 MU, SIGMA = torch.tensor(0.1), torch.tensor(0.2)

@@ -6,13 +6,15 @@ import pytest
 import torch
 
 from defend import Task
+from defend.assembly.prepare import prepare
 from defend.defence import Defence
 from defend.randomness import keyed
-from defend.speed import prepare
-from defend.testing import TASK, PurifierContract, TinyVictim
+from defend.testing.contracts import PurifierContract
+from defend.testing.toys import TASK, TinyVictim
 from defend_apudae.config import ApudaeOptions
-from defend_apudae.layers import FrozenAutoencoder, pack, unpack
-from defend_apudae.model import DenoisingAutoencoder, reconstruction_error
+from defend_apudae.frozen import FrozenAutoencoder, pack, unpack
+from defend_apudae.model import reconstruction_error
+from defend_apudae.networks import DenoisingAutoencoder
 from defend_apudae.purifier import build
 
 

@@ -11,10 +11,12 @@ import timm
 import torch
 from PIL import Image
 
-from defend.build import open_dataset
-from defend.reproduce import Settings, reproduce
-from defend.train_stage import train_stage
-from defend.watcher import Watcher
+from defend.assembly.load import open_dataset
+from defend.records.watcher import Watcher
+from defend.reproduce.jobs import MeasureSettings
+from defend.reproduce.measure import reproduce
+from defend.train import FitSettings
+from defend.training.stage import train_stage
 from defend_apudae.tables import TABLES
 
 CLASSES = 1000  # timm's weights take no fewer
@@ -53,7 +55,7 @@ def test_table_4_from_the_folders_to_the_figures(folder, tmp_path, monkeypatch, 
     images = open_dataset("imagenet", str(folder), {"workers": 0})
     assert (images.shape, len(images.classes), len(images.labels("test"))) == ((3, 224, 224), CLASSES, CLASSES)
     small = {"depth": 2, "width": 4, "batch_size": 512, "crop": 32}
-    path, card = train_stage("purifier", "apudae", images, options=small, device="cpu")
+    path, card = train_stage("purifier", "apudae", images, options=small, settings=FitSettings(device="cpu"))
     assert path.name == "purifier-apudae-imagenet.safetensors"
     assert 0 < card.figures["sigma"] < card.figures["mu"]
 
@@ -66,7 +68,7 @@ def test_table_4_from_the_folders_to_the_figures(folder, tmp_path, monkeypatch, 
         cells={(name, arm): cell for (name, arm), cell in whole.cells.items() if arm in ARMS and name in ATTACKS},
         adaptive=None,
     )
-    settings = Settings(out=tmp_path / "out", limit=2, device="cpu", data_dir=str(folder))
+    settings = MeasureSettings(out=tmp_path / "out", limit=2, device="cpu", data_dir=str(folder))
     result = reproduce(table, settings, Watcher())
     assert not result.partial
     assert set(downloads) == {VICTIM}

@@ -5,14 +5,21 @@ import sys
 
 import pytest
 
-from defend.config import to_toml
 from defend.plugins import registry
-from defend.reproduce import Settings, jobs
+from defend.reproduce.jobs import MeasureSettings, jobs
+from defend.values.toml import to_toml
 from defend_apudae.tables import TABLES
 
 BY_NAME = {table.short: table for table in TABLES}
-COUNTS = {"table-2": 30, "table-3": 72, "table-3-resnet20": 72, "table-4": 32, "table-5-mnist": 5, "table-5-cifar10": 5,
-          "table-5-imagenet": 5}  # fmt: skip
+COUNTS = {
+    "table-2": 30,
+    "table-3": 72,
+    "table-3-resnet20": 72,
+    "table-4": 32,
+    "table-5-mnist": 5,
+    "table-5-cifar10": 5,
+    "table-5-imagenet": 5,
+}
 
 
 def test_every_cell_of_the_paper_is_there():
@@ -41,7 +48,7 @@ def test_the_small_edition_of_table_3_has_its_arms_and_cells():
 def test_fewer_draws_are_of_the_arms_that_say_so(tmp_path):
     small = BY_NAME["table-3-resnet20"]
     arms = [arm for arm in small.arms if arm.purifier]
-    planned = jobs(small, Settings(out=tmp_path), arms, registry())
+    planned = jobs(small, MeasureSettings(out=tmp_path), arms, registry())
     draws = {job.arm.name: job.config.draws for job in planned if job.config.threats == ("adaptive",)}
     assert draws == {arm.name: 4 if arm.name in "FG" else 20 for arm in arms}
 
@@ -59,7 +66,7 @@ def test_every_run_can_be_configured(table, tmp_path):
         for name, options in arm.options.items():
             stage, known = ("victim", table.victim) if name == "victim" else ("purifier", name)
             found.find(stage, known).config(options)
-    planned = list(jobs(table, Settings(out=tmp_path), arms, found))
+    planned = list(jobs(table, MeasureSettings(out=tmp_path), arms, found))
     owned = {(attack, each) for attack, name in table.cells for each in table.arm(name).best_of or (name,)}
     assert {(name, job.arm.name) for job in planned for name in job.attacks} == {
         (attack, name) for attack, name in owned if not table.arm(name).absent

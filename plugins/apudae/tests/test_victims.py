@@ -4,14 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from defend.build import build_module, build_stage
+from defend.assembly.stage import build_module, build_stage
 from defend.datasets.base import MemoryDataset
 from defend.errors import ConfigError
 from defend.options import make
 from defend.plugins import registry
 from defend.stages import Task
-from defend.testing import images
-from defend.train_stage import train_stage
+from defend.testing.toys import images
+from defend.training.stage import train_stage
 
 TASK = Task("mnist", 1, 28, 28, 10, (0.13,), (0.31,))
 
@@ -29,8 +29,9 @@ def test_it_has_one_hidden_layer_of_128():
     victim = mlp()
     assert parameters(victim) == 101_770
     assert [(layer.in_features, layer.out_features) for layer in victim.modules() if isinstance(layer, nn.Linear)] == [
-        (784, 128), (128, 10),
-    ]  # fmt: skip
+        (784, 128),
+        (128, 10),
+    ]
 
 
 def test_hidden_and_other_sizes():
@@ -60,8 +61,10 @@ def test_recipes_are_options_of_victims():
 def test_it_trains_and_is_found(tmp_path, monkeypatch):
     monkeypatch.setenv("DEFEND_CACHE_DIR", str(tmp_path))
     task = Task("tiny", 1, 14, 14, 4)
-    pixels = {split: images(task, count, seed).mul(255).byte()
-              for seed, (split, count) in enumerate({"train": 24, "val": 8, "test": 8}.items())}  # fmt: skip
+    pixels = {
+        split: images(task, count, seed).mul(255).byte()
+        for seed, (split, count) in enumerate({"train": 24, "val": 8, "test": 8}.items())
+    }
     labels = {split: torch.arange(len(batch)) % 4 for split, batch in pixels.items()}
     dataset = MemoryDataset("tiny", list("abcd"), pixels, labels)
     path, card = train_stage("victim", "mlp", dataset, options={"epochs": 2, "batch_size": 8, "hidden": 8})

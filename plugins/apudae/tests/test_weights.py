@@ -3,10 +3,12 @@
 import pytest
 import torch
 
-from defend.build import build_stage, build_tuned, open_dataset
+from defend.assembly.composition import Composition
+from defend.assembly.load import open_dataset
+from defend.assembly.stage import build_stage
 from defend.plugins import registry
 from defend.stages import Task
-from defend.testing import images
+from defend.testing.toys import images
 from defend_apudae.model import reconstruction_error
 
 LABELS = [4, 8, 6, 5, 3, 0]
@@ -76,26 +78,29 @@ def test_the_published_networks_build():
 MNIST = Task("mnist", 1, 28, 28, 10)
 MLP_LOGITS = {
     "mnist": [
-        [-2.4482, -5.6129, -3.342, -0.9744, -2.5022], [-4.7517, -3.1699, -1.0434, 4.3249, -7.4637],
-        [-0.744, -7.008, -4.4139, -1.0569, -7.1392], [-1.6469, -9.056, -4.2127, 1.4008, -10.6374],
+        [-2.4482, -5.6129, -3.342, -0.9744, -2.5022],
+        [-4.7517, -3.1699, -1.0434, 4.3249, -7.4637],
+        [-0.744, -7.008, -4.4139, -1.0569, -7.1392],
+        [-1.6469, -9.056, -4.2127, 1.4008, -10.6374],
     ],
     "fashion_mnist": [
-        [-4.3131, -1.532, -0.7584, 1.2947, 1.3191], [6.4347, -1.5856, -0.0022, 2.3172, -3.6715],
-        [-6.2237, -2.5421, -0.2335, -0.1534, 3.4619], [-2.1492, 0.4069, -6.7463, 2.3551, -6.803],
+        [-4.3131, -1.532, -0.7584, 1.2947, 1.3191],
+        [6.4347, -1.5856, -0.0022, 2.3172, -3.6715],
+        [-6.2237, -2.5421, -0.2335, -0.1534, 3.4619],
+        [-2.1492, 0.4069, -6.7463, 2.3551, -6.803],
     ],
-}  # fmt: skip
+}
 ROBUST_LOGITS = [
-    [-0.3661, -10.2498, -2.0693, -4.9501, 1.877], [-3.4778, 0.3423, 0.8537, 0.9525, 1.643],
-    [-1.3569, -6.3404, -1.8709, -3.6237, -0.0936], [-3.5212, -8.7415, -1.923, -2.7772, -1.0863],
-]  # fmt: skip
+    [-0.3661, -10.2498, -2.0693, -4.9501, 1.877],
+    [-3.4778, 0.3423, 0.8537, 0.9525, 1.643],
+    [-1.3569, -6.3404, -1.8709, -3.6237, -0.0936],
+    [-3.5212, -8.7415, -1.923, -2.7772, -1.0863],
+]
 GREY_MEANS = {
     "mnist": [0.281059, 0.301904, 0.313341, 0.210889],
     "fashion_mnist": [0.303947, 0.33465, 0.33761, 0.245024],
 }
-GREY_CHANGES = {
-    "mnist": [0.06076, 0.06659, 0.05989, 0.0595],
-    "fashion_mnist": [0.04052, 0.03871, 0.04124, 0.0373],
-}
+GREY_CHANGES = {"mnist": [0.06076, 0.06659, 0.05989, 0.0595], "fashion_mnist": [0.04052, 0.03871, 0.04124, 0.0373]}
 GREY_ERRORS = {"mnist": (0.28597, 0.135949), "fashion_mnist": (0.540304, 0.622606)}
 
 
@@ -128,8 +133,10 @@ def test_golden_pairs_of_the_cifar10_weights():
     assert (float(built.module.mu), float(built.module.sigma)) == pytest.approx((2.15814, 1.53846), rel=1e-5)
     assert built.card.figures["val_rmse"] < 0.03
     assert {key: built.card.recipe[key] for key in ("epochs", "lr", "schedule")} == {
-        "epochs": 5, "lr": 2e-3, "schedule": "one_cycle",
-    }  # fmt: skip
+        "epochs": 5,
+        "lr": 2e-3,
+        "schedule": "one_cycle",
+    }
 
 
 @pytest.mark.parametrize("dataset", ["mnist", "fashion_mnist"])
@@ -151,7 +158,7 @@ def test_the_mlp_is_as_good_as_its_size_allows():
 def test_golden_logits_of_the_adversarially_trained_mlp(digits):
     images, _ = digits.tensors("test", limit=4)
     before = build_stage("victim", "mlp", MNIST)
-    tuned = build_tuned("adversarial", MNIST, "mlp", before.module, None, weights="+eps-0.1")
+    tuned = Composition.of("mlp", finetune="adversarial", weights={"finetuner": "+eps-0.1"}).build(MNIST)["finetuner"]
     assert tuned.card.recipe["victim_sha256"] == before.card.content_sha256
     with torch.no_grad():
         logits = tuned.module(images)

@@ -5,7 +5,7 @@ import torch
 
 from defend.datasets.base import MemoryDataset
 from defend.stages import Task
-from defend.testing import TinyVictim, images
+from defend.testing.toys import TinyVictim, images
 
 SIZES = {"train": 20, "val": 8, "test": 6}
 TASK = Task("tiny", 1, 14, 14, 4)

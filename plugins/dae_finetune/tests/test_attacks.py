@@ -3,17 +3,18 @@
 import pytest
 import torch
 
+from defend.assembly.prepare import prepare
+from defend.assembly.stage import build_stage
 from defend.attacks.iterated import Pgd
 from defend.attacks.options import FgsmOptions, PgdOptions
 from defend.attacks.single_step import Fgsm
 from defend.attacks.target import Target
-from defend.build import build_stage
 from defend.defence import Defence
 from defend.errors import ConfigError
 from defend.plugins import registry
-from defend.speed import prepare
 from defend.stages import Task
-from defend.testing import SEED, TASK, AttackContract, TinyVictim, images
+from defend.testing.contracts import AttackContract
+from defend.testing.toys import SEED, TASK, TinyVictim, images
 from defend.victims.training import NormalisedVictim
 from defend_dae_finetune import attacks
 

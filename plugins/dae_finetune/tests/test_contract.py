@@ -1,7 +1,7 @@
 """The stages of this plugin keep to core's contracts."""
 
 from defend.stages import Task
-from defend.testing import PurifierContract, VictimContract
+from defend.testing.contracts import PurifierContract, VictimContract
 
 
 class TestDae(PurifierContract):

@@ -5,9 +5,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from defend.train import FitSettings, fit
+from defend.training.loop import FitSettings, fit
+from defend.util.tensors import content_hash
 from defend.victims.training import augment
-from defend.weights import content_hash
 from defend_dae_finetune.config import FineTuneRecipe
 from defend_dae_finetune.finetuner import FineTuning, Phase, build, phases, train
 from defend_dae_finetune.sets import CRAFTED, PURIFIED

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from defend.plugins import registry
-from defend.train import FitSettings, fit
-from defend.train_stage import train_stage
-from defend.weights import content_hash
+from defend.training.loop import FitSettings, fit
+from defend.training.stage import train_stage
+from defend.util.tensors import content_hash
 from defend_dae_finetune.config import AutoencoderRecipe
 from defend_dae_finetune.purifier import AutoencoderTraining, EpochPlateau, build
 from defend_dae_finetune.sets import CRAFTED
@@ -176,9 +176,13 @@ def test_training_lowers_the_error_and_measures_it(tiny, prepare):
 
 def test_the_command_trains_it_against_the_victim_that_it_names(tmp_path, tiny):
     found = registry()
-    path, _ = train_stage("victim", "resnet20", tiny, options={"epochs": 1, "batch_size": 8}, device="cpu")
+    path, _ = train_stage(
+        "victim", "resnet20", tiny, options={"epochs": 1, "batch_size": 8}, settings=FitSettings(device="cpu")
+    )
     assert path.name == "victim-resnet20-tiny.safetensors"
     quick = {**QUICK, "epochs": 1}
-    _, card = train_stage("purifier", "dae", tiny, options=quick, device="cpu", out=tmp_path / "x.safetensors")
+    _, card = train_stage(
+        "purifier", "dae", tiny, options=quick, settings=FitSettings(device="cpu"), out=tmp_path / "x.safetensors"
+    )
     assert card.recipe["victim"] == "resnet20"
     assert found.find("purifier", "dae").spec.recipes["digits"]["eps"] == 0.1

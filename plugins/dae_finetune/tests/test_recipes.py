@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from defend.stages import Task
-from defend.testing import RecipeContract
+from defend.testing.contracts import RecipeContract
 from defend_dae_finetune.recipes import RECIPES
 
 

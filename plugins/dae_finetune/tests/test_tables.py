@@ -5,10 +5,10 @@ import sys
 
 import pytest
 
-from defend.config import to_toml
 from defend.plugins import registry
-from defend.reproduce import Settings, jobs
-from defend.threats import BEFORE_TUNING, DEFENDED, NO_SOURCES, TUNED
+from defend.reproduce.jobs import MeasureSettings, jobs
+from defend.values.threats import BEFORE_TUNING, DEFENDED, NO_SOURCES, TUNED
+from defend.values.toml import to_toml
 from defend_dae_finetune.tables import TABLES
 
 BY_NAME = {table.short: table for table in TABLES}
@@ -42,9 +42,11 @@ def test_the_papers_figures_are_of_its_own_attacks_and_white_box_ones_stand_besi
     pgd = {"steps": 10, "step_size": 0.01, "early_stop": False}
     assert made_by == {
         "Regular": (None, {}),
-        "FGSM": ("fgsm_unnormalised", {}), "PGD": ("pgd_unnormalised", pgd),
-        "FGSM, white-box": ("fgsm", {}), "PGD, white-box": ("pgd", pgd),
-    }  # fmt: skip
+        "FGSM": ("fgsm_unnormalised", {}),
+        "PGD": ("pgd_unnormalised", pgd),
+        "FGSM, white-box": ("fgsm", {}),
+        "PGD, white-box": ("pgd", pgd),
+    }
     assert {attack for (attack, _), figure in table.cells.items() if figure is not None} == {"Regular", "FGSM", "PGD"}
     arms = {arm.name for arm in table.arms}
     assert {arm for attack, arm in table.cells if attack.endswith("white-box")} == arms
@@ -53,8 +55,10 @@ def test_the_papers_figures_are_of_its_own_attacks_and_white_box_ones_stand_besi
 def test_resnet20_is_tuned_on_the_mix():
     finetuner = registry().find("finetuner", "dae").spec
     assert finetuner.recipe(**finetuner.editions["mix"]).schedule == "mix"
-    asked = {name: {dict(arm.weights).get("finetuner") for arm in table.arms if arm.finetune}
-             for name, table in BY_NAME.items()}  # fmt: skip
+    asked = {
+        name: {dict(arm.weights).get("finetuner") for arm in table.arms if arm.finetune}
+        for name, table in BY_NAME.items()
+    }
     assert asked == {"table-2": {"+mix"}, "table-3": {None}}
 
 
@@ -62,7 +66,7 @@ def test_resnet20_is_tuned_on_the_mix():
 def test_every_run_can_be_configured(table, tmp_path):
     found = registry()
     found.find("victim", table.victim)
-    planned = list(jobs(table, Settings(out=tmp_path), table.arms, found))
+    planned = list(jobs(table, MeasureSettings(out=tmp_path), table.arms, found))
     assert {(name, job.arm.name) for job in planned for name in job.attacks} == set(table.cells)
     for job in planned:
         assert to_toml(job.config) and job.config.sources == NO_SOURCES

@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch.nn import functional
 
-from defend.build import build_stage, build_tuned, open_dataset
+from defend.assembly.composition import Composition
+from defend.assembly.load import open_dataset
+from defend.assembly.stage import build_stage
 from defend.stages import Task
 
 LABELS = [4, 8, 6, 5, 3, 0]
@@ -22,17 +24,37 @@ CIFAR10 = Task("cifar10", 3, 32, 32, 10)
 CIFAR10_MEANS = [0.15418, 0.16681, 0.16995, 0.1306]
 CIFAR10_CHANGES = [0.02779, 0.029, 0.03019, 0.02983]
 CIFAR10_LOGITS = {
-    "before": [[-0.4721, -0.1052, 0.6027, 1.6891, 0.8928], [-1.5976, -2.3703, 1.7696, 4.4751, -0.0087],
-                 [-0.9692, -1.1699, 0.6694, 4.5685, -0.554], [-0.262, -0.6864, 2.288, 3.4325, -1.6312]],
-    "tuned": [[-2.7105, -1.4866, 0.9666, 0.9066, 4.3829], [-3.8164, -3.621, 1.9894, 5.4694, 1.0988],
-                 [-3.1892, -1.4013, 0.2859, 4.1251, 0.2981], [-1.999, -3.1233, 4.3754, 2.2924, 0.4265]],
-    "robust": [[-1.5649, -0.1624, 0.7811, 1.2252, 0.6138], [-1.7581, -1.9648, 1.4892, 2.2329, 1.1336],
-               [-1.3969, -1.1846, 1.1479, 1.8459, 0.617], [-1.1783, -1.6374, 1.6199, 1.8206, 0.9135]],
-    "se_preresnet56": [[-0.8194, -3.6831, 1.7825, 2.9098, 0.6239], [-1.9193, -4.3867, 3.6909, 5.3841, 0.8377],
-                       [-1.2098, -2.7555, 2.3145, 3.9257, 0.0511], [-1.3026, -3.5615, 2.2607, 4.8806, 0.0452]],
-    "se_preresnet56, tuned": [[0.0673, 0.1914, 2.5025, 1.0707, -0.573], [-2.4359, -2.4734, 2.3845, 4.3046, -1.3905],
-                              [-3.4387, 1.2594, 0.6452, 2.9773, -1.9967], [-0.1795, -2.056, 2.9162, 3.0219, -1.086]],
-}  # fmt: skip
+    "before": [
+        [-0.4721, -0.1052, 0.6027, 1.6891, 0.8928],
+        [-1.5976, -2.3703, 1.7696, 4.4751, -0.0087],
+        [-0.9692, -1.1699, 0.6694, 4.5685, -0.554],
+        [-0.262, -0.6864, 2.288, 3.4325, -1.6312],
+    ],
+    "tuned": [
+        [-2.7105, -1.4866, 0.9666, 0.9066, 4.3829],
+        [-3.8164, -3.621, 1.9894, 5.4694, 1.0988],
+        [-3.1892, -1.4013, 0.2859, 4.1251, 0.2981],
+        [-1.999, -3.1233, 4.3754, 2.2924, 0.4265],
+    ],
+    "robust": [
+        [-1.5649, -0.1624, 0.7811, 1.2252, 0.6138],
+        [-1.7581, -1.9648, 1.4892, 2.2329, 1.1336],
+        [-1.3969, -1.1846, 1.1479, 1.8459, 0.617],
+        [-1.1783, -1.6374, 1.6199, 1.8206, 0.9135],
+    ],
+    "se_preresnet56": [
+        [-0.8194, -3.6831, 1.7825, 2.9098, 0.6239],
+        [-1.9193, -4.3867, 3.6909, 5.3841, 0.8377],
+        [-1.2098, -2.7555, 2.3145, 3.9257, 0.0511],
+        [-1.3026, -3.5615, 2.2607, 4.8806, 0.0452],
+    ],
+    "se_preresnet56, tuned": [
+        [0.0673, 0.1914, 2.5025, 1.0707, -0.573],
+        [-2.4359, -2.4734, 2.3845, 4.3046, -1.3905],
+        [-3.4387, 1.2594, 0.6452, 2.9773, -1.9967],
+        [-0.1795, -2.056, 2.9162, 3.0219, -1.086],
+    ],
+}
 
 
 @pytest.fixture
@@ -66,7 +88,7 @@ def test_the_victims_classify(digits, name):
 def test_the_tuned_victim_is_of_the_shipped_parts_and_as_its_card_says(digits):
     task = digits.task()
     bare, purifier = build_stage("victim", "resnet20", task), build_stage("purifier", "dae", task)
-    tuned = build_tuned("dae", task, "resnet20", bare.module, "dae")
+    tuned = Composition.of("resnet20", "dae", finetune="dae").build(task)["finetuner"]
     assert tuned.card.recipe["victim_sha256"] == bare.card.content_sha256
     assert tuned.card.recipe["purifier_sha256"] == {"dae": purifier.card.content_sha256}
     images, labels = digits.tensors("val")
@@ -80,22 +102,25 @@ def test_golden_pairs_of_the_weights_for_cifar10(digits):
     images, _ = digits.tensors("test", limit=4)
     images = functional.pad(images, (2, 2, 2, 2)) * torch.tensor(TINT).view(1, 3, 1, 1)
     victim, purifier = build_stage("victim", "resnet20", CIFAR10), build_stage("purifier", "dae", CIFAR10)
-    tuned = build_tuned("dae", CIFAR10, "resnet20", victim.module, "dae", weights="+mix")
+    tuned = Composition.of("resnet20", "dae", finetune="dae", weights={"finetuner": "+mix"}).build(CIFAR10)["finetuner"]
     assert tuned.card.recipe["victim_sha256"] == victim.card.content_sha256
     assert tuned.card.recipe["purifier_sha256"] == {"dae": purifier.card.content_sha256}
     assert (tuned.card.recipe["schedule"], tuned.card.recipe["train_subset"]) == ("mix", 10_000)
-    robust = build_tuned("adversarial", CIFAR10, "resnet20", victim.module, None)
+    robust = Composition.of("resnet20", finetune="adversarial").build(CIFAR10)["finetuner"]
     assert robust.card.recipe["victim_sha256"] == victim.card.content_sha256
     assert robust.card.recipe["eps"] == 8 / 255
     deep = build_stage("victim", "se_preresnet56", CIFAR10)
-    deep_tuned = build_tuned("dae", CIFAR10, "se_preresnet56", deep.module, "dae")
+    deep_tuned = Composition.of("se_preresnet56", "dae", finetune="dae").build(CIFAR10)["finetuner"]
     assert deep_tuned.card.recipe["victim_sha256"] == deep.card.content_sha256
     assert deep_tuned.card.recipe["purifier_sha256"] == {"dae": purifier.card.content_sha256}
     assert (deep_tuned.card.recipe["schedule"], deep_tuned.card.recipe["train_subset"]) == ("two_sets", 5_000)
     networks = {
-        "before": victim, "tuned": tuned, "robust": robust,
-        "se_preresnet56": deep, "se_preresnet56, tuned": deep_tuned,
-    }  # fmt: skip
+        "before": victim,
+        "tuned": tuned,
+        "robust": robust,
+        "se_preresnet56": deep,
+        "se_preresnet56, tuned": deep_tuned,
+    }
     with torch.no_grad():
         restored = purifier.module(images)
         logits = {name: built.module(images) for name, built in networks.items()}

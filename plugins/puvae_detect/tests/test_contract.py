@@ -3,13 +3,14 @@
 import pytest
 import torch
 
-from defend.build import build_module
+from defend.assembly.stage import build_module
 from defend.defence import Defence
 from defend.errors import ConfigError
 from defend.plugins import registry
 from defend.randomness import keyed
 from defend.stages import Task
-from defend.testing import SEED, TASK, DetectorContract, PurifierContract, TinyVictim, VictimContract, images
+from defend.testing.contracts import DetectorContract, PurifierContract, VictimContract
+from defend.testing.toys import SEED, TASK, TinyVictim, images
 from defend_puvae_detect.config import PuvaeOptions
 from defend_puvae_detect.detector import PuvaeDetector
 from defend_puvae_detect.model import network_for, reconstruction_error

@@ -12,7 +12,7 @@ from defend.errors import ConfigError
 from defend.options import NoOptions
 from defend.randomness import keyed
 from defend.stages import Task
-from defend.testing import images
+from defend.testing.toys import images
 from defend_puvae_detect.classifiers import build_a, build_b
 from defend_puvae_detect.config import PuvaeOptions
 from defend_puvae_detect.detector import PuvaeDetector

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 import defend
-from defend.build import open_dataset
-from defend.testing import RecipeContract
+from defend.assembly.load import open_dataset
+from defend.testing.contracts import RecipeContract
 from defend_puvae_detect.recipes import RECIPES
 
 README = Path(__file__).parents[1] / "README.md"

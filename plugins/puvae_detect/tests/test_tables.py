@@ -5,10 +5,10 @@ import sys
 
 import pytest
 
-from defend.config import to_toml
 from defend.options import describe, make
 from defend.plugins import registry
-from defend.reproduce import Settings, jobs
+from defend.reproduce.jobs import MeasureSettings, jobs
+from defend.values.toml import to_toml
 from defend_puvae_detect.config import PuvaeOptions, PuvaeRecipe
 from defend_puvae_detect.tables import PAPER_BUDGETS, TABLES, budgets
 
@@ -45,7 +45,7 @@ def test_every_run_can_be_configured(table, tmp_path):
     found.find("victim", table.victim)
     for name, options in table.adaptive.options.items():
         found.find("attack", name).config(options)
-    planned = list(jobs(table, Settings(out=tmp_path), table.arms, found))
+    planned = list(jobs(table, MeasureSettings(out=tmp_path), table.arms, found))
     assert {(name, job.arm.name) for job in planned for name in job.attacks} == set(table.cells)
     for job in planned:
         assert to_toml(job.config)
@@ -56,7 +56,9 @@ def test_every_run_can_be_configured(table, tmp_path):
 @pytest.mark.parametrize("table", TABLES, ids=BY_NAME)
 def test_steps_are_a_thirtieth_of_every_eps(table, tmp_path):
     worst = [
-        job for job in jobs(table, Settings(out=tmp_path), [table.arm("Worst")], registry()) if "PGD" in job.attacks
+        job
+        for job in jobs(table, MeasureSettings(out=tmp_path), [table.arm("Worst")], registry())
+        if "PGD" in job.attacks
     ]
     assert [job.eps for job in worst] == list(table.arm("Worst").budgets)
     for job in worst:

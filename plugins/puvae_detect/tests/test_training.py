@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from defend.build import build_stage
+from defend.assembly.stage import build_stage
 from defend.datasets.base import Batch, MemoryDataset
 from defend.errors import ConfigError, WeightsError
+from defend.records.watcher import TrainingWatcher
 from defend.stages import Task
-from defend.testing import TASK, TinyVictim, images
-from defend.train import FitSettings, fit
-from defend.train_stage import train_stage
-from defend.watcher import TrainingWatcher
+from defend.testing.toys import TASK, TinyVictim, images
+from defend.training.loop import FitSettings, fit
+from defend.training.stage import train_stage
 from defend_puvae_detect import training
 from defend_puvae_detect.config import PuvaeOptions, PuvaeRecipe
 from defend_puvae_detect.model import divergence, reconstruction_cost

@@ -4,11 +4,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from defend.build import build_module, build_stage, build_tuned, load_defence, open_dataset
-from defend.metrics import auroc
+from defend.assembly.composition import Composition
+from defend.assembly.load import load_defence, open_dataset
+from defend.assembly.stage import build_module, build_stage
 from defend.plugins import registry
 from defend.randomness import keyed
 from defend.stages import Task
+from defend.util.metrics import auroc
 from defend_puvae_detect.model import reconstruction_error
 
 LABELS = [4, 8, 6, 5, 3, 0]
@@ -113,11 +115,19 @@ def test_the_published_networks_are_what_the_plain_options_build():
 
 # Upsampled digits stand in for MNIST's and Fashion-MNIST's images, which no test may need.
 A_LOGITS = {
-    "mnist": [[0.0596, -2.0129, -2.0575, -2.7384, 1.2908], [-2.0355, -0.6098, -0.2559, -1.2146, -2.0417],
-              [-0.9522, -1.2636, -2.4806, -5.18, -0.8286], [-3.3479, -3.9148, -4.6447, -2.5341, -1.1206]],
-    "fashion_mnist": [[-0.898, -3.0876, -2.7139, -0.7898, 3.5073], [6.1035, -6.9634, -0.7851, 6.1009, -7.0302],
-                      [-6.9953, -9.146, 0.7977, -3.5767, 10.7107], [5.7568, -5.6784, 1.0932, 6.7233, -2.6538]],
-}  # fmt: skip
+    "mnist": [
+        [0.0596, -2.0129, -2.0575, -2.7384, 1.2908],
+        [-2.0355, -0.6098, -0.2559, -1.2146, -2.0417],
+        [-0.9522, -1.2636, -2.4806, -5.18, -0.8286],
+        [-3.3479, -3.9148, -4.6447, -2.5341, -1.1206],
+    ],
+    "fashion_mnist": [
+        [-0.898, -3.0876, -2.7139, -0.7898, 3.5073],
+        [6.1035, -6.9634, -0.7851, 6.1009, -7.0302],
+        [-6.9953, -9.146, 0.7977, -3.5767, 10.7107],
+        [5.7568, -5.6784, 1.0932, 6.7233, -2.6538],
+    ],
+}
 PAPERS_ACCURACY = {"mnist": 0.992, "fashion_mnist": 0.922}
 
 
@@ -133,13 +143,25 @@ def test_golden_logits_of_classifier_a_on_the_papers_data(digits, dataset):
 
 
 ROBUST_LOGITS = {
-    "mnist+norms": [[-1.4525, -6.4842, -0.6529, -2.7657, 0.665], [-3.5596, -1.0854, 1.9895, 0.5315, -2.0665],
-                    [-2.4072, -4.2719, -0.9052, -1.1642, -0.4301], [-5.0264, -6.208, -3.8777, -0.5836, -0.5295]],
-    "mnist": [[-0.3139, -7.4079, -2.1907, -3.7654, -0.5311], [-2.7581, -1.6404, 2.1977, 1.5517, -3.7079],
-              [-2.436, -4.6279, -1.4279, -2.3663, -1.2934], [-4.8821, -7.4227, -5.2876, -1.933, -2.2505]],
-    "fashion_mnist": [[-0.8674, -2.9349, 0.2965, 0.2375, 0.8211], [5.7793, -4.2361, 0.7137, 1.6129, -0.6754],
-                      [-1.522, -2.8129, -0.0462, 0.6176, 1.0428], [0.489, -2.5752, -1.1577, 1.472, -0.3562]],
-}  # fmt: skip
+    "mnist+norms": [
+        [-1.4525, -6.4842, -0.6529, -2.7657, 0.665],
+        [-3.5596, -1.0854, 1.9895, 0.5315, -2.0665],
+        [-2.4072, -4.2719, -0.9052, -1.1642, -0.4301],
+        [-5.0264, -6.208, -3.8777, -0.5836, -0.5295],
+    ],
+    "mnist": [
+        [-0.3139, -7.4079, -2.1907, -3.7654, -0.5311],
+        [-2.7581, -1.6404, 2.1977, 1.5517, -3.7079],
+        [-2.436, -4.6279, -1.4279, -2.3663, -1.2934],
+        [-4.8821, -7.4227, -5.2876, -1.933, -2.2505],
+    ],
+    "fashion_mnist": [
+        [-0.8674, -2.9349, 0.2965, 0.2375, 0.8211],
+        [5.7793, -4.2361, 0.7137, 1.6129, -0.6754],
+        [-1.522, -2.8129, -0.0462, 0.6176, 1.0428],
+        [0.489, -2.5752, -1.1577, 1.472, -0.3562],
+    ],
+}
 ROBUST_EPS = {"mnist+norms": 0.3, "mnist": 0.3, "fashion_mnist": 0.1}
 
 
@@ -149,7 +171,8 @@ def test_golden_logits_of_the_adversarially_trained_classifier_a(digits, made):
     images, _ = digits.tensors("test", limit=4)
     task = Task(dataset, 1, 28, 28, 10)
     before = build_stage("victim", "classifier_a", task)
-    tuned = build_tuned("adversarial", task, "classifier_a", before.module, None, weights=f"{plus}{edition}" or None)
+    weights = {"finetuner": f"{plus}{edition}"} if edition else {}
+    tuned = Composition.of("classifier_a", finetune="adversarial", weights=weights).build(task)["finetuner"]
     assert tuned.card.recipe["victim_sha256"] == before.card.content_sha256
     assert tuned.card.recipe["eps"] == ROBUST_EPS[made]
     assert tuned.card.recipe.get("l2_share", 0) == (0.5 if edition == "norms" else 0)  # cards older than it lack it
@@ -160,9 +183,7 @@ def test_golden_logits_of_the_adversarially_trained_classifier_a(digits, made):
 
 
 # to a VAE of other images, digits are beyond its threshold, or near it
-VAE_ERRORS = {
-    "mnist": [0.1374, 0.1605, 0.18419, 0.16048], "fashion_mnist": [0.13872, 0.09607, 0.1429, 0.10856],
-}  # fmt: skip
+VAE_ERRORS = {"mnist": [0.1374, 0.1605, 0.18419, 0.16048], "fashion_mnist": [0.13872, 0.09607, 0.1429, 0.10856]}
 VAE_FIGURES = {"mnist": (0.081707, 0.97, 0.001), "fashion_mnist": (0.134352, 0.85, 0.01)}
 
 

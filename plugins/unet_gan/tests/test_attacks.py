@@ -9,7 +9,7 @@ from defend.attacks.options import FgsmOptions
 from defend.attacks.single_step import Fgsm
 from defend.attacks.target import Target
 from defend.options import make
-from defend.testing import TASK, TinyVictim, images
+from defend.testing.toys import TASK, TinyVictim, images
 from defend_unet_gan.attacks import Assignment, assign, attack
 from defend_unet_gan.config import UnetGanRecipe
 

@@ -3,7 +3,7 @@
 from typing import ClassVar
 
 from defend.stages import Task
-from defend.testing import PurifierContract
+from defend.testing.contracts import PurifierContract
 
 
 class Small(PurifierContract):

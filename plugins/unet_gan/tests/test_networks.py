@@ -74,8 +74,12 @@ def test_discriminator_layers():
     assert seen == [(64, 16, 16), (128, 8, 8), (256, 4, 4), (1, 4, 4)]
     assert [layer.kernel_size for layer in convolutions] == [(4, 4)] * 3 + [(3, 3)]
     assert [type(layer).__name__ for layer in network.layers[:5]] == [
-        "Conv2d", "LeakyReLU", "Conv2d", "BatchNorm2d", "LeakyReLU",
-    ]  # fmt: skip
+        "Conv2d",
+        "LeakyReLU",
+        "Conv2d",
+        "BatchNorm2d",
+        "LeakyReLU",
+    ]
     assert not isinstance(network.layers[-1], torch.nn.Sigmoid)
 
 

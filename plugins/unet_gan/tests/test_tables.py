@@ -5,10 +5,10 @@ import sys
 
 import pytest
 
-from defend.config import to_toml
 from defend.options import describe, make
 from defend.plugins import registry
-from defend.reproduce import Settings, jobs
+from defend.reproduce.jobs import MeasureSettings, jobs
+from defend.values.toml import to_toml
 from defend_unet_gan.plugin import EDITIONS
 from defend_unet_gan.tables import LEAK, TABLES
 
@@ -41,8 +41,11 @@ def test_rows_without_a_figure_leak_no_label():
 
 def test_leaking_explains_only_what_is_better_than_clean():
     assert set(BY_NAME["table-1"].misses) == {
-        "FGSM 8/255 / Noise Inc", "FGSM 16/255 / Noise Inc", "FGSM 16/255 / Image Inc", "FGSM 16/255 / Image-2 Inc",
-    }  # fmt: skip
+        "FGSM 8/255 / Noise Inc",
+        "FGSM 16/255 / Noise Inc",
+        "FGSM 16/255 / Image Inc",
+        "FGSM 16/255 / Image-2 Inc",
+    }
     assert len(BY_NAME["table-2"].misses) == 5 and set(BY_NAME["table-2"].misses.values()) == {LEAK}
     assert not BY_NAME["table-3"].misses
 
@@ -76,7 +79,7 @@ def test_every_run_can_be_configured(table, tmp_path):
     for attack in table.attacks:
         if attack.attack:
             registry().find("attack", attack.attack).config(attack.options)
-    planned = list(jobs(table, Settings(out=tmp_path), table.arms, registry()))
+    planned = list(jobs(table, MeasureSettings(out=tmp_path), table.arms, registry()))
     asked = {(name, job.arm.name) for job in planned for name in job.attacks}
     assert asked == set(table.cells)
     assert len({to_toml(job.config) for job in planned}) == len(planned)

@@ -4,15 +4,16 @@ import pytest
 import torch
 from torch import nn
 
-from defend.build import build_module, open_dataset
+from defend.assembly.load import open_dataset
+from defend.assembly.stage import build_module
 from defend.datasets.base import Batch, MemoryDataset
 from defend.errors import ConfigError, WeightsError
 from defend.options import make
 from defend.plugins import registry
+from defend.records.watcher import TrainingWatcher
 from defend.stages import Task
-from defend.testing import TASK, TinyVictim
-from defend.train import FitSettings, fit
-from defend.watcher import TrainingWatcher
+from defend.testing.toys import TASK, TinyVictim
+from defend.training.loop import FitSettings, fit
 from defend_unet_gan.config import UnetGanOptions, UnetGanRecipe
 from defend_unet_gan.model import Discriminator, adversarial_loss, discriminator_loss, feature_matching
 from defend_unet_gan.plugin import RECIPES

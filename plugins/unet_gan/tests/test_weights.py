@@ -3,11 +3,12 @@
 import pytest
 import torch
 
+from defend.assembly.load import open_dataset
+from defend.assembly.stage import build_stage
 from defend.attacks.host import craft
 from defend.attacks.options import FgsmOptions
 from defend.attacks.single_step import Fgsm
 from defend.attacks.target import Target
-from defend.build import build_stage, open_dataset
 
 LABELS = [4, 8, 6, 5, 3, 0]
 MEANS = [0.308561, 0.33709, 0.343865, 0.253509, 0.326463, 0.338729]

@@ -7,7 +7,8 @@ from defend.attacks.target import Target
 from defend.defence import Defence
 from defend.errors import ConfigError
 from defend.stages import Task
-from defend.testing import TASK, AttackContract, PurifierContract, TinyVictim, images
+from defend.testing.contracts import AttackContract, PurifierContract
+from defend.testing.toys import TASK, TinyVictim, images
 from defend_vaegan.purifier import build
 
 SMALL = {"width": 0.125, "latent": 6, "steps": 3, "latent_steps": 3}

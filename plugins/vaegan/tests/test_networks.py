@@ -112,6 +112,10 @@ def test_width_scales_every_layer_but_latent_and_pixels():
         half = VaeGan(1, 28, 28, 128, 0.5)
     assert [layer.weight.shape[0] for layer in layers(half.encoder)] == [32, 64, 128, 512, 128, 128]
     assert [tuple(layer.weight.shape[:2]) for layer in layers(half.decoder)] == [
-        (2048, 128), (128, 96), (96, 64), (64, 16), (1, 16),
-    ]  # fmt: skip
+        (2048, 128),
+        (128, 96),
+        (96, 64),
+        (64, 16),
+        (1, 16),
+    ]
     assert [layer.weight.shape[0] for layer in layers(half.discriminator)] == [16, 64, 96, 128, 256, 1]

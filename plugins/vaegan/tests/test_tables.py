@@ -3,9 +3,9 @@
 import subprocess
 import sys
 
-from defend.config import to_toml
 from defend.plugins import registry
-from defend.reproduce import Settings, jobs
+from defend.reproduce.jobs import MeasureSettings, jobs
+from defend.values.toml import to_toml
 from defend_vaegan.tables import MATCHED_EPS, SWEPT_EPS, TABLES
 
 (TABLE,) = TABLES
@@ -43,7 +43,7 @@ def test_every_run_can_be_configured(tmp_path):
             found.find("attack", attack.attack).config(attack.options)
     for name, options in TABLE.adaptive.options.items():
         found.find("attack", name).config(options)
-    planned = list(jobs(TABLE, Settings(out=tmp_path), TABLE.arms, found))
+    planned = list(jobs(TABLE, MeasureSettings(out=tmp_path), TABLE.arms, found))
     assert {(name, job.arm.name) for job in planned for name in job.attacks} == set(TABLE.cells)
     assert len({to_toml(job.config) for job in planned}) == len(planned)
 

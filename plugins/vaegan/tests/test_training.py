@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from defend.datasets.base import Batch, MemoryDataset
+from defend.records.watcher import TrainingWatcher
 from defend.stages import Task
-from defend.train import FitSettings, fit
-from defend.watcher import TrainingWatcher
+from defend.training.loop import FitSettings, fit
 from defend_vaegan.config import VaeganOptions, VaeganRecipe
 from defend_vaegan.model import gan_costs, gaussian_nll, prior_loss
 from defend_vaegan.training import train

@@ -4,11 +4,12 @@ import attrs
 import pytest
 import torch
 
+from defend.assembly.load import open_dataset
+from defend.assembly.stage import build_module, build_stage
 from defend.attacks.host import craft
 from defend.attacks.options import FgsmOptions
 from defend.attacks.single_step import Fgsm
 from defend.attacks.target import Target
-from defend.build import build_module, build_stage, open_dataset
 from defend.plugins import registry
 from defend.stages import Task
 from defend_vaegan.model import climb, search
@@ -25,14 +26,20 @@ LATENT_ERRORS = [0.04605, 0.05779, 0.04058, 0.04767, 0.03826, 0.0402]
 # reconstructions, log Dis, errors after the search for a latent; and the largest val_rmse that its card may have.
 LARGER = {
     "mnist": (
-        [0.22441, 0.21619, 0.24502, 0.09463], [0.29169, 0.35276, 0.33932, 0.32279],
-        [-12.1996, -12.9918, -11.0456, -12.726], [0.2385, 0.31366, 0.29872, 0.27709], 0.08,
+        [0.22441, 0.21619, 0.24502, 0.09463],
+        [0.29169, 0.35276, 0.33932, 0.32279],
+        [-12.1996, -12.9918, -11.0456, -12.726],
+        [0.2385, 0.31366, 0.29872, 0.27709],
+        0.08,
     ),
     "fashion_mnist": (
-        [0.28606, 0.32374, 0.309, 0.23404], [0.19325, 0.14493, 0.18873, 0.16913],
-        [-5.5043, -2.9581, -3.5352, -1.5937], [0.18205, 0.13711, 0.17029, 0.15301], 0.11,
+        [0.28606, 0.32374, 0.309, 0.23404],
+        [0.19325, 0.14493, 0.18873, 0.16913],
+        [-5.5043, -2.9581, -3.5352, -1.5937],
+        [0.18205, 0.13711, 0.17029, 0.15301],
+        0.11,
     ),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(autouse=True)

@@ -7,8 +7,9 @@ from torch import Tensor, nn
 
 from defend.attacks.balls import at_least_float32, clip, random_start
 from defend.attacks.goals import Goal, choose_goal, confirm, settle, step_along
+from defend.attacks.objectives import Objective, steady_cross_entropy
 from defend.attacks.options import ApgdOptions
-from defend.attacks.target import Objective, Slope, Target, steady_cross_entropy
+from defend.attacks.target import Slope, Target
 from defend.randomness import keyed
 
 MOMENTUM = 0.75  # alpha
@@ -17,9 +18,9 @@ FIRST_CHECK, CHECK_SHRINKS, LEAST_CHECK = 0.22, 0.03, 0.06  # of the steps (sect
 
 
 def difference_of_logits_ratio(module: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """DLR (eq. 6): -(z_y - max z_i) / (z_1 - z_3), i not y, z_1 >= z_2 >= z_3; blind to shift and scale of logits.
+    """DLR (eq. 6): -(z_y - max z_i) / (z_1 - z_3), i not y, z_1 >= z_2 >= z_3; no shift or scale of logits changes it.
 
-    That takes three classes. With two the ratio would be 1 or -1 and its slope zero, so there the difference alone is
+    It needs three classes. With two the ratio would be 1 or -1 and its slope zero, so there the difference alone is
     the loss, -(z_y - z_i): it rises exactly where the margin falls, and steps do not depend on its scale.
     """
     logits = module(images)
@@ -35,7 +36,7 @@ def difference_of_logits_ratio(module: nn.Module, images: Tensor, labels: Tensor
 def targeted_ratio(module: nn.Module, images: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
     """Targeted DLR (eq. 7) with the sign turned, so that falling is nearing: (z_y - z_t) / (z_1 - (z_3 + z_4) / 2).
 
-    That takes four classes. With three the denominator is z_1 - (z_2 + z_3) / 2, which, unlike z_1 - z_3, leaves a
+    It needs four classes. With three the denominator is z_1 - (z_2 + z_3) / 2, which, unlike z_1 - z_3, leaves a
     slope where y and t are the first and the last; with two it is 1.
 
     Args:
@@ -53,7 +54,7 @@ def targeted_ratio(module: nn.Module, images: Tensor, pairs: Tensor) -> tuple[Te
 
 
 def _ratio(difference: Tensor, spread: Tensor) -> Tensor:
-    """Divide; where the spread is nothing, all that it is made of is equal, and the difference stands alone."""
+    """Divide; where the spread is zero, the logits in it are equal, and the difference is returned as it is."""
     return difference / torch.where(spread < torch.finfo(spread.dtype).tiny, torch.ones_like(spread), spread)
 
 
@@ -64,6 +65,7 @@ def checkpoints(steps: int) -> list[int]:
     """Return w_j = ceil(p_j N), with p_0 = 0, p_1 = 0.22, p_(j+1) = p_j + max(p_j - p_(j-1) - 0.03, 0.06)."""
     before, share, found = 0.0, FIRST_CHECK, []
     while share <= 1:
+        # without rounding, 0.57 of 100 steps is 57.00000000000001, whose ceiling is 58
         found.append(int(-(-round(share * steps, 6) // 1)))
         before, share = share, share + max(share - before - CHECK_SHRINKS, LEAST_CHECK)
     return sorted(set(found))
@@ -106,6 +108,7 @@ class Apgd:
         origin, budget, identity, aim = images, eps, keys, goal
         last = 0
         for step in range(1, steps + 1):
+            # the first step has no move before it to mix in
             moved = state.step(origin, budget, aim, momentum=MOMENTUM if step > 1 else 1.0)
             state.record(moved, self._look(target, moved, aim, identity, f"{stream}/{step}"), aim if stops else None)
             if step not in checks:
@@ -121,6 +124,7 @@ class Apgd:
                     return result
                 state, place, origin = state.part(keep), place[keep], origin[keep]
                 budget, identity, aim = budget[keep], identity[keep], aim.part(keep)
+        # who was fooled since the last check is not confirmed yet
         if stops and last < steps:
             state.fooled = confirm(state.fooled, target, aim, state.fooling, identity, f"{stream}/confirm/{steps}")
         result[place] = state.answer()
@@ -149,10 +153,21 @@ class _State:
     def begin(cls, start: Tensor, slope: Slope, size: Tensor, norm: str = "linf") -> _State:
         no = torch.zeros(len(start), dtype=torch.bool, device=start.device)
         return cls(
-            norm, now=start, before=start, gradient=slope.gradient, loss=slope.loss,
-            best=start, best_gradient=slope.gradient, best_loss=slope.loss,
-            size=size, rises=torch.zeros_like(size), halved=~no, loss_at_check=slope.loss, fooled=no, fooling=start,
-        )  # fmt: skip
+            norm,
+            now=start,
+            before=start,
+            gradient=slope.gradient,
+            loss=slope.loss,
+            best=start,
+            best_gradient=slope.gradient,
+            best_loss=slope.loss,
+            size=size,
+            rises=torch.zeros_like(size),
+            halved=~no,  # so the first check does not ask for a better best: there was no check before it
+            loss_at_check=slope.loss,
+            fooled=no,
+            fooling=start,
+        )
 
     def step(self, images: Tensor, eps: Tensor, goal: Goal, momentum: float) -> Tensor:
         """Return x_(k+1) of algorithm 1, lines 7 and 8."""

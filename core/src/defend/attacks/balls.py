@@ -51,6 +51,7 @@ def project_l2(candidate: Tensor, images: Tensor, eps: Tensor) -> Tensor:
 def _project_l2_halves(candidate: Tensor, images: Tensor, eps: Tensor) -> Tensor:
     origin = images.float()
     exact = project_l2(candidate, origin, eps)
+    # `towards` always stays within, but shortens more than it must, so it comes last
     for _ in range(ROUNDINGS):
         length = lengths(exact.to(images.dtype).float() - origin)
         over = length > eps
@@ -67,6 +68,7 @@ def towards(exact: Tensor, images: Tensor) -> Tensor:
     """
     rounded = exact.to(images.dtype) + 0.0  # no -0: from 0 up, numbers are ordered as their bits are
     beyond = (rounded.float() - images.float()).abs() > (exact - images.float()).abs()
+    # one step of the bits is the next number of that type
     back = torch.where(beyond, (images.float() - rounded.float()).sign(), 0).to(torch.int16)
     return (rounded.view(torch.int16) + back).view(images.dtype)
 
@@ -90,19 +92,19 @@ def steepest(gradient: Tensor, norm: str) -> Tensor:
 
 def unit(directions: Tensor) -> Tensor:
     """Scale every image's direction [B,C,H,W] to length 1 in L2, however tiny or huge; one of no length stays."""
-    scaled, _ = _scaled(directions)
+    scaled, _ = _scale(directions)
     length = scaled.flatten(1).norm(dim=1)
     return (scaled / wide(torch.where(length > 0, length, 1))).to(directions.dtype)
 
 
 def lengths(directions: Tensor) -> Tensor:
     """Return the L2 length [B] of every image's numbers [B,...], float32 at least; squares lose none of it."""
-    scaled, size = _scaled(directions)
+    scaled, size = _scale(directions)
     length: Tensor = scaled.flatten(1).norm(dim=1) * size
     return length
 
 
-def _scaled(directions: Tensor) -> tuple[Tensor, Tensor]:
+def _scale(directions: Tensor) -> tuple[Tensor, Tensor]:
     """Divide every image's numbers [B,...] by a power of two [B] that leaves the largest of them between 1 and 2.
 
     So no square overflows or vanishes, and everything else is as without, to the bit.

@@ -8,13 +8,14 @@ from torch.nn import functional as F
 
 from defend.attacks.balls import project_linf
 from defend.attacks.goals import Goal, choose_goal, settle
+from defend.attacks.objectives import Objective
 from defend.attacks.options import CwOptions
-from defend.attacks.target import Objective, Target
+from defend.attacks.target import Target
 
 BETAS = (0.9, 0.999)
 TINY = 1e-8
 INSIDE = 1 - 1e-6  # images are drawn this far into (0,1), where tanh space reaches them
-LARGEST_CONST = 1e10
+LARGEST_CONST = 1e10  # foolbox's bound too
 USUAL_SPREADS = (0.1, 1e3)  # from the smallest to the largest logit of an image: what the published constants suit
 TYPICAL_SPREAD = 10.0
 
@@ -33,10 +34,11 @@ def margin(goal: Goal, confidence: float) -> Objective:
 
 
 def usual_scale(logits: Tensor) -> Tensor:
-    """Return what the logits [B,K] of each image are to be multiplied by for the published constants to suit them: [B].
+    """Return the factor for each image's logits [B,K] that makes the published constants suit them: [B].
 
-    1 for the logits of a usual network. Multiplied by a million, they would drown the distance from the first constant
-    on, and by a millionth the margin up to the last one: the attack would find images far away, or none.
+    It is 1 for the logits of a usual network. With logits a million times as large, the margin would outweigh the
+    distance from the first constant on, and the images found would lie far away. With logits a millionth as large, the
+    distance would outweigh the margin up to the last constant, and none would be found.
     """
     spread = logits.amax(1) - logits.amin(1)
     low, high = USUAL_SPREADS
@@ -83,6 +85,7 @@ class CarliniWagner:
                 best_distance = torch.where(better, distance, best_distance)
                 best = torch.where(better.view(-1, 1, 1, 1), current, best)
                 fooled_here |= fooled
+                # the target differentiates by the image; tanh's own slope, the next line, does the rest
                 by_image = 2 * (current - images) + constant.view(-1, 1, 1, 1) * slope.gradient
                 gradient = by_image * (1 - squashed.square()) / 2
                 first.lerp_(gradient, 1 - BETAS[0])
@@ -91,6 +94,7 @@ class CarliniWagner:
                 point = point - config.lr * (first / (1 - BETAS[0] ** step)) / scale
             high = torch.where(fooled_here, torch.minimum(high, constant), high)
             low = torch.where(fooled_here, low, torch.maximum(low, constant))
+            # no constant has worked yet where high is infinite, so there is nothing to bisect
             middle = torch.where(torch.isinf(high), constant * 10, (low + high) / 2)
             constant = torch.minimum(middle, LARGEST_CONST * suited)
         found = project_linf(best, images, eps) if self.norm == "linf" else best

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from defend.attacks.balls import project_linf, unit
+from defend.attacks.objectives import log_odds, steady_odds
 from defend.attacks.options import DetectorAwareOptions, JointOptions
-from defend.attacks.target import Aims, Slopes, Target, log_odds, steady_odds
+from defend.attacks.target import Aims, Slopes, Target
 from defend.errors import ConfigError
 from defend.randomness import keyed, uniform_like
 
@@ -22,7 +23,7 @@ class DetectorAware(abc.ABC):
     """Projected sign steps in directions made of the classifier's and the detector's gradient.
 
     Of all points seen, the image itself among them, it keeps the misclassified one with the lowest score; while there
-    is none, the one with the highest loss: the log-odds against the label (`defend.attacks.target.log_odds`), which
+    is none, the one with the highest loss: the log-odds against the label (`defend.attacks.objectives.log_odds`), which
     rise as the cross-entropy does and never lose their gradient. It is left alone once misclassified with a score
     below what the attacker wants (`target.threshold`, else the detector's own), but never against a random defence.
     """
@@ -52,6 +53,7 @@ class DetectorAware(abc.ABC):
         size = 2.5 * eps / config.steps if config.step_size is None else torch.full_like(eps, config.step_size)
         best = _Best(images)
         everyone = torch.arange(len(images), device=images.device)
+        # an image that is misclassified and accepted as it is needs no attack
         best.record(everyone, images, *target.scores(images, keys, f"{self._name}/clean"), labels)
         for restart in range(config.restarts):
             for number, (aims, direction) in enumerate(self._passes(target)):
@@ -72,9 +74,19 @@ class DetectorAware(abc.ABC):
         return best.images
 
     def _climb(
-        self, target: Target, images: Tensor, start: Tensor, labels: Tensor, eps: Tensor, keys: Tensor, size: Tensor,
-        aims: Aims, direction: Direction, wanted: Tensor, stream: str,
-    ) -> _Best:  # fmt: skip
+        self,
+        target: Target,
+        images: Tensor,
+        start: Tensor,
+        labels: Tensor,
+        eps: Tensor,
+        keys: Tensor,
+        size: Tensor,
+        aims: Aims,
+        direction: Direction,
+        wanted: Tensor,
+        stream: str,
+    ) -> _Best:
         steps = self._config.steps
         every = target.compact_every or (1 if images.device.type == "cpu" else max(steps // 4, 1))
         best, place = _Best(start), torch.arange(len(images), device=images.device)
@@ -87,18 +99,23 @@ class DetectorAware(abc.ABC):
             current = project_linf(current + ahead, images, eps)
             if not target.random and (step + 1) % every == 0:
                 keep = ~(wrong & (slopes.scores < wanted))
-                # an image that has what is wanted is not moved on; what came before is recorded
+                # an image that is misclassified and accepted is left there: that point is recorded already
                 if not keep.any():
                     return best
                 place, current, images, labels = place[keep], current[keep], images[keep], labels[keep]
                 eps, keys, size = eps[keep], keys[keep], size[keep]
+        # the loop records where each step begins, so the last point is still missing
         logits, scores = target.scores(current, keys, f"{stream}/{steps}")
         best.record(place, current, logits, scores, labels)
         return best
 
 
 class _Best:
-    """The best candidate of every image so far: misclassified before not, then by score, then by loss."""
+    """The best candidate of every image so far.
+
+    Any misclassified one is better than one that is not. Of two misclassified ones the lower score is better, of two
+    others the higher loss.
+    """
 
     def __init__(self, images: Tensor) -> None:
         self.images = images.clone()
@@ -154,7 +171,7 @@ class Joint(DetectorAware):
 class Selective(DetectorAware):
     """Ascend the loss of an image still classified right, else descend its score (Bryniarski et al. 2021).
 
-    Against a random defence each draw chooses for itself.
+    Against a random defence each draw decides by its own logits which of the two it does.
     """
 
     def __init__(self, config: DetectorAwareOptions) -> None:
@@ -170,7 +187,8 @@ class Selective(DetectorAware):
 class Orthogonal(DetectorAware):
     """As `Selective`, with each gradient's part along the other taken away (Bryniarski et al. 2021).
 
-    So that a step against one is, to first order, none against the other; L-inf takes its sign, as their code does.
+    To first order a step against the one then leaves the other as it is. In L-inf the step is the sign of what is left,
+    as in their code.
     """
 
     def __init__(self, config: DetectorAwareOptions) -> None:

@@ -58,16 +58,16 @@ def settle(
     An attack that leaves the predicted class, or makes for another one, can take a misclassified image back to its
     true class. An attacker may always leave an image as it is, so these stay.
     """
-    return found if goal.wrong is None else _restored(target, images, found, labels, keys, name, goal.wrong)
+    return found if goal.wrong is None else _restore(target, images, found, labels, keys, name, goal.wrong)
 
 
 def keep_wrong(target: Target, images: Tensor, found: Tensor, labels: Tensor, keys: Tensor, name: str) -> Tensor:
     """As `settle`, for an attack of any kind; asks about the images first."""
     wrong = target.logits(images, keys, f"{name}/before").argmax(1) != labels
-    return _restored(target, images, found, labels, keys, name, wrong)
+    return _restore(target, images, found, labels, keys, name, wrong)
 
 
-def _restored(
+def _restore(
     target: Target, images: Tensor, found: Tensor, labels: Tensor, keys: Tensor, name: str, wrong: Tensor
 ) -> Tensor:
     place = wrong.nonzero()[:, 0]

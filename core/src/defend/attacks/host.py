@@ -7,9 +7,10 @@ from torch import Tensor, nn
 
 from defend.attacks.balls import at_least_float32, clip, lengths
 from defend.attacks.target import Target
-from defend.boundary import Answering, Asked, as_budgets, as_images, as_keys, as_labels, labelled
+from defend.boundary.answers import Answering
+from defend.boundary.given import Asked, as_budgets, as_images, as_keys, as_labels, compare_labels
+from defend.boundary.held import as_before, eval_mode
 from defend.errors import ConfigError, ContractError
-from defend.held import as_before, evaluating
 from defend.randomness import keyed
 from defend.stages import Attack
 
@@ -62,25 +63,26 @@ def craft(
     # inside inference mode there are no gradients, whatever an attack turns on
     with (
         torch.inference_mode(False),
-        evaluating(target.module),
+        eval_mode(target.module),
         as_before(target.module, f"attack {name}", closely=True),
     ):
         asked = Asked(_victim(target.module), int(labels.max()) if len(labels) else 0)
         if target.classes is not None:
-            asked.told(target.classes)
+            asked.note_classes(target.classes)
         target.queries, target.shown = None, images.dtype
         target.watch(identity.clone(), labels.clone())
         copies = [value.clone() for value in (exact, labels, budgets, identity)]
         try:
-            with labelled(asked):
+            with compare_labels(asked):
                 adversarial = attack(target, copies[0], copies[1], eps=copies[2], keys=copies[3])
                 if asked.classes is None and len(images):  # the attack asked nothing, or something else
                     _look(target, images[:1], identity[:1])
         finally:
             target.shown = None
         target.classes = asked.classes
+    # R-FGSM as paper 001's code has it goes beyond eps, see `defend.attacks.single_step.Rfgsm`
     allowed = budgets + getattr(attack, "excess", 0.0)
-    adversarial = _checked(adversarial, images, name)
+    adversarial = _check(adversarial, images, name)
     target.overshoot = overshoot(adversarial, exact, allowed, attack.norm)
     return clip(adversarial.to(images.dtype), images, allowed, attack.norm)
 
@@ -97,15 +99,6 @@ def _victim(module: nn.Module) -> object:
     return module.module if isinstance(module, Answering) else getattr(module, "victim", module)
 
 
-def enforce(adversarial: Tensor, images: Tensor, eps: Tensor, norm: str, name: str) -> Tensor:
-    """Check shape and finiteness, clip to the ball of eps [B] in the norm ("linf" or "l2") and to [0,1].
-
-    Raises:
-        ContractError: naming the attack.
-    """
-    return clip(_checked(adversarial, images, name), images, eps, norm)
-
-
 def overshoot(adversarial: Tensor, images: Tensor, eps: Tensor, norm: str) -> Tensor:
     """Return how far each image is outside its budget or outside [0,1], whichever is larger: [B], 0 if inside."""
     difference = (adversarial - images).flatten(1)
@@ -115,7 +108,7 @@ def overshoot(adversarial: Tensor, images: Tensor, eps: Tensor, norm: str) -> Te
     return torch.maximum(distance - eps, outside).clamp_min(0).abs()  # no -0
 
 
-def _checked(adversarial: Tensor, images: Tensor, name: str) -> Tensor:
+def _check(adversarial: Tensor, images: Tensor, name: str) -> Tensor:
     if not isinstance(adversarial, Tensor) or adversarial.shape != images.shape:
         got = f"shape {list(adversarial.shape)}" if isinstance(adversarial, Tensor) else type(adversarial).__name__
         raise ContractError(f"attack {name} returned {got}, expected images of shape {list(images.shape)}")

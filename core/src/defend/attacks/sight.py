@@ -1,4 +1,4 @@
-"""What an attack saw: of every image, how often it looked, when it had no gradient, and when it first saw it fooled.
+"""Writes down what an attack sees: how often it looked at an image, when it had no gradient, when it was first fooled.
 
 An attack that cannot see leaves an image right, which looks like robustness. So every look is written down where the
 attacker differentiates (`defend.attacks.target.Target`), on the images that are really attacked.
@@ -6,77 +6,14 @@ attacker differentiates (`defend.attacks.target.Target`), on the images that are
 
 from __future__ import annotations
 
-import attrs
 import torch
 from torch import Tensor
 
-COLUMNS = ("looks", "absent", "zero", "broken", "mended", "judged", "first_blind", "fooled_at")
-
-
-@attrs.frozen
-class Seen:
-    """What an attack saw of each image: int32 [N] each, looks numbered from 1, 0 for never.
-
-    Attributes:
-        looks: how often the image was looked at: gradients, or answers of an attack that only asks.
-        absent: looks without any gradient: what is between images and loss detaches.
-        zero: looks whose gradient was exactly zero everywhere.
-        broken: looks with numbers in the gradient that were not finite, and stayed so a hair inside the box.
-        mended: looks with numbers that were not finite, and were a hair inside the box.
-        judged: looks at which what was attacked said itself whether it was fooled; not those of an objective whose
-            logits are others.
-        first_blind: the first look without a usable gradient: absent, zero, or broken.
-        fooled_at: the first judged look at which it was fooled.
-    """
-
-    looks: Tensor
-    absent: Tensor
-    zero: Tensor
-    broken: Tensor
-    mended: Tensor
-    judged: Tensor
-    first_blind: Tensor
-    fooled_at: Tensor
-
-    @property
-    def blind(self) -> Tensor:
-        """Looks without a usable gradient, [N]."""
-        return self.absent + self.zero + self.broken
-
-    @property
-    def never(self) -> Tensor:
-        """Images that were looked at, and never with a usable gradient, bool [N]."""
-        return (self.looks > 0) & (self.blind >= self.looks)
-
-    @property
-    def mostly(self) -> Tensor:
-        """Images without a usable gradient at half of the looks or more, bool [N]."""
-        return (self.looks > 0) & (2 * self.blind >= self.looks)
-
-    def cpu(self) -> Seen:
-        """Return the same on the CPU, in one copy."""
-        return Seen(*torch.stack(self.columns()).cpu())
-
-    def columns(self) -> list[Tensor]:
-        """Return all columns, in the order of `COLUMNS`."""
-        return [getattr(self, name) for name in COLUMNS]
-
-    @classmethod
-    def nothing(cls, count: int, device: torch.device | None = None) -> Seen:
-        """Return what is known before the first look."""
-        return cls(*(torch.zeros(count, dtype=torch.int32, device=device) for _ in COLUMNS))
-
-    @classmethod
-    def joined(cls, parts: list[Seen | None]) -> Seen | None:
-        """Return the images of several parts one after another; None where one is unknown."""
-        known = [part for part in parts if part is not None]
-        if len(known) < len(parts) or not known:
-            return None
-        return cls(*(torch.cat(column) for column in zip(*(part.columns() for part in known), strict=True)))
+from defend.records.seen import Seen
 
 
 class Sight:
-    """Takes an attack's looks down, by the keys of the images that are attacked. Never waits for the device.
+    """Writes an attack's looks down, by the keys of the images that are attacked. It never waits for the device.
 
     Args:
         keys: int64 [N], of the images under attack, each once.
@@ -100,7 +37,7 @@ class Sight:
         fooled: Tensor | None = None,
         logits: Tensor | None = None,
     ) -> None:
-        """Take one look down, at the images at `keys` [B]; of others it says nothing.
+        """Write down one look at the images at `keys` [B]; keys that are not under attack are passed over.
 
         Args:
             keys: which images.
@@ -137,7 +74,7 @@ class Sight:
                 column.scatter_(0, place, first.to(column.dtype))
 
     def first_scale(self, keys: Tensor, scale: Tensor) -> Tensor:
-        """Return what was given first for each of the images at `keys` [B]: `scale` [B] where nothing was yet."""
+        """Return the scale [B] that was first given for each image at `keys` [B]: `scale` [B] the first time."""
         place, _ = self._places(keys)
         kept = self._scale[place]
         chosen = torch.where(kept > 0, kept, scale.to(kept.dtype))
@@ -150,5 +87,6 @@ class Sight:
 
     def _places(self, keys: Tensor) -> tuple[Tensor, Tensor]:
         """Return where the images at `keys` [B] stand among those under attack, and whether they do, bool [B]."""
+        # a key above all others would be placed one beyond the end
         place = torch.searchsorted(self._sorted, keys).clamp_max(len(self._sorted) - 1)
         return self._order[place], self._sorted[place] == keys

@@ -6,8 +6,9 @@ from torch import Tensor
 
 from defend.attacks.balls import project_linf
 from defend.attacks.goals import choose_goal, settle, step_along
+from defend.attacks.objectives import Objective, scaled_cross_entropy
 from defend.attacks.options import FgsmOptions, RfgsmOptions
-from defend.attacks.target import Objective, Target, scaled_cross_entropy
+from defend.attacks.target import Target
 from defend.randomness import keyed, sign_like, uniform_like
 
 

@@ -1,7 +1,10 @@
 """What an attack faces: a model it may query and differentiate, with the randomness taken care of.
 
 What comes back is looked at here, on the images that are really attacked: a gradient that is absent, zero or not finite
-is written down (`defend.attacks.sight`), and one that is not finite is taken again a hair inside the box.
+is written down (`defend.attacks.sight`), and one that is not finite is taken again a hair inside the box
+(`defend.attacks.mending`).
+
+One long class: whatever an attack asks, it asks with the same seed, draws, precision and record of what it saw.
 """
 
 from __future__ import annotations
@@ -16,73 +19,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from defend.attacks.mending import Blindness, differentiate, fill, mend
+from defend.attacks.objectives import Objective, cross_entropy, log_odds, scale_to_usual, steady_cross_entropy
 from defend.attacks.sight import Sight
-from defend.boundary import answering
+from defend.boundary.answers import ensure_bounded
 from defend.errors import ContractError
 from defend.randomness import keyed
 
 HAIR = 2.0**-10  # a quarter of a grey level: where a gradient is taken that is not finite on the box's edge
 LOOK_EVERY = 16  # on a device that must be waited for, gradients are searched for such numbers so often
 CPU_BATCH = 64  # images at once: a resnet18 on 32x32 takes 1.27 times as long for each of 256
-
-Objective = Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, Tensor]]
-"""(module, images [B,C,H,W], labels [B]) to (loss [B] that an untargeted attack raises, logits [B,K])."""
-
-
-def cross_entropy(module: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The usual objective: cross-entropy of the module's logits, a number an image."""
-    logits = module(images)
-    return F.cross_entropy(logits, labels, reduction="none"), logits
-
-
-def steady_cross_entropy(module: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The cross-entropy for attacks of many steps: the same ascent, and never zero because a softmax is saturated.
-
-    The loss is the log-odds against the label, o = log sum_{i != y} exp(z_i) - z_y. The cross-entropy is
-    log(1 + exp(o)) and its gradient sigmoid(o) times that of o: another length, which neither a sign step nor one of
-    unit length sees, and float32 rounds it to zero where a large logit leads. `Target.slope` knows this objective: over
-    several draws it weighs them as the cross-entropy does. Logits of unusual size are scaled, see `steady_odds`.
-    """
-    logits = module(images)
-    return log_odds(logits.float(), labels), logits
-
-
-SPREAD = (10.0, 40.0)  # of an image's logits, largest less least: what a usual network has
-
-
-def steady_odds(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the log-odds against the label, [B], of logits [B,K] whose spread is that of a usual network.
-
-    Tiny logits level all other classes in the cross-entropy, and huge ones leave but the largest, so that an attack's
-    success would depend on a factor that changes no prediction. Logits of usual spread stay as they are. For its
-    gradient alone: the factor is an image's own at every point, so values at two points do not compare.
-    """
-    return log_odds(logits * scale_to_usual(logits.amax(1) - logits.amin(1))[:, None], labels)
-
-
-def scale_to_usual(spread: Tensor) -> Tensor:
-    """Return what logits of such a spread [B] are multiplied by to have a usual one, [B]; 1 where they do, or none."""
-    spread = spread.detach()
-    usable = (spread > 0) & torch.isfinite(spread)
-    return torch.where(usable, spread.clamp(*SPREAD) / torch.where(usable, spread, 1), 1)
-
-
-def log_odds(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the log of the odds against the label, [B], from logits [B,K]: it rises and falls as the cross-entropy."""
-    own = F.one_hot(labels, logits.shape[1]).bool()
-    return logits.masked_fill(own, -torch.inf).logsumexp(1) - logits[own]
-
-
-def scaled_cross_entropy(scale: float) -> Objective:
-    """Return the cross-entropy of logits that are multiplied by `scale`; the logits returned are the module's own."""
-    if scale == 1:
-        return cross_entropy
-
-    def objective(module: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        logits = module(images)
-        return F.cross_entropy(scale * logits, labels, reduction="none"), logits
-
-    return objective
 
 
 @attrs.frozen
@@ -112,7 +58,7 @@ class Target:
 
     Args:
         module: images in [0,1] to logits; a victim, or a whole `Defence`. What is no `Defence` stands behind
-            `defend.boundary.Answering`, which unwraps and checks its answers.
+            `defend.boundary.answers.Answering`, which unwraps and checks its answers.
         seed: of the attacker's own draws, which are never the defender's.
         draws: passes that gradient and logits are averaged over where the module is random
             (expectation over transformation, Athalye et al. 2018), packed into one batch.
@@ -153,7 +99,7 @@ class Target:
         compact_every: int | None = None,
         threshold: float | None = None,
     ) -> None:
-        self.module, self.seed, self.precision, self.threshold = answering(module), seed, precision, threshold
+        self.module, self.seed, self.precision, self.threshold = ensure_bounded(module), seed, precision, threshold
         self.random = bool(getattr(module, "random", False))
         self.draws = draws if self.random else 1
         self.compact_every = compact_every
@@ -205,9 +151,15 @@ class Target:
         return zip(*(column.split(size) for column in columns), strict=True)
 
     def _slope(
-        self, images: Tensor, labels: Tensor, keys: Tensor, step: int | str, objective: Objective, full: bool,
+        self,
+        images: Tensor,
+        labels: Tensor,
+        keys: Tensor,
+        step: int | str,
+        objective: Objective,
+        full: bool,
         judged: bool,
-    ) -> Slope:  # fmt: skip
+    ) -> Slope:
         packed, steady = self._repeat(labels), objective is steady_cross_entropy
 
         def look(source: Tensor) -> tuple[Tensor, Tensor, list[Tensor | None]]:
@@ -215,14 +167,14 @@ class Target:
             loss, logits = loss.float(), logits.float()
             if steady:
                 loss = log_odds(logits * self._usual_scale(keys, logits)[:, None], packed)
-            value = self._weighed(loss) if steady else loss.sum() / self.draws
-            return loss.detach(), logits.detach(), [_gradient(value, source)]
+            value = self._weigh(loss) if steady else loss.sum() / self.draws
+            return loss.detach(), logits.detach(), [differentiate(value, source)]
 
         (loss, logits, found), blind = self._look(look, images, keys, step, full)
         said = self._mean(logits)
         self._note(keys, found, blind, logits=said if judged else None)
         mean = self._mean_of_odds(loss) if steady else self._mean(loss)
-        return Slope(_there(found[0], images), mean, said)
+        return Slope(fill(found[0], images), mean, said)
 
     def _usual_scale(self, keys: Tensor, logits: Tensor) -> Tensor:
         """Return what an image's logits are multiplied by, [D*B]: of the first look at it, so that losses compare."""
@@ -232,17 +184,19 @@ class Target:
             scale = self.sight.first_scale(keys, scale)
         return self._repeat(scale)
 
-    def _weighed(self, odds: Tensor) -> Tensor:
+    def _weigh(self, odds: Tensor) -> Tensor:
         """Return a number whose gradient is that of the cross-entropy's mean over draws, scaled image by image."""
         if self.draws == 1:
             return odds.sum()
+        # less the largest, as all weights round to zero where the label leads in every draw
         share = F.logsigmoid(odds.detach()).unflatten(0, (self.draws, -1))
         total: Tensor = (odds * (share - share.amax(0)).exp().flatten()).sum() / self.draws
         return total
 
     def _mean_of_odds(self, odds: Tensor) -> Tensor:
         """Return, of log-odds [D*B], the log of the cross-entropy's mean over draws, [B]: as steady as they are."""
-        # log(log(1 + exp(o))), which is o where exp(o) is lost beside 1
+        # log(log(1 + exp(o))), which is o where exp(o) is lost beside 1; there the other branch may be the log of zero,
+        # hence the clamp
         logs = torch.where(odds < -20, odds, F.softplus(odds).clamp_min(1e-30).log())
         if self.draws == 1:
             return logs
@@ -259,19 +213,21 @@ class Target:
     ) -> tuple[tuple[Tensor, Tensor, list[Tensor | None]], Blindness]:
         """Differentiate once, and once more a hair inside the box for what was not finite; say what stayed so."""
 
-        def taken(at: Tensor) -> tuple[Tensor, Tensor, list[Tensor | None]]:
+        def take(at: Tensor) -> tuple[Tensor, Tensor, list[Tensor | None]]:
             source = at.detach().requires_grad_()
             with torch.enable_grad(), self._surroundings(source, keys, step, full=full):
                 return look(source)
 
-        first, second, found = taken(images)
+        first, second, found = take(images)
         none = torch.zeros(len(images), dtype=torch.bool, device=images.device)
         blind = Blindness(none, none)
         self._looks += 1
+        # the first look is searched, and every one once such a number was found
         if images.device.type == "cpu" or self._suspicious or self._looks % LOOK_EVERY == 1:
             if not all(gradient is None or bool(torch.isfinite(gradient).all()) for gradient in found):
                 self._suspicious = True
-                found, blind = _mended(found, taken(images.clamp(HAIR, 1 - HAIR))[2])
+                # of the same step, so with the same draws
+                found, blind = mend(found, take(images.clamp(HAIR, 1 - HAIR))[2])
         else:
             found = [None if one is None else one.nan_to_num(0, 0, 0) for one in found]
         return (first, second, found), blind
@@ -305,14 +261,14 @@ class Target:
             def look(source: Tensor) -> tuple[Tensor, Tensor, list[Tensor | None]]:
                 logits, scores = self._ask(self._repeat(source))
                 values = aims(logits.float(), scores.float(), packed)
-                gradients = [_gradient(value.sum() / self.draws, source, more=True) for value in values]
+                gradients = [differentiate(value.sum() / self.draws, source, more=True) for value in values]
                 return logits.detach().float(), scores.detach().float(), gradients
 
             (logits, scores, found), blind = self._look(look, images, keys, step, full=True)
             said, scored = self._mean(logits), self._mean(scores)
             fooled = (said.argmax(1) != labels) & (scored < self.wanted)
             self._note(keys, found, blind, fooled=fooled)
-        return Slopes([_there(gradient, images) for gradient in found], said, scored)
+        return Slopes([fill(gradient, images) for gradient in found], said, scored)
 
     @torch.no_grad()
     def logits(self, images: Tensor, keys: Tensor, step: int | str) -> Tensor:
@@ -366,6 +322,7 @@ class Target:
     ) -> contextlib.AbstractContextManager[None]:
         stack = contextlib.ExitStack()
         count = draws or self.draws
+        # keys are mostly places in a split, so draws that lie 2**40 apart never meet another image's
         packed = (
             keys
             if count == 1
@@ -385,42 +342,6 @@ class Target:
     def _mean(self, values: Tensor, draws: int | None = None) -> Tensor:
         count = draws or self.draws
         return values if count == 1 else values.unflatten(0, (count, -1)).mean(0)
-
-
-@attrs.frozen
-class Blindness:
-    """Whose gradient was not finite: to the end (`broken`), or only at the box's edge (`mended`); bool [B]."""
-
-    broken: Tensor
-    mended: Tensor
-
-
-def _gradient(value: Tensor, source: Tensor, more: bool = False) -> Tensor | None:
-    """Differentiate a number; None where it does not depend on the source. With `more` to come, the graph stays."""
-    if not value.requires_grad:
-        return None
-    (gradient,) = torch.autograd.grad(value, source, retain_graph=more, allow_unused=True)
-    return gradient
-
-
-def _mended(found: list[Tensor | None], inside: list[Tensor | None]) -> tuple[list[Tensor | None], Blindness]:
-    """Fill what is not finite with what was found a hair inside the box; what is not finite there either is zero."""
-    whole: list[Tensor | None] = []
-    broken, mended = [], []
-    for gradient, other in zip(found, inside, strict=True):
-        if gradient is None:
-            whole.append(None)
-            continue
-        filled = gradient if other is None else torch.where(torch.isfinite(gradient), gradient, other)
-        lost = (~torch.isfinite(filled)).flatten(1).any(1)
-        broken.append(lost)
-        mended.append((~torch.isfinite(gradient)).flatten(1).any(1) & ~lost)
-        whole.append(filled.nan_to_num(0, 0, 0))
-    return whole, Blindness(torch.stack(broken).any(0), torch.stack(mended).any(0))
-
-
-def _there(gradient: Tensor | None, images: Tensor) -> Tensor:
-    return torch.zeros_like(images) if gradient is None else gradient
 
 
 def _usable(values: Tensor) -> Tensor:

@@ -28,30 +28,30 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from defend.checks import batch, clean, climbs, probes, records
+from defend.boundary.held import as_before
+from defend.checks import batch, clean, climbs, detection, ladder, probes, records
 from defend.checks.common import Case, Findings, Level, NoGradientError, Promise, Subject, plain
-from defend.checks.records import HARMLESS, LEAK, label_leak
+from defend.checks.records import LEAK, label_leak
 from defend.errors import DefendError
-from defend.held import as_before
-from defend.rows import RowRecord
-from defend.values import Check
+from defend.records.rows import RowRecord
+from defend.values.report import Check
 
-__all__ = ["CHECKS", "HARMLESS", "Level", "Promise", "Subject", "check_run", "label_leak"]
+__all__ = ["CHECKS", "Promise", "Subject", "check_run", "label_leak"]
 
-Part = Callable[[Case, Findings], None]
+CheckPart = Callable[[Case, Findings], None]
 
-CHECKS: tuple[tuple[str, tuple[Part, ...]], ...] = (
-    ("eps sweep", (records.sweep, climbs.sweep)),
-    ("attack order", (records.attack_order, records.one_step, climbs.one_step)),
-    ("square", (records.square,)),
-    ("convergence", (records.rising, climbs.convergence)),
-    ("gradients", (records.blindness, probes.gradients)),
+CHECKS: tuple[tuple[str, tuple[CheckPart, ...]], ...] = (
+    ("eps sweep", (ladder.sweep, climbs.sweep)),
+    ("attack order", (ladder.attack_order, ladder.one_step, climbs.one_step)),
+    ("square", (ladder.square,)),
+    ("convergence", (ladder.rising, climbs.convergence)),
+    ("gradients", (ladder.blindness, probes.gradients)),
     ("randomness", (probes.randomness, climbs.known_draws)),
     ("optimisation inside", (probes.inside,)),
     (LEAK, (records.leak, climbs.predicted_labels)),
     ("undefended victim", (records.undefended, climbs.undefended, records.rules, records.normalisation)),
     ("loss surface", (probes.surface,)),
-    ("detector", (records.separation, probes.detector_gradient)),
+    ("detector", (detection.separation, probes.detector_gradient)),
     ("clean accuracy", (clean.outputs, clean.above_chance, clean.as_promised)),
     ("batch", (batch.batch,)),
 )
@@ -82,16 +82,17 @@ def check_run(
     with torch.random.fork_rng(devices):
         for number, (name, parts) in enumerate(CHECKS, start=1):
             watcher(name)
+            # before each check, so that none depends on what another drew
             torch.manual_seed(subject.seed if subject is not None else 0)
             found = Findings()
             for part in parts:
-                _guarded(part, case, found)
+                _guard(part, case, found)
             finding = found.finding()
             done.append(Check(name, finding.status, finding.detail, number, plain(finding.numbers)))
     return tuple(done)
 
 
-def _guarded(part: Part, case: Case, found: Findings) -> None:
+def _guard(part: CheckPart, case: Case, found: Findings) -> None:
     """Run one part; what it raises becomes its finding."""
     asked = () if case.subject is None else (case.subject.defence, case.subject.undefended)
     try:
@@ -103,5 +104,7 @@ def _guarded(part: Part, case: Case, found: Findings) -> None:
         found.add("fail", str(error))
     except Exception as error:
         text = " ".join(str(error).split())
+        # autograd's own errors are RuntimeErrors that speak of grad; a defence that raises them cannot be
+        # differentiated
         gradient = isinstance(error, NoGradientError) or (isinstance(error, RuntimeError) and "grad" in text)
         found.add("fail" if gradient else "skip", f"could not be judged, {type(error).__name__}: {text}")

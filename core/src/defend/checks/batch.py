@@ -8,9 +8,9 @@ import attrs
 import torch
 from torch import Tensor
 
+from defend.boundary.held import find_moved_buffers
 from defend.checks.common import Case, Findings, Subject, percent
 from defend.defence import Defence
-from defend.held import moved_buffers
 from defend.randomness import keyed
 
 SINGLES = 4  # images that are asked about alone
@@ -55,9 +55,10 @@ def batch(case: Case, found: Findings) -> None:
 
 def _judge(found: Findings, subject: Subject, defence: Defence, who: str) -> None:
     kept = {name: buffer.clone() for name, buffer in defence.named_buffers()}
-    together = _asked(subject, defence)
-    again = _apart(together, _asked(subject, defence))
-    moved = moved_buffers(defence, kept)
+    together = _ask(subject, defence)
+    again = _apart(together, _ask(subject, defence))
+    # told first: a pass that changes the next one makes every comparison below meaningless
+    moved = find_moved_buffers(defence, kept)
     if moved:
         found.add("fail", f"a pass moves {len(moved)} buffers of {who} ({moved[0]}): what it says depends on the past")
         return
@@ -89,18 +90,18 @@ def _in_float64(subject: Subject, defence: Defence, places: list[int]) -> _Apart
     try:
         exact = copy.deepcopy(defence).double()
         finer = attrs.evolve(subject, images=subject.images.double())
-        return _alone(finer, exact, _asked(finer, exact), places)
+        return _alone(finer, exact, _ask(finer, exact), places)
     except Exception:  # a stage may be written for float32 alone, and fail in any way
         return None
 
 
 def _alone(subject: Subject, defence: Defence, together: _Answer, places: list[int]) -> _Apart:
-    apart = [_apart(_asked(subject.part(slice(at, at + 1)), defence), together, slice(at, at + 1)) for at in places]
+    apart = [_apart(_ask(subject.part(slice(at, at + 1)), defence), together, slice(at, at + 1)) for at in places]
     return _Apart(sum(each.judged for each in apart), max(each.moved for each in apart))
 
 
 @torch.no_grad()
-def _asked(subject: Subject, defence: Defence) -> _Answer:
+def _ask(subject: Subject, defence: Defence) -> _Answer:
     with keyed(subject.keys, seed=subject.seed, stream="defender"):
         screening = defence.screen(subject.images)
     with keyed(subject.keys, seed=subject.seed, stream="victim"):

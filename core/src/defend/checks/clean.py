@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from defend.checks.common import TAIL, Case, Findings, beyond, chance_of_at_most, percent, right, same_answers, share
-from defend.rows import RowRecord
-from defend.statistics import wilson
-from defend.threats import DEFENDED, UNDEFENDED
+from defend.checks.common import Case, Findings, percent, same_answers
+from defend.checks.outcomes import TAIL, beyond, chance_of_at_most, right, share
+from defend.records.rows import RowRecord
+from defend.util.statistics import wilson
+from defend.values.threats import DEFENDED, UNDEFENDED
 
 MARGIN = 0.05  # what a clean accuracy may lack of the one in the card before chance is asked
 CAUSES = (
@@ -45,6 +46,7 @@ def above_chance(case: Case, found: Findings) -> None:
     if case.clean is None:
         found.add("skip", "no clean row")
         return
+    # one sentence is enough where the two are the same
     for arm in (UNDEFENDED,) if same_answers(case.clean) else TITLES:
         good = right(case.clean, arm)
         n, held = len(good), sum(good.values())
@@ -54,6 +56,7 @@ def above_chance(case: Case, found: Findings) -> None:
         said = f"{TITLES[arm]} is right on {percent(held / n)} of {n} clean images, where chance is {percent(chance)}"
         if low > chance or (0 < chance < 1 and beyond(good, chance)):
             found.add("pass", said)
+        # not even halfway from chance to perfection is left open
         elif high < (1 + chance) / 2:
             found.add("fail", f"{said}: this is no evaluation. Usual causes: {_causes(case, arm)}")
         else:
@@ -89,6 +92,7 @@ def _causes(case: Case, arm: str) -> str:
 def _chance(clean: RowRecord, arm: str) -> float:
     """Return how often an arm's answers would be right by chance, given how often it gives each."""
     said = clean.arms[arm]
+    # a rejection is an answer that is never right
     answers = said.predicted.where(said.accepted, torch.full_like(said.predicted, REJECTED))
     n = len(clean.labels)
     return sum(

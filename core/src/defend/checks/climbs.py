@@ -1,7 +1,8 @@
 """Checks that attack the defence themselves, with a PGD of their own: budgets, steps, restarts, known draws, labels.
 
-It is a plain PGD, so that what it shows is the defence's and not the attack's cleverness: cross-entropy, sign steps of
-2.5 eps / steps, and of a defence that is not random the first iterate that fools it is kept.
+It is a plain PGD, so that what it shows is due to the defence and not to a clever attack: cross-entropy, and sign steps
+of 2.5 eps / steps (Madry et al. 2018), which together cross the ball from any start. Against a defence that is not
+random the first iterate that fools it is kept.
 """
 
 from __future__ import annotations
@@ -13,21 +14,12 @@ from torch import Tensor, nn
 from defend.attacks.balls import project_linf
 from defend.attacks.goals import Goal, settle
 from defend.attacks.iterated import climb_linf
-from defend.attacks.target import Objective, Target, cross_entropy
-from defend.checks.common import (
-    PACK,
-    Case,
-    Findings,
-    Outcomes,
-    Subject,
-    by_key,
-    judged,
-    known,
-    paired,
-    percent,
-    share,
-)
-from defend.checks.records import judge_sweep, judge_undefended
+from defend.attacks.objectives import Objective, cross_entropy
+from defend.attacks.target import Target
+from defend.checks.common import PACK, Case, Findings, Subject, by_key, judge, know_draws, percent
+from defend.checks.ladder import judge_sweep
+from defend.checks.outcomes import Outcomes, compare, share
+from defend.checks.records import judge_undefended
 from defend.defence import Defence
 from defend.randomness import keyed, uniform_like
 
@@ -70,9 +62,16 @@ def climb(
 
 
 def _climb(
-    target: Target, subject: Subject, labels: Tensor, eps: float, steps: int, size: float, start: int | None,
-    objective: Objective = cross_entropy, early_stop: bool = True,
-) -> Tensor:  # fmt: skip
+    target: Target,
+    subject: Subject,
+    labels: Tensor,
+    eps: float,
+    steps: int,
+    size: float,
+    start: int | None,
+    objective: Objective = cross_entropy,
+    early_stop: bool = True,
+) -> Tensor:
     images, keys = subject.images, subject.keys
     budget = images.new_full((len(images),), eps)
     begin = images
@@ -80,9 +79,18 @@ def _climb(
         with keyed(keys, seed=target.seed, stream=f"check/start/{start}"):
             begin = project_linf(images + uniform_like(images, -1, 1) * eps, images, budget)
     return climb_linf(
-        target, images, begin, Goal(labels, 1), eps=budget, keys=keys, steps=steps,
-        step_size=torch.full_like(budget, size), early_stop=early_stop, objective=objective, stream=f"check/{start}",
-    )  # fmt: skip
+        target,
+        images,
+        begin,
+        Goal(labels, 1),
+        eps=budget,
+        keys=keys,
+        steps=steps,
+        step_size=torch.full_like(budget, size),
+        early_stop=early_stop,
+        objective=objective,
+        stream=f"check/{start}",
+    )
 
 
 @attrs.define
@@ -98,7 +106,7 @@ class _Trace:
     pieces: list[tuple[Tensor, Tensor]] = attrs.field(factory=list)
 
     def objective(self, module: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """See `defend.attacks.target.Objective`."""
+        """See `defend.attacks.objectives.Objective`."""
         loss, logits = cross_entropy(module, images, labels)
         self.pieces.append((loss.detach(), logits.detach().argmax(1) != labels))
         if sum(len(losses) for losses, _ in self.pieces) == self.size:
@@ -109,27 +117,29 @@ class _Trace:
         return loss, logits
 
 
-def _traced(subject: Subject, module: nn.Module, steps: int) -> tuple[Tensor, list[float]]:
+def _trace(subject: Subject, module: nn.Module, steps: int) -> tuple[Tensor, list[float]]:
     """Climb from start 0 for so many steps of the usual size; return who is left right, bool [N], and mean losses.
 
     A module that is not a `Defence` takes all images at once; what is not random may not be fooled on the way either.
     """
     target = Target(module, seed=subject.seed, draws=subject.draws)
+    # other modules, such as `Known`, have the draws of all the subject's images by their place
     pack = max(PACK // target.draws, 1) if isinstance(module, Defence) else len(subject.images)
     right, losses = [], torch.zeros(steps, dtype=torch.float64)
     for place in range(0, len(subject.images), pack):
         part = subject.part(slice(place, place + pack))
         trace = _Trace(len(part.images) * target.draws)
+        # that of the shorter climb: more steps go further, and not only finer
         size = 2.5 * subject.eps / subject.steps
         found = _climb(target, part, part.labels, subject.eps, steps, size, 0, trace.objective, early_stop=False)
-        ok = judged(part, found)
+        ok = judge(part, found)
         right.append(ok if target.random or trace.fooled is None else ok & ~trace.fooled)
         losses += torch.stack(trace.losses).cpu().double() * len(part.images) / len(subject.images)
     return torch.cat(right), losses.tolist()
 
 
 def _robust(subject: Subject, images: Tensor) -> Outcomes:
-    return by_key(subject, judged(subject, images))
+    return by_key(subject, judge(subject, images))
 
 
 def sweep(case: Case, found: Findings) -> None:
@@ -148,7 +158,7 @@ def one_step(case: Case, found: Findings) -> None:
     if subject is None:
         return
     many, one = (_robust(subject, climb(subject, steps=steps)) for steps in (subject.steps, 1))
-    pair = paired(many, one)
+    pair = compare(many, one)
     found.numbers["probe"] = {"pgd": pair.first, "fgsm": pair.second, "n": pair.n}
     said = f"PGD-{subject.steps} leaves {percent(pair.first)} of {pair.n}, FGSM {percent(pair.second)}"
     if pair.exceeds:
@@ -164,7 +174,7 @@ def convergence(case: Case, found: Findings) -> None:
         if case.subject is not None and not found.numbers:
             found.add("skip", "no row of several steps; more with --checks full")
         return
-    right = judged(subject, climb(subject, start=0))
+    right = judge(subject, climb(subject, start=0))
     base = by_key(subject, right)
     found.numbers |= {"n": len(base), "steps": subject.steps, "accuracy": share(base)}
     if not bool(right.any()):
@@ -173,15 +183,16 @@ def convergence(case: Case, found: Findings) -> None:
     # a longer climb goes on where the first one ended; only of a random defence may that lose an image again
     some = torch.ones_like(right) if subject.defence.random else right.clone()
     longer, restarted = right.clone(), right.clone()
-    longer[some], losses = _traced(_only(subject, some), subject.defence, MORE * subject.steps)
+    longer[some], losses = _trace(_only(subject, some), subject.defence, MORE * subject.steps)
+    # start 0 is the climb that they are held against
     for number in range(1, MORE):
         if not bool(restarted.any()):
             break
         left = _only(subject, restarted)
-        restarted[restarted.clone()] = judged(left, climb(left, start=number))
+        restarted[restarted.clone()] = judge(left, climb(left, start=number))
     ways = ((f"{MORE} times the steps", "more_steps", longer), (f"{MORE} restarts", "restarts", restarted))
     for what, name, after in ways:
-        pair = paired(base, by_key(subject, after))
+        pair = compare(base, by_key(subject, after))
         found.numbers[name] = pair.second
         said = f"PGD-{subject.steps} leaves {percent(pair.first)} of {pair.n}, with {what} {percent(pair.second)}"
         if pair.first - pair.second < POINT:
@@ -211,7 +222,7 @@ def known_draws(case: Case, found: Findings) -> None:
     subject = case.full
     if subject is None or not subject.defence.random:
         return
-    left = float(_traced(subject, known(subject), subject.steps)[0].float().mean())
+    left = float(_trace(subject, know_draws(subject), subject.steps)[0].float().mean())
     found.numbers["known_draws"] = left
     found.add("pass", f"an attacker who knows the draws leaves {percent(left)} of {len(subject.images)}")
 
@@ -232,7 +243,7 @@ def predicted_labels(case: Case, found: Findings) -> None:
         )
         unaware = settle(goal, target, subject.images, unaware, subject.labels, subject.keys, f"check/{name}")
         honest, knowing = _robust(subject, unaware), _robust(subject, aware)
-        pair, before = paired(knowing, honest), paired(knowing, clean)
+        pair, before = compare(knowing, honest), compare(knowing, clean)
         found.numbers[name] = {"true": pair.first, "predicted": pair.second, "clean": before.second, "n": pair.n}
         said = (
             f"oblivious {name}: {percent(pair.first)} with true labels, {percent(pair.second)} with predicted ones, "

@@ -1,9 +1,9 @@
-"""What the checks share: what they look at, how they word what they find, and when a difference is more than chance."""
+"""What the checks share: what they look at, and how they word what they find."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Literal
 
@@ -11,22 +11,15 @@ import attrs
 import torch
 from torch import Tensor, nn
 
+from defend.checks.outcomes import Outcomes
 from defend.defence import Defence
 from defend.randomness import keyed
-from defend.rows import RowRecord
-from defend.statistics import mcnemar
-from defend.threats import DEFENDED, UNDEFENDED
-from defend.values import Calibration
+from defend.records.rows import RowRecord
+from defend.values.report import Calibration
+from defend.values.threats import DEFENDED, THREATS, UNDEFENDED, ThreatKind
 
 Level = Literal["basic", "full"]
 Status = Literal["pass", "warn", "fail", "skip"]
-
-INFORMED = ("adaptive", "bpda", "detector-aware")
-"""Threats whose attacker differentiates the defence: the white-box rows."""
-LESS_INFORMED = ("oblivious", "transfer", "query", "noise")
-TAIL = 0.5 * math.erfc(math.sqrt(2))
-"""The chance of a normal deviate more than two standard errors above its mean. With few images a count is not normal,
-so the checks compare exact chances with this one instead of differences with standard errors."""
 SAME_EPS = 1e-6
 PACK = 128  # images in one forward pass of a probe, draws included
 
@@ -90,20 +83,25 @@ class Case:
         return next((record for record in self.records if record.plan.threat.kind == "none"), None)
 
     @cached_property
-    def informed_kinds(self) -> tuple[str, ...]:
-        """The threats that count as white-box: the oblivious one too, where victim and defence are the same."""
-        kinds = {record.plan.threat.kind for record in self.records}
-        bare = kinds.isdisjoint(INFORMED) and all(same_answers(record) for record in self.records)
-        return (*INFORMED, "oblivious") if bare else INFORMED
+    def bare(self) -> bool:
+        """Whether victim and defence are the same, as far as the rows show."""
+        return not any(threat.informed for threat in self.threats.values()) and all(map(same_answers, self.records))
 
-    def of(self, kinds: Iterable[str]) -> list[RowRecord]:
-        """Return the attacked rows of some threats with the run's own budget."""
-        wanted = set(kinds)
-        return [
-            record
-            for record in self.records
-            if record.plan.threat.kind in wanted and record.plan.headline and record.plan.threat.eps is not None
-        ]
+    @cached_property
+    def threats(self) -> Mapping[str, ThreatKind]:
+        """The threats that have rows, in the order of `THREATS`."""
+        there = {record.plan.threat.kind for record in self.records}
+        return {kind: threat for kind, threat in THREATS.items() if kind in there}
+
+    def informed(self, threat: ThreatKind) -> bool:
+        """Whether a threat counts as white-box: the victim's gradient too, where victim and defence are the same."""
+        return threat.informed or (self.bare and threat.faces == "victim" and threat.knows == "gradient")
+
+    def of(self, fits: Callable[[ThreatKind], bool], swept: bool = False) -> list[RowRecord]:
+        """Return the attacked rows of the threats that fit with the run's own budget; `swept`: with any."""
+        kinds = {kind for kind, threat in self.threats.items() if fits(threat)}
+        rows = [row for row in self.records if row.plan.threat.kind in kinds and row.plan.threat.eps is not None]
+        return [row for row in rows if swept or row.plan.headline]
 
     @property
     def full(self) -> Subject | None:
@@ -119,9 +117,6 @@ def same_answers(record: RowRecord) -> bool:
         and torch.equal(bare.confidence, whole.confidence)
         and bool(whole.accepted.all())
     )
-
-
-# Wording
 
 
 @attrs.frozen
@@ -149,6 +144,7 @@ class Findings:
         order: tuple[Status, ...] = ("fail", "warn", "pass", "skip")
         there = {status for status, _ in self._found}
         status: Status = next((each for each in order if each in there), "skip")
+        # what passed is not told beside what did not
         loud = ("fail", "warn") if status in ("fail", "warn") else (status,)
         texts = [text for level in loud for found, text in self._found if found == level]
         return Finding(status, "; ".join(texts), self.numbers)
@@ -176,123 +172,9 @@ def title(record: RowRecord) -> str:
     return f"{record.plan.name}/{record.plan.threat.kind}{variant}"
 
 
-# Images
-
-Outcomes = Mapping[int, bool]
-"""By image: whether the defence was right, or whether it held."""
-
-
-def right(record: RowRecord, arm: str = DEFENDED) -> Outcomes:
-    """Return by image whether an arm predicted the label and accepted: `accuracy` of the report."""
-    said = record.arms[arm]
-    return _outcomes(record, (said.predicted == record.labels) & said.accepted)
-
-
-def classified(record: RowRecord, arm: str = DEFENDED) -> Outcomes:
-    """Return by image whether an arm predicted the label, rejected or not: what an attack on the classifier left."""
-    return _outcomes(record, record.arms[arm].predicted == record.labels)
-
-
-def held(record: RowRecord, arm: str = DEFENDED) -> Outcomes:
-    """Return by image whether an arm was not fooled. Fooled is accepted and misclassified: what attackers are after."""
-    said = record.arms[arm]
-    return _outcomes(record, (said.predicted == record.labels) | ~said.accepted)
-
-
-def _outcomes(record: RowRecord, which: Tensor) -> Outcomes:
-    return dict(zip(record.keys.tolist(), which.tolist(), strict=True))
-
-
-def worst_of(outcomes: Sequence[Outcomes]) -> Outcomes:
-    """Return by image whether all agree on True, among those that judged it."""
-    found: dict[int, bool] = {}
-    for each in outcomes:
-        for key, ok in each.items():
-            found[key] = found.get(key, True) and ok
-    return found
-
-
 def by_key(subject: Subject, which: Tensor) -> Outcomes:
     """Return a bool [N] of a subject's images by image."""
     return dict(zip(subject.keys.tolist(), which.tolist(), strict=True))
-
-
-def share(outcomes: Outcomes) -> float:
-    """Return the share that is True; 0 of none."""
-    return sum(outcomes.values()) / max(len(outcomes), 1)
-
-
-# Chance
-
-
-@attrs.frozen
-class Paired:
-    """Two outcomes on the images common to both: shares, and how many images only one got right."""
-
-    n: int
-    first: float
-    second: float
-    only_first: int
-    only_second: int
-
-    @property
-    def exceeds(self) -> bool:
-        """Whether the first is above the second by more than two standard errors (McNemar's test, exact)."""
-        return self.only_first > self.only_second and mcnemar(self.only_first, self.only_second) / 2 < TAIL
-
-
-def paired(first: Outcomes, second: Outcomes) -> Paired:
-    """Compare two outcomes image by image."""
-    common = first.keys() & second.keys()
-    n = max(len(common), 1)
-    return Paired(
-        len(common),
-        sum(first[key] for key in common) / n,
-        sum(second[key] for key in common) / n,
-        sum(first[key] and not second[key] for key in common),
-        sum(second[key] and not first[key] for key in common),
-    )
-
-
-def chance_of_at_least(successes: int, n: int, p: float) -> float:
-    """Return P(X >= successes) of a binomial X with n trials of probability p in (0,1)."""
-    odds, log_n = math.log(p) - math.log1p(-p), math.lgamma(n + 1) + n * math.log1p(-p)
-    terms = (
-        math.exp(log_n - math.lgamma(k + 1) - math.lgamma(n - k + 1) + k * odds)
-        for k in range(max(successes, 0), n + 1)
-    )
-    return min(math.fsum(terms), 1.0)
-
-
-def chance_of_at_most(successes: int, n: int, p: float) -> float:
-    """Return P(X <= successes) of a binomial X with n trials of probability p in (0,1)."""
-    return chance_of_at_least(n - successes, n, 1 - p)
-
-
-def rejections(count: int, n: int, fpr: float, held_out: int) -> tuple[float, float]:
-    """Return the chances of at most and of at least `count` rejections of n clean images like the held-out ones.
-
-    The threshold stands above all but fpr * held_out of the held-out scores, so the share that it really rejects is
-    Beta(fpr * held_out + 1, (1 - fpr) * held_out) distributed, and the count beta-binomial.
-    """
-    above, below = fpr * held_out + 1, max((1 - fpr) * held_out, 1.0)
-
-    def log_beta(a: float, b: float) -> float:
-        return math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
-
-    chances = [
-        math.exp(log_beta(k + above, n - k + below) - log_beta(above, below) - log_beta(k + 1, n - k + 1)) / (n + 1)
-        for k in range(n + 1)
-    ]
-    return math.fsum(chances[: count + 1]), math.fsum(chances[count:])
-
-
-def beyond(outcomes: Outcomes, p: float) -> bool:
-    """Whether more are True than a share p explains, by more than two standard errors."""
-    return chance_of_at_least(sum(outcomes.values()), len(outcomes), p) < TAIL
-
-
-# Asking
 
 
 class Known(nn.Module):
@@ -330,13 +212,13 @@ class Known(nn.Module):
         return self.keys.repeat(len(images) // len(self.keys))
 
 
-def known(subject: Subject) -> Known:
+def know_draws(subject: Subject) -> Known:
     """Return a subject's defence with its draws known."""
     return Known(subject.defence, subject.keys, subject.seed)
 
 
 @torch.no_grad()
-def judged(subject: Subject, images: Tensor) -> Tensor:
+def judge(subject: Subject, images: Tensor) -> Tensor:
     """Return bool [N]: which of a subject's images, changed or not, the defence classifies as labelled.
 
     The detector is left out: the attacks of these checks do not aim at it, and what it happens to reject would hide

@@ -14,14 +14,14 @@ from defend.checks.common import (
     Status,
     Subject,
     gradient,
-    known,
+    know_draws,
     margin,
     percent,
 )
 from defend.defence import Defence
 from defend.gradients import differentiates_inside
 from defend.randomness import keyed, sign_like
-from defend.rows import RowRecord
+from defend.records.rows import RowRecord
 
 DIRECTIONS = 2
 WIDTH = 2.0**-10  # of the finite difference: a quarter of a grey level, a power of two so that it is exact
@@ -47,7 +47,8 @@ def gradients(case: Case, found: Findings) -> None:
     if subject is None:
         found.add("skip", "nothing to query: only rows were given")
         return
-    whole, images = known(subject), subject.images.clamp(2 * WIDTH, 1 - 2 * WIDTH)
+    # away from the edge of the box, as the finite differences step to either side
+    whole, images = know_draws(subject), subject.images.clamp(2 * WIDTH, 1 - 2 * WIDTH)
     try:
         _, edge = _slope(whole, subject, subject.images)
         logits, slope = _slope(whole, subject, images)
@@ -59,9 +60,7 @@ def gradients(case: Case, found: Findings) -> None:
     dead = int((slope.abs().flatten(1).amax(1) < VANISHING).sum())
     share = logits.softmax(1) - torch.nn.functional.one_hot(subject.labels, logits.shape[1])
     saturated = int((share == 0).all(1).sum())  # these are the cross-entropy's slopes with respect to the logits
-    found.numbers |= {
-        "n": n, "not_finite": broken, "not_finite_at_edge": edgy, "zero": dead, "saturated": saturated,
-    }  # fmt: skip
+    found.numbers |= {"n": n, "not_finite": broken, "not_finite_at_edge": edgy, "zero": dead, "saturated": saturated}
     if edgy and not broken:
         found.add(
             "warn",
@@ -78,7 +77,7 @@ def gradients(case: Case, found: Findings) -> None:
         found.add(
             "warn",
             f"the logits are so large that the cross-entropy's gradient is zero on {saturated} of {n} images; attack "
-            f"{_unsaturated(logits.shape[1])}",
+            f"{_name_unsaturated(logits.shape[1])}",
         )
     _against_differences(found, subject, whole, images, slope)
     _uphill(found, subject, whole, images, slope)
@@ -92,7 +91,7 @@ def _slope(whole: Known, subject: Subject, at: Tensor) -> tuple[Tensor, Tensor]:
         return logits.detach(), gradient(margin(logits, subject.labels), source)
 
 
-def _unsaturated(classes: int) -> str:
+def _name_unsaturated(classes: int) -> str:
     """Name the attack whose loss still has a slope there."""
     if classes == 2:
         return "the difference of logits (apgd_dlr; of two classes the difference itself, as their ratio is constant)"
@@ -111,6 +110,7 @@ def _against_differences(found: Findings, subject: Subject, whole: Known, images
         taken.append((slope * direction).flatten(1).sum(1))
         size = max(size, float(sides[0].abs().max()))  # of the logits: what is common to them rounds as well
     found_slope, true_slope = torch.cat(taken), torch.cat(differences)
+    # what rounding alone makes of such differences: logits are exact to eps times their size
     rounding = 4 * torch.finfo(torch.float32).eps * size / (2 * WIDTH) * len(true_slope) ** 0.5
     total = float(found_slope.norm() + true_slope.norm())
     apart = max(float((found_slope - true_slope).norm()) - rounding, 0.0)
@@ -157,8 +157,10 @@ def randomness(case: Case, found: Findings) -> None:
     if subject is None:
         found.add("skip", "nothing to query: only rows were given")
         return
+    # not keyed: the draws are to differ from pass to pass
     verdicts = [subject.defence.judge(subject.images) for _ in range(PASSES)]
     first = verdicts[0]
+    # relative to the largest logit, so that logits of any size are judged alike
     scale = max(float(first.logits.abs().max()), torch.finfo(torch.float32).tiny)
     moved = max(float((each.logits - first.logits).abs().max()) for each in verdicts) / scale
     scored = max(float((each.score - first.score).abs().max()) for each in verdicts)
@@ -188,7 +190,7 @@ def inside(case: Case, found: Findings) -> None:
         found.add("skip", "nothing to query: only rows were given")
         return
     with torch.no_grad():
-        outputs = known(subject)(subject.images).float()
+        outputs = know_draws(subject)(subject.images).float()
     ones = torch.ones(len(outputs), device=outputs.device)
     if bool((outputs >= 0).all()) and torch.allclose(outputs.sum(1), ones, atol=1e-4):
         found.add("fail", "the outputs are probabilities: attacks on logits saturate; return logits")
@@ -200,7 +202,7 @@ def inside(case: Case, found: Findings) -> None:
     if not optimises:
         found.add("pass", "no optimisation inside the forward pass, and logits")
         return
-    white = case.of(case.informed_kinds)
+    white = case.of(case.informed)
     own = [row for row in white if not _of_suite(row)]
     said = "the forward pass optimises, where AutoAttack alone is insufficient (Croce et al. 2022)"
     if own:
@@ -237,7 +239,7 @@ def surface(case: Case, found: Findings) -> None:
         found.add("skip", "needs --checks full")
         return
     subject = case.full.part(slice(SURFACE_IMAGES))
-    whole, n = known(subject), len(subject.images)
+    whole, n = know_draws(subject), len(subject.images)
     images = subject.images.clone().requires_grad_()
     with torch.enable_grad():
         up = gradient(margin(whole(images).float(), subject.labels), images).nan_to_num().sign()
@@ -272,7 +274,7 @@ def detector_gradient(case: Case, found: Findings) -> None:
     images = subject.images.clone().requires_grad_()
     try:
         with torch.enable_grad():
-            slope = gradient(known(subject).scores(images).float(), images)
+            slope = gradient(know_draws(subject).scores(images).float(), images)
     except NoGradientError as error:
         found.add("fail", f"the score has no gradient: {error}")
         return

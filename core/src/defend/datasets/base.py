@@ -19,7 +19,7 @@ from defend.stages import Task
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
-SPLIT_SEED = 0
+SPLIT_SEED = 0  # of every run, whatever its own seed: weights are judged on images that they were not trained on
 
 
 @attrs.frozen
@@ -29,6 +29,11 @@ class Batch:
     images: Tensor
     labels: Tensor
     keys: Tensor
+
+    def split(self, size: int) -> list[Batch]:
+        """Return batches of at most so many images, in order."""
+        columns = (column.split(size) for column in (self.images, self.labels, self.keys))
+        return [Batch(*part) for part in zip(*columns, strict=True)]
 
 
 @attrs.frozen
@@ -247,6 +252,7 @@ def channel_statistics(parts: Sequence[Tensor]) -> tuple[tuple[float, ...], tupl
     values = torch.arange(256, dtype=torch.float64) / 255
     weights = counts.double() / counts.sum(1, keepdim=True)
     mean = (weights * values).sum(1)
+    # of images of one colour, rounding may leave a variance just below zero
     std = ((weights * values**2).sum(1) - mean**2).clamp_min(0).sqrt()
     return tuple(round(float(m), 4) for m in mean), tuple(round(float(s), 4) for s in std)
 

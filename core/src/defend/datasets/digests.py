@@ -10,8 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from defend.errors import DataError, DefendError
-from defend.files import atomic
-from defend.weights import cache_dir
+from defend.util.files import atomic, cache_dir
 
 SIZE = 32  # bytes of a SHA-256
 BLOCK = 1024  # files handed to the threads at a time
@@ -35,6 +34,7 @@ def digests_of(paths: Sequence[Path]) -> bytes:
     kept = cache_dir() / "hashes" / about.hexdigest() if total >= REMEMBERED else None
     if kept is not None:
         with contextlib.suppress(OSError):
+            # it ends with a hash of the rest, so that a damaged one is not believed
             known = kept.read_bytes()
             if len(known) == SIZE * len(paths) + SIZE and hashlib.sha256(known[:-SIZE]).digest() == known[-SIZE:]:
                 return known[:-SIZE]
@@ -45,6 +45,7 @@ def digests_of(paths: Sequence[Path]) -> bytes:
                 found += digest
     whole = bytes(found)
     if kept is not None:
+        # a cache that cannot be written costs the next run time, and this one nothing
         with contextlib.suppress(OSError, DefendError):
             kept.parent.mkdir(parents=True, exist_ok=True)
             with atomic(kept) as temporary:

@@ -12,10 +12,10 @@ import platformdirs
 import torch
 
 from defend.datasets.base import MemoryDataset, Split, from_numpy, hold_out
-from defend.datasets.folder import Names, list_images
+from defend.datasets.listing import Names, list_images
 from defend.datasets.plugin import DownloadedOptions
 from defend.errors import DataError
-from defend.images import read_image
+from defend.util.images import read_image
 
 VALIDATION = 5000
 
@@ -36,7 +36,7 @@ def data_root(data_dir: str | None) -> Path:
 
 
 def mnist(config: DownloadedOptions) -> MemoryDataset:
-    """MNIST; the last 5,000 images held out of train are a stratified sample."""
+    """MNIST; the 5,000 validation images are a stratified sample of the official training images."""
     return _idx("mnist", "MNIST", config)
 
 
@@ -109,10 +109,6 @@ def _with_validation(
     train_pixels, train_labels = from_numpy(*raw["train"])
     test_pixels, test_labels = from_numpy(*raw["test"])
     kept, held = hold_out(train_labels, min(VALIDATION, len(train_labels) // 10))
-    images: dict[Split, torch.Tensor] = {
-        "train": train_pixels[kept],
-        "val": train_pixels[held],
-        "test": test_pixels,
-    }
+    images: dict[Split, torch.Tensor] = {"train": train_pixels[kept], "val": train_pixels[held], "test": test_pixels}
     labels: dict[Split, torch.Tensor] = {"train": train_labels[kept], "val": train_labels[held], "test": test_labels}
     return MemoryDataset(name, classes, images, labels, flips)

@@ -35,7 +35,7 @@ JUDGE_STEPS = 10  # of the PGD that epochs are compared and the card is filled w
 SCORED, MEASURED = 256, 1000  # validation images, after an epoch and for the card
 JUDGE_BATCH = 250
 
-Objective = Callable[[Tensor], Tensor]
+Raised = Callable[[Tensor], Tensor]
 """Logits [B,K] to the numbers [B] that crafting raises."""
 
 
@@ -54,7 +54,7 @@ def climb(
     model: nn.Module,
     images: Tensor,
     start: Tensor,
-    objective: Objective,
+    objective: Raised,
     *,
     eps: float,
     steps: int,
@@ -132,11 +132,16 @@ def accuracies(
             with keyed(batch.keys, seed=0, stream="adversarial/judge/l2"), torch.enable_grad():
                 shown.append(
                     climb(
-                        model, batch.images, random_start(batch.images, eps_l2, "l2"),
+                        model,
+                        batch.images,
+                        random_start(batch.images, eps_l2, "l2"),
                         partial(F.cross_entropy, target=batch.labels, reduction="none"),
-                        eps=eps_l2, steps=JUDGE_STEPS, step_size=default_step(eps_l2, JUDGE_STEPS), norm="l2",
+                        eps=eps_l2,
+                        steps=JUDGE_STEPS,
+                        step_size=default_step(eps_l2, JUDGE_STEPS),
+                        norm="l2",
                     )
-                )  # fmt: skip
+                )
         stood = []
         for place, seen in enumerate(shown):
             with keyed(batch.keys, seed=0, stream=f"adversarial/judge/{place}"):
@@ -189,9 +194,9 @@ class AdversarialTraining(Training):
         count = round(self._recipe.l2_share * len(images))
         parts = [("l2", images[:count], labels[:count]), ("linf", images[count:], labels[count:])]
         with still(self.stage):
-            return torch.cat([self._crafted(*part) for part in parts if len(part[1])])
+            return torch.cat([self._craft(*part) for part in parts if len(part[1])])
 
-    def _crafted(self, norm: str, images: Tensor, labels: Tensor) -> Tensor:
+    def _craft(self, norm: str, images: Tensor, labels: Tensor) -> Tensor:
         recipe = self._recipe
         share = warm(self._cycle.last_epoch, self._steps, recipe.warmup)  # the schedule's count survives a resume
         full = recipe.eps if norm == "linf" else self._eps_l2
@@ -202,7 +207,7 @@ class AdversarialTraining(Training):
             with torch.no_grad():
                 reference = self._after(images)
             start = images + TRADES_START * normal_like(images)
-            objective: Objective = partial(divergence, reference)
+            objective: Raised = partial(divergence, reference)
         else:
             start = random_start(images, eps, norm)
             objective = partial(F.cross_entropy, target=labels, reduction="none")
@@ -216,6 +221,7 @@ class AdversarialTraining(Training):
             value = F.cross_entropy(clean, labels) + self._recipe.beta * divergence(clean, logits).mean()
             yield Loss("victim", value, {"accuracy": _accuracy(clean, labels), "robust": _accuracy(logits, labels)})
             return
+        # the order of images is random, so the first ones are as good as any
         left = int(self._recipe.clean_share * len(images))
         logits = self._logits(torch.cat([images[:left], self.craft(images[left:], labels[left:])]))
         robust = _accuracy(logits[left:], labels[left:])
@@ -234,7 +240,8 @@ class AdversarialTraining(Training):
         """
         if self._recipe.select == "last":
             return None
-        return list(self._judged(self._after, dataset, SCORED, device).values())[-1]
+        # the last is "pgd", or "pgd_both" where L2 is trained too
+        return list(self._judge(self._after, dataset, SCORED, device).values())[-1]
 
     def finish(self, dataset: ImageDataset, device: torch.device) -> dict[str, float]:
         """Measure up to 1,000 validation images, clean and under PGD of the full eps, before and after the training.
@@ -243,11 +250,11 @@ class AdversarialTraining(Training):
         """
         figures = {"val_images": float(min(len(dataset.labels("val")), MEASURED))}
         for when, model in (("before", self._before), ("after", self._after)):
-            found = self._judged(model, dataset, MEASURED, device)
+            found = self._judge(model, dataset, MEASURED, device)
             figures |= {f"val_{kind}_{when}": value for kind, value in found.items()}
         return figures
 
-    def _judged(self, model: Defence, dataset: ImageDataset, limit: int, device: torch.device) -> dict[str, float]:
+    def _judge(self, model: Defence, dataset: ImageDataset, limit: int, device: torch.device) -> dict[str, float]:
         eps_l2 = self._eps_l2 if self._recipe.l2_share else None
         return accuracies(model, dataset, self._recipe.eps, limit, device, eps_l2)
 

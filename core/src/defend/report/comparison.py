@@ -12,7 +12,9 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from defend.compare import Cell, ComparedRow, ComparedWorstCase, Comparison, Difference, RowKey
+from defend.records.compare import ComparedRow, ComparedWorstCase, Comparison, Difference, RunAccuracy
+from defend.records.run import RowKey
+from defend.report.text import interval, percent, row_title, with_interval
 
 SCHEMA = 1
 ALPHA = 0.05
@@ -61,7 +63,7 @@ def _figures(row: ComparedRow | ComparedWorstCase, labels: Sequence[str]) -> dic
     return {"runs": cells, "pairs": pairs}
 
 
-def _plain(value: Cell | Difference) -> dict[str, Any]:
+def _plain(value: RunAccuracy | Difference) -> dict[str, Any]:
     return {**attrs.asdict(value), "ci95": list(value.ci95)}
 
 
@@ -74,6 +76,7 @@ def render(comparison: Comparison, console: Console) -> None:
     letters = tuple(string.ascii_uppercase[: len(labels)]) if len(labels) <= len(string.ascii_uppercase) else labels
 
     def fits(table: Table) -> bool:
+        # with room for everything: measured at the console's width, a table that wraps fits any
         return console.measure(table, options=console.options.update(width=10_000)).maximum <= console.width
 
     choices = itertools.product((True, False), (labels, letters))
@@ -87,12 +90,12 @@ def render(comparison: Comparison, console: Console) -> None:
     lines.append(_accuracies(comparison, names, wilson))
     lines.append(Text(f"accuracy in %{WILSON if wilson else ''}; a rejected image counts as wrong", "dim"))
     if comparison.tests:
-        lines += [Text(), _differences(comparison, names, wald), Text(_explained(comparison, names, wald), "dim")]
+        lines += [Text(), _differences(comparison, names, wald), Text(_explain(comparison, names, wald), "dim")]
     lines += [Text(f"Note: {note}", "yellow") for note in comparison.notes]
     console.print(Group(*lines))
 
 
-def _explained(comparison: Comparison, names: Sequence[str], intervals: bool) -> str:
+def _explain(comparison: Comparison, names: Sequence[str], intervals: bool) -> str:
     tests = f"Holm-adjusted over {comparison.tests} test{'s' * (comparison.tests > 1)}"
     rest = "; --json has the other pairs" if len(names) > 2 else ""
     return (
@@ -130,7 +133,7 @@ def _differences(comparison: Comparison, names: Sequence[str], intervals: bool) 
                 Text(str(found.n)),
                 Text(str(found.only_second)),
                 Text(str(found.only_first)),
-                Text(f"{100 * found.difference:+.1f}{_interval(found.ci95, '+.1f') if intervals else ''}"),
+                Text(with_interval(found.difference, found.ci95 if intervals else None, "+.1f")),
                 _p(found.p_holm),
             )
     return table
@@ -152,19 +155,16 @@ def _lines(comparison: Comparison, table: Table) -> Iterator[tuple[list[Text], C
         if row.key.threat != previous:
             table.add_section()
         previous = row.key.threat
-        yield _named(row.key), row
+        yield _name_row(row.key), row
     if comparison.worst_case is not None:
         table.add_section()
         count = len(comparison.worst_case.over)
         yield [Text("worst case"), Text(f"of {count} rows"), Text()], comparison.worst_case
 
 
-def _named(key: RowKey) -> list[Text]:
-    if key.threat == "none":
-        return [Text("clean"), Text(), Text()]
+def _name_row(key: RowKey) -> list[Text]:
     name = f"{key.attack} (L2)" if key.norm == "l2" else key.attack
-    threat = f"{key.threat}: {key.variant}" if key.variant else key.threat
-    return [Text(name), Text(threat), Text("-" if key.eps is None else f"{key.eps:.4g}")]
+    return [Text(cell) for cell in row_title(name, key.threat, key.variant, key.eps)]
 
 
 def _span(values: Sequence[int]) -> Text:
@@ -172,16 +172,11 @@ def _span(values: Sequence[int]) -> Text:
     return Text("" if not values else str(low) if low == high else f"{low}-{high}")
 
 
-def _accuracy(cell: Cell, intervals: bool, best: bool) -> Text:
+def _accuracy(cell: RunAccuracy, intervals: bool, best: bool) -> Text:
     star = "*" if cell.partial else ""
-    return Text.assemble(
-        (f"{100 * cell.accuracy:.1f}{star}", "bold" if best else ""), _interval(cell.ci95, ".1f") if intervals else ""
-    )
+    said = f" {interval(cell.ci95)}" if intervals else ""
+    return Text.assemble((f"{percent(cell.accuracy)}{star}", "bold" if best else ""), said)
 
 
 def _p(p: float) -> Text:
     return Text("<0.001" if p < 0.001 else f"{p:.3f}", "bold" if p < ALPHA else "")
-
-
-def _interval(ci95: tuple[float, float], form: str) -> str:
-    return f" [{100 * ci95[0]:{form}}, {100 * ci95[1]:{form}}]"

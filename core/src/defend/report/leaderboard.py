@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import attrs
 
-from defend.compare import Cell, Comparison, Difference
-from defend.report.reading import Results
-from defend.values import WorstCase
+from defend.records.compare import Comparison, Difference, RunAccuracy
+from defend.records.run import Results
+from defend.values.report import WorstCase
 
 
 @attrs.frozen(kw_only=True)
@@ -18,7 +18,7 @@ class Place:
     Attributes:
         run: its place among the runs as they were given.
         rank: from 1; None where a check blocks its headline.
-        label: as `defend.compare` tells the runs apart.
+        label: as `defend.records.compare` tells the runs apart.
         worst: its worst case over what all runs have in common, or over its own rows where that is too little;
             None where it has neither.
         difference: the best run as the first, this one as the second; None for the best, and where nothing is shared.
@@ -27,19 +27,20 @@ class Place:
     run: int
     rank: int | None
     label: str
-    worst: Cell | WorstCase | None
+    worst: RunAccuracy | WorstCase | None
     difference: Difference | None
 
 
 def leaderboard(results: Sequence[Results], compared: Comparison) -> list[Place]:
     """Rank runs by worst case, those that a check blocks last."""
     shared = compared.worst_case
-    worst: list[Cell | WorstCase | None] = (
+    worst: list[RunAccuracy | WorstCase | None] = (
         [each.report.worst_case for each in results] if shared is None else list(shared.cells)
     )
 
     def merit(run: int) -> tuple[bool, float]:
         found = worst[run]
+        # 1.0 stands after every accuracy, which is negative here so that the highest comes first
         return bool(results[run].report.failed), 1.0 if found is None else -found.accuracy
 
     order = sorted(range(len(results)), key=merit)
@@ -51,18 +52,23 @@ def leaderboard(results: Sequence[Results], compared: Comparison) -> list[Place]
             rank=None if results[run].report.failed else rank,
             label=compared.labels[run],
             worst=worst[run],
-            difference=pairs.get((best, run)) or _turned(pairs.get((run, best))),
+            difference=pairs.get((best, run)) or _turn(pairs.get((run, best))),
         )
         for rank, run in enumerate(order, start=1)
     ]
 
 
-def _turned(pair: Difference | None) -> Difference | None:
+def _turn(pair: Difference | None) -> Difference | None:
     """Return the same difference seen from the other run."""
     if pair is None:
         return None
     low, high = pair.ci95
     return attrs.evolve(
-        pair, first=pair.second, second=pair.first, only_first=pair.only_second, only_second=pair.only_first,
-        difference=-pair.difference, ci95=(-high, -low),
-    )  # fmt: skip
+        pair,
+        first=pair.second,
+        second=pair.first,
+        only_first=pair.only_second,
+        only_second=pair.only_first,
+        difference=-pair.difference,
+        ci95=(-high, -low),
+    )

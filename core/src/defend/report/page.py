@@ -18,24 +18,26 @@ import jinja2
 from markupsafe import Markup
 
 from defend import __version__
-from defend.compare import Comparison, compare
 from defend.errors import ConfigError
-from defend.files import write_text
+from defend.records.compare import Comparison, compare
+from defend.records.reading import read_results, run_folders
+from defend.records.run import Results, name_row
 from defend.report.figures import paper, strips
 from defend.report.figures.board import board
 from defend.report.figures.curves import curves
 from defend.report.figures.detector import histograms, roc, scored_rows
 from defend.report.figures.ladder import ladder
 from defend.report.figures.progress import progress
-from defend.report.figures.scene import DARK, LIGHT, MINUS, NOTHING, Scene
+from defend.report.figures.scene import DARK, LIGHT, NOTHING, Scene
 from defend.report.figures.strips import Strip
 from defend.report.figures.surface import surface
 from defend.report.figures.svg import png_uri, to_svg
+from defend.report.html import environment
 from defend.report.leaderboard import Place, leaderboard
-from defend.report.reading import Results, knows_the_defence, named, read_results, run_folders
 from defend.report.terminal import ARM_TITLES, NORMS, basis, loose, more_steps
-from defend.threats import THREATS
-from defend.values import Row
+from defend.util.files import write_text
+from defend.values.report import Row
+from defend.values.threats import THREATS, knows_the_defence
 
 ONE, SEVERAL = "report.html", Path("defend-report.html")
 FIGURES = "figures"
@@ -193,33 +195,42 @@ def render(sections: Sequence[Section], compared: Comparison | None, places: Seq
     """Return the page's HTML: `sections` in their order, below the leaderboard where there are several."""
     dataset = sections[0].results.report.dataset
     title = sections[0].results.title if compared is None else f"{len(sections)} runs on {dataset.name}"
-    return _environment().get_template("page.html.j2").render(
-        title=title, sections=sections, compared=compared, places=places, light=LIGHT, dark=DARK, version=__version__,
-        board=_drawn(board(places, "leaderboard")), narrow_board=_drawn(board(places, "leaderboard", narrow=True)),
-    )  # fmt: skip
+    return (
+        _environment()
+        .get_template("page.html.j2")
+        .render(
+            title=title,
+            sections=sections,
+            compared=compared,
+            places=places,
+            light=LIGHT,
+            dark=DARK,
+            version=__version__,
+            board=_embed(board(places, "leaderboard")),
+            narrow_board=_embed(board(places, "leaderboard", narrow=True)),
+        )
+    )
 
 
-def _drawn(scene: Scene | None) -> Markup | None:
+def _embed(scene: Scene | None) -> Markup | None:
     return None if scene is None else to_svg(scene)
 
 
 def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("defend.report"), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
-    )  # fmt: skip
-    environment.filters.update(
-        percent=lambda share: f"{100 * share:.1f}",
-        points=lambda share: f"{100 * share:+.1f}".replace("-", MINUS),
-        interval=lambda ci95: f"[{100 * ci95[0]:.1f}, {100 * ci95[1]:.1f}]",
+    made = environment()
+    made.filters.update(
         rate=lambda text: f"{100 * float(text):g}\N{NO-BREAK SPACE}%",
         p=lambda p: "<0.001" if p < 0.001 else f"{p:.3f}",
         short=lambda value: NOTHING if value is None else f"{value:.4g}",
-        svg=to_svg, png=png_uri, named=named, knows_the_defence=knows_the_defence, numbers=_numbers,
+        png=png_uri,
+        named=name_row,
+        knows_the_defence=knows_the_defence,
+        numbers=_numbers,
         by_threat=lambda rows: [list(found) for _, found in itertools.groupby(rows, lambda row: row.threat)],
-    )  # fmt: skip
+    )
+    # the template numbers figures and tables as it comes to them, as not every run has all of them
     counters = {kind: itertools.count(1) for kind in ("figure", "table")}
-    environment.globals.update(
+    made.globals.update(
         badges=BADGES,
         basis=basis,
         loose=loose,
@@ -229,7 +240,7 @@ def _environment() -> jinja2.Environment:
         rates=("0.01", "0.05"),
         number=lambda kind: next(counters[kind]),
     )
-    return environment
+    return made
 
 
 def _numbers(numbers: Mapping[str, Any]) -> str:

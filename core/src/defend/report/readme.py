@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from defend.errors import ConfigError
-from defend.files import write_text
+from defend.util.files import write_text
 
 
 def row(cells: Iterable[str]) -> str:
@@ -37,6 +37,7 @@ def fill(path: Path, kind: str, texts: Mapping[str, str | None]) -> list[str]:
     written = []
     for name, text in texts.items():
         marks = (f"<!-- {kind} {name} -->", f"<!-- end {name} -->")
+        # a mark that stands twice does not say which place is meant
         if text is None or any(whole.count(mark) != 1 for mark in marks):
             continue
         before, _, rest = whole.partition(marks[0])

@@ -12,14 +12,15 @@ from rich.console import Console, Group
 from rich.table import Table as Grid
 from rich.text import Text
 
-from defend.config import to_toml
-from defend.distributions import install
-from defend.ladders import Compared, Figure, Ladder, LadderRow, to_json
 from defend.recipes import Recipe, composition
 from defend.report import readme
 from defend.report.terminal import NORMS, of_norms
-from defend.threats import WHOLE
-from defend.values import Arm, WorstCase
+from defend.report.text import over_passes, percent, row_title, with_interval
+from defend.reproduce.ladders import Compared, Figure, Ladder, LadderRow
+from defend.util.distributions import install
+from defend.values.report import ArmResult, WorstCase
+from defend.values.threats import knows_the_defence
+from defend.values.toml import to_toml
 
 
 def entry(recipe: Recipe, ladder: Ladder | None) -> dict[str, Any]:
@@ -27,20 +28,31 @@ def entry(recipe: Recipe, ladder: Ladder | None) -> dict[str, Any]:
     config = recipe.run_config()
     worst = None if ladder is None else {**attrs.asdict(_worst(ladder)), "failed": list(ladder.failed)}
     return {
-        "name": recipe.name, "summary": recipe.summary, "dataset": config.dataset, "eps": config.eps,
-        "composition": composition(config), "worst_case": worst, "missing": list(recipe.missing()),
-    }  # fmt: skip
+        "name": recipe.name,
+        "summary": recipe.summary,
+        "dataset": config.dataset,
+        "eps": config.eps,
+        "composition": composition(config),
+        "worst_case": worst,
+        "missing": list(recipe.missing()),
+    }
 
 
 def as_dict(recipe: Recipe, ladder: Ladder | None) -> dict[str, Any]:
     """Return a recipe and its ladder for machines."""
     config = recipe.run_config()
     return {
-        "name": recipe.name, "summary": recipe.summary, "composition": composition(config), "toml": to_toml(config),
-        "why": recipe.why, "notes": list(recipe.notes), "needs": list(recipe.needs),
-        "missing": list(recipe.missing()), "outdated": _outdated(recipe, ladder),
-        "ladder": None if ladder is None else json.loads(to_json(ladder)),
-    }  # fmt: skip
+        "name": recipe.name,
+        "summary": recipe.summary,
+        "composition": composition(config),
+        "toml": to_toml(config),
+        "why": recipe.why,
+        "notes": list(recipe.notes),
+        "needs": list(recipe.needs),
+        "missing": list(recipe.missing()),
+        "outdated": _is_outdated(recipe, ladder),
+        "ladder": None if ladder is None else json.loads(ladder.to_json()),
+    }
 
 
 def print_listing(console: Console, listed: Sequence[tuple[Recipe, Ladder | None]]) -> None:
@@ -56,7 +68,7 @@ def print_listing(console: Console, listed: Sequence[tuple[Recipe, Ladder | None
         left = Text("not measured", "dim")
         if ladder is not None:
             figure = _worst(ladder)
-            left = Text(f"{_percent(figure)} n={figure.n:,}")
+            left = Text(f"{_figure(figure)} n={figure.n:,}")
             left.append("*" if ladder.failed else "", "red")
         grid.add_row(recipe.name, config.dataset, f"{config.eps:.4g}", composition(config), left, recipe.summary)
     console.print(grid, highlight=False)
@@ -84,23 +96,25 @@ def render(recipe: Recipe, ladder: Ladder | None, console: Console) -> None:
         lines.append(Text("\nNo ladder came with it"))
     else:
         lines += [Text(""), *_ladder(ladder)]
-        if _outdated(recipe, ladder):
+        if _is_outdated(recipe, ladder):
             lines.append(Text("The ladder is of an earlier version of this recipe", "bold red"))
         if ladder.compared:
             lines += [Text(""), _comparison(recipe, ladder)]
             if any(each.failed for each in ladder.compared):
                 lines.append(Text("*: not to be trusted, a check of that run failed", "red"))
-        lines.append(Text(f"\nMeasured by `{ladder.command}`, {ladder.device}, {_versions(ladder)}, seed {ladder.seed}",
-                          "dim"))  # fmt: skip
-    lines.append(Text(f"Use it: defend.load_recipe({recipe.name!r}). Measure it again: defend recipe {recipe.name} "
-                      "--run", "dim"))  # fmt: skip
+        lines.append(
+            Text(f"\nMeasured by `{ladder.command}`, {ladder.device}, {_versions(ladder)}, seed {ladder.seed}", "dim")
+        )
+    lines.append(
+        Text(f"Use it: defend.load_recipe({recipe.name!r}). Measure it again: defend recipe {recipe.name} --run", "dim")
+    )
     console.print(Group(*lines), soft_wrap=False)
 
 
 def markdown(recipe: Recipe, ladder: Ladder) -> str:
     """Return a recipe for a README: its worst case beside those of what it was held against."""
     norms = tuple(ladder.worst_case.norms or ())
-    ranked = _ranked(recipe, ladder)
+    ranked = _rank(recipe, ladder)
     images = f"(n={ladder.clean.n:,})"
     body = []
     for each in ranked:
@@ -108,8 +122,8 @@ def markdown(recipe: Recipe, ladder: Ladder) -> str:
         body.append(
             [
                 f"**{recipe.name}**: {each.name}" if own else each.name,
-                f"{100 * each.clean.accuracy:.1f}{f' (n={each.clean.n:,})' if other_images else ''}",
-                f"{_percent(each.worst_case)}{' (a check failed)' if each.failed else ''}",
+                f"{percent(each.clean.accuracy)}{f' (n={each.clean.n:,})' if other_images else ''}",
+                f"{_figure(each.worst_case)}{' (a check failed)' if each.failed else ''}",
                 *_alone(each, norms),
                 f"{each.worst_case.n:,}",
             ]
@@ -160,25 +174,33 @@ def _ladder(ladder: Ladder) -> list[Text | Grid]:
         grid.add_row(*_cells(row))
     grid.add_section()
     worst = ladder.worst_case
-    bare = f"{100 * worst.undefended:.1f}"
-    grid.add_row(Text("worst case", "bold"), f"over {len(worst.over)} rows", "", "", f"{worst.n:,}", bare,
-                 Text(_percent(worst), "bold"))  # fmt: skip
+    grid.add_row(
+        Text("worst case", "bold"),
+        f"over {len(worst.over)} rows",
+        "",
+        "",
+        f"{worst.n:,}",
+        percent(worst.undefended),
+        Text(_figure(worst), "bold"),
+    )
     lines: list[Text | Grid] = [grid]
-    lines.append(Text("accuracy in %, with Wilson 95 % intervals; rows without an undefended figure attack the whole "
-                      "defence; the worst case is per image", "dim"))  # fmt: skip
+    lines.append(
+        Text(
+            "accuracy in %, with Wilson 95 % intervals; rows without an undefended figure attack the whole "
+            "defence; the worst case is per image",
+            "dim",
+        )
+    )
     lines += [Text(f"{kind}: left out, {why}", "dim") for kind, why in ladder.left_out.items()]
     if worst.weakest:
         lines.append(Text(f"Least is left by {worst.weakest}"))
     if worst.norms:
         lines.append(Text(of_norms(worst.norms)))
     if worst.with_credit:
-        low, high = worst.with_credit["ci95"]
-        lines.append(Text(f"With credit for rejected attacks {100 * worst.with_credit['accuracy']:.1f} % "
-                          f"[{100 * low:.1f}, {100 * high:.1f}]"))  # fmt: skip
+        share = with_interval(worst.with_credit["accuracy"], worst.with_credit["ci95"], between=" % ")
+        lines.append(Text(f"With credit for rejected attacks {share}"))
     if worst.passes:
-        again, majority = (100 * worst.passes[name]["accuracy"] for name in ("worst", "majority"))
-        lines.append(Text(f"The defence is random: right in each of {worst.passes['n']} passes {again:.1f} %, by "
-                          f"majority {majority:.1f} %"))  # fmt: skip
+        lines.append(Text(over_passes(worst.passes)))
     if ladder.failed:
         lines.append(Text(f"Not to be trusted, a check failed ({', '.join(ladder.failed)})", "bold red"))
     elif ladder.checks:
@@ -188,16 +210,12 @@ def _ladder(ladder: Ladder) -> list[Text | Grid]:
 
 
 def _cells(row: LadderRow) -> tuple[str, ...]:
-    clean = row.threat == "none"
-    threat = f"{row.threat}: {row.variant}" if row.variant else row.threat
     return (
-        "clean" if clean else row.attack,
-        "" if clean else threat,
-        "" if clean else "-" if row.eps is None else f"{row.eps:.4g}",
+        *row_title(row.attack, row.threat, row.variant, row.eps),
         "" if row.steps is None else str(row.steps),
         f"{row.n:,}",
-        "" if row.threat in WHOLE else _percent(row.undefended),
-        _percent(row.defended),
+        "" if knows_the_defence(row.threat) else _figure(row.undefended),
+        _figure(row.defended),
     )
 
 
@@ -208,39 +226,48 @@ def _comparison(recipe: Recipe, ladder: Ladder) -> Grid:
     norms = tuple(ladder.worst_case.norms or ())
     for name in ("clean", "n", "worst case", *(f"{_said(norm)} alone" for norm in norms), "n"):
         grid.add_column(name, justify="right")
-    for each in _ranked(recipe, ladder):
-        worst = f"{_percent(each.worst_case)}{'*' * bool(each.failed)}"
-        grid.add_row(each.name, _percent(each.clean), f"{each.clean.n:,}", worst, *_alone(each, norms),
-                     f"{each.worst_case.n:,}", style="bold" if each.config == ladder.config else "")  # fmt: skip
+    for each in _rank(recipe, ladder):
+        worst = f"{_figure(each.worst_case)}{'*' * bool(each.failed)}"
+        grid.add_row(
+            each.name,
+            _figure(each.clean),
+            f"{each.clean.n:,}",
+            worst,
+            *_alone(each, norms),
+            f"{each.worst_case.n:,}",
+            style="bold" if each.config == ladder.config else "",
+        )
     return grid
 
 
-def _ranked(recipe: Recipe, ladder: Ladder) -> list[Compared]:
+def _rank(recipe: Recipe, ladder: Ladder) -> list[Compared]:
     """Return the recipe among what it was held against, the best worst case first."""
     itself = Compared(
-        name=composition(recipe.run_config()), config=ladder.config, clean=ladder.clean, worst_case=_worst(ladder),
-        failed=ladder.failed, norms=ladder.worst_case.norms,
-    )  # fmt: skip
+        name=composition(recipe.run_config()),
+        config=ladder.config,
+        clean=ladder.clean,
+        worst_case=_worst(ladder),
+        failed=ladder.failed,
+        norms=ladder.worst_case.norms,
+    )
     return sorted((itself, *ladder.compared), key=lambda one: -one.worst_case.accuracy)
 
 
 def _alone(each: Compared, norms: Sequence[str]) -> list[str]:
     """Return what the attacks of each norm alone leave, as texts."""
     alone = [(each.norms or {}).get(norm) for norm in norms]
-    return ["" if one is None else f"{100 * one['accuracy']:.1f}" for one in alone]
+    return ["" if one is None else percent(one["accuracy"]) for one in alone]
 
 
 def _worst(ladder: Ladder) -> Figure:
-    worst = ladder.worst_case
-    return Figure(accuracy=worst.accuracy, ci95=worst.ci95, n=worst.n)
+    return Figure.of(ladder.worst_case, ladder.worst_case.n)
 
 
-def _percent(one: Arm | Figure | WorstCase) -> str:
-    low, high = (100 * bound for bound in one.ci95)
-    return f"{100 * one.accuracy:.1f} [{low:.1f}, {high:.1f}]"
+def _figure(one: ArmResult | Figure | WorstCase) -> str:
+    return with_interval(one.accuracy, one.ci95)
 
 
-def _outdated(recipe: Recipe, ladder: Ladder | None) -> bool:
+def _is_outdated(recipe: Recipe, ladder: Ladder | None) -> bool:
     return ladder is not None and ladder.config != to_toml(recipe.run_config())
 
 

@@ -12,7 +12,8 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from defend.report import readme
-from defend.results import AdaptiveResult, Cell, Standing, TableResult, kept, to_json
+from defend.report.text import interval, percent, points, with_interval
+from defend.reproduce.results import AdaptiveResult, Cell, Standing, TableResult, find_kept
 from defend.tables import Table
 
 STYLES: dict[Standing, str] = {
@@ -31,7 +32,6 @@ SAID: dict[Standing, str] = {
     "beside": "not in the paper",
     "open": "not measured",
 }
-NOTHING = "-"
 
 
 def render(table: Table, result: TableResult, console: Console) -> None:
@@ -47,21 +47,34 @@ def render(table: Table, result: TableResult, console: Console) -> None:
         adaptive = result.against(arm.name)
         for number, cell in enumerate(cells):
             grid.add_row(
-                arm.name if number == 0 else "", cell.attack, percent(cell.paper), _with_interval(cell),
-                signed(cell.difference), f"{cell.n:,}" if cell.ours is not None else "",
+                arm.name if number == 0 else "",
+                cell.attack,
+                percent(cell.paper),
+                _ours(cell),
+                points(cell.difference),
+                f"{cell.n:,}" if cell.ours is not None else "",
                 _adaptive(adaptive) if number == 0 else "",
                 Text(f"{SAID[cell.standing]}{_which(cell)}", STYLES[cell.standing]),
                 end_section=number == len(cells) - 1,
-            )  # fmt: skip
+            )
     lines: list[Text | Grid] = [grid]
-    lines.append(Text("accuracy in %, Wilson 95 % intervals; adaptive: the worst case per image over attacks that know "
-                      "the defence, with n", "dim"))  # fmt: skip
+    lines.append(
+        Text(
+            "accuracy in %, Wilson 95 % intervals; adaptive: the worst case per image over attacks that know "
+            "the defence, with n",
+            "dim",
+        )
+    )
     lines.append(Text(f"What the paper's figures are: {table.knowledge}"))
     why = explanations(result)
     lines += [Text("\nNot the paper's figures:")] * bool(why) + [Text(f"- {line}") for line in why]
     failed = [one for one in result.adaptive if one.failed]
-    lines += [Text(f"{one.arm}: the adaptive figure is not to be trusted, a check failed ({', '.join(one.failed)})",
-                   "bold red") for one in failed]  # fmt: skip
+    lines += [
+        Text(
+            f"{one.arm}: the adaptive figure is not to be trusted, a check failed ({', '.join(one.failed)})", "bold red"
+        )
+        for one in failed
+    ]
     lines += [Text(f"Weights are missing: {command}", "yellow") for command in result.missing]
     lines += [Text(f"{arm}: a run failed: {why}", "bold red") for arm, why in result.failed.items()]
     if result.partial:
@@ -72,18 +85,26 @@ def render(table: Table, result: TableResult, console: Console) -> None:
 def entry(table: Table, result: TableResult | None) -> dict[str, Any]:
     """Return a table as `defend reproduce --list --json` has it."""
     return {
-        "name": table.name, "caption": table.caption, "paper": table.paper.title, "dataset": table.dataset,
-        "cells": len(table.cells), "standings": None if result is None else counted(result),
-        "not_run": table.not_run, "missing": list(table.missing()),
-    }  # fmt: skip
+        "name": table.name,
+        "caption": table.caption,
+        "paper": table.paper.title,
+        "dataset": table.dataset,
+        "cells": len(table.cells),
+        "standings": None if result is None else count_standings(result),
+        "not_run": table.not_run,
+        "missing": list(table.missing()),
+    }
 
 
 def as_dict(table: Table, result: TableResult) -> dict[str, Any]:
     """Return a result for machines, with what the table says of itself."""
     return {
-        **json.loads(to_json(result)), "caption": table.caption, "knowledge": table.knowledge,
-        "notes": list(table.notes), "explanations": explanations(result),
-    }  # fmt: skip
+        **json.loads(result.to_json()),
+        "caption": table.caption,
+        "knowledge": table.knowledge,
+        "notes": list(table.notes),
+        "explanations": explanations(result),
+    }
 
 
 def print_listing(console: Console, listed: Sequence[tuple[Table, TableResult | None]]) -> None:
@@ -92,32 +113,20 @@ def print_listing(console: Console, listed: Sequence[tuple[Table, TableResult | 
     for name in ("table", "data set", "cells", "kept result", "what it shows"):
         grid.add_column(name, overflow="fold")
     for table, result in listed:
-        counts = {} if result is None else counted(result)
+        counts = {} if result is None else count_standings(result)
         said = ", ".join(f"{count} {SAID[name].removesuffix(' below')}" for name, count in counts.items() if count)
         grid.add_row(table.name, table.dataset, str(len(table.cells)), said or table.not_run or "none", table.caption)
     console.print(grid, highlight=False)
     console.print("Show one: defend reproduce NAME --kept. Measure it again: defend reproduce NAME", highlight=False)
 
 
-def counted(result: TableResult) -> dict[Standing, int]:
+def count_standings(result: TableResult) -> dict[Standing, int]:
     """Return how many cells stand in each way."""
     return {name: sum(cell.standing == name for cell in result.cells) for name in STYLES}
 
 
-def percent(value: float | None) -> str:
-    """Return a fraction in percent, with one digit."""
-    return NOTHING if value is None else f"{100 * value:.1f}"
-
-
-def signed(value: float | None) -> str:
-    """Return a difference in points, with its sign."""
-    return "" if value is None else f"{100 * value:+.1f}"
-
-
-def _with_interval(cell: Cell) -> str:
-    if cell.ours is None or cell.ci95 is None:
-        return NOTHING
-    return f"{percent(cell.ours)} [{percent(cell.ci95[0])}, {percent(cell.ci95[1])}]"
+def _ours(cell: Cell) -> str:
+    return "-" if cell.ours is None or cell.ci95 is None else with_interval(cell.ours, cell.ci95)
 
 
 def _which(cell: Cell) -> str:
@@ -128,7 +137,7 @@ def _which(cell: Cell) -> str:
 def _adaptive(one: AdaptiveResult | None) -> str:
     if one is None:
         return ""
-    return f"{percent(one.accuracy)} [{percent(one.ci95[0])}, {percent(one.ci95[1])}] {one.n:,}"
+    return f"{with_interval(one.accuracy, one.ci95)} {one.n:,}"
 
 
 def explanations(result: TableResult) -> list[str]:
@@ -168,7 +177,7 @@ def markdown(table: Table, result: TableResult) -> str:
         if one is None:
             return ""
         mark = " (a check failed)" if one.failed else ""
-        return f"**{percent(one.accuracy)}** [{percent(one.ci95[0])}, {percent(one.ci95[1])}], n={one.n:,}{mark}"
+        return f"**{percent(one.accuracy)}** {interval(one.ci95)}, n={one.n:,}{mark}"
 
     def cell(attack: str, arm: str) -> str:
         one = result.cell(attack, arm)
@@ -202,6 +211,6 @@ def write_readme(path: Path, tables: Sequence[Table]) -> list[str]:
     Raises:
         ConfigError: the file cannot be read, or has no mark of any of these tables.
     """
-    results = {table.name: (table, kept(table)) for table in tables}
+    results = {table.name: (table, find_kept(table)) for table in tables}
     texts = {name: None if result is None else markdown(table, result) for name, (table, result) in results.items()}
     return readme.fill(path, "table", texts)

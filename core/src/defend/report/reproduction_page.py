@@ -5,21 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import jinja2
-
 from defend import __version__
 from defend.errors import ConfigError
-from defend.files import write_text
 from defend.report.figures.dumbbell import dumbbell
-from defend.report.figures.scene import DARK, LIGHT, MINUS, NOTHING
-from defend.report.figures.svg import to_svg
-from defend.report.reproduction import SAID, STYLES, counted, explanations
-from defend.results import Standing, TableResult
+from defend.report.figures.scene import DARK, LIGHT
+from defend.report.html import environment
+from defend.report.reproduction import SAID, STYLES, count_standings, explanations
+from defend.reproduce.results import Standing, TableResult
 from defend.tables import Table
+from defend.util.files import write_text
 
-SIGNS: Mapping[Standing, str] = {
-    "same": "✓", "better": "▲", "explained": "†", "off": "✗", "beside": "", "open": "",
-}  # fmt: skip
+SIGNS: Mapping[Standing, str] = {"same": "✓", "better": "▲", "explained": "†", "off": "✗", "beside": "", "open": ""}
 HOUR = 3600
 
 
@@ -42,24 +38,25 @@ def write_page(table: Table, result: TableResult, path: Path) -> None:
 
 def render_page(table: Table, result: TableResult) -> str:
     """Return the page: the table as in the paper, a chart, why figures differ, adaptive figures, how it was made."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("defend.report"), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
-    )  # fmt: skip
-    environment.filters.update(
-        percent=lambda share: NOTHING if share is None else f"{100 * share:.1f}",
-        points=lambda share: "" if share is None else f"{100 * share:+.1f}".replace("-", MINUS),
-        interval=lambda ci95: "" if ci95 is None else f"[{100 * ci95[0]:.1f}, {100 * ci95[1]:.1f}]",
-        svg=to_svg,
-        lasted=lambda seconds: f"{seconds / HOUR:.1f} h" if seconds >= HOUR else f"{seconds / 60:.1f} min",
-    )
+    made = environment()
+    made.filters["lasted"] = lambda seconds: f"{seconds / HOUR:.1f} h" if seconds >= HOUR else f"{seconds / 60:.1f} min"
     arms = [arm.name for arm in table.arms]
-    return environment.get_template("reproduction.html.j2").render(
-        table=table, result=result, arms=arms, counts=counted(result), explanations=explanations(result),
-        chart=dumbbell(result, arms, "table"), narrow_chart=dumbbell(result, arms, "table", narrow=True),
+    return made.get_template("reproduction.html.j2").render(
+        table=table,
+        result=result,
+        arms=arms,
+        counts=count_standings(result),
+        explanations=explanations(result),
+        chart=dumbbell(result, arms, "table"),
+        narrow_chart=dumbbell(result, arms, "table", narrow=True),
         sizes={
             attack.name: max((cell.n for cell in result.cells if cell.attack == attack.name), default=0)
             for attack in table.attacks
         },
-        said=SAID, signs=SIGNS, standings=tuple(STYLES), light=LIGHT, dark=DARK, version=__version__,
-    )  # fmt: skip
+        said=SAID,
+        signs=SIGNS,
+        standings=tuple(STYLES),
+        light=LIGHT,
+        dark=DARK,
+        version=__version__,
+    )

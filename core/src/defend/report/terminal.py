@@ -11,8 +11,9 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from defend.threats import DEFENDED, TUNED, UNDEFENDED, UNTUNED, WHOLE
-from defend.values import Arm, Report, Row, WorstCase
+from defend.report.text import interval, over_passes, percent, row_title, with_interval
+from defend.values.report import ArmResult, Report, Row, WorstCase
+from defend.values.threats import DEFENDED, TUNED, UNDEFENDED, UNTUNED, knows_the_defence
 
 ARM_TITLES = {TUNED: "tuned, bare", UNTUNED: "defended, untuned"}
 LOUD = ("warn", "fail")
@@ -23,14 +24,14 @@ COLOURS = {"pass": "green", "warn": "yellow", "fail": "red", "skip": "dim"}
 def render(report: Report, console: Console) -> None:
     """Print the table, the headline, the cost and where the files are."""
     config = report.config
-    has_defence = bool(config.purifier or config.detector or config.finetune)
     intervals = tuple(_arms(report))
     table = _table(report, intervals)
+    # measured with room for everything, as a table that wraps fits any console
     while intervals and console.measure(table, options=console.options.update(width=10_000)).maximum > console.width:
         intervals = intervals[1:]  # narrow the least important arm first; report.json has them all
         table = _table(report, intervals)
     lines: list[Text | Table] = [table]
-    whole = "; rows without an undefended figure attack the whole defence" if has_defence else ""
+    whole = "; rows without an undefended figure attack the whole defence" if report.defended else ""
     lines.append(Text(f"accuracy in %{', with Wilson 95 % intervals' * bool(intervals)}{whole}", "dim"))
     further = more_steps(report)
     if further:
@@ -51,10 +52,10 @@ def render(report: Report, console: Console) -> None:
         lines.append(Text(f"\n{_detector(report)}"))
     lines += _checks(report)
     if report.worst_case is not None:
-        lines.append(_headline(report, has_defence))
+        lines.append(_headline(report))
         if report.worst_case.passes:
-            lines.append(Text(_over_passes(report.worst_case.passes)))
-    if report.cost is not None and has_defence:
+            lines.append(Text(over_passes(report.worst_case.passes)))
+    if report.cost is not None and report.defended:
         cost = report.cost
         lines.append(
             Text(
@@ -73,20 +74,19 @@ def render(report: Report, console: Console) -> None:
     console.print(Group(*lines))
 
 
-def _headline(report: Report, has_defence: bool) -> Text:
+def _headline(report: Report) -> Text:
     worst = report.worst_case
     assert worst is not None
-    low, high = worst.ci95
-    figure = f"{100 * worst.accuracy:.1f} %"
+    figure = f"{percent(worst.accuracy)} %"
     blocked = ", ".join(f"{check.number} {check.name}" for check in report.failed)
     return Text.assemble(
         ("\nNot to be trusted, a check failed (", "bold red") if blocked else "\n",
         (f"{blocked}): ", "bold red") if blocked else "",
-        f"{'worst' if blocked else 'Worst'} case per image, {'defended' if has_defence else 'undefended'}: ",
+        f"{'worst' if blocked else 'Worst'} case per image, {'defended' if report.defended else 'undefended'}: ",
         "at most " if worst.rising else "",
         (figure, "strike" if blocked else "bold"),
-        f"  [{100 * low:.1f}, {100 * high:.1f}]  n={worst.n}, {basis(worst)}",
-        f"  (undefended {100 * worst.undefended:.1f} %)" if has_defence else "",
+        f"  {interval(worst.ci95)}  n={worst.n}, {basis(worst)}",
+        f"  (undefended {percent(worst.undefended)} %)" if report.defended else "",
         f"\n{of_norms(worst.norms)}" if worst.norms else "",
         _with_credit(worst.with_credit) if worst.with_credit else "",
         f"\nLeast is left by {worst.weakest}" if worst.weakest else "",
@@ -102,18 +102,18 @@ def basis(worst: WorstCase) -> str:
 
 def loose(row: Row, has_defence: bool) -> bool:
     """Whether what a row leaves of the defence is an upper bound that more steps would plainly lower."""
-    return row.rising and (row.threat in WHOLE or not has_defence)
+    return row.rising and (knows_the_defence(row.threat) or not has_defence)
 
 
 def more_steps(report: Report) -> str:
     """Return the command that takes the attacks further which were still fooling images; "" where there are none."""
     config = report.config
-    has_defence = bool(config.purifier or config.detector or config.finetune)
-    further = {row.attack: row for row in report.rows if row.curve is not None and loose(row, has_defence)}
+    further = {row.attack: row for row in report.rows if row.curve is not None and loose(row, report.defended)}
     chosen = "".join(
-        f" --set {name}.{'queries' if row.queries else 'steps'}={4 * row.steps}" for name, row in further.items()
+        f" --set {name}.{'queries' if row.queries else 'steps'}={4 * row.steps}"
+        for name, row in further.items()
         if row.steps
-    )  # fmt: skip
+    )
     if not chosen:
         return ""
     source = shlex.quote(str(Path(config.out, "config.toml"))) if config.out else "CONFIG.toml"
@@ -122,22 +122,17 @@ def more_steps(report: Report) -> str:
 
 def of_norms(figures: Mapping[str, Any]) -> str:
     """Say what the attacks of each norm leave, `WorstCase.norms`, in a line."""
-    said = []
-    for norm, one in figures.items():
-        low, high = (100 * bound for bound in one["ci95"])
-        said.append(f"{NORMS.get(norm, norm)} {100 * one['accuracy']:.1f} %  [{low:.1f}, {high:.1f}]")
-    return f"The attacks of one norm alone leave: {'; '.join(said)}"
+    said = "; ".join(f"{NORMS.get(norm, norm)} {_share(one)}" for norm, one in figures.items())
+    return f"The attacks of one norm alone leave: {said}"
 
 
 def _with_credit(figures: Mapping[str, Any]) -> str:
-    low, high = figures["ci95"]
-    share = f"{100 * figures['accuracy']:.1f} %  [{100 * low:.1f}, {100 * high:.1f}]"
-    return f"\nWith credit for rejected attacks {share}: no attack on these images was accepted and misclassified"
+    said = f"With credit for rejected attacks {_share(figures)}"
+    return f"\n{said}: no attack on these images was accepted and misclassified"
 
 
-def _over_passes(passes: Mapping[str, Any]) -> str:
-    worst, majority = (100 * passes[name]["accuracy"] for name in ("worst", "majority"))
-    return f"The defence is random: right in each of {passes['n']} passes {worst:.1f} %, by majority {majority:.1f} %"
+def _share(figures: Mapping[str, Any]) -> str:
+    return with_interval(figures["accuracy"], figures["ci95"], between=" %  ")
 
 
 def _checks(report: Report) -> list[Text]:
@@ -155,9 +150,8 @@ def _checks(report: Report) -> list[Text]:
 
 
 def _arms(report: Report) -> list[str]:
-    config = report.config
-    has_defence = bool(config.purifier or config.detector or config.finetune)
-    return [UNDEFENDED, *(arm for arm in (TUNED, UNTUNED) if config.finetune), *([DEFENDED] if has_defence else [])]
+    tuning = (TUNED, UNTUNED) if report.config.finetune else ()
+    return [UNDEFENDED, *tuning, *([DEFENDED] if report.defended else [])]
 
 
 def _table(report: Report, intervals: Sequence[str]) -> Table:
@@ -184,11 +178,9 @@ def _table(report: Report, intervals: Sequence[str]) -> Table:
         previous = row.threat
         more = []
         if config.detector:
-            more = [f"{100 * share:.1f}" for share in (row.defended.rejected, row.defended.accuracy_with_credit)]
+            more = [percent(share) for share in (row.defended.rejected, row.defended.accuracy_with_credit)]
         if asked:
-            more += [
-                f"{100 * row.passes[name]['accuracy']:.1f}" if row.passes else "" for name in ("worst", "majority")
-            ]
+            more += [percent(row.passes[name]["accuracy"]) if row.passes else "" for name in ("worst", "majority")]
         table.add_row(*_cells(row, arms, intervals), *more)
     return table
 
@@ -209,46 +201,38 @@ def _detector(report: Report) -> str:
     how = "came with its weights"
     if set_on:
         how = f"set here on {set_on['n']} held-out clean images for at most {100 * set_on['fpr']:g} %"
-    text = f"Detector: rejects {100 * found['clean_rejected']:.1f} % of the clean images; threshold "
+    text = f"Detector: rejects {percent(found['clean_rejected'])} % of the clean images; threshold "
     text += f"{found['threshold']:.4g} {how}"
     if found["auroc"] is not None:
-        rates = ", ".join(
-            f"{100 * share:.1f} % at {100 * float(rate):g} % false positives" for rate, share in
-            found["tpr_at_fpr"].items()
-        )  # fmt: skip
+        rates = _at_rates(found["tpr_at_fpr"])
         text += f"\n          AUROC {found['auroc']:.3f} on {found['auroc_row']}, its worst row; it finds {rates}"
     for row in report.rows:
         if row.success_at_fpr:
-            shares = ", ".join(
-                f"{100 * share:.1f} % at {100 * float(rate):g} % false positives"
-                for rate, share in row.success_at_fpr.items()
-            )
-            text += f"\n          {row.key}: accepted and misclassified {shares}"
+            text += f"\n          {row.key}: accepted and misclassified {_at_rates(row.success_at_fpr)}"
     return text
 
 
+def _at_rates(shares: Mapping[str, float]) -> str:
+    said = (f"{percent(share)} % at {100 * float(rate):g} % false positives" for rate, share in shares.items())
+    return ", ".join(said)
+
+
 def _cells(row: Row, arms: Sequence[str], intervals: Sequence[str]) -> list[Text | str]:
-    eps = "-" if row.eps is None else f"{row.eps:.4g}"
-    clean = row.threat == "none"
     known = {UNDEFENDED: row.undefended, DEFENDED: row.defended, **row.arms}
     name = row.attack if row.norm != "l2" else f"{row.attack} (mean L2 {row.mean_l2:.2f})"
     return [
-        "clean" if clean else name,
-        "" if clean else f"{row.threat}: {row.variant}" if row.variant else row.threat,
-        "" if clean else eps,
+        *row_title(name, row.threat, row.variant, row.eps),
         "" if row.steps is None else str(row.steps),
         f"{row.n}{'*' if row.partial else ''}",
         *(
             Text("")
-            if row.threat in WHOLE and arm != DEFENDED
-            else _arm(known[arm], interval=arm in intervals, loose=loose(row, DEFENDED in arms) and arm == arms[-1])
+            if knows_the_defence(row.threat) and arm != DEFENDED
+            else _arm(known[arm], whole=arm in intervals, loose=loose(row, DEFENDED in arms) and arm == arms[-1])
             for arm in arms
         ),
     ]
 
 
-def _arm(arm: Arm, interval: bool, loose: bool = False) -> Text:
-    low, high = (100 * bound for bound in arm.ci95)
-    return Text.assemble(
-        "≤ " if loose else "", (f"{100 * arm.accuracy:5.1f}", "bold"), f" [{low:.1f}, {high:.1f}]" if interval else ""
-    )
+def _arm(arm: ArmResult, whole: bool, loose: bool = False) -> Text:
+    said = f" {interval(arm.ci95)}" if whole else ""
+    return Text.assemble("≤ " if loose else "", (f"{100 * arm.accuracy:5.1f}", "bold"), said)

@@ -93,6 +93,7 @@ class VictimTraining(Training):
 
     def optimisers(self, steps: int) -> dict[str, Optimiser]:
         chosen = self.optimiser()
+        # the cycle would move SGD's momentum too, which the recipe says is 0.9
         cycle = torch.optim.lr_scheduler.OneCycleLR(
             chosen, self._recipe.lr, total_steps=steps, cycle_momentum=self._recipe.optimiser == "adamw"
         )

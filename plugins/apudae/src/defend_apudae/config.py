@@ -67,9 +67,7 @@ class ApudaeRecipe:
         False, help="clip noisy images to [0,1], as every attacked one is [R: off, the formula has no clip]"
     )
     crop: int | None = option(
-        None,
-        help="train on random squares of this side; None: whole images. Convolutions know no size [R]",
-        at_least=8,
+        None, help="train on random squares of this side; None: whole images. Convolutions know no size [R]", at_least=8
     )
 
 

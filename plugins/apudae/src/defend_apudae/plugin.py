@@ -81,7 +81,7 @@ def defend_attacks() -> Sequence[StageSpec]:
         StageSpec(
             name="apudae_a",
             summary="counter-attack A of APuDAE: PGD through classifier(autoencoder(x))",
-            build="defend_apudae.counter_attacks:build_a",
+            build="defend_apudae.attacks:build_a",
             config=CounterAttackAOptions,
             paper=PAPER,
             threats=("adaptive",),
@@ -89,7 +89,7 @@ def defend_attacks() -> Sequence[StageSpec]:
         StageSpec(
             name="apudae_b",
             summary="counter-attack B of APuDAE: PGD that also keeps the reconstruction error low",
-            build="defend_apudae.counter_attacks:build_b",
+            build="defend_apudae.attacks:build_b",
             config=CounterAttackBOptions,
             paper=PAPER,
             threats=("adaptive",),

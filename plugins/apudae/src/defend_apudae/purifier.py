@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from defend import Task
 from defend_apudae.config import ApudaeOptions
-from defend_apudae.layers import FrozenAutoencoder
-from defend_apudae.model import DenoisingAutoencoder, purify
+from defend_apudae.frozen import FrozenAutoencoder
+from defend_apudae.model import purify
+from defend_apudae.networks import DenoisingAutoencoder
 
 GREY_DEPTH, COLOUR_DEPTH = 5, 15
 FEWER_STEPS = 3

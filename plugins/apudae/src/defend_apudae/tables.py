@@ -205,9 +205,7 @@ def _small(table: Table) -> Table:
         ),
         misses=SMALL_MISSES,
         adaptive=Adaptive(
-            options={"pgd": {"steps": 10}, "apudae_a": {"steps": 40}},
-            n=20,
-            fewer_draws=dict.fromkeys("FG", CPU_DRAWS),
+            options={"pgd": {"steps": 10}, "apudae_a": {"steps": 40}}, n=20, fewer_draws=dict.fromkeys("FG", CPU_DRAWS)
         ),
         needs=("defend-dae-finetune",),
     )
@@ -291,7 +289,10 @@ TABLES = (
         attacks=_counter_attacks(MNIST_PGD),
         cells={
             ("PGD", "Adv. training"): 35.4,
-            ("A", "Direct"): 79.9, ("B", "Direct"): 81.5, ("A", "Best"): 89.1, ("B", "Best"): 85.7,
+            ("A", "Direct"): 79.9,
+            ("B", "Direct"): 81.5,
+            ("A", "Best"): 89.1,
+            ("B", "Best"): 85.7,
         },
         knowledge=COUNTER,
         notes=(VICTIM_NOTE, "which variant 'Best' is the paper does not say: every one is measured, the best is named"),
@@ -309,7 +310,10 @@ TABLES = (
         attacks=_counter_attacks(CIFAR_BIM),
         cells={
             ("PGD", "Adv. training"): 48.3,
-            ("A", "Direct"): 19.9, ("B", "Direct"): 27.5, ("A", "Best"): 68.0, ("B", "Best"): 50.7,
+            ("A", "Direct"): 19.9,
+            ("B", "Direct"): 27.5,
+            ("A", "Best"): 68.0,
+            ("B", "Best"): 50.7,
         },
         knowledge=COUNTER,
         notes=("which variant 'Best' is the paper does not say: every one is measured, the best is named",),
@@ -327,11 +331,14 @@ TABLES = (
         attacks=_counter_attacks(IMAGENET_BIM),
         cells={
             ("PGD", "Adv. training"): 25.4,
-            ("A", "Direct"): 13.4, ("B", "Direct"): 31.2, ("A", "Best"): 53.6, ("B", "Best"): 40.7,
+            ("A", "Direct"): 13.4,
+            ("B", "Direct"): 31.2,
+            ("A", "Best"): 53.6,
+            ("B", "Best"): 40.7,
         },
         knowledge=COUNTER,
         adaptive=None,
         results=RESULTS,
         not_run=NOT_RUN,
     ),
-)  # fmt: skip
+)

@@ -9,9 +9,9 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from defend.attacks.iterated import Pgd
+from defend.attacks.objectives import Objective, scaled_cross_entropy
 from defend.attacks.options import FgsmOptions, PgdOptions
 from defend.attacks.single_step import Fgsm
-from defend.attacks.target import Objective, scaled_cross_entropy
 from defend.errors import ConfigError
 
 

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from defend import Task
-from defend.build import build_stage
+from defend import Task, build_stage
 from defend.datasets.base import Batch, ImageDataset
 from defend.options import NoOptions
 from defend.train import Loss, Optimiser, Training
@@ -83,11 +82,7 @@ class AutoencoderTraining(Training):
 
     def __init__(self, purifier: Autoencoder, recipe: AutoencoderRecipe, victim: nn.Module) -> None:
         super().__init__(
-            purifier,
-            {"dae": purifier},
-            epochs=recipe.epochs,
-            batch_size=recipe.batch_size,
-            frozen={"victim": victim},
+            purifier, {"dae": purifier}, epochs=recipe.epochs, batch_size=recipe.batch_size, frozen={"victim": victim}
         )
         self._recipe = recipe
         self._inputs = CRAFTED if recipe.inputs == "all" else CRAFTED[1:]

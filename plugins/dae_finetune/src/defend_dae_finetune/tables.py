@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from defend import Paper
-from defend.tables import Adaptive, Table, TableArm, TableAttack, grid
-from defend.threats import BEFORE_TUNING, TUNED
+from defend.tables import BEFORE_TUNING, TUNED, Adaptive, Table, TableArm, TableAttack, grid
 
 RESULTS = "defend_dae_finetune.results"
 PAPER = Paper(
@@ -70,9 +69,14 @@ def _arms(weights: Mapping[str, str]) -> tuple[TableArm, ...]:
 
 
 def _table(
-    number: int, network: str, victim: str, rows: Mapping[str, Sequence[float]],
-    weights: Mapping[str, str], notes: tuple[str, ...], misses: Mapping[str, str],
-) -> Table:  # fmt: skip
+    number: int,
+    network: str,
+    victim: str,
+    rows: Mapping[str, Sequence[float]],
+    weights: Mapping[str, str],
+    notes: tuple[str, ...],
+    misses: Mapping[str, str],
+) -> Table:
     arms = _arms(weights)
     return Table(
         name=f"dae_finetune/table-{number}",
@@ -83,10 +87,7 @@ def _table(
         eps=EPS,
         arms=arms,
         attacks=AS_PUBLISHED + WHITE_BOX,
-        cells={
-            **grid(arms[:4], rows),
-            **{(attack.name, arm.name): None for attack in WHITE_BOX for arm in arms},
-        },
+        cells={**grid(arms[:4], rows), **{(attack.name, arm.name): None for attack in WHITE_BOX for arm in arms}},
         knowledge=KNOWLEDGE,
         notes=(*NOTES, *notes),
         misses=misses,
@@ -97,7 +98,9 @@ def _table(
 
 TABLES = (
     _table(
-        2, "ResNet-20", "resnet20",
+        2,
+        "ResNet-20",
+        "resnet20",
         {
             "Regular": (93.84, 79.09, 88.98, 82.56),
             "FGSM": (24.37, 66.78, 59.47, 75.38),
@@ -105,13 +108,12 @@ TABLES = (
         },
         {"finetuner": "+mix"},
         ("tuned for 3 epochs of set 1, as the paper has it for this network (schedule=mix)",),
-        {
-            **_short("the victim for 15 epochs", "autoencoder and tuning on 10,000"),
-            "PGD / Initial, no AE": ELSEWHERE,
-        },
+        {**_short("the victim for 15 epochs", "autoencoder and tuning on 10,000"), "PGD / Initial, no AE": ELSEWHERE},
     ),
     _table(
-        3, "SE-PreResNet-56", "se_preresnet56",
+        3,
+        "SE-PreResNet-56",
+        "se_preresnet56",
         {
             "Regular": (95.32, 81.21, 92.13, 88.16),
             "FGSM": (46.52, 73.67, 77.19, 84.30),
@@ -127,4 +129,4 @@ TABLES = (
             "FGSM / Initial, no AE": ELSEWHERE,
         },
     ),
-)  # fmt: skip
+)

@@ -16,14 +16,25 @@ WEIGHTS = "defend_puvae_detect.weights"
 # A sixteenth of the parameters, and a fiftieth of the images seen: C's 27.8 million are 56 MB, and 350 epochs days on a
 # CPU. So short a training needs RC heavier, or nothing comes through the noise on z (README). See edition "paper".
 COMPACT: Mapping[str, Any] = {
-    "width": 8, "hidden": 256, "epochs": 8, "batch_size": 64, "lr": 2e-3, "schedule": "one_cycle", "rc_weight": 1.0,
-}  # fmt: skip
+    "width": 8,
+    "hidden": 256,
+    "epochs": 8,
+    "batch_size": 64,
+    "lr": 2e-3,
+    "schedule": "one_cycle",
+    "rc_weight": 1.0,
+}
 EDITIONS: Mapping[str, Mapping[str, Any]] = {
     "paper": {  # for grey images; on cifar10 the usual weights are the paper's
-        "width": 32, "hidden": 1024, "epochs": 350, "batch_size": 512, "lr": 1e-3, "schedule": "constant",
+        "width": 32,
+        "hidden": 1024,
+        "epochs": 350,
+        "batch_size": 512,
+        "lr": 1e-3,
+        "schedule": "constant",
         "rc_weight": 0.01,
     }
-}  # fmt: skip
+}
 COSTS_A: Mapping[str, str] = {"mnist": "10 min on one CPU core", "fashion_mnist": "25 min on one CPU core"}
 
 

@@ -49,14 +49,20 @@ def _robust(name: str, dataset: str, title: str, eps: float, why: str, notes: tu
 
 RECIPES = (
     _robust(
-        "mnist-robust", "mnist", "MNIST", 0.3,
+        "mnist-robust",
+        "mnist",
+        "MNIST",
+        0.3,
         f"{ALONE} {BOTH_NORMS}",
         (SOURCES, MORE_STARTS),
         weights={"finetuner": "+norms"},
     ),
     _robust(
-        "fashion-mnist-robust", "fashion_mnist", "Fashion-MNIST", 0.1,
+        "fashion-mnist-robust",
+        "fashion_mnist",
+        "Fashion-MNIST",
+        0.1,
         ALONE,
         (SOURCES, "Its training of four epochs was short: the accuracy under attack was still rising when it ended."),
     ),
-)  # fmt: skip
+)

@@ -51,17 +51,24 @@ def _attacks(threat: str, heading: str, scale: float = 1) -> tuple[TableAttack, 
     options = {"steps": STEPS, "early_stop": False, **hidden}
     return (
         TableAttack(
-            name=heading.format("FGSM", scale), attack="fgsm", threat=threat, options=hidden,
+            name=heading.format("FGSM", scale),
+            attack="fgsm",
+            threat=threat,
+            options=hidden,
             n=10_000 if scale == 1 else SATURATED_N,
         ),
         *(
             TableAttack(
-                name=heading.format(attack.upper(), scale), attack=attack, threat=threat, options=options,
-                step_share=STEP_SHARE, n=1000 if scale == 1 else SATURATED_N,
+                name=heading.format(attack.upper(), scale),
+                attack=attack,
+                threat=threat,
+                options=options,
+                step_share=STEP_SHARE,
+                n=1000 if scale == 1 else SATURATED_N,
             )
             for attack in ("bim", "pgd")
         ),
-    )  # fmt: skip
+    )
 
 
 ATTACKS = (TableAttack(name="Clean", n=10_000), *_attacks("adaptive", "{}"), *_attacks("oblivious", OBLIVIOUS))
@@ -106,9 +113,16 @@ ADAPTIVE = Adaptive(
 
 
 def _table(
-    number: int, caption: str, dataset: str, victim: str, eps: float, rows: Mapping[str, Sequence[float | None]],
-    saturated: float, notes: tuple[str, ...] = (), misses: Mapping[str, str] | None = None,
-) -> Table:  # fmt: skip
+    number: int,
+    caption: str,
+    dataset: str,
+    victim: str,
+    eps: float,
+    rows: Mapping[str, Sequence[float | None]],
+    saturated: float,
+    notes: tuple[str, ...] = (),
+    misses: Mapping[str, str] | None = None,
+) -> Table:
     arms = _arms(eps)
     beside = {
         (attack.name, arm): None
@@ -139,7 +153,11 @@ def _table(
 
 TABLES = (
     _table(
-        3, "MNIST, classifier A, eps 0.3", "mnist", "classifier_a", GREY_EPS,
+        3,
+        "MNIST, classifier A, eps 0.3",
+        "mnist",
+        "classifier_a",
+        GREY_EPS,
         {
             "Clean": (99.2, 97.2, 97.2, None),
             "FGSM": (23.2, 82.9, 99.8, 96.2),
@@ -150,7 +168,11 @@ TABLES = (
         misses=_cells("PuVAE", MASKED),
     ),
     _table(
-        4, "Fashion-MNIST, classifier A, eps 0.3", "fashion_mnist", "classifier_a", GREY_EPS,
+        4,
+        "Fashion-MNIST, classifier A, eps 0.3",
+        "fashion_mnist",
+        "classifier_a",
+        GREY_EPS,
         {
             "Clean": (92.2, 82.5, 82.1, None),
             "FGSM": (25.4, 55.6, 87.9, 74.2),
@@ -162,7 +184,11 @@ TABLES = (
         notes=("the paper's two eps, 0.3 and 0.06, are taken for those of grey and of colour images",),
     ),
     _table(
-        5, "CIFAR-10, classifier B, eps 0.06", "cifar10", "classifier_b", COLOUR_EPS,
+        5,
+        "CIFAR-10, classifier B, eps 0.06",
+        "cifar10",
+        "classifier_b",
+        COLOUR_EPS,
         {
             "Clean": (80.2, 42.3, 41.7, None),
             "FGSM": (11.4, 25.3, 30.4, 30.4),
@@ -172,4 +198,4 @@ TABLES = (
         saturated=4,
         notes=("classifier B is Table 6's; the notebook's has 5x5 kernels and 135 M parameters",),
     ),
-)  # fmt: skip
+)

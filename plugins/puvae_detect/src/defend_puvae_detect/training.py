@@ -8,10 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from defend import Task
-from defend.build import build_stage
+from defend import Task, build_stage, threshold_at
 from defend.datasets.base import Batch, ImageDataset
-from defend.metrics import threshold_at
 from defend.randomness import keyed
 from defend.train import Loss, Optimiser, Training
 from defend_puvae_detect.config import PuvaeOptions, PuvaeRecipe

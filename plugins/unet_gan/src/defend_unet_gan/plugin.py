@@ -15,12 +15,18 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
     # resnet18 is the one victim that core ships; E_max 32 holds eps = 0.1 (25.5/255) with room above. 1,097 images
     # make 11 steps of 96 an epoch and converge in few passes: smaller batches, a larger rate that falls.
     "digits": {
-        "sources": ("resnet18",), "classifier": "resnet18", "eps_max": 32, "epochs": 20, "post_epochs": 5,
-        "batch_size": 32, "lr": 1e-3, "schedule": "one_cycle",
+        "sources": ("resnet18",),
+        "classifier": "resnet18",
+        "eps_max": 32,
+        "epochs": 20,
+        "post_epochs": 5,
+        "batch_size": 32,
+        "lr": 1e-3,
+        "schedule": "one_cycle",
     },
     "mnist": {**GREY, "eps_max": 96},
     "fashion_mnist": {**GREY, "eps_max": 32},
-}  # fmt: skip
+}
 EDITIONS: Mapping[str, Mapping[str, Any]] = {
     "noise": {"mode": "noise"},  # Table 1, Noise
     "image-2": {"post_adversarial": True},  # Table 1, Image Reconstruction-2

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from defend import Task
-from defend.build import build_stage
+from defend import Task, build_stage
 from defend.datasets.base import Batch, ImageDataset
 from defend.errors import ConfigError
 from defend.train import Loss, Optimiser, Training

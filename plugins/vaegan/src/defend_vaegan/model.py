@@ -28,7 +28,7 @@ def padded_size(size: int) -> int:
     return -(-size // STRIDE) * STRIDE
 
 
-def _scaled(channels: int, width: float) -> int:
+def _scale(channels: int, width: float) -> int:
     return max(round(channels * width), 1)
 
 
@@ -51,7 +51,7 @@ class Encoder(nn.Module):
 
     def __init__(self, channels: int, cells: int, latent: int, width: float) -> None:
         super().__init__()
-        a, b, c, dense = (_scaled(count, width) for count in (64, 128, 256, 1024))
+        a, b, c, dense = (_scale(count, width) for count in (64, 128, 256, 1024))
         self.body = nn.Sequential(
             *_down(channels, a), *_down(a, b), *_down(b, c), nn.Flatten(), *_dense(c * cells, dense)
         )
@@ -68,11 +68,16 @@ class Decoder(nn.Module):
 
     def __init__(self, channels: int, cells: tuple[int, int], latent: int, width: float) -> None:
         super().__init__()
-        a, b, c, d = (_scaled(count, width) for count in (256, 192, 128, 32))
+        a, b, c, d = (_scale(count, width) for count in (256, 192, 128, 32))
         self.body = nn.Sequential(
-            *_dense(latent, a * cells[0] * cells[1]), nn.Unflatten(1, (a, *cells)), *_up(a, b), *_up(b, c), *_up(c, d),
-            nn.Conv2d(d, channels, KERNEL, padding=2), nn.Sigmoid(),
-        )  # fmt: skip
+            *_dense(latent, a * cells[0] * cells[1]),
+            nn.Unflatten(1, (a, *cells)),
+            *_up(a, b),
+            *_up(b, c),
+            *_up(c, d),
+            nn.Conv2d(d, channels, KERNEL, padding=2),
+            nn.Sigmoid(),
+        )
 
     def forward(self, latents: Tensor) -> Tensor:
         """Map z [B,latent] to padded images [B,C,H,W] in (0,1)."""
@@ -89,7 +94,7 @@ class Discriminator(nn.Module):
 
     def __init__(self, channels: int, cells: int, width: float) -> None:
         super().__init__()
-        a, b, c, d, dense = (_scaled(count, width) for count in (32, 128, 192, 256, 512))
+        a, b, c, d, dense = (_scale(count, width) for count in (32, 128, 192, 256, 512))
         third, *after = _down(b, c)
         self.features = nn.Sequential(nn.Conv2d(channels, a, KERNEL, padding=2), nn.ReLU(), *_down(a, b), third)
         self.head = nn.Sequential(*after, *_down(c, d), nn.Flatten(), *_dense(d * cells, dense), nn.Linear(dense, 1))
@@ -233,7 +238,7 @@ def _take_back(
         gained = score > score_before
         doubtful = ((moving > 0) & ~gained).nonzero()[:, 0]
         if len(doubtful):
-            errors = [_squared(some - networks.reconstruct(some)) for some in (before[doubtful], x[doubtful])]
+            errors = [_sum_squares(some - networks.reconstruct(some)) for some in (before[doubtful], x[doubtful])]
             gained[doubtful] = errors[1] < errors[0]
         moving = moving * gained
     return moving, torch.where(_column(moving), x, before)
@@ -244,7 +249,7 @@ def _column(flags: Tensor) -> Tensor:
     return (flags > 0).view(-1, 1, 1, 1)
 
 
-def _squared(differences: Tensor) -> Tensor:
+def _sum_squares(differences: Tensor) -> Tensor:
     """Sum the squares of every image [B,...]: [B]."""
     return differences.square().flatten(1).sum(1)
 
@@ -283,7 +288,7 @@ def search(images: Tensor, networks: VaeGan, config: VaeganOptions) -> Tensor:
         if config.restarts == 1:
             return z
         with torch.no_grad():
-            errors = _squared(networks.decode(z) - targets).view(len(x), config.restarts)
+            errors = _sum_squares(networks.decode(z) - targets).view(len(x), config.restarts)
         nearest: Tensor = z[errors.argmin(1) + config.restarts * torch.arange(len(x), device=x.device)]
         return nearest
 
@@ -291,7 +296,7 @@ def search(images: Tensor, networks: VaeGan, config: VaeganOptions) -> Tensor:
 def _misfit(z: Tensor, targets: Tensor, networks: VaeGan, config: VaeganOptions) -> Tensor:
     """Return (||Dec(z) - x||^2 - lambda log Dis(Dec(z))) / pixels, [B]."""
     decoded = networks.decoder(z)
-    total = _squared(networks.crop(decoded) - targets)
+    total = _sum_squares(networks.crop(decoded) - targets)
     if config.dis_weight:
         total = total - config.dis_weight * F.logsigmoid(networks.discriminator(decoded)[0])
     return total / targets[0].numel()

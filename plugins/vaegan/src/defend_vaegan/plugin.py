@@ -29,11 +29,7 @@ def defend_purifiers() -> Sequence[StageSpec]:
             paper=PAPER,
             train="defend_vaegan.training:train",
             recipe=VaeganRecipe,
-            recipes={
-                "digits": {"epochs": 80, **EARNEST},
-                "mnist": SMALL,
-                "fashion_mnist": SMALL,
-            },
+            recipes={"digits": {"epochs": 80, **EARNEST}, "mnist": SMALL, "fashion_mnist": SMALL},
             costs={
                 "digits": "7 min on one CPU core",
                 "mnist": "an hour on one CPU core",
@@ -52,7 +48,7 @@ def defend_attacks() -> Sequence[StageSpec]:
         StageSpec(
             name="vaegan_straight",
             summary="PGD that sees of a vaegan purifier only the autoencoder in its gradient",
-            build="defend_vaegan.counter_attacks:build",
+            build="defend_vaegan.attacks:build",
             config=StraightOptions,
             threats=("adaptive",),
         )

@@ -62,7 +62,7 @@ TABLES = (
         ),
         misses={
             f"{_fgsm(MATCHED_EPS)} / {NONE.name}": "the paper names no eps: its figure lies between those at 0.05 and "
-            "0.1, and so does the purified one",
+            "0.1, and so does the purified one"
         },
         adaptive=Adaptive(options={"pgd": {"steps": 20}, "vaegan_straight": {"steps": 20}}),
         results=RESULTS,

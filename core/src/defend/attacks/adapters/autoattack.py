@@ -48,9 +48,13 @@ class AutoAttack:
             some = some.float()  # which the library computes in, whatever it is given
             classes = count_classes(model, some, name, LEAST_CLASSES[self._config.version])
             attack = self._library.AutoAttack(
-                model, norm="Linf", eps=budget, version=self._config.version, device=some.device,
+                model,
+                norm="Linf",
+                eps=budget,
+                version=self._config.version,
+                device=some.device,
                 seed=step_seed(target.seed, name) % (1 << 31),
-            )  # fmt: skip
+            )
             if self._config.version == "rand":
                 attack.apgd.eot_iter = target.draws
             attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = min(MOST_TARGETS, classes - 1)

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from defend.attacks.balls import at_least_float32, clip
 from defend.attacks.goals import keep_wrong
-from defend.attacks.target import Target, steady_cross_entropy
+from defend.attacks.objectives import steady_cross_entropy
+from defend.attacks.target import Target
 from defend.errors import ConfigError, ContractError, DefendError
 from defend.randomness import step_seed
 
@@ -123,14 +124,14 @@ def run(
     Raises:
         ContractError: the library failed; its message.
     """
-    with torch.inference_mode(False), _untouched(target.module):
+    with torch.inference_mode(False), _freeze(target.module):
         images, labels = images.clone(), labels.clone().long()
         result = images.clone()
         target.differentiated = False
         for budget in sorted({value for value in eps.tolist() if value > 0}):
             some = (eps == budget).nonzero()[:, 0]
-            with _seeded(step_seed(target.seed, name, *keys[some].tolist()), images.device), torch.enable_grad():
-                found = _named(work, name, images[some].clone(), labels[some], budget)
+            with _seed(step_seed(target.seed, name, *keys[some].tolist()), images.device), torch.enable_grad():
+                found = _run_named(work, name, images[some].clone(), labels[some], budget)
             result[some] = clip(found.detach().to(images.dtype), images[some], eps[some], norm)
         if target.differentiated:
             _look(target, name, images, result, labels, keys)
@@ -144,7 +145,7 @@ def _look(target: Target, name: str, images: Tensor, found: Tensor, labels: Tens
         target.slope(at, labels, keys, f"{name}/{where}", steady_cross_entropy)
 
 
-def _named(work: Work, name: str, images: Tensor, labels: Tensor, budget: float) -> Tensor:
+def _run_named(work: Work, name: str, images: Tensor, labels: Tensor, budget: float) -> Tensor:
     try:
         return work(images, labels, budget)
     except Exception as error:  # a library may fail in any way; where memory ran out, the host tries a smaller batch
@@ -155,7 +156,7 @@ def _named(work: Work, name: str, images: Tensor, labels: Tensor, budget: float)
 
 
 @contextlib.contextmanager
-def _untouched(module: nn.Module) -> Iterator[None]:
+def _freeze(module: nn.Module) -> Iterator[None]:
     """Freeze the parameters, so that no backward pass leaves gradients there; afterwards they are as before."""
     needed = [parameter for parameter in module.parameters() if parameter.requires_grad]
     for parameter in needed:
@@ -168,7 +169,7 @@ def _untouched(module: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+def _seed(seed: int, device: torch.device) -> Iterator[None]:
     """Seed torch's, numpy's and Python's generators for a block, and put them back."""
     numpy, python = np.random.get_state(), random.getstate()
     with torch.random.fork_rng([device] if device.type == "cuda" else []):

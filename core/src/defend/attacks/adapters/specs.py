@@ -15,8 +15,12 @@ ARGUMENTS_HELP = "arguments of the library's constructor, for example steps=20,r
 
 # L0 and L1 budgets are none that the host can hold an attack to; the others need more than a model, images and labels
 NOT_FOOLBOX = {"Attack", "EADAttack", "SparseL1DescentAttack"} | {
-    "BinarizationRefinementAttack", "DatasetAttack", "GenAttack", "PointwiseAttack", "SpatialAttack",
-}  # fmt: skip
+    "BinarizationRefinementAttack",
+    "DatasetAttack",
+    "GenAttack",
+    "PointwiseAttack",
+    "SpatialAttack",
+}
 NOT_TORCHATTACKS = {"EADEN", "EADL1", "JSMA", "OnePixel", "Pixle", "SparseFool"} | {"GN", "VANILA"}  # the last: no norm
 
 
@@ -88,14 +92,14 @@ def families() -> list[StageSpec]:
 @functools.cache
 def foolbox_names() -> tuple[str, ...]:
     """Return foolbox's attacks that the host can run, read from its files; none if it is not installed."""
-    names = _imported("foolbox", "attacks/__init__.py", lambda module: True)
+    names = _find_imports("foolbox", "attacks/__init__.py", lambda module: True)
     return tuple(name for name in names if name not in NOT_FOOLBOX and not name.startswith(("L0", "L1")))
 
 
 @functools.cache
 def torchattacks_names() -> tuple[str, ...]:
     """Return torchattacks' attacks that the host can run, read from its files; none if it is not installed."""
-    names = _imported("torchattacks", "__init__.py", lambda module: module.startswith("attacks."))
+    names = _find_imports("torchattacks", "__init__.py", lambda module: module.startswith("attacks."))
     return tuple(name for name in names if name not in NOT_TORCHATTACKS)
 
 
@@ -104,7 +108,7 @@ def autoattack_names() -> tuple[str, ...]:
     return ("standard", "rand") if importlib.util.find_spec("pyautoattack") else ()
 
 
-def _imported(package: str, file: str, wanted: Callable[[str], bool]) -> tuple[str, ...]:
+def _find_imports(package: str, file: str, wanted: Callable[[str], bool]) -> tuple[str, ...]:
     """Return the names that a package's file imports from wanted modules beside it, and its aliases of them."""
     found = importlib.util.find_spec(package)
     if found is None or found.origin is None:

@@ -16,14 +16,12 @@ def board(places: Sequence[Place], name: str, narrow: bool = False) -> Scene | N
             name=f"{place.label}{'' if place.rank else ' (blocked)'}",
             note=f"n={place.worst.n}",
             bars=(
-                Bar(
-                    accuracy=place.worst.accuracy, ci95=place.worst.ci95, role="defended" if place.rank else "bare"
-                ),
+                Bar(accuracy=place.worst.accuracy, ci95=place.worst.ci95, role="defended" if place.rank else "bare"),
             ),
         )
         for place in places
         if place.worst is not None
-    ]  # fmt: skip
+    ]
     said = "; ".join(f"{group.name} {group.bars[0].text}" for group in groups)
     says = f"Bar chart of worst-case accuracy in percent. {said}."
     return bars(groups, name=name, says=says, entries=(), narrow=narrow) if groups else None

@@ -7,25 +7,26 @@ from collections.abc import Iterator
 
 import attrs
 
+from defend.records.run import Results
 from defend.report.figures.scene import (
     DASHES,
     MARKERS,
     SERIES,
     SMALL,
-    Entry,
+    LegendLine,
     Mark,
     Plot,
     Scene,
     Text,
-    fitted,
+    fit_text,
     legend,
     marker,
     percent_ticks,
     round_ticks,
-)  # fmt: skip
-from defend.report.reading import Results, knows_the_defence
-from defend.threats import THREATS
-from defend.values import Row
+)
+from defend.report.text import percent
+from defend.values.report import Row
+from defend.values.threats import THREATS, is_harmless, knows_the_defence, rank
 
 WIDTH, HEIGHT = 344.0, 210.0
 LEFT, RIGHT, BELOW = 46.0, 12.0, 44.0
@@ -51,7 +52,7 @@ def curves(results: Results) -> list[Scene]:
     """Return a figure for each attack, and norm, that has rows at two budgets or more; those with most lines first."""
     families: dict[tuple[str, str], list[Row]] = {}
     for row in results.rows:
-        if row.threat not in ("none", "noise") and row.eps is not None:
+        if not is_harmless(row.threat) and row.eps is not None:
             families.setdefault((row.attack, row.norm), []).append(row)
     found = {family: _curves(results, rows) for family, rows in families.items()}
     ordered = sorted(found, key=lambda family: -len(found[family]))
@@ -59,38 +60,43 @@ def curves(results: Results) -> list[Scene]:
 
 
 def _curves(results: Results, rows: list[Row]) -> list[Curve]:
-    """Return the undefended victim's line, under the oblivious threat where there is one, and all defended ones."""
+    """Return a line for the undefended victim, of an attacker who faces it if there is one, and all defended ones."""
     ways: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         ways.setdefault((row.threat, row.variant), []).append(row)
     ways = {way: found for way, found in ways.items() if len({row.eps for row in found}) > 1}
-    bare = [way for way, found in ways.items() if not knows_the_defence(found[0])]
+    bare = [way for way in ways if not knows_the_defence(way[0])]
     lines = []
-    for threat, variant in sorted(bare, key=lambda way: way[0] != "oblivious")[:1]:
+    for threat, variant in sorted(bare, key=lambda way: way[0] not in THREATS or THREATS[way[0]].faces != "victim")[:1]:
         lines.append(
             Curve(
-                name=f"undefended, {threat}", role="bare", dash=DASHES[1], marker="circle",
+                name=f"undefended, {threat}",
+                role="bare",
+                dash=DASHES[1],
+                marker="circle",
                 points=_points(results, ways[threat, variant], "undefended"),
             )
-        )  # fmt: skip
-    threats = list(THREATS)
+        )
     variants: dict[str, int] = {}
     for (threat, variant), found in ways.items() if results.defended else ():
         # a threat keeps its colour from one figure to the next; its variants differ in their dashes
-        colour = threats.index(threat) if threat in threats else len(threats)
+        colour = rank(threat)
         dash = variants[threat] = variants.get(threat, -1) + 1
         lines.append(
             Curve(
-                name=f"defended, {threat}{f': {variant}' if variant else ''}", role=SERIES[colour % len(SERIES)],
-                dash=DASHES[dash % len(DASHES)], marker=MARKERS[colour % len(MARKERS)],
+                name=f"defended, {threat}{f': {variant}' if variant else ''}",
+                role=SERIES[colour % len(SERIES)],
+                dash=DASHES[dash % len(DASHES)],
+                marker=MARKERS[colour % len(MARKERS)],
                 points=_points(results, found, "defended"),
             )
-        )  # fmt: skip
+        )
     return lines
 
 
 def _points(results: Results, rows: list[Row], arm: str) -> tuple[tuple[float, float, float, float], ...]:
     """Return a line's points; it begins at the clean row."""
+    # every attack with a budget of 0 leaves the clean image
     clean = [results.clean] if results.clean is not None else []
     found = {}
     for row in (*clean, *rows):
@@ -102,41 +108,47 @@ def _points(results: Results, rows: list[Row], arm: str) -> tuple[tuple[float, f
 
 def _scene(attack: str, norm: str, found: list[Curve]) -> Scene:
     said = "; ".join(
-        f"{curve.name}: " + ", ".join(f"{100 * share:.1f} at {eps:.4g}" for eps, share, *_ in curve.points)
+        f"{curve.name}: " + ", ".join(f"{percent(share)} at {eps:.4g}" for eps, share, *_ in curve.points)
         for curve in found
     )
     within = " (L2)" if norm == "l2" else ""
     return line_chart(
-        found, name=f"accuracy-against-eps-{attack}{'-l2' if norm == 'l2' else ''}", title=f"{attack}{within}",
-        x_label=f"eps{within}", y_label="accuracy in %",
+        found,
+        name=f"accuracy-against-eps-{attack}{'-l2' if norm == 'l2' else ''}",
+        title=f"{attack}{within}",
+        x_label=f"eps{within}",
+        y_label="accuracy in %",
         says=f"Line chart of accuracy in percent against eps for {attack}. {said}.",
-    )  # fmt: skip
+    )
 
 
 def line_chart(
     found: list[Curve], *, name: str, title: str, x_label: str, y_label: str, says: str, marked: bool = True
 ) -> Scene:
     """Draw lines of fractions, with a legend above; `marked` also marks their points and fills their intervals."""
-    marks: list[Mark] = [Text(x=0, y=8, text=fitted(title, SMALL, WIDTH), bold=True)]
+    marks: list[Mark] = [Text(x=0, y=8, text=fit_text(title, SMALL, WIDTH), bold=True)]
     keys, top = legend(
         [
-            Entry(text=one.name, role=one.role, dash=one.dash, marker=one.marker)
-            if marked else Entry(text=one.name, role=one.role, dash=one.dash)
+            LegendLine(text=one.name, role=one.role, dash=one.dash, marker=one.marker)
+            if marked
+            else LegendLine(text=one.name, role=one.role, dash=one.dash)
             for one in found
         ],
-        0, 18, WIDTH,
-    )  # fmt: skip
+        0,
+        18,
+        WIDTH,
+    )
     marks += keys
     most = max(point[0] for curve in found for point in curve.points)
     plot = Plot(left=LEFT, top=top + 6, width=WIDTH - LEFT - RIGHT, height=HEIGHT, x=(0, most))
     marks += plot.axes(round_ticks(0, most), percent_ticks(), x_label, y_label)
     for curve in found:
         line = plot.line([point[:2] for point in curve.points], stroke=curve.role, width=2, dash=curve.dash)
-        marks += _drawn(plot, curve) if marked else [line]
+        marks += _draw(plot, curve) if marked else [line]
     return Scene(name=slug(name), says=says, width=WIDTH, height=plot.top + HEIGHT + BELOW, marks=tuple(marks))
 
 
-def _drawn(plot: Plot, curve: Curve) -> Iterator[Mark]:
+def _draw(plot: Plot, curve: Curve) -> Iterator[Mark]:
     band = [(eps, high) for eps, _, _, high in curve.points] + [(eps, low) for eps, _, low, _ in curve.points[::-1]]
     yield plot.line(band, fill=curve.role, opacity=0.14, closed=True)
     points = [point[:2] for point in curve.points]

@@ -8,24 +8,25 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from defend.records.run import Results, row_name
 from defend.report.figures.curves import slug
 from defend.report.figures.scene import (
     DASHES,
     SMALL,
-    Entry,
+    LegendLine,
     Mark,
     Plot,
     Scene,
     Shape,
     Text,
-    fitted,
+    fit_text,
     legend,
     marker,
     percent_ticks,
     round_ticks,
-)  # fmt: skip
-from defend.report.reading import Results, row_name
-from defend.values import Row
+)
+from defend.values.report import Row
+from defend.values.threats import is_harmless
 
 WIDTH = 344.0
 LEFT, RIGHT, BELOW = 46.0, 12.0, 44.0
@@ -40,7 +41,7 @@ def scored_rows(results: Results) -> list[Row]:
     clean = results.clean
     if clean is None or row_name(clean) not in results.scores:
         return []
-    return [row for row in results.ladder if row.threat not in ("none", "noise") and row_name(row) in results.scores]
+    return [row for row in results.ladder if not is_harmless(row.threat) and row_name(row) in results.scores]
 
 
 def roc(results: Results) -> Scene | None:
@@ -52,7 +53,7 @@ def roc(results: Results) -> Scene | None:
 
     clean = _scores(results, results.clean)
     styles = [(ORDER[place % len(ORDER)], DASHES[place // len(ORDER) % len(DASHES)]) for place in range(len(rows))]
-    entries = [Entry(text=row.key, role=role, dash=dash) for row, (role, dash) in zip(rows, styles, strict=True)]
+    entries = [LegendLine(text=row.key, role=role, dash=dash) for row, (role, dash) in zip(rows, styles, strict=True)]
     marks, top = legend(entries, 0, 0, WIDTH)
     plot = Plot(left=LEFT, top=top + 6, width=WIDTH - LEFT - RIGHT, height=ROC_HEIGHT)
     marks += plot.axes(percent_ticks(), percent_ticks(), "clean images rejected, %", "attacked images found, %")
@@ -89,10 +90,10 @@ def _histogram(results: Results, row: Row) -> Scene:
     shares = [np.histogram(values.clip(low, high), edges)[0] / len(values) for values in (clean, attacked)]
     most = max(float(share.max()) for share in shares) or 1.0
     drawn = [("clean", "s3", shares[0]), ("attacked", "s6", shares[1])]
-    entries = [Entry(text=text, role=role, box=0.3) for text, role, _ in drawn]
+    entries = [LegendLine(text=text, role=role, box=0.3) for text, role, _ in drawn]
     if threshold is not None:
-        entries.append(Entry(text=f"threshold {threshold:.4g}", role="ink", dash=DASHES[1]))
-    marks: list[Mark] = [Text(x=0, y=8, text=fitted(row.key, SMALL, WIDTH), bold=True)]
+        entries.append(LegendLine(text=f"threshold {threshold:.4g}", role="ink", dash=DASHES[1]))
+    marks: list[Mark] = [Text(x=0, y=8, text=fit_text(row.key, SMALL, WIDTH), bold=True)]
     keys, top = legend(entries, 0, 18, WIDTH)
     marks += keys
     plot = Plot(left=LEFT, top=top + 4, width=WIDTH - LEFT - RIGHT, height=HISTOGRAM_HEIGHT, x=(low, high), y=(0, most))
@@ -114,7 +115,7 @@ def _scores(results: Results, row: Row | None) -> Scores:
     assert row is not None
     scores = results.scores[row_name(row)]
     limit = float(np.finfo(np.float32).max)
-    return np.nan_to_num(scores, nan=limit, posinf=limit, neginf=-limit)  # no number is no clean image's score
+    return np.nan_to_num(scores, nan=limit, posinf=limit, neginf=-limit)  # NaN counts as an attack's score
 
 
 def _range(scores: Scores, threshold: float | None) -> tuple[float, float]:

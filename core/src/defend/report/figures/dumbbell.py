@@ -7,23 +7,29 @@ from collections.abc import Iterator, Mapping, Sequence
 from defend.report.figures.ladder import NARROW, WIDE
 from defend.report.figures.scene import (
     SMALL,
-    Entry,
+    LegendLine,
     Mark,
     Plot,
     Scene,
     Shape,
     Text,
-    fitted,
+    fit_text,
     legend,
     marker,
     percent_ticks,
     text_width,
-)  # fmt: skip
-from defend.results import AdaptiveResult, Cell, Standing, TableResult
+)
+from defend.report.text import percent
+from defend.reproduce.results import AdaptiveResult, Cell, Standing, TableResult
 
 ROLES: Mapping[Standing, str] = {
-    "same": "right", "better": "right", "explained": "aside", "off": "wrong", "beside": "defended", "open": "muted",
-}  # fmt: skip
+    "same": "right",
+    "better": "right",
+    "explained": "aside",
+    "off": "wrong",
+    "beside": "defended",
+    "open": "muted",
+}
 ADAPTIVE = "s4"
 PITCH, GAP = 16.0, 8.0
 VALUES = {False: 124.0, True: 82.0}  # the column of figures at the right, by whether it is narrow
@@ -42,8 +48,8 @@ def dumbbell(result: TableResult, arms: Sequence[str], name: str, narrow: bool =
     labels = min(max(max(text_width(each, SMALL) for each in named) + 12, least), most)
     left, right = labels + 4, width - VALUES[narrow]
     entries = [
-        Entry(text="the paper's", role="bare", marker="circle"),
-        Entry(text="ours, as the paper's or better", role="right", marker="square"),
+        LegendLine(text="the paper's", role="bare", marker="circle"),
+        LegendLine(text="ours, as the paper's or better", role="right", marker="square"),
         *_entries(result),
     ]
     marks, y = legend(entries, 0, 0, width)
@@ -51,12 +57,12 @@ def dumbbell(result: TableResult, arms: Sequence[str], name: str, narrow: bool =
     drawn: list[Mark] = []
     for arm, cells in groups.items():
         y += GAP
-        drawn.append(Text(x=0, y=y, text=fitted(arm, SMALL, width), bold=True))
+        drawn.append(Text(x=0, y=y, text=fit_text(arm, SMALL, width), bold=True))
         drawn.append(Shape(points=((0, y + 9), (width, y + 9)), stroke="rule"))
         y += 20
         plot = Plot(left=left, top=y, width=right - left, height=PITCH)
         for cell in cells:
-            drawn.append(Text(x=labels - 6, y=y, text=fitted(cell.attack, SMALL, labels - 6), anchor="end"))
+            drawn.append(Text(x=labels - 6, y=y, text=fit_text(cell.attack, SMALL, labels - 6), anchor="end"))
             drawn += _line(plot, cell, y, width)
             y += PITCH
         adaptive = result.against(arm)
@@ -73,23 +79,25 @@ def dumbbell(result: TableResult, arms: Sequence[str], name: str, narrow: bool =
     return Scene(name=name, says=_said(groups, result), width=width, height=y + 36, marks=(*marks, *drawn))
 
 
-def _entries(result: TableResult) -> Iterator[Entry]:
+def _entries(result: TableResult) -> Iterator[LegendLine]:
     there = {cell.standing for cell in result.cells if cell.ours is not None}
     texts: dict[Standing, str] = {
-        "explained": "ours, explained below", "off": "ours, off", "beside": "ours, not in the paper",
-    }  # fmt: skip
+        "explained": "ours, explained below",
+        "off": "ours, off",
+        "beside": "ours, not in the paper",
+    }
     for standing, text in texts.items():
         if standing in there:
-            yield Entry(text=text, role=ROLES[standing], marker="square")
+            yield LegendLine(text=text, role=ROLES[standing], marker="square")
     if result.adaptive:
-        yield Entry(text="ours, the attacker knows the defence", role=ADAPTIVE, marker="diamond")
+        yield LegendLine(text="ours, the attacker knows the defence", role=ADAPTIVE, marker="diamond")
 
 
 def _line(plot: Plot, cell: Cell, y: float, width: float) -> Iterator[Mark]:
     assert cell.ours is not None
     role = ROLES[cell.standing]
     ours = plot.left + plot.width * cell.ours
-    said = f"{100 * cell.ours:.1f}"
+    said = percent(cell.ours)
     if cell.ci95 is not None:
         low, high = (plot.left + plot.width * end for end in cell.ci95)
         yield Shape(points=((low, y), (high, y)), stroke="ink", width=1)
@@ -97,7 +105,7 @@ def _line(plot: Plot, cell: Cell, y: float, width: float) -> Iterator[Mark]:
         paper = plot.left + plot.width * cell.paper
         yield Shape(points=((paper, y), (ours, y)), stroke=role, width=2.5)
         yield marker(paper, y, "circle", "bare", 4.5)
-        said += f" ({100 * cell.paper:.1f})"
+        said += f" ({percent(cell.paper)})"
     yield marker(ours, y, "square", role, 4)
     yield Text(x=width, y=y, text=said, anchor="end")
 
@@ -106,18 +114,18 @@ def _adaptive(plot: Plot, one: AdaptiveResult, y: float, width: float) -> Iterat
     low, high = (plot.left + plot.width * end for end in one.ci95)
     yield Shape(points=((low, y), (high, y)), stroke="ink", width=1)
     yield marker(plot.left + plot.width * one.accuracy, y, "diamond", ADAPTIVE, 4)
-    yield Text(x=width, y=y, text=f"{100 * one.accuracy:.1f}", anchor="end", bold=True)
+    yield Text(x=width, y=y, text=percent(one.accuracy), anchor="end", bold=True)
 
 
 def _said(groups: Mapping[str, Sequence[Cell]], result: TableResult) -> str:
     lines = []
     for arm, cells in groups.items():
         said = [
-            f"{cell.attack} {100 * (cell.ours or 0):.1f}"
-            + ("" if cell.paper is None else f" where the paper has {100 * cell.paper:.1f}")
+            f"{cell.attack} {percent(cell.ours or 0)}"
+            + ("" if cell.paper is None else f" where the paper has {percent(cell.paper)}")
             for cell in cells
         ]
         adaptive = result.against(arm)
-        said += [] if adaptive is None else [f"adaptive {100 * adaptive.accuracy:.1f}"]
+        said += [] if adaptive is None else [f"adaptive {percent(adaptive.accuracy)}"]
         lines.append(f"{arm}: {', '.join(said)}")
     return f"Chart of accuracy in percent, ours and the paper's. {'; '.join(lines)}."

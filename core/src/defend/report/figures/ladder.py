@@ -6,22 +6,24 @@ from collections.abc import Iterator, Sequence
 
 import attrs
 
+from defend.records.run import Results, name_row
 from defend.report.figures.scene import (
     SMALL,
-    Entry,
+    LegendLine,
     Mark,
     Plot,
     Scene,
     Shape,
     Text,
-    fitted,
+    fit_text,
     legend,
     percent_ticks,
     rectangle,
     text_width,
-)  # fmt: skip
-from defend.report.reading import Results, knows_the_defence, named
-from defend.values import Row
+)
+from defend.report.text import percent, with_interval
+from defend.values.report import Row
+from defend.values.threats import knows_the_defence
 
 WIDE, NARROW = 720.0, 344.0
 BAR, PITCH, GAP = 9.0, 13.0, 9.0
@@ -41,8 +43,7 @@ class Bar:
     @property
     def text(self) -> str:
         """The figure in percent."""
-        interval = "" if self.ci95 is None else f" [{100 * self.ci95[0]:.1f}, {100 * self.ci95[1]:.1f}]"
-        return f"{100 * self.accuracy:.1f}{interval}"
+        return with_interval(self.accuracy, self.ci95)
 
 
 @attrs.frozen(kw_only=True)
@@ -58,18 +59,12 @@ class Group:
 
 def ladder(results: Results, narrow: bool = False) -> Scene:
     """Return the ladder; `narrow` for a phone, with the names above their bars."""
-    return bars(
-        list(_groups(results)),
-        name="ladder",
-        says=_said(results),
-        entries=_entries(results),
-        narrow=narrow,
-    )
+    return bars(list(_groups(results)), name="ladder", says=_said(results), entries=_entries(results), narrow=narrow)
 
 
-def _entries(results: Results) -> list[Entry]:
-    bare = Entry(text="undefended", role="bare", box=0.25)
-    return [bare, Entry(text="defended", role="defended", box=1)] if results.defended else [bare]
+def _entries(results: Results) -> list[LegendLine]:
+    bare = LegendLine(text="undefended", role="bare", box=0.25)
+    return [bare, LegendLine(text="defended", role="defended", box=1)] if results.defended else [bare]
 
 
 def _groups(results: Results) -> Iterator[Group]:
@@ -79,7 +74,7 @@ def _groups(results: Results) -> Iterator[Group]:
         previous = row.threat
         shown = [Bar(accuracy=row.undefended.accuracy, ci95=row.undefended.ci95, role="bare")]
         if results.defended:
-            shown = [] if knows_the_defence(row) else shown
+            shown = [] if knows_the_defence(row.threat) else shown
             shown.append(Bar(accuracy=row.defended.accuracy, ci95=row.defended.ci95, role="defended"))
         yield Group(name=_label(row), note=f"n={row.n}{'*' if row.partial else ''}", bars=tuple(shown), heading=heading)
     worst = results.report.worst_case
@@ -93,27 +88,29 @@ def _groups(results: Results) -> Iterator[Group]:
 
 
 def _label(row: Row) -> str:
-    what = f"{named(row)} (L2)" if row.norm == "l2" else named(row)
+    what = f"{name_row(row)} (L2)" if row.norm == "l2" else name_row(row)
     return what if row.headline else f"{what} {ASIDE}"
 
 
 def _said(results: Results) -> str:
-    rows = [f"{_label(row)}{'' if row.threat == 'none' else f', {row.threat}'}: " + _in_words(results, row)
-            for row in results.ladder]  # fmt: skip
+    rows = [
+        f"{_label(row)}{'' if row.threat == 'none' else f', {row.threat}'}: " + _in_words(results, row)
+        for row in results.ladder
+    ]
     worst = results.report.worst_case
     if worst is not None:
-        rows.append(f"worst case: {100 * worst.accuracy:.1f}")
+        rows.append(f"worst case: {percent(worst.accuracy)}")
     return "Bar chart of accuracy in percent. " + "; ".join(rows) + "."
 
 
 def _in_words(results: Results, row: Row) -> str:
-    bare, defended = f"{100 * row.undefended.accuracy:.1f}", f"{100 * row.defended.accuracy:.1f}"
+    bare, defended = percent(row.undefended.accuracy), percent(row.defended.accuracy)
     if not results.defended:
         return bare
-    return f"defended {defended}" if knows_the_defence(row) else f"undefended {bare}, defended {defended}"
+    return f"defended {defended}" if knows_the_defence(row.threat) else f"undefended {bare}, defended {defended}"
 
 
-def bars(groups: Sequence[Group], *, name: str, says: str, entries: Sequence[Entry], narrow: bool) -> Scene:
+def bars(groups: Sequence[Group], *, name: str, says: str, entries: Sequence[LegendLine], narrow: bool) -> Scene:
     """Return a horizontal bar chart of accuracies, with their intervals as whiskers and their figures beside them."""
     width = NARROW if narrow else WIDE
     labels = 0.0
@@ -133,13 +130,19 @@ def bars(groups: Sequence[Group], *, name: str, says: str, entries: Sequence[Ent
         height = PITCH * len(group.bars)
         label = y + 6 if narrow else y + height / 2 - 1
         room = (width if narrow else labels) - text_width(group.note, SMALL) - 12
-        shown = fitted(group.name, SMALL, room)
+        shown = fit_text(group.name, SMALL, room)
+        # bold letters are wider
         at = text_width(shown, SMALL) * (1.08 if group.bold else 1) + 6
         drawn.append(Text(x=0, y=label, text=shown, bold=group.bold))
         drawn.append(
-            Text(x=at if narrow else labels - 6, y=label, text=group.note, role="muted",
-                 anchor="start" if narrow else "end")
-        )  # fmt: skip
+            Text(
+                x=at if narrow else labels - 6,
+                y=label,
+                text=group.note,
+                role="muted",
+                anchor="start" if narrow else "end",
+            )
+        )
         y += 17 if narrow else 0
         plot = Plot(left=left, top=y, width=right - left, height=height)
         for place, bar in enumerate(group.bars):
@@ -153,6 +156,7 @@ def bars(groups: Sequence[Group], *, name: str, says: str, entries: Sequence[Ent
 def _bar(plot: Plot, bar: Bar, y: float, width: float, bold: bool) -> Iterator[Mark]:
     length = plot.width * bar.accuracy
     opacity = 0.25 if bar.role == "bare" else 1
+    # 0 % shows as a thin line
     yield rectangle(plot.left, y, max(length, 0.5), BAR, fill=bar.role, stroke=bar.role, opacity=opacity)
     if bar.ci95 is not None:
         low, high = (plot.left + plot.width * end for end in bar.ci95)

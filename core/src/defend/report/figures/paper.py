@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Polygon
 
-from defend.files import atomic
 from defend.report.figures.scene import LIGHT, Picture, Scene, Shape, Text
+from defend.util.files import atomic
 
 PIXELS_PER_INCH = 96
 POINTS = 72 / PIXELS_PER_INCH  # a CSS pixel in points
@@ -60,6 +60,7 @@ def _draw(scene: Scene) -> Figure:
 def _shape(axes: Any, shape: Shape, order: int) -> None:
     style: dict[str, Any] = {"linewidth": shape.width * POINTS, "zorder": order}
     if shape.dash:
+        # matplotlib counts dashes in line widths
         style["linestyle"] = (0, tuple(length / shape.width for length in shape.dash))
     if shape.closed:
         fill = mpl.colors.to_rgba(LIGHT[shape.fill], shape.opacity) if shape.fill else "none"
@@ -72,16 +73,30 @@ def _shape(axes: Any, shape: Shape, order: int) -> None:
 
 def _text(axes: Any, text: Text, order: int) -> None:
     axes.text(
-        text.x, text.y, text.text, color=LIGHT[text.role], fontsize=text.size * POINTS,
-        ha={"start": "left", "middle": "center", "end": "right"}[text.anchor], va="center_baseline" if not text.turned
-        else "center", fontweight="bold" if text.bold else "normal", rotation=90 if text.turned else 0, zorder=order,
+        text.x,
+        text.y,
+        text.text,
+        color=LIGHT[text.role],
+        fontsize=text.size * POINTS,
+        ha={"start": "left", "middle": "center", "end": "right"}[text.anchor],
+        va="center_baseline" if not text.turned else "center",
+        fontweight="bold" if text.bold else "normal",
+        rotation=90 if text.turned else 0,
+        zorder=order,
+        # a dollar sign in a label is no formula
         parse_math=False,
-    )  # fmt: skip
+    )
 
 
 def _picture(axes: Any, picture: Picture, order: int) -> None:
     pixels = picture.pixels
     axes.imshow(
-        pixels, cmap="gray", vmin=0, vmax=255, interpolation="nearest", aspect="auto", zorder=order,
+        pixels,
+        cmap="gray",
+        vmin=0,
+        vmax=255,
+        interpolation="nearest",
+        aspect="auto",
+        zorder=order,
         extent=(picture.x, picture.x + picture.width, picture.y + picture.height, picture.y),
-    )  # fmt: skip
+    )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from defend.records.run import Results
 from defend.report.figures.curves import Curve, line_chart
 from defend.report.figures.scene import DASHES, MARKERS, SERIES, Scene
-from defend.report.reading import Results, knows_the_defence
-from defend.values import Row
+from defend.report.text import percent
+from defend.values.report import Row
+from defend.values.threats import knows_the_defence
 
 MOST = 6  # lines in one figure
 
@@ -20,20 +22,24 @@ def progress(results: Results) -> Scene | None:
     if not rows:
         return None
     said = "; ".join(
-        f"{row.key}: {100 * row.curve['left'][-1]:.1f} left after {row.curve['at'][-1]} steps, "
+        f"{row.key}: {percent(row.curve['left'][-1])} left after {row.curve['at'][-1]} steps, "
         f"{row.curve['late']} images fooled in the second half"
         for row in rows
         if row.curve is not None
     )
     return line_chart(
-        [_line(row, place) for place, row in enumerate(rows)], name="left-after-each-step",
-        title="images left, step by step", x_label="steps in % of the attack's own", y_label="left in %",
-        says=f"Line chart of the images left after each step of the attacks on the defence. {said}.", marked=False,
-    )  # fmt: skip
+        [_line(row, place) for place, row in enumerate(rows)],
+        name="left-after-each-step",
+        title="images left, step by step",
+        x_label="steps in % of the attack's own",
+        y_label="left in %",
+        says=f"Line chart of the images left after each step of the attacks on the defence. {said}.",
+        marked=False,
+    )
 
 
 def _faces_it(results: Results, row: Row) -> bool:
-    return knows_the_defence(row) or not results.defended
+    return knows_the_defence(row.threat) or not results.defended
 
 
 def _line(row: Row, place: int) -> Curve:
@@ -43,6 +49,9 @@ def _line(row: Row, place: int) -> Curve:
     points = tuple((100 * at / most, left, left, left) for at, left in zip(curve["at"], curve["left"], strict=True))
     name = f"{row.key}, {most} steps{', still falling' if row.rising else ''}"
     return Curve(
-        name=name, role=SERIES[place % len(SERIES)], dash=DASHES[place // len(SERIES) % len(DASHES)],
-        marker=MARKERS[0], points=points,
-    )  # fmt: skip
+        name=name,
+        role=SERIES[place % len(SERIES)],
+        dash=DASHES[place // len(SERIES) % len(DASHES)],
+        marker=MARKERS[0],
+        points=points,
+    )

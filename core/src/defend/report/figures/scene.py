@@ -15,20 +15,42 @@ import numpy as np
 from numpy.typing import NDArray
 
 LIGHT: Mapping[str, str] = {
-    "ink": "#1a1a1a", "muted": "#595959", "rule": "#d9d9d6", "paper": "#ffffff",
-    "bare": "#8a8a8a", "defended": "#0072b2",
-    "s1": "#2a9dc4", "s2": "#009e73", "s3": "#0072b2", "s4": "#aa4499", "s5": "#b8860b", "s6": "#d55e00",
+    "ink": "#1a1a1a",
+    "muted": "#595959",
+    "rule": "#d9d9d6",
+    "paper": "#ffffff",
+    "bare": "#8a8a8a",
+    "defended": "#0072b2",
+    "s1": "#2a9dc4",
+    "s2": "#009e73",
+    "s3": "#0072b2",
+    "s4": "#aa4499",
+    "s5": "#b8860b",
+    "s6": "#d55e00",
     "s7": "#4b4b9b",
-    "right": "#00704f", "wrong": "#b64400", "aside": "#7a5a00",
-}  # fmt: skip
+    "right": "#00704f",
+    "wrong": "#b64400",
+    "aside": "#7a5a00",
+}
 DARK: Mapping[str, str] = {
-    "ink": "#e8e6e1", "muted": "#a8a69f", "rule": "#3a3a38", "paper": "#161715",
-    "bare": "#9a9a96", "defended": "#5fb3e6",
-    "s1": "#8fdcf5", "s2": "#3ccb9c", "s3": "#5fb3e6", "s4": "#e39bc4", "s5": "#f0c64a", "s6": "#ff8a4c",
+    "ink": "#e8e6e1",
+    "muted": "#a8a69f",
+    "rule": "#3a3a38",
+    "paper": "#161715",
+    "bare": "#9a9a96",
+    "defended": "#5fb3e6",
+    "s1": "#8fdcf5",
+    "s2": "#3ccb9c",
+    "s3": "#5fb3e6",
+    "s4": "#e39bc4",
+    "s5": "#f0c64a",
+    "s6": "#ff8a4c",
     "s7": "#a9a9f5",
-    "right": "#4fd3a6", "wrong": "#ff9a66", "aside": "#f0c64a",
-}  # fmt: skip
-# by a threat's place in `defend.threats`: oblivious is blue, adaptive vermillion
+    "right": "#4fd3a6",
+    "wrong": "#ff9a66",
+    "aside": "#f0c64a",
+}
+# by a threat's place in `defend.values.threats`: oblivious is blue, adaptive vermillion
 SERIES = ("s1", "s2", "s3", "s4", "s5", "s6", "s7")
 MARKERS = ("circle", "square", "triangle", "diamond")
 DASHES: tuple[tuple[float, ...], ...] = ((), (6, 3), (2, 2), (8, 3, 2, 3))
@@ -101,6 +123,7 @@ def rectangle(x: float, y: float, width: float, height: float, **style: Any) -> 
 
 def marker(x: float, y: float, kind: str, role: str, size: float = 3.5) -> Shape:
     """Return a marker: "circle", "square", "triangle" or "diamond"; `size` is its radius."""
+    # a circle is drawn with 16 corners, so that both drawers know no other shape than a polygon
     corners, start = {"circle": (16, 0.0), "square": (4, 0.25), "triangle": (3, 1.0), "diamond": (4, 0.0)}[kind]
     turns = [2 * math.pi * (corner / corners + start / 2) for corner in range(corners)]
     radius = size * (1.0 if kind == "circle" else 1.25)
@@ -113,7 +136,7 @@ def text_width(text: str, size: float) -> float:
     return len(text) * size * WIDTH_OF_A_LETTER
 
 
-def fitted(text: str, size: float, width: float) -> str:
+def fit_text(text: str, size: float, width: float) -> str:
     """Cut a text that would be wider than `width` pixels, and end it in an ellipsis."""
     if text_width(text, size) <= width:
         return text
@@ -163,7 +186,7 @@ class Plot:
 
 
 @attrs.frozen(kw_only=True)
-class Entry:
+class LegendLine:
     """One line of a legend: a box (`box`, with its fill's opacity), or a line with its marker."""
 
     text: str
@@ -173,12 +196,12 @@ class Entry:
     marker: str | None = None
 
 
-def legend(entries: Sequence[Entry], left: float, top: float, width: float) -> tuple[list[Mark], float]:
+def legend(entries: Sequence[LegendLine], left: float, top: float, width: float) -> tuple[list[Mark], float]:
     """Lay a legend out in lines no wider than `width`; return its marks and the y below it."""
     marks: list[Mark] = []
     x, y = left, top + 9
     for entry in entries:
-        text = fitted(entry.text, SMALL, width - 30)
+        text = fit_text(entry.text, SMALL, width - 30)
         taken = 30 + text_width(text, SMALL)
         if x > left and x + taken > left + width:
             x, y = left, y + 18
@@ -204,6 +227,7 @@ def round_ticks(low: float, high: float, about: int = 5) -> dict[float, str]:
         return {low: f"{low:.3g}"}
     raw = (high - low) / about
     size = 10.0 ** math.floor(math.log10(raw))
+    # the small shares keep rounding from skipping a tick that is hit exactly
     step = next(size * factor for factor in (1, 2, 2.5, 5, 10) if size * factor >= raw * (1 - 1e-9))
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return {place * step: f"{place * step:.6g}".replace("-", MINUS) for place in range(first, last + 1)}

@@ -6,10 +6,10 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
+from defend.records.run import Examples
 from defend.report.figures.curves import slug
 from defend.report.figures.scene import TIMES, Mark, Picture, Scene, Text
-from defend.report.reading import Examples
-from defend.values import Row
+from defend.values.report import Row
 
 LARGEST = 64  # pixels of a side; larger images are reduced
 FEW = 4  # columns where images had to be reduced
@@ -61,11 +61,12 @@ def strip(row: Row, examples: Examples, purified: bool, defended: bool = True) -
     reduced = max(examples.clean.shape[1:3]) > LARGEST
     some = _some(examples.held, FEW if reduced else len(examples.label))
     clean, attacked, after = (
-        [_reduced(images[place]) for place in some] for images in (examples.clean, examples.attacked, examples.purified)
+        [_reduce(images[place]) for place in some] for images in (examples.clean, examples.attacked, examples.purified)
     )
     changes = [attacked[place] - clean[place] for place in range(len(some))]
     left = [after[place] - clean[place] for place in range(len(some))]
     largest = max((float(np.abs(examples.attacked[place] - examples.clean[place]).max()) for place in some), default=0)
+    # differences are drawn around grey, 0.5, and are not to be clipped; a little more is rounding
     factor = max((each for each in FACTORS if each * largest <= 0.51), default=1)
     label, said, answer = (values[some].tolist() for values in (examples.label, examples.undefended, examples.defended))
     accepted = examples.accepted[some].tolist()
@@ -84,9 +85,14 @@ def strip(row: Row, examples: Examples, purified: bool, defended: bool = True) -
     elif not defended:
         del bands[2]
     return Strip(
-        row=row, bands=tuple(bands), held=tuple(examples.held[some].tolist()),
-        image=tuple(examples.image[some].tolist()), label=tuple(label), factor=factor, reduced=reduced,
-    )  # fmt: skip
+        row=row,
+        bands=tuple(bands),
+        held=tuple(examples.held[some].tolist()),
+        image=tuple(examples.image[some].tolist()),
+        label=tuple(label),
+        factor=factor,
+        reduced=reduced,
+    )
 
 
 def _some(held: NDArray[np.bool_], count: int) -> list[int]:
@@ -102,7 +108,7 @@ def _answer(said: int, label: int, accepted: bool = True) -> Answer:
     return Answer(f"{RIGHT} {said}", "right") if said == label else Answer(f"{WRONG} {said}", "wrong")
 
 
-def _reduced(image: NDArray[np.float32]) -> NDArray[np.float32]:
+def _reduce(image: NDArray[np.float32]) -> NDArray[np.float32]:
     """Average over squares, so that neither side is above `LARGEST`."""
     factor = -(-max(image.shape[:2]) // LARGEST)
     if factor == 1:
@@ -136,8 +142,7 @@ def scene(strip: Strip) -> Scene:
             marks.append(Picture(x=x, y=y, width=CELL, height=CELL, pixels=pixels))
             if band.answers:
                 answer = band.answers[column]
-                marks.append(Text(x=x + CELL / 2, y=y + CELL + 8, text=answer.text, role=answer.role,
-                                  anchor="middle"))  # fmt: skip
+                marks.append(Text(x=x + CELL / 2, y=y + CELL + 8, text=answer.text, role=answer.role, anchor="middle"))
         y += CELL + (18 if band.answers else GAP)
     says = f"Examples of {strip.row.key}: {split} where the defence failed and {columns - split} where it held."
     name = slug(f"examples-{strip.row.key}")

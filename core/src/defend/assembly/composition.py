@@ -1,0 +1,179 @@
+"""Which parts a defence has: names resolved once, so that every command builds, trains and files the same ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Self
+
+import attrs
+from torch import nn
+
+from defend.assembly.part import Part, find_part
+from defend.assembly.stage import Built, build_part, check_outputs
+from defend.defence import Defence, PurifierSequence
+from defend.errors import ConfigError
+from defend.plugins import Registry, registry
+from defend.stages import Task
+from defend.values.editions import edition_of
+from defend.values.run_config import RunConfig, split_names
+from defend.weights.card import read_card
+
+
+@attrs.frozen
+class Missing:
+    """Weights that a part needs and nobody has: the command that trains them, and what it takes where that is known."""
+
+    part: Part
+    command: str
+    cost: str
+
+    def __str__(self) -> str:
+        return f"{self.command}{f'  ({self.cost})' if self.cost else ''}"
+
+
+@attrs.frozen
+class Composition:
+    """The parts of one defence, in the order in which they are built.
+
+    Attributes:
+        parts: the victim, purifiers in their order, the fine-tuner and the detector, as far as there are any.
+        purifier: the purifiers as they were named: "dae,apudae".
+        plugins: where the parts were found.
+    """
+
+    parts: tuple[Part, ...]
+    purifier: str | None
+    plugins: Registry = attrs.field(repr=False)
+
+    @classmethod
+    def of(
+        cls,
+        victim: str | None = None,
+        purifier: str | None = None,
+        detector: str | None = None,
+        finetune: str | None = None,
+        *,
+        options: Mapping[str, Mapping[str, Any]] | None = None,
+        weights: Mapping[str, str] | None = None,
+        plugins: Registry | None = None,
+    ) -> Self:
+        """Resolve names to parts.
+
+        Args:
+            victim, purifier, detector, finetune: names, or None. "dae,apudae" is two purifiers in sequence.
+            options, weights: by stage or purifier; those under a purifier's own name win.
+            plugins: what is installed, if not all that is.
+
+        Raises:
+            UnknownNameError: nothing of that name is installed.
+            ConfigError: a purifier is named twice, or options or weights are for "purifier" where there are several.
+        """
+        options, weights, plugins = options or {}, weights or {}, plugins or registry()
+        names = split_names(purifier)
+        if len(set(names)) < len(names):
+            raise ConfigError(f"purifier {','.join(names)!r} names one twice: expected different ones")
+        for kind, given in (("options", options), ("weights", weights)):
+            if len(names) > 1 and "purifier" in given:
+                raise ConfigError(f"{kind} for 'purifier', and there are {len(names)}: name one of {', '.join(names)}")
+        parts = []
+        if victim is not None:
+            parts.append(find_part("victim", victim, options.get("victim"), weights.get("victim"), plugins=plugins))
+        for name in names:
+            own = {**options.get("purifier", {}), **options.get(name, {})}
+            file, key = weights.get(name, weights.get("purifier")), name if len(names) > 1 else "purifier"
+            parts.append(find_part("purifier", name, own, file, key=key, plugins=plugins))
+        if finetune is not None:
+            own, file = dict(options.get("finetuner", {})), weights.get("finetuner")
+            tuner = find_part("finetuner", finetune, own, file, victim=victim, purifier=purifier, plugins=plugins)
+            parts.append(tuner)
+        if detector is not None:
+            own, file = dict(options.get("detector", {})), weights.get("detector")
+            parts.append(find_part("detector", detector, own, file, plugins=plugins))
+        return cls(tuple(parts), purifier, plugins)
+
+    @classmethod
+    def of_config(cls, config: RunConfig, plugins: Registry | None = None) -> Self:
+        """Resolve the parts that a config names; see `of`."""
+        return cls.of(
+            config.victim,
+            config.purifier,
+            config.detector,
+            config.finetune,
+            options=config.options,
+            weights=config.weights,
+            plugins=plugins,
+        )
+
+    def of_stage(self, stage: str) -> tuple[Part, ...]:
+        """Return the parts of a stage, in their order."""
+        return tuple(part for part in self.parts if part.stage == stage)
+
+    def of_victim(self) -> Composition:
+        """Return the bare victim alone."""
+        return Composition(self.of_stage("victim"), None, self.plugins)
+
+    def behind(self, part: Part) -> Composition:
+        """Return what a fine-tuner adapts: the victim, and the purifiers where it is tuned behind them."""
+        others = [] if part.behind is None else self.of_stage("purifier")
+        return Composition((*self.of_stage("victim"), *others), part.behind, self.plugins)
+
+    def check_keys(self, kind: str, given: Iterable[str], also: Iterable[str] = (), where: str = "this run") -> None:
+        """Refuse options or weights (`kind`) for what is no part of this defence, nor among `also`.
+
+        Raises:
+            ConfigError: naming the first, and what there is.
+        """
+        stages, names = ([part.stage for part in self.parts], [part.name for part in self.of_stage("purifier")])
+        known = dict.fromkeys([*stages, *names])
+        for key in given:
+            if key not in known and key not in also:
+                listed = ", ".join(sorted({*known, *also}) if also else known)
+                raise ConfigError(f"{kind} for {key!r}, which {where} does not have: expected one of {listed}")
+
+    def list_missing(self, dataset: str, filing: str = "") -> list[Missing]:
+        """Return the parts whose weights are not there, with what trains them.
+
+        Args:
+            dataset: its name.
+            filing: what it files weights under; its name if "".
+        """
+        missing = []
+        for part in self.parts:
+            if part.is_missing(filing or dataset):
+                edition = edition_of(part.weights)
+                trained_on = f"{dataset}+{edition}" if edition else dataset
+                missing.append(Missing(part, part.say_command(dataset), part.found.spec.costs.get(trained_on, "")))
+        return missing
+
+    def hash_weights(self, filing: str) -> dict[str, str]:
+        """Return the content hashes of the weights that would be loaded now, by the parts' keys."""
+        paths = {part.key: part.find_weights(filing) for part in self.parts}
+        return {key: read_card(path).content_sha256 for key, path in paths.items() if path is not None}
+
+    def build(self, task: Task, victim: Built | None = None) -> dict[str, Built]:
+        """Build all parts for a task and load their weights, by key.
+
+        Args:
+            task: what they are built for.
+            victim: the bare victim, if it has been built.
+
+        Raises:
+            DefendError: whatever is wrong with an option or the weights, in one line.
+        """
+        built: dict[str, Built] = {} if victim is None else {"victim": victim}
+        for part in self.parts:
+            if part.key not in built:
+                built[part.key] = build_part(part, task, built["victim"].module if part.victim is not None else None)
+            if part.stage in ("victim", "finetuner"):
+                tuned = part.stage == "finetuner"
+                what = f"{part.victim} as tuned by {part.name}" if tuned else f"victim {part.name}"
+                check_outputs(built[part.key].module, task, what)
+        return built
+
+    def compose(self, built: Mapping[str, Built]) -> Defence:
+        """Put built parts together. Without a victim an identity stands in its place, behind all the others."""
+        purifiers = [built[part.key].module for part in self.of_stage("purifier")]
+        purifier = PurifierSequence(purifiers) if len(purifiers) > 1 else purifiers[0] if purifiers else None
+        last = built.get("finetuner", built.get("victim"))
+        detector = built["detector"].module if "detector" in built else None
+        return Defence(nn.Identity() if last is None else last.module, purifier, detector)

@@ -1,0 +1,169 @@
+"""Names to a whole defence: the data set, the task, the parts with their weights, composed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+
+from defend.assembly.composition import Composition
+from defend.datasets.base import ImageDataset
+from defend.defence import Defence
+from defend.errors import ConfigError, ContractError, WeightsError
+from defend.options import describe
+from defend.plugins import Found, Registry, registry
+from defend.stages import Task
+from defend.util.files import cache_dir
+from defend.util.processes import resolve_device
+from defend.values.editions import edition_of, is_file
+from defend.weights.card import read_card
+from defend.weights.find import available, locate
+
+MOST_SOURCES = 2
+
+
+@attrs.frozen
+class DataSource:
+    """Which images: a data set's name, the folder where its files lie, and its options."""
+
+    name: str = "digits"
+    data_dir: str | None = None
+    options: Mapping[str, Any] = attrs.field(factory=dict)
+
+    def open(self, plugins: Registry | None = None) -> ImageDataset:
+        """Open it; see `open_dataset`."""
+        return open_dataset(self.name, self.data_dir, self.options, plugins)
+
+
+def open_dataset(
+    name: str, data_dir: str | None = None, options: Mapping[str, Any] | None = None, plugins: Registry | None = None
+) -> ImageDataset:
+    """Open a data set by name.
+
+    Args:
+        name: for example "digits".
+        data_dir: where its files lie, for those that have files.
+        options: its options.
+
+    Raises:
+        UnknownNameError, ConfigError, DataError.
+    """
+    found = (plugins or registry()).find("dataset", name)
+    values = dict(options or {})
+    # data sets without files have no such option, and would refuse it
+    if data_dir is not None and any(option.name == "data_dir" for option in describe(found.spec.config)):
+        values.setdefault("data_dir", data_dir)
+    dataset = found.spec.resolve(found.spec.build)(found.config(values))
+    if not isinstance(dataset, ImageDataset):
+        raise ContractError(
+            f"data set {name} built {type(dataset).__name__}, expected a defend.datasets.base.ImageDataset"
+        )
+    return dataset
+
+
+def find_task(composition: Composition, source: DataSource) -> tuple[Task, tuple[str, ...]]:
+    """Return the task and the class names: from the card of the victim's weights, else from the data set.
+
+    Raises:
+        WeightsError: several weights go by the data set's name, and nothing says which images are meant.
+    """
+    (victim,) = composition.of_stage("victim")
+    composition.plugins.find("dataset", source.name)
+    path = locate(victim.found, source.name, victim.weights)
+    if victim.needs_weights and path is None and source.data_dir is None:
+        path = _only(victim.found, source.name, edition_of(victim.weights))
+    own = path is not None and path.parent == cache_dir() / "weights"
+    # what this user trained under the name of a data set may be of another folder than the one that is named now
+    if victim.needs_weights and path is not None and (is_file(victim.weights) or source.data_dir is None or not own):
+        card = read_card(path)
+        return card.task(), card.task().class_names
+    opened = source.open(composition.plugins)
+    return opened.task(), opened.classes
+
+
+def _only(found: Found, dataset: str, edition: str) -> Path | None:
+    """Return the one weights file of a data set whose name does not say which images it has, None if there is none."""
+    several = [
+        each
+        for each in available("victim", found.name, found.packages)
+        if each.card.dataset["name"] == dataset and each.card.name == found.name and each.edition == edition
+    ]
+    if len(several) > 1:
+        names = ", ".join(repr(each.path.name) for each in several[:3])
+        raise WeightsError(
+            f"{len(several)} weights of victim {found.name} are for a data set {dataset} ({names}): say which images "
+            "are meant with --data-dir, or name a file with --victim-weights"
+        )
+    return several[0].path if several else None
+
+
+def check_default_type() -> None:
+    """Refuse to build networks in another type than images and weights have.
+
+    Raises:
+        ConfigError: torch's default type is not float32.
+    """
+    if torch.get_default_dtype() != torch.float32:
+        raise ConfigError(
+            f"torch's default type is {torch.get_default_dtype()}, expected torch.float32, which images and weights "
+            "have: call torch.set_default_dtype(torch.float32) before"
+        )
+
+
+def load_defence(
+    victim: str,
+    dataset: str = "digits",
+    purifier: str | None = None,
+    detector: str | None = None,
+    *,
+    finetune: str | None = None,
+    data_dir: str | None = None,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    weights: Mapping[str, str] | None = None,
+    device: str = "cpu",
+) -> Defence:
+    """Load a defence by names, weights included: an `nn.Module` in eval mode.
+
+    Args:
+        victim: any timm model, or a victim of a plugin.
+        dataset: which weights to take.
+        purifier, detector: names, or None. "dae,apudae" is two purifiers in sequence.
+        finetune: the fine-tuner whose tuned weights replace the victim's, or None.
+        data_dir: where the data set lies, if it has files.
+        options: options by stage (or purifier), for example {"purifier": {"steps": 10}}.
+        weights: explicit files by stage (or purifier).
+        device: "auto", "cpu", "cuda", ...
+
+    Raises:
+        DefendError: whatever is wrong with a name, an option or the weights, in one line.
+    """
+    composition = Composition.of(victim, purifier, detector, finetune, options=options, weights=weights)
+    source = DataSource(dataset, data_dir, (options or {}).get("dataset", {}))
+    return build_defence(composition, find_task(composition, source)[0], device)
+
+
+def build_defence(composition: Composition, task: Task, device: str = "cpu") -> Defence:
+    """Build a defence with its weights, in eval mode, on a device.
+
+    Raises:
+        DefendError: as `load_defence`.
+    """
+    check_default_type()
+    return composition.compose(composition.build(task)).to(resolve_device(device)).eval()
+
+
+def transfer_sources(victim: str, dataset: str, plugins: Registry, most: int = MOST_SOURCES) -> tuple[str, ...]:
+    """Return other victims that have weights for a data set, at most so many, by name: each trained on its own.
+
+    `dataset` is what it files weights under, see `defend.weights.find.file_name`.
+    """
+    names = {
+        found.card.name
+        for entry in plugins.entries("victim")
+        for found in available("victim", None, plugins.packages(entry))
+        if found.card.filing == dataset
+    }
+    return tuple(sorted(names - {victim}))[:most]

@@ -1,0 +1,163 @@
+"""One part to one built stage: find its weights, build, load."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+from torch import nn
+
+from defend.assembly.part import Part, find_part, say_training
+from defend.boundary.answers import unwrap
+from defend.errors import ContractError, WeightsError
+from defend.options import describe
+from defend.plugins import Found, Registry
+from defend.stages import Stage, Task
+from defend.weights.card import Card, read_card
+from defend.weights.files import load
+from defend.weights.find import mismatch, near, stages_of
+
+
+@attrs.frozen
+class Built:
+    """A stage ready to use: its module, options, and the weights it was loaded from, if any."""
+
+    module: nn.Module
+    config: Any
+    path: Path | None
+    card: Card | None
+
+    @property
+    def content_hash(self) -> str | None:
+        """Of its weights, as their card has it; None where it was loaded from none."""
+        return self.card.content_sha256 if self.card else None
+
+
+def build_stage(
+    stage: Stage,
+    name: str,
+    task: Task,
+    options: Mapping[str, Any] | None = None,
+    weights: str | None = None,
+    plugins: Registry | None = None,
+) -> Built:
+    """Build one stage by its name, for a task, and load its weights; see `build_part`.
+
+    Raises:
+        UnknownNameError: nothing of that name is installed.
+    """
+    return build_part(find_part(stage, name, options, weights, plugins=plugins), task)
+
+
+def build_part(part: Part, task: Task, bare: nn.Module | None = None) -> Built:
+    """Build a part for a task and load its weights.
+
+    Args:
+        part: which.
+        task: what for.
+        bare: of a fine-tuner: the victim before tuning; left as it is.
+
+    Raises:
+        ConfigError: a wrong option.
+        WeightsError: no weights for this data set (the message gives the command that trains them), or weights that do
+            not fit: for other images, another architecture, another victim or purifier.
+    """
+    found, options = part.found, dict(part.options)
+    config = found.config(options)
+    path = part.find_weights(task.filing)
+    if path is None and part.needs_weights:
+        raise WeightsError(_say_missing(part, task))
+    card = None
+    if path is not None:
+        card = read_card(path)
+        _check_card(card, part, task, path)
+        # weights fit one architecture alone, so what nobody asked for is as their card has it
+        config = found.config(_with_architecture(found, options, card, path, task))
+    module = build_module(found, config, task, *(() if bare is None else (bare,)))
+    if part.victim is not None:
+        # errors of a tuned victim name the victim, not the tuner
+        module.stage_name = part.victim  # type: ignore[assignment]
+    if path is not None:
+        load(path, module, stages_of(found), found.name)
+    return Built(module.eval(), config, path, card)
+
+
+def build_module(found: Found, config: Any, task: Task, *bare: nn.Module) -> nn.Module:
+    """Call a spec's `build`, and leave the stage's name on the module for error messages."""
+    module = found.spec.resolve(found.spec.build)(config, task, *bare)
+    if not isinstance(module, nn.Module):
+        raise ContractError(f"{found.entry.stage} {found.name} built {type(module).__name__}, expected an nn.Module")
+    module.stage_name = found.name  # type: ignore[assignment]
+    return module
+
+
+def _say_missing(part: Part, task: Task) -> str:
+    what = f"{part.stage} {part.name}"
+    if part.victim is not None:
+        what = f"{part.victim} fine-tuned by {part.name} behind {part.behind or 'no purifier'}"
+    how = f"run `{part.say_command(task.dataset)}`, or add --train-missing"
+    other = near(part.found, task, None if part.victim is None else part.filed_as)
+    return f"no weights {'for' if part.victim is None else 'of'} {what} on {task.filing}: {how}{other}"
+
+
+def _check_card(card: Card, part: Part, task: Task, path: Path) -> None:
+    """Refuse weights that were made for other images or classes, or tuned for another victim or purifier."""
+    if differs := mismatch(card, task):
+        raise WeightsError(f"weights {str(path)!r} do not fit: {differs}")
+    if part.victim is None:
+        return
+    theirs = (card.config.get("victim"), card.config.get("purifier"))
+    if theirs != (part.victim, part.behind):
+        hint = "; to put one before it nonetheless: bare" if theirs == (part.victim, None) else ""
+        raise WeightsError(
+            f"weights {str(path)!r} are of {theirs[0]} tuned behind {theirs[1] or 'no purifier'}, expected "
+            f"{part.victim} behind {part.behind or 'no purifier'}{hint}"
+        )
+
+
+@torch.no_grad()
+def check_outputs(module: nn.Module, task: Task, what: str) -> None:
+    """Refuse a victim that answers for more or fewer classes than the data set has.
+
+    One that fails on grey images, or answers with something else than logits, is left to the checks of a run.
+
+    Raises:
+        ContractError: another number of outputs than of classes.
+    """
+    where = next((each.device for each in (*module.parameters(), *module.buffers())), torch.device("cpu"))
+    grey = torch.full((2, task.channels, task.height, task.width), 0.5, device=where)
+    # asking a random victim moves no draws outside
+    with torch.random.fork_rng([where] if where.type == "cuda" else []):
+        try:
+            said = module(grey)
+        except Exception:
+            return
+    said = unwrap(said)
+    if isinstance(said, torch.Tensor) and said.ndim == 2 and said.shape[1] != task.classes:
+        raise ContractError(
+            f"{what} answers for {said.shape[1]} classes, and {task.dataset} has {task.classes}: its outputs must be "
+            "those of the data set's classes, in their order"
+        )
+
+
+def _with_architecture(found: Found, options: Mapping[str, Any], card: Card, path: Path, task: Task) -> dict[str, Any]:
+    """Fill in the architecture that the card gives; another one that was asked for is refused."""
+    asked, merged = found.config(options), dict(options)
+    for option in describe(found.spec.config):
+        if not option.architecture or option.name not in card.config:
+            continue
+        kept = card.config[option.name]
+        # JSON knows no tuples
+        kept = tuple(kept) if isinstance(kept, list) else kept
+        wanted = getattr(asked, option.name)
+        if option.name in options and wanted != kept:
+            command = say_training(found.entry.stage, found.name, task.dataset, {option.name: wanted})
+            raise WeightsError(
+                f"weights {str(path)!r} have {option.name}={kept}, and {wanted} was asked for: run `{command}`"
+            )
+        if option.name != found.spec.member_option or found.member is None:
+            merged[option.name] = kept
+    return merged

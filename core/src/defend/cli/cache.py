@@ -1,0 +1,45 @@
+"""`defend cache`."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from defend.cli.flags import JSON, print_json
+from defend.cli.progress import open_console, show_count
+from defend.cli.usage import OUTPUT, command, option
+from defend.errors import ConfigError
+
+CLEAR = option("--clear", "Delete all of it.")
+VERIFY = option("--verify", "Read and check every batch; delete those that are damaged.")
+
+
+@command("cache", {"What to do": [CLEAR, VERIFY], OUTPUT: [JSON]})
+def cache_command(clear: bool, verify: bool, as_json: bool) -> None:
+    """Show what is kept of attacked images, so that another run against the same victim finds them.
+
+    The least recently used go when there are more than $DEFEND_CACHE_LIMIT (2GB; 0 keeps none), in
+    $DEFEND_CACHE_DIR/adversarial. What was made by other code, weights or options is never used.
+    """
+    from defend.report.cache import contents, print_contents, size
+    from defend.store.store import Store
+
+    if clear and verify:
+        raise ConfigError("--clear and --verify were both given: what is deleted need not be checked, give one")
+    store = Store.users()
+    if clear:
+        freed = store.clear()
+        click.echo(json.dumps({"freed": freed}) if as_json else f"Freed {size(freed)} in {store.folder}")
+    elif verify:
+        with show_count(open_console(stderr=True), "checking", len(store.entries()), quiet=as_json) as progress:
+            found = store.verify(progress)
+        if as_json:
+            click.echo(json.dumps({"checked": found.checked, "damaged": found.damaged, "freed": found.freed}))
+            return
+        what = f"{found.damaged} damaged, deleted ({size(found.freed)})" if found.damaged else "none damaged"
+        click.echo(f"Checked {found.checked} batches in {store.folder}: {what}")
+    elif as_json:
+        print_json(contents(store))
+    else:
+        print_contents(open_console(), store)

@@ -1,0 +1,78 @@
+"""`defend calibrate`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+import click
+
+from defend.cli.flags import DATA_DIR, DETECTOR_WEIGHTS, DEVICE, JSON, QUIET, SEED, SET, WEIGHTS_OUT, given, print_json
+from defend.cli.progress import open_console, show_count, show_waiting
+from defend.cli.usage import OUTPUT, command, option
+
+
+@command(
+    "calibrate",
+    {
+        "What is calibrated": [
+            option("--detector NAME", "Detector, for example puvae.", required=True),
+            DETECTOR_WEIGHTS,
+            option("--fpr RATE", "Clean images to reject.", type=float, default=0.01, show_default=True),
+            option("--purifier NAME[,NAME]", "The purifier that will stand before the victim."),
+            option("--dataset NAME", "Whose validation split is scored.", default="digits", show_default=True),
+            DATA_DIR,
+            SET,
+            SEED,
+        ],
+        OUTPUT: [WEIGHTS_OUT, JSON, QUIET],
+        "Machine": [DEVICE],
+    },
+)
+def calibrate_command(
+    detector: str,
+    detector_weights: str | None,
+    fpr: float,
+    purifier: str | None,
+    dataset: str,
+    data_dir: str | None,
+    settings: tuple[str, ...],
+    as_json: bool,
+    quiet: bool,
+    device: str | None,
+    **values: Any,
+) -> None:
+    """Set a detector's threshold for a false-positive rate on held-out clean images, and keep it.
+
+    Writes the detector's weights with the new threshold, where the next run finds them. `defend run --fpr` does
+    the same for one run.
+    """
+    from defend.plugins import registry
+    from defend.values.toml import parse_settings
+
+    registry().find("dataset", dataset)
+    registry().find("detector", detector)
+    console = open_console(stderr=True)
+    with show_waiting(console, quiet):
+        from defend.assembly.calibrate import calibrate_part
+        from defend.assembly.composition import Composition
+        from defend.assembly.load import open_dataset
+
+        composition = Composition.of(
+            purifier=purifier,
+            detector=detector,
+            options=parse_settings(settings),
+            weights={"detector": detector_weights} if detector_weights else {},
+        )
+        images = open_dataset(dataset, data_dir)
+    with show_count(console, f"scoring {dataset}", len(images.labels("val")), quiet) as progress:
+        path, calibration = calibrate_part(
+            composition, images, fpr, device=device or "auto", progress=progress, **given(values)
+        )
+    if as_json:
+        print_json({"path": str(path), **attrs.asdict(calibration)})
+        return
+    click.echo(
+        f"Threshold {calibration.threshold:.5g}: rejects {100 * calibration.measured:.2f} % of {calibration.n} "
+        f"held-out clean images (asked: at most {100 * fpr:g} %). Written to {path}"
+    )

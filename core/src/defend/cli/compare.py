@@ -1,0 +1,29 @@
+"""`defend compare`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from defend.cli.flags import JSON, PATH, print_json
+from defend.cli.progress import open_console
+from defend.cli.usage import OUTPUT, command
+
+
+@command("compare", {OUTPUT: [JSON]})
+@click.argument("runs", nargs=-1, required=True, type=PATH, metavar="RUN...")
+def compare_command(runs: tuple[Path, ...], as_json: bool) -> None:
+    """Lay runs side by side, and test their differences on the same images (McNemar).
+
+    RUN is a folder that `defend run` wrote. The others are compared with the first.
+    """
+    from defend.records.compare import compare
+    from defend.records.reading import read_run
+    from defend.report import comparison
+
+    compared = compare([read_run(folder) for folder in runs])
+    if as_json:
+        print_json(comparison.to_dict(compared))
+    else:
+        comparison.render(compared, open_console())

@@ -1,0 +1,97 @@
+"""The options that several commands share, each defined once, and what their values mean together."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from defend.cli.usage import option
+from defend.errors import ConfigError
+
+if TYPE_CHECKING:
+    from defend.assembly.composition import Composition
+    from defend.assembly.load import DataSource
+
+PATH = click.Path(path_type=Path)
+
+SET = option("--set KEY=VALUE", "Set an option; see `defend show NAME`. Repeatable.", "settings", multiple=True)
+JSON = option("--json", "Print JSON for machines.", "as_json")
+QUIET = option("--quiet", "No progress.")
+DATA_DIR = option("--data-dir DIR", "Where the data set lies (default: $DEFEND_DATA_DIR).")
+DEVICE = option("--device NAME", "auto (default), cpu, cuda.")
+SEED = option("--seed N", "Seed of everything random (default 0).", type=click.IntRange(0, 2**63 - 1))
+TRAIN_MISSING = option("--train-missing", "Train weights that do not exist yet.", default=None)
+WEIGHTS_OUT = option("--out FILE", "Weights file (default: the user's cache).", type=PATH)
+ONE_VICTIM = option("--victim NAME", "Victim, for example resnet18.", required=True)
+DETECTOR_WEIGHTS = option("--detector-weights FILE", "The detector's weights.")
+PARTS = (
+    option(
+        "--purifier NAME[,NAME]",
+        "Purifier, for example apudae; dae,apudae is two in sequence.",
+        "purifiers",
+        multiple=True,
+    ),
+    option("--detector NAME", "Detector, for example puvae."),
+    option("--finetune NAME", "Use the victim as a fine-tuner adapted it, for example dae."),
+    option("--dataset NAME", "Data set (default digits)."),
+    DATA_DIR,
+    option("--victim-weights FILE", "The victim's weights, instead of those found by name."),
+    option("--purifier-weights FILE", "The purifier's weights; NAME=FILE where several.", multiple=True),
+    DETECTOR_WEIGHTS,
+    option("--finetune-weights FILE", "The tuned victim's weights; bare: of the one tuned alone."),
+)
+"""What stands before a victim, and on which data set."""
+
+
+def take_weights(values: dict[str, Any]) -> dict[str, str]:
+    """Take the weight files out of a command's values, by stage, or by the purifier's name in NAME=FILE."""
+    found = {
+        "victim": values.pop("victim_weights"),
+        "detector": values.pop("detector_weights"),
+        "finetuner": values.pop("finetune_weights"),
+    }
+    for text in values.pop("purifier_weights"):
+        name, equals, path = text.partition("=")
+        found[name if equals else "purifier"] = path if equals else text
+    return {stage: path for stage, path in found.items() if path is not None}
+
+
+def resolve_defence(
+    victim: str, settings: Sequence[str], values: dict[str, Any], *, strictly: bool = False
+) -> tuple[Composition, DataSource]:
+    """Return the defence that the values of PARTS name, and where its images come from.
+
+    Raises:
+        ConfigError: several purifiers that are no sequence, or a setting that is none; and, if `strictly`, options or
+            weights of what is no part of it.
+    """
+    from defend.assembly.composition import Composition
+    from defend.assembly.load import DataSource
+    from defend.values.toml import parse_settings
+
+    options, weights, purifiers = parse_settings(settings), take_weights(values), values.pop("purifiers")
+    if len(purifiers) > 1:
+        raise ConfigError(
+            f"--purifier was given {len(purifiers)} times: this command takes one, or a sequence NAME,NAME"
+        )
+    purifier = purifiers[0] if purifiers else None
+    names = {"victim": victim, "purifier": purifier, "detector": values["detector"], "finetune": values["finetune"]}
+    composition = Composition.of(**names, options=options, weights=weights)
+    if strictly:
+        composition.check_keys("options", options, {"dataset"}, "this defence")
+        composition.check_keys("weights", weights, (), "this defence")
+    return composition, DataSource(values["dataset"] or "digits", values["data_dir"], options.get("dataset", {}))
+
+
+def given(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values that were given; a function's own defaults stand for the others."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def print_json(value: Any) -> None:
+    """Print what `--json` asks for, to be read by people too."""
+    click.echo(json.dumps(value, indent=1))

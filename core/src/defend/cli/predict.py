@@ -1,0 +1,66 @@
+"""`defend predict`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from defend.cli.flags import DEVICE, JSON, ONE_VICTIM, PARTS, PATH, SET, print_json, resolve_defence
+from defend.cli.progress import open_console, show_waiting
+from defend.cli.usage import OUTPUT, command, option
+
+SAVE = option("--save DIR", "Write the purified images here.", type=PATH)
+INVERT = option("--invert", "Invert the images first: dark on light to light on dark.")
+
+
+@command(
+    "predict",
+    {"What is defended": [ONE_VICTIM, *PARTS, SET], "Your images": [INVERT], OUTPUT: [SAVE, JSON], "Machine": [DEVICE]},
+)
+@click.argument("images", nargs=-1, required=True, type=PATH, metavar="IMAGE...")
+def predict_command(
+    images: tuple[Path, ...],
+    victim: str,
+    settings: tuple[str, ...],
+    save: Path | None,
+    invert: bool,
+    device: str | None,
+    as_json: bool,
+    **values: Any,
+) -> None:
+    """Classify your own images, with and without the defence, and show what it changed.
+
+    Images are scaled to the data set's size (the shorter side), cropped to its centre, grey or colour.
+    """
+    with show_waiting(open_console(stderr=True), quiet=as_json):
+        from defend.deploy.predict import predict
+
+        composition, source = resolve_defence(victim, settings, values)
+    rows = predict(images, composition, source, device=device or "cpu", save=save, invert=invert)
+    if as_json:
+        print_json(rows)
+        return
+    _print_table(rows)
+    if save is not None:
+        click.echo(f"Purified images written to {save}")
+
+
+def _print_table(rows: Iterable[Mapping[str, Any]]) -> None:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for column in ("image", "undefended", "defended", "purifier changed"):
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        flipped = "" if row["undefended"]["label"] == row["defended"]["label"] else "  <- differs"
+        rejected = "" if row["defended"]["accepted"] else "  REJECTED"
+        table.add_row(
+            row["image"],
+            f"{row['undefended']['label']} ({100 * row['undefended']['confidence']:.1f} %)",
+            f"{row['defended']['label']} ({100 * row['defended']['confidence']:.1f} %){flipped}{rejected}",
+            f"mean {row['changed']['mean']:.4f}, most {row['changed']['most']:.3f}",
+        )
+    open_console().print(table, highlight=False)

@@ -1,0 +1,145 @@
+"""Progress in the terminal, on standard error: rich's bars, or plain lines where it is no terminal.
+
+rich is imported when something is shown, so that `defend --help` need not wait for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from defend.records.watcher import TrainingWatcher, Watcher
+from defend.util.launch import place
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from defend.records.rows import PlannedRow
+
+
+PIPED_WIDTH = 120
+
+
+def open_console(stderr: bool = False) -> Console:
+    """Return a console as wide as the terminal, or 120 columns where output is piped."""
+    from rich.console import Console
+
+    return Console(stderr=stderr, width=None if sys.stdout.isatty() else PIPED_WIDTH)
+
+
+def show_waiting(
+    console: Console, quiet: bool, what: str = "loading torch"
+) -> contextlib.AbstractContextManager[object]:
+    """Show what takes seconds: for one, torch's and timm's imports."""
+    return contextlib.nullcontext() if quiet or not console.is_terminal else console.status(what)
+
+
+def _bar(console: Console, quiet: bool, *, training: bool = False) -> Progress:
+    """Return a bar that is gone when it ends; of a training also with the time left and the losses."""
+    from rich import progress as rich
+
+    columns = [rich.TextColumn("{task.description}"), rich.BarColumn(), rich.MofNCompleteColumn()]
+    columns += [rich.TimeElapsedColumn()]
+    if training:
+        columns += [rich.TimeRemainingColumn(), rich.TextColumn("{task.fields[losses]}")]
+    return rich.Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal)
+
+
+@contextlib.contextmanager
+def show_count(console: Console, title: str, total: int, quiet: bool) -> Iterator[Callable[[int], None]]:
+    """Show a bar that advances by what the yielded callback is told."""
+    with _bar(console, quiet) as bar:
+        task = bar.add_task(title, total=total)
+        yield lambda count: bar.advance(task, count)
+
+
+class RunBar(Watcher):
+    """Shows what is prepared, then one bar for the row at hand."""
+
+    def __init__(self, console: Console, quiet: bool) -> None:
+        self._console, self._quiet = console, quiet
+        self._status = console.status("") if console.is_terminal and not quiet else None
+        self._bar: Progress | None = None
+
+    def preparing(self, what: str) -> None:
+        if self._status is not None:
+            self._status.update(what)
+            self._status.start()
+
+    def begin(self, rows: Sequence[PlannedRow]) -> None:
+        self._still()
+        self._rows, self._done = len(rows), 0
+        self._bar = _bar(self._console, self._quiet)
+        self._task = self._bar.add_task("", total=None)
+        self._bar.start()
+
+    def row(self, plan: PlannedRow) -> None:
+        self._done += 1
+        whose = f" against {plan.attacked.split(':')[0]}" if ":" in plan.attacked else ""
+        name = "clean" if plan.attack is None else f"{plan.name}, {plan.threat.kind}{whose}"
+        text = f"row {self._done} of {self._rows}: {name}, {len(plan.keys)} images"
+        assert self._bar is not None
+        self._bar.reset(self._task, total=len(plan.keys), description=text)
+        if not self._quiet and not self._console.is_terminal:
+            self._console.print(text, highlight=False)
+
+    def images(self, count: int) -> None:
+        assert self._bar is not None
+        self._bar.advance(self._task, count)
+
+    def end(self) -> None:
+        self._still()
+        if self._bar is not None:
+            self._bar.stop()
+
+    def _still(self) -> None:
+        if self._status is not None:
+            self._status.stop()
+
+    def training(self, title: str) -> TrainingBar:
+        self._still()
+        return TrainingBar(self._console, title, self._quiet)
+
+
+class TrainingBar(TrainingWatcher):
+    """Shows a training: the images that it makes first, steps, time left and losses, and what is measured.
+
+    Silent but on rank 0.
+    """
+
+    def __init__(self, console: Console, title: str, quiet: bool) -> None:
+        self._console, self._title = console, title
+        self._silent = quiet or place()[0] != 0
+        self._made = False
+        self._bar = _bar(console, self._silent, training=True)
+        self._task = self._bar.add_task(title, total=None, losses="")
+        self._bar.start()
+
+    def making(self, done: int, total: int) -> None:
+        if not self._made:
+            self._say(f"making the images to train on, {total:,}")
+        self._made = True
+        self._bar.update(self._task, completed=done, total=total, description=f"{self._title}: making its images")
+
+    def step(self, done: int, total: int, losses: Mapping[str, float]) -> None:
+        if self._made:
+            self._made = False
+            self._bar.reset(self._task, total=total, description=self._title)
+        self._bar.update(self._task, completed=done, total=total)
+        if losses:
+            text = ", ".join(f"{key} {value:.4g}" for key, value in losses.items())
+            self._bar.update(self._task, losses=text)
+            self._say(f"step {done} of {total}: {text}")
+
+    def measuring(self) -> None:
+        self._bar.reset(self._task, total=None, description=f"{self._title}: measuring", losses="")
+
+    def end(self) -> None:
+        self._bar.stop()
+
+    def _say(self, text: str) -> None:
+        if not self._silent and not self._console.is_terminal:
+            self._console.print(f"{self._title}: {text}", highlight=False)

@@ -1,0 +1,238 @@
+"""`defend run`: options to configs, one an arm; their run; what is left of them.
+
+`run_configs` serves `defend recipe --run` too.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from defend.cli import progress
+from defend.cli.exits import GATE, INTERRUPTED
+from defend.cli.flags import DEVICE, JSON, PARTS, PATH, QUIET, SEED, SET, TRAIN_MISSING, print_json, take_weights
+from defend.cli.usage import OUTPUT, command, option
+from defend.errors import ConfigError
+from defend.util.launch import place
+from defend.values.threats import THREATS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.console import Console
+
+    from defend.evaluation.runner import Outcome
+    from defend.values.run_config import RunConfig
+
+
+@command(
+    "run",
+    {
+        "What is defended": [
+            option("--victim NAME", "Victim, for example resnet18 (any timm model)."),
+            *PARTS,
+            option("--fpr RATE", "Calibrate the detector for this false-positive rate, for example 0.01.", type=float),
+            TRAIN_MISSING,
+        ],
+        "Who attacks": [
+            option("--attack NAME", "Attack (default noise, fgsm, pgd). Repeatable.", "attacks", multiple=True),
+            option(
+                "--threat NAME",
+                f"{', '.join(THREATS)}, or ladder, all of them (default noise, oblivious, adaptive; the ladder "
+                "with --thorough). Repeatable.",
+                "threats",
+                multiple=True,
+            ),
+            option(
+                "--source NAME",
+                "Victim whose gradients the transfer threat takes (default: others with weights). Repeatable.",
+                "sources",
+                multiple=True,
+            ),
+            option(
+                "--eps SIZE[,SIZE]",
+                "L-inf budget, for example 0.1 (default) or 8/255; several make a curve, the headline is for the "
+                "largest.",
+            ),
+            option("--eps-l2 SIZE", "Budget of L2 attacks (default eps * sqrt(dimensions) / 4)."),
+        ],
+        "How much": [
+            option("--limit N", "Images, a seeded stratified sample (default 100; all with --thorough).", type=int),
+            option("--adaptive-limit N", "Images in the adaptive rows (default 25; all with --thorough).", type=int),
+            option("--thorough", "All images, attacks and steps in the adaptive rows too.", default=None),
+            option("--draws N", "Passes the adaptive attacker averages over a random defence (default 20).", type=int),
+            option(
+                "--passes N",
+                "Ask a random defence N times: worst of N, majority vote (default 1; 10 with --thorough).",
+                type=int,
+            ),
+            option("--checks NAME", "Sanity checks of the evaluation: basic (default), full (minutes), none."),
+        ],
+        "Settings": [
+            SET,
+            SEED,
+            option("--config FILE", "TOML of a run; flags win over it.", "file", type=PATH),
+            option(
+                "--resume RUN",
+                "Go on with an interrupted run's folder; its own settings hold, so no others are taken.",
+                type=PATH,
+            ),
+        ],
+        OUTPUT: [
+            option("--out DIR", "Run folder (default runs/TIME-VICTIM-PURIFIER)."),
+            option("--gate", "Exit with 3 if a check fails."),
+            JSON,
+            QUIET,
+        ],
+        "Machine": [
+            DEVICE,
+            option(
+                "--precision NAME",
+                "auto (default), exact, fp32 (folded, channels-last), bf16 (crafting; slow on CPUs without it).",
+            ),
+            option("--batch-size N", "Images at a time (default 64); halved when memory runs out.", type=int),
+            option("--workers N", "Processes that decode image folders (default 2).", type=int),
+            option(
+                "--store/--no-store", "Reuse attacked images of other runs (default; `defend cache`).", default=None
+            ),
+        ],
+    },
+)
+def run_command(
+    settings: tuple[str, ...],
+    file: Path | None,
+    resume: Path | None,
+    as_json: bool,
+    quiet: bool,
+    gate: bool,
+    **values: Any,
+) -> int:
+    """Attack a victim with and without its defence, and report what is left.
+
+    Prints a table and writes a run folder: config.toml (runs it again with --config), report.json,
+    records.csv (every image), pictures. Options of a part: --set purifier.steps=10 --set pgd.steps=40.
+    --purifier given twice makes two arms, compared on the same images.
+    """
+    if resume is None:
+        configs = _asked(settings, file, values)
+    else:
+        configs = _unfinished(resume, {**values, "settings": settings, "file": file})
+        if not configs:
+            click.echo(f"{resume} is complete, there is nothing to resume. A page of it: defend report {resume}")
+            return 0
+    if gate and configs[0].checks == "none":
+        raise ConfigError("--gate needs checks, and --checks none leaves them out: expected basic or full")
+    return run_configs(configs, as_json=as_json, quiet=quiet, gate=gate, resume=resume is not None)
+
+
+def _unfinished(folder: Path, values: dict[str, Any]) -> list[RunConfig]:
+    """Return the configs of an interrupted run, none if it is complete; refuse other settings than its own."""
+    from defend.records.unfinished import find_unfinished
+
+    given = [each.opts[0] for each in run_command.params if values.get(str(each.name))]
+    if given:
+        raise ConfigError(f"--resume {str(folder)!r} goes on with that run's own settings: leave out {given[0]}")
+    return find_unfinished(folder)
+
+
+def _asked(settings: tuple[str, ...], file: Path | None, values: dict[str, Any]) -> list[RunConfig]:
+    """Turn the options of `defend run` into configs, one an arm, each with a run folder."""
+    import attrs
+
+    from defend.values.budgets import parse_sweep
+    from defend.values.toml import alternatives, parse_settings, run_config, with_out
+
+    weights = take_weights(values)
+    purifiers: tuple[str, ...] = values.pop("purifiers")
+    values["purifier"] = purifiers[0] if purifiers else None
+    values |= {name: values[name] or None for name in ("attacks", "threats", "sources")}
+    if values["eps"] is not None:
+        *values["sweep"], values["eps"] = parse_sweep(values["eps"])
+    flags = {**values, "options": parse_settings(settings) or None, "weights": weights or None}
+    config = run_config(flags, file)
+    if file is not None and not values["out"]:
+        config = attrs.evolve(config, out=None)  # a rerun gets a folder of its own
+    several = purifiers if len(purifiers) > 1 else ()
+    config = with_out(config, several)
+    return alternatives(config, several) if several else [config]
+
+
+def run_configs(
+    configs: Sequence[RunConfig], *, as_json: bool, quiet: bool, gate: bool = False, resume: bool = False
+) -> int:
+    """Run configs, one an arm, each with a run folder; print what is left and return the exit code."""
+    first = place()[0] == 0  # of several processes, one speaks
+    console = progress.open_console(stderr=True)
+    outcomes = _run(configs, console, quiet=quiet, resume=resume, first=first)
+    if first:
+        _print(configs, outcomes, as_json)
+    if any(each.report.partial for each in outcomes):
+        if first:
+            click.echo(f"interrupted: defend run --resume {configs[0].out} goes on where it stopped", err=True)
+        return INTERRUPTED
+    failed = [check for each in outcomes for check in each.report.failed]
+    if gate and failed:
+        names = ", ".join(f"{check.number} {check.name}" for check in failed)
+        if first:
+            console.print(f"gate: {len(failed)} failed ({names})", highlight=False, style="red")
+        return GATE  # of every process, whatever the launcher makes of them
+    return 0
+
+
+def _run(
+    configs: Sequence[RunConfig], console: Console, *, quiet: bool, resume: bool, first: bool
+) -> Sequence[Outcome]:
+    """Run configs behind a bar; where that is cut off and can go on, say how."""
+    with progress.show_waiting(console, quiet or not first):
+        from defend.evaluation.runner import run_arms
+        from defend.records import document  # noqa: F401 - slow, so while something is shown
+        from defend.records.watcher import Watcher
+        from defend.report import terminal  # noqa: F401 - slow, so while something is shown
+    watcher = progress.RunBar(console, quiet) if first else Watcher()
+    try:
+        return run_arms(configs, watcher, resume=resume)
+    except KeyboardInterrupt:
+        if configs[0].out and first and Path(configs[0].out, "config.toml").is_file():
+            click.echo(f"what was finished is kept: defend run --resume {configs[0].out}", err=True)
+        raise
+    finally:
+        watcher.end()
+
+
+def _print(configs: Sequence[RunConfig], outcomes: Sequence[Outcome], as_json: bool) -> None:
+    """Print what is left, and where it was written."""
+    if len(configs) > 1:
+        _print_comparison(configs, outcomes, as_json)
+        return
+    from defend.records.document import to_json
+    from defend.report.terminal import render
+
+    (config,), (outcome,) = configs, outcomes
+    if as_json:
+        click.echo(to_json(outcome.report), nl=False)
+        return
+    out = progress.open_console()
+    render(outcome.report, out)
+    written = f"Written to {config.out}: report.json, records.csv, pictures, config.toml"
+    out.print(written, highlight=False, markup=False)
+    out.print(f"A page to share: defend report {config.out}", highlight=False)
+
+
+def _print_comparison(configs: Sequence[RunConfig], outcomes: Sequence[Outcome], as_json: bool) -> None:
+    from defend.records.compare import compare
+    from defend.records.run import from_records
+    from defend.report import comparison
+
+    several = [str(config.purifier) for config in configs]
+    compared = compare(
+        [from_records(name, each.report, each.records) for name, each in zip(several, outcomes, strict=True)]
+    )
+    if as_json:
+        print_json(comparison.to_dict(compared))
+        return
+    out = progress.open_console()
+    comparison.render(compared, out)
+    parent = Path(str(configs[0].out)).parent
+    out.print(f"Written to {parent}: a run folder for each of {', '.join(several)}", highlight=False, markup=False)

@@ -1,0 +1,124 @@
+"""`defend train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import click
+
+from defend.cli.exits import INTERRUPTED
+from defend.cli.flags import DATA_DIR, DEVICE, JSON, QUIET, SEED, SET, WEIGHTS_OUT, given, print_json
+from defend.cli.progress import TrainingBar, open_console, show_waiting
+from defend.cli.usage import OUTPUT, command, option
+from defend.errors import ConfigError
+from defend.util.launch import place
+
+if TYPE_CHECKING:
+    from defend.stages import Stage
+
+TRAINABLE = click.Choice(["victim", "purifier", "detector", "finetuner"])
+PRECISIONS = click.Choice(["no", "bf16"])
+
+
+@command(
+    "train",
+    {
+        "What is trained": [
+            option("--victim NAME", "Fine-tuners: the victim to adapt."),
+            option("--purifier NAME[,NAME]", "Fine-tuners: the purifier that stands before it."),
+            option("--dataset NAME", "What to train on.", default="digits", show_default=True),
+            DATA_DIR,
+            option("--edition NAME", "Other weights of the same stage; see `defend show NAME`.", default=""),
+            SET,
+            SEED,
+        ],
+        OUTPUT: [WEIGHTS_OUT, JSON, QUIET],
+        "Machine": [
+            DEVICE,
+            option("--precision [no|bf16]", "Mixed precision.", type=PRECISIONS, default="no", show_default=True),
+        ],
+    },
+)
+@click.argument("stage", type=TRAINABLE)
+@click.argument("name")
+def train_command(
+    stage: Stage,
+    name: str,
+    victim: str | None,
+    purifier: str | None,
+    dataset: str,
+    edition: str,
+    data_dir: str | None,
+    settings: tuple[str, ...],
+    out: Path | None,
+    as_json: bool,
+    quiet: bool,
+    device: str | None,
+    **values: Any,
+) -> int:
+    """Train a stage and write its weights, with their card. Cut off, it goes on where it was.
+
+    Options of the architecture and of the training: --set epochs=10 --set lr=1e-3, see `defend show NAME`;
+    of the data set: --set dataset.image_size=64.
+    For several processes: torchrun --nproc-per-node 2 -m defend train ...
+    """
+    from defend.plugins import registry
+
+    if out is not None and not out.parent.is_dir():
+        raise ConfigError(f"--out {str(out)!r}: folder {str(out.parent)!r} does not exist")
+    registry().find("dataset", dataset)
+    found = registry().find(stage, name)
+    options, dataset_options = _settings(stage, settings)
+    console = open_console(stderr=True)
+    with show_waiting(console, quiet):
+        from defend.assembly.composition import Composition
+        from defend.assembly.load import open_dataset
+        from defend.options import describe
+        from defend.training.loop import FitSettings
+        from defend.training.stage import train_stage
+
+        images = open_dataset(dataset, data_dir, dataset_options)
+        twins = images.duplicates()
+    known = {option.name for option in describe(found.spec.config)}
+    note = found.note(found.config({key: value for key, value in options.items() if key in known})) if found.tag else ""
+    for said in (note, twins.sentence() if twins is not None and twins.n else ""):
+        if said:
+            click.echo(f"warning: {said}", err=True)
+    try:
+        with TrainingBar(console, f"{stage} {name} on {dataset}", quiet) as progress:
+            path, card = train_stage(
+                stage,
+                name,
+                images,
+                adapted=None if victim is None else Composition.of(victim, purifier),
+                options=options,
+                edition=edition,
+                settings=FitSettings(device=device or "auto", progress=progress, **given(values)),
+                out=out,
+            )
+    except KeyboardInterrupt:
+        click.echo("interrupted: the same command goes on from the last checkpoint", err=True)
+        return INTERRUPTED
+    if place()[0] != 0:
+        return 0
+    if as_json:
+        print_json({"path": str(path), "card": attrs.asdict(card)})
+        return 0
+    figures = ", ".join(f"{key} {value:.4g}" for key, value in card.figures.items())
+    click.echo(f"Written to {path} ({path.stat().st_size / 1e6:.1f} MB): {figures}")
+    return 0
+
+
+def _settings(stage: Stage, settings: tuple[str, ...]) -> tuple[dict[str, str], dict[str, str]]:
+    """Read `--set` arguments into options of the stage, and of the data set."""
+    options: dict[str, str] = {}
+    dataset_options: dict[str, str] = {}
+    for setting in settings:
+        key, equals, value = (part.strip() for part in setting.partition("="))
+        if not equals or not key:
+            raise ConfigError(f"--set {setting!r} is not KEY=VALUE, for example epochs=10")
+        chosen = dataset_options if key.startswith("dataset.") else options
+        chosen[key.removeprefix(f"{stage}.").removeprefix("dataset.")] = value
+    return options, dataset_options

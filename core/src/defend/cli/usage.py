@@ -1,0 +1,61 @@
+"""How a command explains itself: its options under titles, its summary wrapped and never cut."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import click
+
+OUTPUT = "Output"
+"""The title that every command has: --help stands there too."""
+
+Groups = Mapping[str, Sequence[click.Option]]
+
+
+class Command(click.Command):
+    """A command whose help lists its options in groups, each under a title.
+
+    Attributes:
+        groups: the options by title, in the order of the help.
+    """
+
+    def __init__(self, name: str, *, groups: Groups, params: Sequence[click.Parameter], **others: Any) -> None:
+        self.groups = groups
+        options = [option for group in groups.values() for option in group]
+        super().__init__(name, params=[*params, *options], **others)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        shown = self.get_help_option(ctx)
+        groups = {**self.groups, OUTPUT: [*self.groups[OUTPUT], *([shown] if shown else [])]}
+        lines = {
+            title: [record for option in group if (record := option.get_help_record(ctx))]
+            for title, group in groups.items()
+        }
+        width = max(len(flag) for group in lines.values() for flag, _ in group)  # one column for all groups
+        for title, group in lines.items():
+            with formatter.section(title):
+                formatter.write_dl([(flag.ljust(width), text) for flag, text in group])
+
+    def get_short_help_str(self, limit: int = 45) -> str:
+        """Return the first sentence of the help, whole, however long: the caller wraps it."""
+        return super().get_short_help_str(max(limit, len(self.help or "")))
+
+
+def command(name: str, groups: Groups) -> Callable[[Callable[..., Any]], Command]:
+    """Return a decorator that makes a function the command `name`; its docstring is the help."""
+    return click.command(name, cls=Command, groups=groups)
+
+
+def option(shown: str, help: str, into: str = "", **attributes: Any) -> click.Option:
+    """Return an option, as its help shows it: "--eps SIZE" takes a value, "--quiet" is a flag.
+
+    Args:
+        shown: the option and what stands for its value.
+        help: a line or two.
+        into: the argument that it becomes, where that is not its own name.
+        attributes: others of `click.Option`.
+    """
+    flag, _, metavar = shown.partition(" ")
+    names = [flag, into] if into else [flag]
+    return click.Option(names, help=help, metavar=metavar or None, is_flag=None if metavar else True, **attributes)

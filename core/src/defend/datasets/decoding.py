@@ -1,0 +1,125 @@
+"""Image files to batches, in worker processes that begin where a batch begins."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+from torchvision.transforms import v2
+
+from defend.datasets.listing import Names
+from defend.errors import DataError
+from defend.util.images import read_image
+
+
+class Decoder(Dataset[Tensor | DataError]):
+    """Gives an image, or the error that it is damaged: raised in a worker, torch would bury it in a traceback."""
+
+    def __init__(self, names: Names, image_size: int, resize: int) -> None:
+        self._names = names
+        self._resize: Any = v2.Compose([v2.Resize(resize, antialias=True), v2.CenterCrop(image_size)])
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __getitem__(self, place: int) -> Tensor | DataError:
+        path = self._names.path(place)
+        try:
+            return self._resize(read_image(path, channels=3))  # type: ignore[no-any-return]
+        except DataError as error:
+            return error
+        except Exception as error:  # for example a strip so long that it does not fit into memory once resized
+            cause = " ".join(str(error).split())[:200]
+            return DataError(f"image {str(path)!r} cannot be resized: {type(error).__name__}: {cause}")
+
+
+class _Plan(Sampler[list[int]]):
+    """Which files the batches of the next pass are of."""
+
+    def __init__(self) -> None:
+        self.batches: Sequence[Tensor] = ()
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return (batch.tolist() for batch in self.batches)
+
+
+class Decoders:
+    """Decodes batches of files: in processes of its own, a few batches ahead of their use.
+
+    Processes that have finished a pass wait for the next, as starting them may take seconds; a pass that is left
+    early ends its processes.
+    """
+
+    def __init__(self, decoder: Decoder, workers: int) -> None:
+        self._decoder = decoder
+        self._workers = min(workers, _cores())
+        self._waiting: dict[bool, tuple[_Plan, DataLoader[Tensor | DataError]]] = {}
+
+    def decode(self, batches: Sequence[Tensor], pinned: bool) -> Iterator[Tensor]:
+        """Yield uint8 [B,C,H,W] for batches of places of files, int64 [B]; what workers decode may be page-locked.
+
+        Raises:
+            DataError: an image is damaged.
+        """
+        # not for one batch: starting processes may take seconds
+        alone = self._workers == 0 or len(batches) == 1
+        for pixels in self._here(batches) if alone else self._there(batches, pinned):
+            if isinstance(pixels, DataError):
+                raise pixels
+            yield pixels
+
+    def _here(self, batches: Sequence[Tensor]) -> Iterator[Tensor | DataError]:
+        return (_collate([self._decoder[place] for place in batch.tolist()]) for batch in batches)
+
+    def _there(self, batches: Sequence[Tensor], pinned: bool) -> Iterator[Tensor | DataError]:
+        # taken out while in use: another pass at the same time starts processes of its own
+        plan, loader = self._waiting.pop(pinned) if pinned in self._waiting else self._start(pinned)
+        plan.batches = batches
+        try:
+            yield from loader
+            self._waiting[pinned] = plan, loader
+        finally:
+            del loader  # which ends its processes, unless they wait for the next pass
+
+    def _start(self, pinned: bool) -> tuple[_Plan, DataLoader[Tensor | DataError]]:
+        plan = _Plan()
+        loader: DataLoader[Tensor | DataError] = DataLoader(
+            self._decoder,
+            batch_sampler=plan,
+            collate_fn=_collate,
+            num_workers=self._workers,
+            persistent_workers=True,
+            pin_memory=pinned,
+            worker_init_fn=_begin,
+            generator=torch.Generator(),  # workers draw nothing, so torch's own generator stays where it is
+        )
+        return plan, loader
+
+
+def _begin(_: int) -> None:
+    """Ignore Ctrl-C: the main process ends its workers then. It sends them SIGTERM, which must kill them.
+
+    Without the second line a worker may inherit what the main process does at a SIGTERM.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _cores() -> int:
+    """How many cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _collate(parts: list[Tensor | DataError]) -> Tensor | DataError:
+    for part in parts:
+        if isinstance(part, DataError):
+            return part
+    return default_collate(parts)  # type: ignore[no-any-return]

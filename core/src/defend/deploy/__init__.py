@@ -1,0 +1,1 @@
+"""A defence outside of Python: a file to run elsewhere, and labels for a folder of images."""

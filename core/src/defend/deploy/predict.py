@@ -1,0 +1,106 @@
+"""A defence's answer for the user's own image files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision.transforms import v2
+
+from defend.assembly.composition import Composition
+from defend.assembly.load import DataSource, build_defence, find_task
+from defend.defence import Defence
+from defend.errors import ConfigError
+from defend.randomness import keyed
+from defend.stages import Task
+from defend.util.files import shorten
+from defend.util.images import read_image, write_image
+from defend.util.processes import resolve_device
+
+LONGEST_STEM = 200  # bytes of an image's name that its purified form's name begins with
+
+
+def predict(
+    files: Sequence[Path],
+    composition: Composition,
+    source: DataSource,
+    *,
+    device: str = "cpu",
+    save: Path | None = None,
+    invert: bool = False,
+    batch_size: int = 64,
+) -> list[dict[str, Any]]:
+    """Classify image files with and without the defence.
+
+    Args:
+        files: images of any size and mode; scaled and cropped to the data set's shape.
+        composition: the defence.
+        source: the data set whose weights are taken.
+        device: "auto", "cpu", "cuda", ...
+        save: a folder for the purified images, made if missing.
+        invert: use 1 - image.
+        batch_size: images judged at once.
+
+    Returns:
+        One dictionary a file: image, undefended and defended {label, confidence, accepted}, changed
+        {mean, most} (absolute, in [0,1] units), purified (the file written, or None).
+
+    Raises:
+        DefendError: a file that is no image (named), or anything `defend.load` refuses.
+    """
+    task, classes = find_task(composition, source)
+    pixels = torch.stack([_fit(read_image(file, task.channels), task) for file in files])
+    images = pixels.float() / 255
+    images = 1 - images if invert else images
+    if save is not None:
+        try:
+            save.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"--save {str(save)!r} cannot be made: {error.strerror}") from None
+    defence = build_defence(composition, task, device)
+    bare = Defence(defence.victim)
+    if composition.of_stage("finetuner"):  # undefended means the victim as it was
+        bare = build_defence(composition.of_victim(), task, device)
+    place = resolve_device(device)
+    rows: list[dict[str, Any]] = []
+    for start in range(0, len(files), batch_size):
+        part = images[start : start + batch_size].to(place)
+        keys = torch.arange(start, start + len(part), device=place)
+        before = bare.judge(part)
+        with keyed(keys, seed=0, stream="defender"):
+            after = defence.judge(part)
+        change = (after.purified - part).abs().flatten(1)
+        for index in range(len(part)):
+            file = files[start + index]
+            written = None
+            if save is not None:
+                written = save / f"{start + index:04d}-{shorten(file.stem, LONGEST_STEM)}-purified.png"
+                write_image(written, after.purified[index])
+            rows.append(
+                {
+                    "image": str(file),
+                    "undefended": _said(before.labels, before.confidence, before.accepted, index, classes),
+                    "defended": _said(after.labels, after.confidence, after.accepted, index, classes),
+                    "changed": {"mean": float(change[index].mean()), "most": float(change[index].max())},
+                    "purified": str(written) if written else None,
+                }
+            )
+    return rows
+
+
+def _fit(image: Tensor, task: Task) -> Tensor:
+    side = [task.height, task.width]
+    scaled: Tensor = v2.Resize(min(side), antialias=True)(image)
+    cropped: Tensor = v2.CenterCrop(side)(scaled)
+    return cropped
+
+
+def _said(labels: Tensor, confidence: Tensor, accepted: Tensor, index: int, classes: Sequence[str]) -> dict[str, Any]:
+    return {
+        "label": classes[int(labels[index])],
+        "confidence": float(confidence[index]),
+        "accepted": bool(accepted[index]),
+    }

@@ -1,0 +1,300 @@
+"""Per-image records to a `Report`: every figure is computed here, from what was recorded."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor
+
+from defend.assembly.stage import Built
+from defend.datasets.base import ImageDataset
+from defend.evaluation.provenance import describe
+from defend.records.looks import curve_of, gradients_of
+from defend.records.rows import RowRecord, right, worst_case
+from defend.util.metrics import auroc, proportion, share, tpr_at
+from defend.util.statistics import mcnemar, paired_interval, wilson
+from defend.values.report import ArmResult, Calibration, Check, Cost, Report, Row, WorstCase
+from defend.values.run_config import RunConfig
+from defend.values.threats import DEFENDED, RATES, UNDEFENDED, is_harmless, knows_the_defence
+
+
+def arm(predicted: Tensor, labels: Tensor, accepted: Tensor, attacked: bool) -> ArmResult:
+    """Return one arm's figures.
+
+    Args:
+        predicted, labels: int64 [N].
+        accepted: bool [N]; a rejected image counts as wrong in `accuracy`.
+        attacked: on attacked images a rejection counts as right in `accuracy_with_credit`.
+    """
+    right = (predicted == labels) & accepted
+    credited = right | ~accepted if attacked else right
+    return ArmResult(**proportion(right), rejected=share(~accepted), accuracy_with_credit=share(credited))
+
+
+@attrs.frozen(kw_only=True)
+class Circumstances:
+    """What a report says beside its records.
+
+    `parameters` are those that the defence adds to the victim; `thresholds` the detector's by false-positive rate, set
+    on held-out clean images; `left_out` the threats that do not fit the defence, with the reason; `notes` what else a
+    reader should know; `random` whether the defence is.
+    """
+
+    dataset: ImageDataset
+    plugins: Mapping[str, str]
+    device: torch.device
+    precision: Mapping[str, str]
+    seconds: float
+    batch_size: int
+    built: Mapping[str, Built]
+    parameters: int
+    threshold: float | None = None
+    thresholds: Mapping[float, float] = attrs.field(factory=dict)
+    calibration: Calibration | None = None
+    checks: tuple[Check, ...] = ()
+    left_out: Mapping[str, str] = attrs.field(factory=dict)
+    notes: tuple[str, ...] = ()
+    partial: bool = False
+    random: bool = False
+
+
+def assemble(config: RunConfig, records: Sequence[RowRecord], known: Circumstances) -> Report:
+    """Return the report of one defence; its records have the arms "undefended", "defended" and perhaps others."""
+    draws = config.draws if known.random else 1
+    rows = tuple(_row(record, config.seed, known.thresholds, draws) for record in records)
+    counted = {row.key: record for row, record in zip(rows, records, strict=True) if row.headline}
+    clean = records[0].judge_ms
+    weights = {
+        part: {"file": value.path.name, "sha256": value.card.content_sha256, "figures": dict(value.card.figures)}
+        for part, value in known.built.items()
+        if value.path is not None and value.card is not None
+    }
+    return Report(
+        versions={
+            "defend-core": _version("defend-core"),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "timm": _version("timm"),
+        },
+        plugins=dict(known.plugins),
+        config=config,
+        seed=config.seed,
+        device=_device_name(known.device),
+        precision=dict(known.precision),
+        seconds=known.seconds,
+        dataset=describe(config.dataset, known.dataset, max(row.n for row in rows), known.built),
+        rows=rows,
+        worst_case=_worst_case(counted, [row for row in rows if row.headline], screened=known.threshold is not None),
+        detector=None if known.threshold is None else _detector(records, known),
+        checks=known.checks,
+        cost=Cost(clean[UNDEFENDED], clean[DEFENDED], known.parameters, known.batch_size),
+        weights=weights,
+        partial=known.partial,
+        left_out=dict(known.left_out),
+        notes=known.notes,
+    )
+
+
+def _credit(record: RowRecord, arm: str) -> Tensor:
+    """Right, or rejected and attacked, bool [N]."""
+    held = right(record, arm)
+    return held if record.plan.attack is None else held | ~record.arms[arm].accepted
+
+
+def _worst_case(counted: Mapping[str, RowRecord], rows: Sequence[Row], screened: bool) -> WorstCase | None:
+    records = list(counted.values())
+    common, held = worst_case(records, DEFENDED)
+    # one row, be it the clean one, is no worst case of several
+    if not len(common) or len(records) < 2:
+        return None
+    _, bare = worst_case(records, UNDEFENDED)
+    _, credited = worst_case(records, DEFENDED, _credit)
+    kept = set(common.tolist())
+    alone = {
+        key: sum(
+            ok
+            for image, ok in zip(record.keys.tolist(), right(record, DEFENDED).tolist(), strict=True)
+            if image in kept
+        )
+        for key, record in counted.items()
+    }
+    several = [record for record in records if record.arms[DEFENDED].passes is not None]
+    passes = None
+    if several:
+        one = several[0].arms[DEFENDED].passes
+        assert one is not None
+        passes = {"n": one.shape[1], "one_shot": proportion(held)}
+        for name, judged in OVER_PASSES.items():
+            _, good = worst_case(records, DEFENDED, judged)
+            passes[name] = proportion(good)
+    return WorstCase(
+        accuracy=float(held.double().mean()),
+        ci95=wilson(int(held.sum()), len(held)),
+        n=len(held),
+        over=tuple(counted),
+        undefended=float(bare.double().mean()),
+        weakest=min(alone, key=alone.__getitem__),
+        with_credit=proportion(credited) if screened else None,
+        passes=passes,
+        norms=_of_norms(records, kept),
+        steps=max((row.steps for row in rows if row.steps), default=None),
+        gradients=_most_looks(counted, rows, kept),
+        rising=tuple(row.key for row in rows if row.rising),
+    )
+
+
+def _most_looks(counted: Mapping[str, RowRecord], rows: Sequence[Row], kept: set[int]) -> int | None:
+    """Return how many looks the image that was looked at most got from all attacks; each of a look's draws counts."""
+    total: dict[int, int] = dict.fromkeys(kept, 0)
+    for row in rows:
+        record = counted[row.key]
+        if record.plan.attack is None or row.gradients is None or record.seen is None:
+            continue
+        for key, looks in zip(record.keys.tolist(), record.seen.looks.tolist(), strict=True):
+            if key in total:
+                total[key] += looks * row.gradients["draws"]
+    return max(total.values(), default=0) or None
+
+
+def _of_norms(records: Sequence[RowRecord], kept: set[int]) -> dict[str, Any] | None:
+    """Return the worst case over the attacks of each norm, on the images `kept`; None where there is but one norm."""
+    norms = list(dict.fromkeys(record.plan.threat.norm for record in records if record.plan.attack is not None))
+    if len(norms) < 2:
+        return None
+    found = {}
+    for norm in norms:
+        of_it = [record for record in records if record.plan.attack is None or record.plan.threat.norm == norm]
+        common, held = worst_case(of_it, DEFENDED)
+        found[norm] = proportion(held[torch.tensor([key in kept for key in common.tolist()])])
+    return found
+
+
+def _in_every_pass(record: RowRecord, arm: str) -> Tensor:
+    passes = record.arms[arm].passes
+    return right(record, arm) if passes is None else (passes == record.labels[:, None]).all(1)
+
+
+def _by_majority(record: RowRecord, arm: str) -> Tensor:
+    """Whether the most frequent answer is right. A rejection is an answer too.
+
+    Of equally frequent answers the smallest wins, so a rejection (-1) wins every tie.
+    """
+    passes = record.arms[arm].passes
+    return right(record, arm) if passes is None else passes.mode(1).values == record.labels
+
+
+OVER_PASSES: Mapping[str, Callable[[RowRecord, str], Tensor]] = {"worst": _in_every_pass, "majority": _by_majority}
+"""What a random defence that was asked several times is credited with, bool [N]."""
+
+
+def _row(record: RowRecord, seed: int, thresholds: Mapping[float, float], draws: int = 1) -> Row:
+    attacked = record.plan.attack is not None
+    arms = {name: arm(said.predicted, record.labels, said.accepted, attacked) for name, said in record.arms.items()}
+    return Row(
+        attack=record.plan.name,
+        threat=record.plan.threat.kind,
+        norm=record.plan.threat.norm,
+        eps=record.plan.threat.eps,
+        n=len(record.labels),
+        steps=record.plan.steps,
+        seed=seed,
+        undefended=arms.pop(UNDEFENDED),
+        defended=arms.pop(DEFENDED),
+        mean_linf=float(record.linf.double().mean()),
+        mean_l2=float(record.l2.double().mean()),
+        seconds={"attack": record.attack_seconds, "purify": record.judge_seconds[DEFENDED]},
+        partial=record.partial,
+        arms=arms,
+        variant=record.plan.variant,
+        headline=record.plan.headline,
+        queries=None if record.queries is None else _queries(record.queries),
+        paired=_compare_arms(record),
+        passes=_passes(record),
+        # only an attacker who aims at a score below every threshold can be judged at each of them
+        success_at_fpr=_success(record, thresholds) if record.plan.aim is not None else None,
+        reused=record.reused,
+        gradients=gradients_of(record, draws if knows_the_defence(record.plan.threat.kind) else 1),
+        curve=curve_of(record),
+    )
+
+
+def _compare_arms(record: RowRecord) -> dict[str, Any]:
+    """Compare the defended arm with the undefended, image by image."""
+    bare, whole = right(record, UNDEFENDED), right(record, DEFENDED)
+    lost, won, n = int((bare & ~whole).sum()), int((whole & ~bare).sum()), len(bare)
+    return {
+        "difference": (won - lost) / n,
+        "ci95": paired_interval(lost, won, n),
+        "only_undefended": lost,
+        "only_defended": won,
+        "p": mcnemar(lost, won),
+    }
+
+
+def _queries(counted: Tensor) -> dict[str, float]:
+    many = counted.double()
+    return {"mean": float(many.mean()), "median": float(many.median()), "max": float(many.max())}
+
+
+def _passes(record: RowRecord) -> dict[str, Any] | None:
+    passes = record.arms[DEFENDED].passes
+    if passes is None:
+        return None
+    figures = {name: proportion(judged(record, DEFENDED)) for name, judged in OVER_PASSES.items()}
+    return {"n": passes.shape[1], "one_shot": proportion(right(record, DEFENDED)), **figures}
+
+
+def _success(record: RowRecord, thresholds: Mapping[float, float]) -> dict[str, float]:
+    """Return the share of images misclassified and scored below the threshold of each false-positive rate."""
+    said = record.arms[DEFENDED]
+    wrong = said.predicted != record.labels
+    return {f"{rate:g}": float((wrong & (said.score < bound)).double().mean()) for rate, bound in thresholds.items()}
+
+
+def _detector(records: Sequence[RowRecord], known: Circumstances) -> dict[str, Any]:
+    """Return the detector's figures: for every attacked row, and for the one that it tells apart worst."""
+    calibration = known.calibration
+    clean = next((record for record in records if record.plan.threat.kind == "none"), records[0])
+    scores = clean.arms[DEFENDED].score
+    rows = {
+        _row(record, 0, {}).key: _separation(scores, record.arms[DEFENDED].score)
+        for record in records
+        if not is_harmless(record.plan.threat.kind)
+    }
+    worst = min(rows, key=lambda key: rows[key]["auroc"]) if rows else None
+    return {
+        "auroc": rows[worst]["auroc"] if worst else None,
+        "auroc_row": worst,
+        "threshold": known.threshold,
+        "thresholds": {f"{rate:g}": bound for rate, bound in known.thresholds.items()},
+        "fpr": calibration.fpr if calibration else None,
+        "calibration": attrs.asdict(calibration) if calibration else None,
+        "clean_rejected": float((~clean.arms[DEFENDED].accepted).double().mean()),
+        "tpr_at_fpr": rows[worst]["tpr_at_fpr"] if worst else {},
+        "rows": rows,
+    }
+
+
+def _separation(clean: Tensor, attacked: Tensor) -> dict[str, Any]:
+    return {
+        "auroc": auroc(clean, attacked),
+        "tpr_at_fpr": {f"{rate:g}": tpr_at(clean, attacked, rate) for rate in RATES},
+    }
+
+
+def _version(distribution: str) -> str:
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        return importlib.metadata.version(distribution)
+    return "unknown"
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} ({torch.get_num_threads()} threads)"

@@ -1,0 +1,279 @@
+"""The evaluation loop: craft once, judge with every arm, record every image.
+
+Rows run one after another, batch by batch. Where N processes share a run, each takes every N-th batch; what is
+finished goes to all of them, and to the journal. Every random draw is keyed by image, and the batches are cut
+alike however many processes there are, so that the records are the same to the bit.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import TypeVar
+
+import attrs
+import torch
+from torch import Tensor
+
+from defend.attacks.target import Target
+from defend.boundary.given import name_of
+from defend.boundary.held import as_before
+from defend.datasets.base import Batch, ImageDataset
+from defend.defence import Defence, Screening, Verdict
+from defend.errors import ContractError
+from defend.evaluation.crafting import Crafted, Crafter
+from defend.randomness import keyed
+from defend.records.journal import Journal
+from defend.records.rows import (
+    EXAMPLES,
+    REJECTED,
+    ArmRecord,
+    Example,
+    Part,
+    PlannedRow,
+    RowRecord,
+    Trimmed,
+    merge,
+    record_of,
+)
+from defend.store.store import Store
+from defend.util.memory import out_of_memory
+from defend.util.processes import Processes
+
+T = TypeVar("T")
+
+
+@attrs.frozen(kw_only=True)
+class EvaluationSettings:
+    """How to evaluate: nothing here changes a result except `seed`, `draws` and `crafting`.
+
+    Attributes:
+        batch_size: images at a time; halved, and kept so, when memory runs out.
+        draws: passes an adaptive attacker averages over when the defence is random.
+        passes: how often a random arm is asked.
+        crafting: a dtype for autocast while crafting, or None.
+        progress: called with the number of images just finished.
+    """
+
+    device: torch.device
+    seed: int = 0
+    batch_size: int = 64
+    draws: int = 20
+    passes: int = 1
+    crafting: torch.dtype | None = None
+    progress: Callable[[int], None] = lambda images: None
+
+
+class Evaluator:
+    """Runs rows over a data set.
+
+    Args:
+        arms: "undefended", "defended", ..., by name, prepared (frozen, on the device).
+        dataset: whose test split is judged.
+        settings: see `EvaluationSettings`.
+        processes: who shares the run; all of them evaluate the same rows in the same order.
+        journal: where finished batches are kept, and taken from; None keeps none.
+        store: where images attacked on a bare victim are kept for other runs; None keeps none.
+    """
+
+    def __init__(
+        self,
+        arms: Mapping[str, Defence],
+        dataset: ImageDataset,
+        settings: EvaluationSettings,
+        processes: Processes | None = None,
+        journal: Journal | None = None,
+        store: Store | None = None,
+    ) -> None:
+        self._arms, self._dataset, self._settings = arms, dataset, settings
+        self._processes, self._journal = processes or Processes(), journal
+        self.batch_size = settings.batch_size
+        self._classes = dataset.task().classes
+        self._crafter = Crafter(
+            arms,
+            dataset=dataset.name if store else "",
+            seed=settings.seed,
+            draws=settings.draws,
+            precision=settings.crafting,
+            store=store,
+        )
+
+    def row(self, plan: PlannedRow, number: int = 0) -> RowRecord | None:
+        """Evaluate one row, the `number`-th of the run, from where the journal has it.
+
+        Ctrl-C ends it: what was finished comes back marked partial, None if nothing.
+
+        Raises:
+            ContractError: a stage broke its contract, or a victim answers for another number of classes.
+            ProcessLostError: another process of the run is gone.
+        """
+        processes = self._processes
+        so_far = Trimmed()
+        partial = False
+        try:
+            for part in processes.tell([] if self._journal is None else self._journal.parts(number)):
+                self._take(plan, so_far, part)
+            begun = len(so_far.parts)
+            left = range(begun, -(-len(plan.keys) // self._settings.batch_size))
+            # every N-th batch, so that what is finished is always the row's beginning, from which a run can go on
+            own = self._parts(plan, left[processes.rank :: processes.world])
+            for start in range(0, len(left), processes.world):
+                mine = next(own) if start + processes.rank < len(left) else None
+                for place, made in enumerate(processes.gather(mine), begun + start):
+                    if made is not None:
+                        kept = self._take(plan, so_far, made)
+                        if self._journal is not None:
+                            self._journal.keep(number, place, kept)
+        except KeyboardInterrupt:
+            partial = True
+        return record_of(plan, so_far.parts, partial) if so_far.parts else None
+
+    def _take(self, plan: PlannedRow, so_far: Trimmed, part: Part) -> Part:
+        """Add a finished batch to its row."""
+        self._settings.progress(len(part.keys))
+        self._crafter.remember(plan, part)
+        return so_far.add(part)
+
+    def _parts(self, plan: PlannedRow, places: range) -> Iterator[Part]:
+        """Evaluate some of the batches that a row is cut into, in this process."""
+        settings = self._settings
+        target = None if plan.attack is None else self._crafter.target(plan)
+        every = plan.keys.split(settings.batch_size)
+        if not places:
+            return
+        keys = torch.cat([every[place] for place in places])
+        for batch in self._dataset.batches("test", keys, settings.batch_size, settings.device):
+            pieces = list(self._pieces(batch, lambda part: self._judge(part, plan, target)))
+            yield pieces[0] if len(pieces) == 1 else merge(pieces)
+
+    def _pieces(self, batch: Batch, work: Callable[[Batch], T]) -> Iterator[T]:
+        """Do the work on a batch, in halves when memory runs out."""
+        waiting = batch.split(self.batch_size)
+        while waiting:
+            part = waiting.pop(0)
+            try:
+                yield work(part)
+            except RuntimeError as error:
+                if len(part.keys) == 1 or not out_of_memory(error):
+                    raise
+                # kept for the batches to come, which would run out of memory as this one did
+                self.batch_size = max(len(part.keys) // 2, 1)
+                if self._settings.device.type == "cuda":
+                    torch.cuda.empty_cache()
+                waiting = part.split(self.batch_size) + waiting
+
+    def _judge(self, batch: Batch, plan: PlannedRow, target: Target | None) -> Part:
+        images = batch.images
+        start = self._now()
+        made = Crafted(images, images.new_zeros(len(images)))
+        if plan.attack is not None and target is not None:
+            made = self._crafter.make(plan, plan.attack, target, batch)
+            # a source of a transfer is judged by no arm, so its classes are seen here alone
+            self._check_classes(target.classes, self._arms[plan.attacked])
+        attacked = made.images
+        crafted = self._now()
+        verdicts, passes, seconds = self._verdicts(plan.judges, attacked, batch.keys)
+        arms = {
+            name: ArmRecord(
+                said.labels.cpu(), said.confidence.cpu(), said.accepted.cpu(), said.score.cpu(), passes.get(name)
+            )
+            for name, said in verdicts.items()
+        }
+        difference = (attacked - images).flatten(1)
+        last = arms[plan.judges[-1]]
+        held = (last.predicted == batch.labels.cpu()) & last.accepted
+        failures = (~held).nonzero()[:EXAMPLES, 0]
+        some = torch.cat([failures, held.nonzero()[:EXAMPLES, 0]])
+        there = some.to(images.device)
+        carried = None
+        # against a random arm being fooled once is no proof: other draws may get the image right
+        if plan.carry is not None and target is not None and not target.random:
+            said = arms[plan.carry[1]]
+            wrong = ((said.predicted != batch.labels.cpu()) & said.accepted).nonzero()[:, 0]
+            carried = batch.keys.cpu()[wrong], attacked.cpu()[wrong]
+        return Part(
+            keys=batch.keys.cpu(),
+            labels=batch.labels.cpu(),
+            arms=arms,
+            linf=difference.abs().amax(1).cpu(),
+            l2=difference.square().sum(1).sqrt().cpu(),
+            attack_seconds=crafted - start,
+            judge_seconds=seconds,
+            judge_ms={name: 1000 * took / len(images) for name, took in seconds.items()},
+            overshoot=made.overshoot.cpu(),
+            queries=None if made.queries is None else made.queries.cpu(),
+            failures=len(failures),
+            fooled=carried,
+            reused=made.reused,
+            seen=None if made.seen is None else made.seen.cpu(),
+            example=Example(
+                images[there].cpu(),
+                attacked[there].cpu(),
+                batch.labels[there].cpu(),
+                batch.keys[there].cpu(),
+                {name: said.purified[there].cpu() for name, said in verdicts.items()},
+                {name: said.predicted[some] for name, said in arms.items()},
+                {name: said.accepted[some] for name, said in arms.items()},
+            ),
+        )
+
+    def _verdicts(
+        self, names: tuple[str, ...], attacked: Tensor, keys: Tensor
+    ) -> tuple[dict[str, Verdict], dict[str, Tensor], dict[str, float]]:
+        """Ask arms; what two of them have in common, purifier and detector or everything, is computed once."""
+        screened: dict[tuple[int, int], tuple[Screening, float]] = {}
+        known: dict[tuple[int, int, int], tuple[Verdict, float]] = {}
+        answers: dict[str, tuple[Verdict, float]] = {}
+        for name in names:
+            arm = self._arms[name]
+            before = (id(arm.purifier), id(arm.detector))
+            whole = (*before, id(arm.victim))
+            if before not in screened:
+                begin = self._now()
+                with keyed(keys, seed=self._settings.seed, stream="defender"), as_before(arm, "a pass"):
+                    screening = arm.screen(attacked)
+                screened[before] = screening, self._now() - begin
+            if whole not in known:
+                screening, spent = screened[before]
+                begin = self._now()
+                # a stream of its own, so that a random victim draws the same behind any purifier
+                with keyed(keys, seed=self._settings.seed, stream="victim"), as_before(arm, "a pass"):
+                    verdict = arm.judge(attacked, screening)
+                self._check_classes(verdict.logits.shape[1], arm)
+                known[whole] = verdict, spent + self._now() - begin
+            answers[name] = known[whole]
+        seconds = {name: took for name, (_, took) in answers.items()}
+        verdicts = {name: said for name, (said, _) in answers.items()}
+        return verdicts, self._more_passes(verdicts, attacked, keys), seconds
+
+    def _more_passes(self, verdicts: Mapping[str, Verdict], attacked: Tensor, keys: Tensor) -> dict[str, Tensor]:
+        """Ask random arms again, each pass with draws of its own."""
+        if self._settings.passes == 1:
+            return {}
+        found = {}
+        for name, first in verdicts.items():
+            arm = self._arms[name]
+            if not arm.random:
+                continue
+            # the first pass is the one that the row's accuracy is of
+            said = [first.labels.where(first.accepted, REJECTED)]
+            for number in range(1, self._settings.passes):
+                stream = f"defender/pass/{number}"
+                with keyed(keys, seed=self._settings.seed, stream=stream), as_before(arm, "a pass"):
+                    verdict = arm.judge(attacked)
+                said.append(verdict.labels.where(verdict.accepted, REJECTED))
+            found[name] = torch.stack(said, 1).cpu()
+        return found
+
+    def _check_classes(self, classes: int | None, arm: Defence) -> None:
+        """Refuse a victim that tells more or fewer classes apart than there are."""
+        if classes not in (None, self._classes):
+            raise ContractError(
+                f"victim {name_of(arm.victim)} returned {classes} logits an image, and {self._dataset.name} has "
+                f"{self._classes} classes: build it for {self._classes} (`task.classes`)"
+            )
+
+    def _now(self) -> float:
+        if self._settings.device.type == "cuda":
+            torch.cuda.synchronize(self._settings.device)  # once a batch and stage, outside the attack's loop
+        return time.perf_counter()

@@ -1,0 +1,79 @@
+"""What decides the records of a run: a run goes on only where all of it is as it was when it began."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from defend import __version__
+from defend.datasets.base import ImageDataset
+from defend.errors import ConfigError
+from defend.evaluation.arms import BuiltDefence
+from defend.plugins import Registry
+from defend.records.rows import PlannedRow
+from defend.store.fingerprint import code_of
+
+
+def identify(
+    defences: Sequence[BuiltDefence],
+    plans: Sequence[PlannedRow],
+    dataset: ImageDataset,
+    plugins: Registry,
+    device: torch.device,
+) -> dict[str, Any]:
+    """Return what decides the records of a run, in words for whoever changed it, to plain data."""
+    rows = [
+        (
+            plan.name,
+            plan.threat.kind,
+            plan.threat.norm,
+            plan.threat.eps,
+            plan.variant,
+            plan.attacked,
+            plan.judges,
+            plan.identity,
+            plan.keys.tolist(),
+        )
+        for plan in plans
+    ]
+    return {
+        "version of defend or torch": [__version__, torch.__version__],
+        "set of plugins": dict(plugins.versions),
+        "data": dataset.sha256("test"),
+        "kind of device": device.type,
+        # finished batches are counted by their place, so all must be cut alike
+        "batch size": defences[0].names.config.batch_size,
+        "weights file": [
+            {part: built.card.content_sha256 for part, built in each.built.items() if built.card is not None}
+            for each in defences
+        ],
+        **_code(defences, plans, plugins),
+        "plan of rows": hashlib.sha256(json.dumps(rows).encode()).hexdigest(),
+    }
+
+
+def _code(defences: Sequence[BuiltDefence], plans: Sequence[PlannedRow], plugins: Registry) -> dict[str, str]:
+    """Return the hashes of the code that makes the rows: core, and the packages of all that a run is built from."""
+    modules = {type(plan.attack).__module__ for plan in plans if plan.attack is not None}
+    for each in defences:
+        config = each.names.config
+        modules |= {type(part).__module__ for arm in each.arms.values() for part in arm.modules()}
+        named = [
+            ("victim", config.victim),
+            ("detector", config.detector),
+            ("finetuner", config.finetune),
+            ("dataset", config.dataset),
+            *(("purifier", name) for name in config.purifiers),
+            *(("attack", name) for name in dict.fromkeys(plan.name for plan in plans)),
+        ]
+        for stage, name in named:
+            if name:
+                with contextlib.suppress(ConfigError):  # the clean row is of no attack
+                    spec = plugins.find(stage, name).spec  # type: ignore[arg-type]
+                    modules |= {spec.build.partition(":")[0], spec.config.__module__}
+    return {f"source code of {root}": value for root, value in code_of(*modules).items()}

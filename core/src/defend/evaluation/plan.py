@@ -1,0 +1,257 @@
+"""Which rows a run has: its attacks, under each threat that fits them, against the arm that the threat attacks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import attrs
+from torch import Tensor
+
+from defend.attacks.balls import usual_l2
+from defend.datasets.base import ImageDataset
+from defend.errors import ConfigError
+from defend.options import describe
+from defend.plugins import Found, Registry
+from defend.records.rows import PlannedRow
+from defend.stages import Attack, Stage, Task
+from defend.values.run_config import QUICK_ATTACKS, RunConfig
+from defend.values.threats import DEFENDED, NO_SOURCES, THREATS, UNDEFENDED, Threat, choose_threats, find_insisted
+
+QUICK: Mapping[str, int] = {"steps": 10, "queries": 200}
+"""What a quick run takes of expensive attacks; single-step ones, which have neither, it takes only if named."""
+STEP_SIZE = "step_size"
+EARLY_STOP = "early_stop"  # the option of an attack that leaves an image as it is once it is fooled
+
+
+@attrs.frozen
+class ArmNames:
+    """The arms of one defence.
+
+    Attributes:
+        config: what was asked for.
+        names: the arms that judge: what they are called in the report, to what they are called in the run.
+        faced: by threat, what its attackers see: variant to the name of an arm in the run. Threats that do not fit
+            the defence are missing.
+        aim: the score below which an attacker who knows the detector wants to stay, or None.
+        costly: arms that are expensive to attack, whatever the threat.
+    """
+
+    config: RunConfig
+    names: Mapping[str, str]
+    faced: Mapping[str, Mapping[str, str]]
+    aim: float | None = None
+    costly: frozenset[str] = frozenset()
+
+
+def plan(defences: Sequence[ArmNames], dataset: ImageDataset, plugins: Registry) -> list[PlannedRow]:
+    """Return the rows of all defences, in the order of the threats, small budgets before large ones.
+
+    A row whose attack faces the same arm is made once, and judged by every defence's arms.
+
+    Raises:
+        ConfigError: a threat was named that does not fit, or that none of the attacks can carry out; or attacks were
+            named, and none of them makes sense under any of the run's threats.
+    """
+    config = defences[0].config
+    keys = dataset.keys("test", config.row_limit, config.seed)
+    # the first of the same images, so that the worst case has images in common; samples are stratified at any length
+    fewer = keys if config.adaptive_row_limit is None else keys[: config.adaptive_row_limit]
+    everyone = _judges(defences)
+    rows = [PlannedRow("none", Threat("none", "none", 0.0), None, keys, None, UNDEFENDED, everyone)]
+    for kind in choose_threats(config):
+        faced: dict[tuple[str, str], list[ArmNames]] = {}
+        for defence in defences:
+            for variant, attacked in defence.faced.get(kind, {}).items():
+                faced.setdefault((variant, attacked), []).append(defence)
+        before = len(rows)
+        for (variant, attacked), facing in faced.items():
+            costly = THREATS[kind].expensive or any(attacked in defence.costly for defence in facing)
+            rows += _rows(kind, variant, attacked, facing, plugins, fewer if costly else keys, dataset.task())
+        # of the ladder, threats that do not fit are told in the report; one that was named is an error
+        if kind in find_insisted(config) and len(rows) == before:
+            raise ConfigError(_cannot(kind, config, bool(faced)))
+    if config.attacks is not None and len(rows) == 1:
+        raise ConfigError("; ".join(f"{what}: {why}" for what, why in find_undone(config, rows, plugins).items()))
+    return rows
+
+
+def find_undone(config: RunConfig, rows: Sequence[PlannedRow], plugins: Registry) -> dict[str, str]:
+    """Return what a config asks for by name and the rows do not do, with the reason; threats are looked at elsewhere.
+
+    Args:
+        config: of one defence.
+        rows: those that this defence judges.
+        plugins: where the attacks are found.
+    """
+    found = {}
+    threats = choose_threats(config)
+    done = {row.name for row in rows if row.attack is not None}
+    for name in config.attacks or ():
+        attack = plugins.find("attack", name)
+        if attack.name not in done:
+            fits = [kind for kind in THREATS if _suits(attack, kind)]
+            why = f"it makes sense under {', '.join(fits) or 'no threat'}"
+            if set(fits) & set(threats):
+                found[f"attack {name}"] = f"{why}, which does not fit this defence"
+            else:
+                add = f": add --threat {fits[0]}" if fits else ""
+                found[f"attack {name}"] = f"{why}, and this run has {', '.join(threats)}{add}"
+    variants = {row.variant for row in rows if row.attack is not None and THREATS[row.threat.kind].faces == "sources"}
+    for name in config.sources if config.sources != NO_SOURCES else ():
+        if name not in variants:
+            found[f"source {name}"] = "it is for the transfer threat, and there is no such row: add --threat transfer"
+    norms = {row.threat.norm for row in rows if row.attack is not None}
+    if config.eps_l2 is not None and "l2" not in norms:
+        found["eps_l2"] = "no attack of this run has an L2 budget"
+    if len({*config.sweep, config.eps}) > 1 and "linf" not in norms:
+        found["sweep"] = "no attack of this run has an L-inf budget"
+    return found
+
+
+def _suits(attack: Found, kind: str) -> bool:
+    """Whether an attack makes sense under a threat: it declares that threat, or the one that the threat `suits`."""
+    return not {kind, THREATS[kind].suits}.isdisjoint(attack.spec.threats)
+
+
+def _cannot(kind: str, config: RunConfig, fits: bool) -> str:
+    if fits:
+        given = ", ".join(config.attacks or ())
+        return f"threat {kind!r} has no attack: none of {given} makes sense under it; leave --attack out for its own"
+    needs = THREATS[kind].needs
+    if needs:
+        return f"threat {kind!r} needs a {needs}, and this run has none: add one, or leave the threat out"
+    return (
+        f"threat {kind!r} needs another victim with weights for {config.dataset}, and there is none: name one with "
+        f"--source, trained by `defend train victim NAME --dataset {config.dataset}`"
+    )
+
+
+def _judges(defences: Sequence[ArmNames]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name for defence in defences for name in defence.names.values()))
+
+
+def counter_attacks(config: RunConfig, plugins: Registry) -> tuple[str, ...]:
+    """Return the attacks that the parts of the defence name as made against them.
+
+    They look for their own purifier, so one in a sequence brings none.
+    """
+    parts: tuple[tuple[Stage, str | None], ...] = (
+        ("purifier", config.purifier if len(config.purifiers) == 1 else None),
+        ("detector", config.detector),
+    )
+    return tuple(name for stage, part in parts if part for name in plugins.find(stage, part).spec.counter_attacks)
+
+
+def attacks_of(kind: str, config: RunConfig, plugins: Registry) -> list[Found]:
+    """Return what carries a threat out: the attacks named that make sense under it, or else its own.
+
+    Its own are taken where no attacks were named, and where none of those named makes sense under a threat that was
+    named too; counter-attacks are added where they belong.
+    """
+    default: tuple[str, ...] = THREATS[kind].attacks
+    asked = config.attacks
+    if _plain(config):
+        asked = QUICK_ATTACKS
+    found = [plugins.find("attack", name) for name in (default if asked is None else asked)]
+    fitting = [each for each in found if _suits(each, kind)]
+    if not fitting and config.threats is not None and not _only_others(kind, found):
+        fitting = [plugins.find("attack", name) for name in default]
+    if THREATS[kind].counters:
+        fitting += [plugins.find("attack", name) for name in counter_attacks(config, plugins)]
+    return list({each.name: each for each in fitting}.values())
+
+
+def _plain(config: RunConfig) -> bool:
+    """Whether a run is the quick one that names neither attacks nor threats."""
+    return config.attacks is None and config.threats is None and not config.thorough
+
+
+def _only_others(kind: str, found: Sequence[Found]) -> bool:
+    """Whether attacks were named and the threat is one for gradient attacks: then none of its own stand in for them."""
+    threat = THREATS[kind]
+    return threat.knows == "gradient" and not threat.evades and bool(found)
+
+
+def _rows(
+    kind: str, variant: str, attacked: str, facing: Sequence[ArmNames], plugins: Registry, keys: Tensor, task: Task
+) -> Iterator[PlannedRow]:
+    config, threat = facing[0].config, THREATS[kind]
+    defended = facing[0].names[DEFENDED]
+    blind = not threat.whole and any(defence.names[DEFENDED] != attacked for defence in facing)
+    for found in attacks_of(kind, config, plugins):
+        options = _options(kind, found, config, blind)
+        if options is None:
+            continue
+        settings = found.config(options)
+        attack: Attack = found.spec.resolve(found.spec.build)(settings)
+        steps = getattr(settings, "steps", None) or getattr(settings, "queries", None)
+        for eps, headline in _budgets(attack, config, task):
+            # with one budget there is no larger one to take images over to
+            reusable = threat.carries and eps is not None and bool(config.sweep)
+            yield PlannedRow(
+                found.name,
+                Threat(kind, attack.norm, eps),
+                attack,
+                keys,
+                steps,
+                attacked,
+                _judges(facing),
+                variant,
+                headline,
+                facing[0].aim if threat.evades == "score" else None,
+                (f"{found.name}/{kind}/{variant}/{attacked}", defended) if reusable else None,
+                _identify(found, settings),
+            )
+
+
+def _identify(found: Found, settings: Any) -> str:
+    """Name an attack with all its options."""
+    options = attrs.asdict(settings) if attrs.has(type(settings)) else {}
+    return json.dumps(
+        {"attack": found.name, "build": found.spec.build, "options": options}, sort_keys=True, default=str
+    )
+
+
+def _budgets(attack: Attack, config: RunConfig, task: Task) -> list[tuple[float | None, bool]]:
+    """Return the budgets to attack with, ascending, and whether each counts in the headline."""
+    if getattr(attack, "minimal", False):
+        # it keeps to no budget, so it is no part of a worst case at one
+        return [(None, False)]
+    if attack.norm != "linf":
+        default = usual_l2(config.eps, task.channels * task.height * task.width)
+        return [(default if config.eps_l2 is None else config.eps_l2, True)]
+    # some go beyond eps by their paper's own code: APuDAE's R-FGSM takes a full step of eps after a random one
+    excess = getattr(attack, "excess", 0.0)
+    every = sorted({*config.sweep, config.eps})
+    return [(eps + excess, eps == config.eps) for eps in every]
+
+
+def _options(kind: str, found: Found, config: RunConfig, blind: bool) -> dict[str, Any] | None:
+    """Return an attack's options under a threat; None where a quick run leaves the attack out.
+
+    A `blind` one, which something else judges than what it attacks, does not stop early unless told to; where nothing
+    was named it takes no more steps than those that know the defence.
+    """
+    own, threat = config.options.get(found.name, {}), THREATS[kind]
+    known = {option.name: option for option in describe(found.spec.config)}
+    usual = dict(threat.options.get(found.name, {}))
+    if STEP_SIZE in own:
+        usual.pop("schedule", None)
+    if blind and EARLY_STOP in known:
+        usual[EARLY_STOP] = False
+    given = {**usual, **own}
+    if config.thorough:
+        return {**usual, **threat.thorough.get(found.name, {}), **own}
+    costly = threat.expensive
+    if costly and config.attacks is None and not QUICK.keys() & known.keys():
+        return None  # one step finds little that many do not
+    if not (costly or (blind and _plain(config))):
+        return given
+    fewer = {
+        name: min(known[name].default, most)
+        for name, most in QUICK.items()
+        if name in known and isinstance(known[name].default, int)
+    }
+    return {**fewer, **given}

@@ -1,0 +1,74 @@
+"""Whose images were judged, and whether training could have seen them: the data set's part of a report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from defend.assembly.stage import Built
+from defend.datasets.base import ImageDataset, Origin, Split
+from defend.values.report import DatasetInfo
+
+SPLIT: Split = "test"
+
+
+def describe(name: str, dataset: ImageDataset, judged: int, built: Mapping[str, Built]) -> DatasetInfo:
+    """Return what a report says of its test images.
+
+    Args:
+        name: what the user typed.
+        judged: how many images the largest row has.
+        built: the parts of the defence, with the cards of their weights.
+    """
+    n, origin = len(dataset.labels(SPLIT)), dataset.origin(SPLIT)
+    seen = {
+        part: _find_seen(value, dataset, origin)
+        for part, value in built.items()
+        if value.card is not None or getattr(value.config, "pretrained", False)
+    }
+    twins = dataset.duplicates()
+    warnings = []
+    if others := [part for part, said in seen.items() if said == "unknown" and built[part].card is not None]:
+        warnings.append(
+            f"training could have seen the test images: the weights of {', '.join(others)} were trained on other "
+            f"images than the training split of this {name}"
+        )
+    if twins is not None and twins.n:
+        # weights trained on the training split saw the copies that stand there too
+        seen = {part: "some" if said == "no" else said for part, said in seen.items()}
+        warnings.append(twins.sentence())
+    return DatasetInfo(
+        name=name,
+        split=SPLIT,
+        n=judged,
+        sha256=dataset.sha256(SPLIT),
+        images=_images(n, origin, dataset.origin("val"), bool(seen) and set(seen.values()) == {"no"}),
+        seen=seen,
+        duplicates=None if twins is None else {"n": twins.n, "pairs": [list(pair) for pair in twins.pairs]},
+        warnings=tuple(warnings),
+    )
+
+
+def _images(n: int, origin: Origin | None, val: Origin | None, unseen: bool) -> dict[str, Any]:
+    if origin is None:
+        folder, cut, seed, of, said = None, False, None, n, f"all {n} of the data set's own test split"
+    else:
+        folder, cut, seed, of = origin.folder, origin.seed is not None, origin.seed, origin.of
+        where = f" of the folder {folder!r}" if folder else ""
+        said = f"{n} of all {of} images{where}, cut off from train by seed {seed}" if cut else f"the {n} images{where}"
+        if cut and folder:
+            said += " as there is no folder of test images"
+        if origin.stands_in:
+            said += ", as there is no 'test'"
+            said += f"; what is held out for validation is cut off from train by seed {val.seed}" if val else ""
+    said += "; the weights were not trained on them" if unseen else ""
+    return {"n": n, "folder": folder, "cut_off": cut, "seed": seed, "of": of, "said": said}
+
+
+def _find_seen(built: Built, dataset: ImageDataset, origin: Origin | None) -> str:
+    card = built.card
+    if card is None or card.filing != dataset.filed_as:
+        return "unknown"
+    # test images that a seed cut off from train: weights may be from another cut, which trained on some of them
+    cut = origin is not None and origin.seed is not None
+    return "no" if not cut or card.dataset.get("sha256") == dataset.sha256("train") else "unknown"

@@ -1,0 +1,288 @@
+"""RunConfig to Report: the one place where everything is wired."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from defend.assembly.composition import Composition
+from defend.assembly.load import check_default_type, open_dataset
+from defend.boundary.answers import threshold_of
+from defend.checks import Subject
+from defend.datasets.base import ImageDataset
+from defend.errors import ConfigError, ProcessLostError
+from defend.evaluation.arms import BuiltDefence, build_all
+from defend.evaluation.assemble import Circumstances, assemble
+from defend.evaluation.evaluate import EvaluationSettings, Evaluator
+from defend.evaluation.identity import identify
+from defend.evaluation.notes import make_notes
+from defend.evaluation.plan import attacks_of, counter_attacks, find_undone, plan
+from defend.evaluation.precision import REDUCED, Crafting, choose
+from defend.evaluation.probing import check, choose_subject
+from defend.options import describe
+from defend.plugins import Registry, registry
+from defend.records import folder as run_folder
+from defend.records.journal import Journal
+from defend.records.rows import PlannedRow, RowRecord, restrict
+from defend.records.watcher import Watcher
+from defend.store.store import Store
+from defend.util.processes import Processes, join, resolve_device
+from defend.values.report import Report
+from defend.values.run_config import RunConfig
+from defend.values.threats import DEFENDED, NO_SOURCES, UNDEFENDED, choose_threats
+from defend.values.toml import to_toml
+
+
+@attrs.frozen
+class Outcome:
+    """One defence's report and the records that it was computed from."""
+
+    report: Report
+    records: Sequence[RowRecord]
+
+
+def run(config: RunConfig, watcher: Watcher | None = None, plugins: Registry | None = None) -> Report:
+    """Evaluate a defence as a config describes it; write the run folder if the config names one.
+
+    Raises:
+        DefendError: anything wrong with the config, before or during the run; finished rows are kept
+            in the run folder.
+    """
+    return run_arms([config], watcher, plugins)[0].report
+
+
+def run_arms(
+    configs: Sequence[RunConfig],
+    watcher: Watcher | None = None,
+    plugins: Registry | None = None,
+    resume: bool = False,
+    dataset: ImageDataset | None = None,
+) -> list[Outcome]:
+    """Evaluate several defences of one victim side by side, see `alternatives`.
+
+    An attack on the bare victim is made once and judged by all of them; each gets a report, and a run folder if
+    its config names one. Every finished batch is kept in the first of these folders until the run is complete, and
+    with `resume` it is taken from there. Where a launcher (torchrun) started several processes they share the
+    batches; process 0 alone writes, and alone runs the checks that query the defence. A `dataset` that is open
+    already is not read again.
+
+    Raises:
+        DefendError: as `run`.
+        ProcessLostError: another process of the run is gone; what was finished is in the run folder.
+    """
+    run = _Run(configs, watcher or Watcher(), plugins or registry(), resume, dataset)
+    run.evaluate()
+    outcomes = run.conclude()
+    if run.journal is not None and run.journal.damaged:
+        warnings.warn(
+            f"{run.journal.damaged} finished batches of run {str(run.outs[0])!r} were not as they were written, and "
+            "were computed again with those after them",
+            stacklevel=2,
+        )
+    return _agree(outcomes, run.processes)
+
+
+def _read(config: RunConfig, plugins: Registry, watcher: Watcher) -> ImageDataset:
+    """Open the data set that a config names, with the run's workers where it takes any."""
+    watcher.preparing(f"reading {config.dataset}")
+    options: dict[str, Any] = dict(config.options.get("dataset", {}))
+    if "workers" in {option.name for option in describe(plugins.find("dataset", config.dataset).spec.config)}:
+        options.setdefault("workers", config.workers)
+    return open_dataset(config.dataset, config.data_dir, options, plugins)
+
+
+def _announce(configs: Sequence[RunConfig], outs: Sequence[Path | None]) -> Journal | None:
+    """Write down what the run will be of; return the journal of its finished batches, if it has a folder."""
+    if outs[0] is None:
+        return None
+    journal = Journal(outs[0])
+    journal.announce([to_toml(each) for each in configs])
+    for out, each in zip(outs, configs, strict=True):
+        if out is not None:
+            run_folder.write_config(out, each)
+    return journal
+
+
+class _Run:
+    """A run under way. Made, it has its defences and its rows and is announced; nothing is attacked yet.
+
+    Attributes:
+        records: of the rows that are finished, or cut short.
+        partial: whether one of them is cut short, or the checks are.
+    """
+
+    def __init__(
+        self,
+        configs: Sequence[RunConfig],
+        watcher: Watcher,
+        plugins: Registry,
+        resume: bool,
+        dataset: ImageDataset | None,
+    ) -> None:
+        self.started = time.perf_counter()
+        check_default_type()
+        config = configs[0]
+        self.watcher, self.plugins = watcher, plugins
+        self.processes, self.device = join(resolve_device(config.device))
+        store = Store.users() if config.store and config.out else None  # without a folder, a run leaves no trace
+        # before the data set is read and anything is trained, so that a wrong name is told at once
+        compositions = [_resolve(each, plugins) for each in configs]
+        self.dataset = _read(config, plugins, watcher) if dataset is None else dataset
+        self.defences = build_all(configs, compositions, self.dataset, watcher, self.device)
+        self.rows = plan([defence.names for defence in self.defences], self.dataset, plugins)
+        first = self.processes.first
+        self.outs = [run_folder.create(each, resume) if each.out and first else None for each in configs]
+        self.journal = _announce(configs, self.outs)
+        if self.journal is not None:
+            # of what was built, so that a run that goes on compares weights and code, not their names
+            decisive = identify(self.defences, self.rows, self.dataset, plugins, self.device)
+            self.journal.begin([to_toml(each) for each in configs], decisive)
+        watcher.preparing("choosing a precision")
+        crafting = self.processes.tell(self._choose_crafting() if first else None)
+        assert crafting is not None
+        self.crafting = crafting
+        settings = EvaluationSettings(
+            device=self.device,
+            seed=config.seed,
+            batch_size=config.batch_size,
+            draws=config.draws,
+            passes=config.passes_asked,
+            crafting=crafting.dtype,
+            progress=watcher.images,
+        )
+        arms = {name: arm for each in self.defences for name, arm in each.arms.items()}
+        self.evaluator = Evaluator(arms, self.dataset, settings, self.processes, self.journal, store)
+        self.records: list[RowRecord] = []
+        self.partial = False
+
+    def _choose_crafting(self) -> Crafting:
+        """Choose what attacks on bare victims are crafted in; a run that goes on keeps what it chose at first."""
+        kept = None if self.journal is None else self.journal.choice("crafting")
+        if kept is not None:
+            return Crafting(REDUCED if kept["name"] == "bf16" else None, kept["why"], kept["figures"])
+        config = self.defences[0].names.config
+        bare = self.defences[0].arms[UNDEFENDED]
+        batches = self.dataset.batches("test", self.rows[0].keys, config.batch_size, self.device)
+        chosen = choose(config.precision, bare, batches, eps=config.eps, seed=config.seed, device=self.device)
+        if self.journal is not None:
+            self.journal.choose("crafting", {"name": chosen.name, "why": chosen.why, "figures": dict(chosen.figures)})
+        return chosen
+
+    def evaluate(self) -> None:
+        """Evaluate row after row, and write what there is after each; Ctrl-C ends it between two batches.
+
+        Raises:
+            KeyboardInterrupt: before the first batch was finished: there is nothing to report.
+            ProcessLostError: see `run_arms`.
+        """
+        self.watcher.begin(self.rows)
+        try:
+            for number, planned in enumerate(self.rows):
+                self.watcher.row(planned)
+                record = self.evaluator.row(planned, number)
+                if record is not None:
+                    self.records.append(record)
+                self.partial = record is None or record.partial
+                self._write_judged_by(planned)
+                if self.partial:
+                    break
+        except KeyboardInterrupt:  # between rows
+            self.partial = True
+        except ProcessLostError as error:
+            kept = f"; what was finished is kept: defend run --resume {self.outs[0]}" if self.outs[0] else ""
+            raise ProcessLostError(f"{error}{kept}") from None
+        finally:
+            self.watcher.end()
+        if not self.records:
+            raise KeyboardInterrupt
+
+    def _write_judged_by(self, planned: PlannedRow) -> None:
+        """Write the folders of the defences that a row is of, as they stand now."""
+        for out, defence in zip(self.outs, self.defences, strict=True):
+            if out is not None and self.records and defence.names.names[DEFENDED] in planned.judges:
+                # the whole report after every row: a fault in a later one loses nothing
+                done = self._report(defence)
+                run_folder.write(out, done.report, done.records)
+
+    def conclude(self) -> list[Outcome]:
+        """Check every defence, write its folder for the last time, and return what was found of it."""
+        outcomes = []
+        for out, defence in zip(self.outs, self.defences, strict=True):
+            try:
+                whole = not self.partial and self.processes.first
+                subject = choose_subject(defence, self.dataset, self.device, self.records) if whole else None
+                done = self._report(defence, subject)
+            except KeyboardInterrupt:  # within the checks: the rows are whole
+                self.partial = True
+                done = self._report(defence)
+            finally:
+                self.watcher.end()
+            if out is not None:
+                run_folder.write(out, done.report, done.records)
+                run_folder.write_pictures(out, done.records)
+            outcomes.append(done)
+        if self.journal is not None and not self.partial:
+            self.journal.finish()
+        return outcomes
+
+    def _report(self, defence: BuiltDefence, subject: Subject | None = None) -> Outcome:
+        """Report on one defence from what is finished; the checks query the `subject` if there is one."""
+        config, names = defence.names.config, defence.names.names
+        judge = defence.arms[names[DEFENDED]]
+        own = [restrict(record, names) for record in self.records if names[DEFENDED] in record.arms]
+        rows = [planned for planned in self.rows if names[DEFENDED] in planned.judges]
+        checks = check(config, own, subject, self.watcher)  # first, as they count in the run's seconds
+        known = Circumstances(
+            dataset=self.dataset,
+            plugins=self.plugins.versions,
+            device=self.device,
+            precision={
+                "requested": config.precision,
+                "crafting": self.crafting.name,
+                "crafting_why": self.crafting.why,
+                "judging": "fp32",
+                **defence.precision,
+            },
+            seconds=time.perf_counter() - self.started if self.journal is None else self.journal.seconds,
+            batch_size=self.evaluator.batch_size,
+            built=defence.built,
+            parameters=defence.parameters,
+            threshold=None if judge.detector is None else float(threshold_of(judge.detector)),
+            thresholds=defence.thresholds,
+            calibration=defence.calibration,
+            checks=checks,
+            left_out={**defence.left_out, **find_undone(config, rows, self.plugins)},
+            notes=make_notes(config, rows, self.plugins),
+            partial=self.partial or len(own) < len(rows),
+            random=judge.random,
+        )
+        return Outcome(assemble(config, own, known), own)
+
+
+def _agree(outcomes: list[Outcome], processes: Processes) -> list[Outcome]:
+    """Give every process what process 0 found: its checks alone queried the defence, so its verdict is the run's."""
+    said = processes.tell([(each.report.partial, each.report.checks) for each in outcomes])
+    return [
+        attrs.evolve(each, report=attrs.evolve(each.report, partial=partial, checks=checks))
+        for each, (partial, checks) in zip(outcomes, said, strict=True)
+    ]
+
+
+def _resolve(config: RunConfig, plugins: Registry) -> Composition:
+    """Return a config's parts. Refuse unknown names, and options or weights for what the run does not have."""
+    carried_out = {found.name for kind in choose_threats(config) for found in attacks_of(kind, config, plugins)}
+    carried_out |= {plugins.find("attack", name).name for name in config.attacks or ()}
+    for name in config.sources:
+        if config.sources != NO_SOURCES:
+            plugins.find("victim", name)
+    composition = Composition.of_config(config, plugins)
+    if config.fpr is not None and config.detector is None:
+        raise ConfigError(f"fpr {config.fpr:g} was asked for, and there is no detector to calibrate: add --detector")
+    composition.check_keys("options", config.options, {"dataset", *carried_out, *counter_attacks(config, plugins)})
+    composition.check_keys("weights", config.weights)
+    return composition

@@ -1,0 +1,281 @@
+"""Runs beside each other: what each left standing, and whether a difference between two is more than chance.
+
+The runs judged the same images, so they are compared image by image: McNemar's test of the images that only one of
+the two got right. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import attrs
+
+from defend.errors import ConfigError
+from defend.records.run import Right, RowKey, Run, RunRow
+from defend.util.statistics import holm, mcnemar, paired_interval, wilson
+from defend.values.threats import rank
+
+
+@attrs.frozen
+class RunAccuracy:
+    """One run's accuracy on a row, a fraction, with its Wilson 95 % interval."""
+
+    accuracy: float
+    ci95: tuple[float, float]
+    n: int
+    steps: int | None = None
+    partial: bool = False
+
+
+@attrs.frozen
+class Difference:
+    """Two runs on one row, over the `n` images that both judged.
+
+    Attributes:
+        first, second: places of the runs in `Comparison.labels`.
+        only_first, only_second: images that only this one got right.
+        difference: accuracy of the second less that of the first, a fraction.
+        ci95: `paired_interval` of the difference.
+        p: `mcnemar`'s p value.
+        p_holm: the same, adjusted for all tests of the comparison (`holm`).
+    """
+
+    first: int
+    second: int
+    n: int
+    only_first: int
+    only_second: int
+    difference: float
+    ci95: tuple[float, float]
+    p: float
+    p_holm: float
+
+
+@attrs.frozen
+class ComparedRow:
+    """One row of the table: a cell for every run (None where it lacks the row), a difference for every pair.
+
+    A pair without an image in common has none.
+    """
+
+    key: RowKey
+    cells: tuple[RunAccuracy | None, ...]
+    differences: tuple[Difference, ...]
+
+
+@attrs.frozen
+class ComparedWorstCase:
+    """Per image, right in every row of `over`: the rows that all runs have, on the images common to all of them.
+
+    `left_out` are the rows that only some runs have.
+    """
+
+    over: tuple[RowKey, ...]
+    left_out: tuple[RowKey, ...]
+    cells: tuple[RunAccuracy, ...]
+    differences: tuple[Difference, ...]
+
+
+@attrs.frozen
+class Comparison:
+    """Runs side by side; `notes` say, a line each, what makes a comparison of them less than one of equals."""
+
+    labels: tuple[str, ...]
+    runs: tuple[Run, ...]
+    rows: tuple[ComparedRow, ...]
+    worst_case: ComparedWorstCase | None
+    notes: tuple[str, ...]
+
+    @property
+    def tests(self) -> int:
+        """How many tests the Holm adjustment counts."""
+        worst = 0 if self.worst_case is None else len(self.worst_case.differences)
+        return sum(len(row.differences) for row in self.rows) + worst
+
+
+def _rate(right: Right, steps: int | None = None, partial: bool = False) -> RunAccuracy:
+    successes, n = sum(right.values()), len(right)
+    return RunAccuracy(successes / n, wilson(successes, n), n, steps, partial)
+
+
+def compare(runs: Sequence[Run]) -> Comparison:
+    """Compare runs, the first of which is what the others are measured against.
+
+    Raises:
+        ConfigError: fewer than two runs, one given twice, or runs that judged different images.
+    """
+    _check(runs)
+    labels = _unique_labels(runs)
+    found = [{row.key: row for row in run.rows} for run in runs]
+    keys = _order(key for rows in found for key in rows)
+    table = [[rows.get(key) for rows in found] for key in keys]
+    shared = [key for key in keys if all(key in rows and rows[key].headline for rows in found)]
+    worst = _worst_case(found, shared)
+
+    judged: list[list[Right | None]] = [[None if row is None else row.right for row in line] for line in table]
+    # the worst case too, as Holm's adjustment is over all tests of the comparison
+    *differences, worst_differences = _differences([*judged, list(worst)])
+    compared = tuple(
+        ComparedRow(
+            key, tuple(None if row is None else _rate(row.right, row.steps, row.partial) for row in line), pairs
+        )
+        for key, line, pairs in zip(keys, table, differences, strict=True)
+    )
+    worst_case = None
+    if worst:
+        partial = [any(rows[key].partial for key in shared) for rows in found]
+        worst_case = ComparedWorstCase(
+            over=tuple(shared),
+            left_out=tuple(
+                key for key in keys if key not in shared and any(key in rows and rows[key].headline for rows in found)
+            ),
+            cells=tuple(_rate(right, partial=cut) for right, cut in zip(worst, partial, strict=True)),
+            differences=worst_differences,
+        )
+    return Comparison(labels, tuple(runs), compared, worst_case, tuple(_notes(runs, labels, compared, worst_case)))
+
+
+def _check(runs: Sequence[Run]) -> None:
+    if len(runs) < 2:
+        raise ConfigError(f"{len(runs)} run to compare: expected at least two")
+    folders = [run.folder.resolve() for run in runs if run.folder is not None]
+    for place, folder in enumerate(folders):
+        if folder in folders[:place]:
+            raise ConfigError(f"run folder {str(folder)!r} was given twice")
+    images = [run.report["dataset"] for run in runs]
+    for run, theirs in zip(runs, images, strict=True):
+        if any(theirs[part] != images[0][part] for part in ("name", "split", "sha256")):
+            raise ConfigError(
+                f"runs judged different images, {_images(runs[0])} and {_images(run)}: "
+                "only runs on the same data set can be compared"
+            )
+
+
+def _images(run: Run) -> str:
+    dataset = run.report["dataset"]
+    return f"{dataset['name']} {dataset['split']} {dataset['sha256'][:8]} ({run.folder or run.label})"
+
+
+def _unique_labels(runs: Sequence[Run]) -> tuple[str, ...]:
+    """Tell equal labels apart by the folder's name, then by its whole path, then by the place among the runs."""
+    ways: tuple[Callable[[int, Run], str], ...] = (
+        lambda place, run: f"{run.label} ({run.folder.name})" if run.folder else run.label,
+        lambda place, run: f"{run.label} ({run.folder})" if run.folder else run.label,
+        lambda place, run: f"{place + 1}: {run.label}",
+    )
+    labels = [run.label for run in runs]
+    for way in ways:
+        equal = [labels.count(label) > 1 for label in labels]
+        labels = [way(place, runs[place]) if equal[place] else label for place, label in enumerate(labels)]
+    return tuple(labels)
+
+
+def _order(keys: Iterable[RowKey]) -> list[RowKey]:
+    """List the keys once each, by threat: clean first, then as threats are listed, then as they came."""
+    return sorted(dict.fromkeys(keys), key=lambda key: rank(key.threat))
+
+
+def _worst_case(found: Sequence[Mapping[RowKey, RunRow]], shared: Sequence[RowKey]) -> list[Right]:
+    """Return for every run whether each image common to all was right in all `shared` rows; [] if that says nothing."""
+    # the worst of one row is that row
+    if len(shared) < 2:
+        return []
+    judged = [rows[key].right for rows in found for key in shared]
+    common = set(judged[0]).intersection(*judged[1:])
+    if not common:
+        return []
+    return [{image: all(rows[key].right[image] for key in shared) for image in sorted(common)} for rows in found]
+
+
+def _differences(lines: Sequence[Sequence[Right | None]]) -> list[tuple[Difference, ...]]:
+    """Compare every pair of runs on every line; the p values are adjusted over all of them."""
+    drafts: list[tuple[int, Difference]] = []
+    for place, line in enumerate(lines):
+        for (first, one), (second, other) in itertools.combinations(enumerate(line), 2):
+            if one is None or other is None:
+                continue
+            images = one.keys() & other.keys()
+            if not images:
+                continue
+            only_first = sum(one[image] and not other[image] for image in images)
+            only_second = sum(other[image] and not one[image] for image in images)
+            n = len(images)
+            draft = Difference(
+                first,
+                second,
+                n,
+                only_first,
+                only_second,
+                difference=(only_second - only_first) / n,
+                ci95=paired_interval(only_first, only_second, n),
+                p=mcnemar(only_first, only_second),
+                p_holm=1.0,
+            )
+            drafts.append((place, draft))
+    adjusted = holm([draft.p for _, draft in drafts])
+    compared: list[list[Difference]] = [[] for _ in lines]
+    for (place, draft), p in zip(drafts, adjusted, strict=True):
+        compared[place].append(attrs.evolve(draft, p_holm=p))
+    return [tuple(line) for line in compared]
+
+
+def _victim(run: Run) -> str:
+    config, weights = run.report["config"], run.report.get("weights", {})
+    parts = []
+    for stage, name in (("victim", config["victim"]), ("finetuner", config.get("finetune"))):
+        if name:
+            sha = str(weights.get(stage, {}).get("sha256", ""))[:8]
+            parts.append(" ".join(filter(None, [name, sha, _options(run, stage)])))
+    return " tuned by ".join(parts)
+
+
+def _options(run: Run, name: str) -> str:
+    chosen = run.report["config"].get("options", {}).get(name, {})
+    return " ".join(f"{key}={value}" for key, value in sorted(chosen.items()) if key != "steps")
+
+
+_ASPECTS: tuple[tuple[str, Callable[[Run], Any], str], ...] = (
+    ("victims", _victim, "oblivious rows are not the same attack"),
+    ("eps", lambda run: run.report["config"]["eps"], "rows with another eps are other rows"),
+    ("seeds", lambda run: run.report.get("seed"), "other starting points of attacks, and other images with --limit"),
+    ("draws", lambda run: run.report["config"].get("draws"), "adaptive attackers of a random defence differ"),
+    ("options of the data set", lambda run: _options(run, "dataset") or "defaults", "images may differ"),
+    ("crafting precision", lambda run: run.report.get("precision", {}).get("crafting"), "attacks differ"),
+)
+
+
+def _notes(
+    runs: Sequence[Run], labels: Sequence[str], rows: Sequence[ComparedRow], worst: ComparedWorstCase | None
+) -> Iterable[str]:
+    everyone = range(len(runs))
+    for what, value, consequence in _ASPECTS:
+        yield from _differ(what, {place: value(runs[place]) for place in everyone}, labels, consequence)
+    for attack in dict.fromkeys(row.key.attack for row in rows):
+        having = [place for place in everyone if any(row.key.attack == attack and row.cells[place] for row in rows)]
+        values = {place: _options(runs[place], attack) or "defaults" for place in having}
+        yield from _differ(f"options of {attack}", values, labels, "not the same attack")
+    for row in rows:
+        steps = {place: cell.steps for place, cell in enumerate(row.cells) if cell is not None}
+        yield from _differ(f"steps of {row.key}", steps, labels, "not the same attack")
+        if len(steps) > 1 and len(row.differences) < math.comb(len(steps), 2):
+            yield f"{row.key}: some runs have no image in common there, and are not compared"
+    for place in everyone:
+        if runs[place].partial:
+            yield f"{labels[place]} was interrupted: rows may be missing, and those marked * are cut short"
+    if worst is None:
+        yield "no worst case: the runs have fewer than two rows with images in common"
+    elif worst.left_out:
+        left = ", ".join(map(str, worst.left_out))
+        yield f"the worst case is over what all runs have; without {left}"
+
+
+def _differ(what: str, values: Mapping[int, Any], labels: Sequence[str], consequence: str) -> Iterable[str]:
+    having: dict[Any, list[str]] = {}
+    for place, value in values.items():
+        having.setdefault(value, []).append(labels[place])
+    if len(having) > 1:
+        listed = "; ".join(f"{value}: {', '.join(names)}" for value, names in having.items())
+        yield f"{what} differ ({listed}): {consequence}"

@@ -1,0 +1,195 @@
+"""The finished batches of a run that is not finished: RUN/unfinished/, from which it can go on."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor
+
+from defend.errors import ConfigError
+from defend.records.rows import COLUMNS, EXAMPLE, OF_ARMS, ArmRecord, Example, Part
+from defend.records.seen import Seen
+from defend.records.unfinished import ABOUT, ANNOUNCED, BATCH, FOLDER, anew, read_about
+from defend.util.files import atomic, write_text
+from defend.util.header import read_all
+from defend.util.tensors import content_hash
+
+
+class Journal:
+    """Keeps every finished batch of a run in a file of its own, whole or not there.
+
+    Args:
+        folder: the run's; the journal lives in a folder inside it until the run is complete.
+
+    Attributes:
+        damaged: finished batches that were read and are not as they were written; they are computed again.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder / FOLDER
+        self._started, self._earlier = time.perf_counter(), 0.0
+        self.damaged = 0
+
+    @property
+    def seconds(self) -> float:
+        """How long the run has taken so far, with what earlier processes took until their last finished batch."""
+        return self._earlier + time.perf_counter() - self._started
+
+    def begin(self, configs: Sequence[str], fingerprint: Mapping[str, Any]) -> None:
+        """Start, or go on where an earlier process stopped.
+
+        Args:
+            configs: the run's, as TOML, one an arm.
+            fingerprint: what decides the records: a journal of something else is not continued.
+
+        Raises:
+            ConfigError: what was begun is not what would be continued; it names the first difference.
+        """
+        path = self._folder / ABOUT
+        # through JSON, so that it equals what is read back: tuples are lists there
+        about = {"configs": list(configs), "fingerprint": json.loads(json.dumps(fingerprint))}
+        if path.is_file():
+            kept = read_about(path)["fingerprint"]
+            for key, value in about["fingerprint"].items():
+                if kept.get(key) != value:
+                    raise ConfigError(
+                        f"run {str(self._folder.parent)!r} was begun with another {key}, so its finished batches do "
+                        f"not belong to what would be computed now: begin anew with {anew(self._folder.parent)}"
+                    )
+            return
+        self._folder.mkdir(exist_ok=True)
+        for left in self._folder.glob(f"*{BATCH}"):  # of a run whose table of contents is gone: nobody knows whose
+            left.unlink()
+        write_text(path, json.dumps(about, indent=1))
+
+    def announce(self, configs: Sequence[str]) -> None:
+        """Write down which configs the run has, before the first folder holds one: it may be killed at any moment."""
+        if not (self._folder / ABOUT).is_file():
+            self._folder.mkdir(parents=True, exist_ok=True)
+            write_text(self._folder / ANNOUNCED, json.dumps({"configs": list(configs)}))
+
+    def choice(self, name: str) -> dict[str, Any] | None:
+        """Return what the run chose when it began, as `choose` was told it."""
+        try:
+            found: dict[str, Any] = json.loads((self._folder / f"{name}.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return found
+
+    def choose(self, name: str, value: Mapping[str, Any]) -> None:
+        """Keep a choice that could turn out otherwise when the run goes on."""
+        write_text(self._folder / f"{name}.json", json.dumps(value))
+
+    def keep(self, row: int, place: int, part: Part) -> None:
+        """Write a finished batch: the `place`-th of its row."""
+        from safetensors.torch import save
+
+        tensors, about = _flat(part)
+        text = json.dumps({**about, "elapsed": self.seconds})
+        checksum = _checksum(text, tensors)
+        with atomic(self._file(row, place)) as temporary:
+            temporary.write_bytes(save(tensors, metadata={"part": text, "sha256": checksum}))
+
+    def parts(self, row: int) -> list[Part]:
+        """Return the finished batches of a row, up to the first that is missing or damaged."""
+        found: list[Part] = []
+        while (path := self._file(row, len(found))).is_file():
+            read = _read(path)
+            if read is None:
+                self.damaged += 1
+                break
+            part, elapsed = read
+            # the latest of all batches says how long the run had taken
+            self._earlier = max(self._earlier, elapsed)
+            found.append(part)
+        return found
+
+    def finish(self) -> None:
+        """Drop the journal of a complete run.
+
+        It is renamed first, in one step. A process killed while it deletes then leaves no half of a journal, which
+        would be resumed, or taken for one that was lost.
+        """
+        with contextlib.suppress(OSError):
+            self._folder = self._folder.replace(self._folder.with_name(f".{FOLDER}.part"))
+        shutil.rmtree(self._folder, ignore_errors=True)
+        for left in self._folder.parent.glob(".*.part"):  # of a process that was killed while it wrote
+            if not left.is_dir():
+                left.unlink(missing_ok=True)
+
+    def _file(self, row: int, place: int) -> Path:
+        return self._folder / f"{row:03d}-{place:06d}{BATCH}"
+
+
+def _flat(part: Part) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    tensors = {name: getattr(part, name) for name in COLUMNS}
+    if part.queries is not None:
+        tensors["queries"] = part.queries
+    if part.seen is not None:
+        tensors["seen"] = torch.stack(part.seen.columns())
+    if part.fooled is not None:
+        tensors["fooled/keys"], tensors["fooled/images"] = part.fooled
+    for place, (name, said) in enumerate(part.arms.items()):
+        columns = attrs.asdict(said, recurse=False)
+        tensors |= {f"arm/{place}/{key}": value for key, value in columns.items() if value is not None}
+        tensors |= {f"example/{place}/{key}": getattr(part.example, key)[name] for key in OF_ARMS}
+    tensors |= {f"example/{name}": getattr(part.example, name) for name in EXAMPLE}
+    about = {
+        "arms": list(part.arms),
+        "attack_seconds": part.attack_seconds,
+        "judge_seconds": dict(part.judge_seconds),
+        "judge_ms": dict(part.judge_ms),
+        "failures": part.failures,
+        "reused": part.reused,
+    }
+    # copies, as two arms may be one, and safetensors refuses to write the same memory twice
+    return {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}, about
+
+
+def _read(path: Path) -> tuple[Part, float] | None:
+    from safetensors import SafetensorError
+
+    try:
+        known, tensors = read_all(path)
+        if known["sha256"] != _checksum(known["part"], tensors):
+            return None
+        about = json.loads(known["part"])
+        names = list(enumerate(about["arms"]))
+        arms = {
+            name: ArmRecord(
+                **{key: tensors[f"arm/{place}/{key}"] for key in ("predicted", "confidence", "accepted", "score")},
+                passes=tensors.get(f"arm/{place}/passes"),
+            )
+            for place, name in names
+        }
+        example: dict[str, Any] = {name: tensors[f"example/{name}"] for name in EXAMPLE}
+        example |= {key: {name: tensors[f"example/{place}/{key}"] for place, name in names} for key in OF_ARMS}
+        part = Part(
+            **{name: tensors[name] for name in COLUMNS},
+            queries=tensors.get("queries"),
+            arms=arms,
+            example=Example(**example),
+            attack_seconds=about["attack_seconds"],
+            judge_seconds=about["judge_seconds"],
+            judge_ms=about["judge_ms"],
+            failures=about["failures"],
+            reused=about["reused"],
+            fooled=(tensors["fooled/keys"], tensors["fooled/images"]) if "fooled/keys" in tensors else None,
+            seen=Seen(*tensors["seen"]) if "seen" in tensors else None,
+        )
+        return part, float(about["elapsed"])
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError):
+        return None  # computed again
+
+
+def _checksum(text: str, tensors: Mapping[str, Tensor]) -> str:
+    return hashlib.sha256(f"{content_hash(tensors)} {text}".encode()).hexdigest()

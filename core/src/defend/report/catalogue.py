@@ -1,0 +1,188 @@
+"""What is installed, as `defend list` and `defend show` tell it. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from defend.errors import UnknownNameError
+from defend.options import describe
+from defend.plugins import Entry, Registry
+from defend.stages import STAGES
+from defend.weights.card import Card
+from defend.weights.find import Available, available
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def listing(plugins: Registry) -> list[dict[str, Any]]:
+    """Return one dictionary a stage: stage, name, summary, plugin, weights (data set names)."""
+    return [
+        {
+            "stage": stage,
+            "name": entry.spec.name,
+            "summary": entry.spec.summary,
+            "plugin": entry.origin,
+            "weights": _weights_of(plugins, entry),
+        }
+        for stage in STAGES
+        for entry in plugins.entries(stage)
+    ]
+
+
+def descriptions(plugins: Registry, name: str) -> list[dict[str, Any]]:
+    """Return everything known of the stages that answer to a name.
+
+    Raises:
+        UnknownNameError: none does; the nearest is offered.
+    """
+    entries = [entry for entry in plugins.all_entries() if entry.spec.name == name or _member(plugins, entry, name)]
+    if not entries:
+        broken = "".join(f"; note: {failure.plugin} failed to load: {failure.cause}" for failure in plugins.failures)
+        choices = {entry.spec.name for entry in plugins.all_entries()}
+        for entry in plugins.all_entries():
+            if entry.spec.tags is not None and "." in name:
+                choices |= set(entry.spec.tagged())
+        raise UnknownNameError("stage", name, choices, broken)
+    return [_description(plugins, entry, name) for entry in entries]
+
+
+def print_listing(console: Console, plugins: Registry) -> None:
+    """Print `listing` as a table, and the plugins that failed to load."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for column in ("stage", "name", "what it is", "plugin", "weights for"):
+        table.add_column(column, overflow="fold")
+    for row in listing(plugins):
+        table.add_row(row["stage"], f"[bold]{row['name']}[/]", row["summary"], row["plugin"], ", ".join(row["weights"]))
+    console.print(table, highlight=False)
+    for failure in plugins.failures:
+        console.print(f"not loaded: {failure.plugin}: {failure.cause}", highlight=False, markup=False, style="red")
+    console.print("\n`defend show NAME` explains one of them.", highlight=False)
+
+
+def print_description(console: Console, shown: dict[str, Any]) -> None:
+    """Print one of `descriptions` as a page."""
+    from rich.table import Table
+
+    console.print(f"[bold]{shown['stage']} {shown['name']}[/]: {shown['summary']} ({shown['plugin']})", highlight=False)
+    if shown["tag"]:
+        model = shown["name"].removesuffix(f".{shown['tag']}")
+        console.print(
+            f"The network is {model}; {shown['tag']} are weights that its authors publish, which "
+            f"--set {shown['stage']}.pretrained=true takes. Without it the tag means nothing.",
+            highlight=False,
+            markup=False,
+        )
+    paper = shown["paper"]
+    if paper:
+        parts = (paper["authors"], str(paper["year"] or ""), paper["url"])
+        console.print(f'Paper: "{paper["title"]}", {", ".join(part for part in parts if part)}', highlight=False)
+    prefix = "" if shown["stage"] == "dataset" else shown["name"] if shown["stage"] == "attack" else shown["stage"]
+    for title, key in (("Options", "options"), ("Training options", "training")):
+        if not shown[key]:
+            continue
+        how = (
+            f"--set {prefix}.NAME=VALUE with `defend run`"
+            if key == "options" and prefix
+            else "--set NAME=VALUE with `defend train`"
+        )
+        console.print(f"\n{title} ({how}):", highlight=False, markup=False)
+        table = Table(box=None, pad_edge=False)
+        for column in ("name", "type", "default", "accepted", "help"):
+            table.add_column(column, overflow="fold")
+        for option in shown[key]:
+            baked = " (fixed by the weights)" if option["architecture"] else ""
+            table.add_row(
+                option["name"], option["type"], _short(option["default"]), option["accepted"], option["help"] + baked
+            )
+        console.print(table, highlight=False, markup=False)
+    for dataset, values in shown["training_overrides"].items():
+        console.print(f"On {dataset}: {_values(values)}", highlight=False)
+    for edition, values in shown["editions"].items():
+        console.print(f"Edition {edition} (--edition {edition}): {_values(values)}", highlight=False)
+    for trained, cost in shown["costs"].items():
+        console.print(f"Training on {trained} takes {cost}", highlight=False)
+    for weights in shown["weights"]:
+        figures = ", ".join(f"{key} {value:.4g}" for key, value in weights["figures"].items())
+        origin = "shipped" if weights["shipped"] else "trained here"
+        edition = f", edition {weights['edition']}" if weights["edition"] else ""
+        what = f"{weights['name']}{edition}, {origin}, {weights['bytes'] / 1e6:.1f} MB"
+        console.print(f"\nWeights for {weights['filed_as']} ({what}): {figures}", highlight=False)
+
+
+def _values(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={_short(value)}" for name, value in values.items())
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _description(plugins: Registry, entry: Entry, name: str) -> dict[str, Any]:
+    spec = entry.spec
+    member, tag = spec.split_tag(name) if spec.tags else ("", "")
+    wanted = None if name == spec.name and spec.members else member or name
+    return {
+        "stage": entry.stage,
+        "name": name,
+        "summary": spec.summary,
+        "plugin": entry.origin,
+        "tag": tag or None,
+        "paper": attrs.asdict(spec.paper) if spec.paper else None,
+        "options": [attrs.asdict(option) for option in describe(spec.config)],
+        "training": [attrs.asdict(option) for option in describe(spec.recipe)] if spec.train else [],
+        "training_overrides": {dataset: dict(values) for dataset, values in spec.recipes.items()},
+        "editions": {edition: dict(values) for edition, values in spec.editions.items()},
+        "costs": dict(spec.costs),
+        "threats": list(spec.threats) if entry.stage == "attack" else [],
+        "weights": [
+            {
+                "name": _filed_as(found.card),
+                "dataset": found.card.dataset["name"],
+                "filed_as": found.card.filing,
+                "edition": found.edition,
+                "file": found.path.name,
+                "bytes": found.path.stat().st_size,
+                "shipped": found.shipped,
+                "config": dict(found.card.config),
+                "recipe": dict(found.card.recipe),
+                "figures": dict(found.card.figures),
+            }
+            for found in _known_weights(plugins, entry, wanted)
+        ],
+    }
+
+
+def _weights_of(plugins: Registry, entry: Entry) -> list[str]:
+    # a family, or a fine-tuner of many victims, has weights under several names
+    named = entry.spec.members is not None or entry.stage == "finetuner"
+    known = _known_weights(plugins, entry, None if entry.spec.members else entry.spec.name)
+    return sorted({f"{_filed_as(found.card)}/{found.filed_for}" if named else found.filed_for for found in known})
+
+
+def _known_weights(plugins: Registry, entry: Entry, name: str | None) -> Iterator[Available]:
+    """Yield the weights that serve a stage: its own, and those of the stage whose network it shares."""
+    for stage in (entry.stage, entry.spec.weights_of):
+        if stage is not None:
+            for found in available(stage, name, plugins.packages(entry)):
+                if name is not None or entry.stage == "finetuner" or _member(plugins, entry, found.card.name):
+                    yield found
+
+
+def _filed_as(card: Card) -> str:
+    """Name weights: the stage's name, or for a tuned victim "resnet20 behind dae"."""
+    if card.stage != "finetuner":
+        return card.name
+    return f"{card.config['victim']} behind {card.config['purifier'] or 'no purifier'}"
+
+
+def _member(plugins: Registry, entry: Entry, name: str) -> bool:
+    if entry.spec.members is None:
+        return False
+    tagged = entry.spec.tags is not None and bool(entry.spec.split_tag(name)[1])
+    return name in plugins.names_of(entry) or tagged

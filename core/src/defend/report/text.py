@@ -1,0 +1,39 @@
+"""Figures as words of a report: shares in percent, differences in points, both with their 95 % intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def percent(share: float | None, nothing: str = "-") -> str:
+    """Return a fraction in percent, such as "61.2"; `nothing` where there is none."""
+    return nothing if share is None else f"{100 * share:.1f}"
+
+
+def points(difference: float | None) -> str:
+    """Return a difference of fractions in points, with its sign, such as "-3.4"; "" where there is none."""
+    return "" if difference is None else f"{100 * difference:+.1f}"
+
+
+def interval(ci95: Sequence[float] | None, form: str = ".1f") -> str:
+    """Return an interval of fractions in percent, such as "[57.0, 65.2]"; "" where there is none."""
+    return "" if ci95 is None else f"[{100 * ci95[0]:{form}}, {100 * ci95[1]:{form}}]"
+
+
+def with_interval(value: float, ci95: Sequence[float] | None, form: str = ".1f", between: str = " ") -> str:
+    """Return a fraction in percent and its interval, such as "61.2 [57.0, 65.2]"; alone where it has none."""
+    return f"{100 * value:{form}}" + ("" if ci95 is None else f"{between}{interval(ci95, form)}")
+
+
+def row_title(attack: str, threat: str, variant: str, eps: float | None) -> tuple[str, str, str]:
+    """Return the first cells of a row in a table: the attack, the threat, and eps."""
+    if threat == "none":
+        return "clean", "", ""
+    return attack, f"{threat}: {variant}" if variant else threat, "-" if eps is None else f"{eps:.4g}"
+
+
+def over_passes(passes: Mapping[str, Any]) -> str:
+    """Say what several passes of a random defence leave, `Row.passes`, in a sentence without its end."""
+    worst, majority = (percent(passes[name]["accuracy"]) for name in ("worst", "majority"))
+    return f"The defence is random: right in each of {passes['n']} passes {worst} %, by majority {majority} %"

@@ -1,0 +1,199 @@
+"""A recipe, and what was measured of it: its ladder, and the compositions it was held against.
+
+Imports torch only where a defence is loaded: a kept ladder is shown at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import attrs
+
+from defend.plugins import registry
+from defend.recipes import Recipe, choose_recipe
+from defend.reproduce.kept import SCHEMA, Kept
+from defend.util.files import write_text
+from defend.values.report import ArmResult, WorstCase
+from defend.values.run_config import RunConfig
+from defend.values.toml import to_toml
+
+if TYPE_CHECKING:
+    from defend.defence import Defence
+
+
+@attrs.frozen(kw_only=True)
+class LadderRow:
+    """One attack under one threat, as in `defend.values.report.Row`."""
+
+    attack: str
+    threat: str
+    norm: str
+    eps: float | None
+    n: int
+    steps: int | None
+    undefended: ArmResult
+    defended: ArmResult
+    variant: str = ""
+    headline: bool = True
+
+
+@attrs.frozen(kw_only=True)
+class Figure:
+    """An accuracy, a fraction, with its Wilson 95 % interval and the number of images."""
+
+    accuracy: float
+    ci95: tuple[float, float]
+    n: int
+
+    @classmethod
+    def of(cls, one: ArmResult | WorstCase, n: int) -> Self:
+        """Return what an arm leaves of `n` images."""
+        return cls(accuracy=one.accuracy, ci95=one.ci95, n=n)
+
+
+@attrs.frozen(kw_only=True)
+class Status:
+    """How a sanity check of the evaluation ended: pass, warn, fail or skip."""
+
+    name: str
+    status: str
+
+
+@attrs.frozen(kw_only=True)
+class Compared:
+    """Another composition that was measured in the same way.
+
+    Attributes:
+        name: what it is composed of.
+        config: the TOML that runs it, less what is a machine's own.
+        clean, worst_case: what is left of unattacked images, and per image of all attacks that count.
+        failed: the checks that failed; where there are any the figures are not to be trusted.
+        norms: what the attacks of each norm alone leave, as in `defend.values.report.WorstCase`.
+    """
+
+    name: str
+    config: str
+    clean: Figure
+    worst_case: Figure
+    failed: tuple[str, ...] = ()
+    norms: Mapping[str, Any] | None = None
+
+
+@attrs.frozen(kw_only=True)
+class Ladder(Kept):
+    """The measurement that is kept with a recipe.
+
+    Attributes:
+        recipe: its name.
+        command: what makes it again.
+        config: the TOML of the recipe as it was measured.
+        versions, plugins, device, seed: of the run.
+        dataset: name, split, n and SHA-256 of what was judged.
+        weights: by part, the content hashes of the weights.
+        rows: every row, at other budgets than the recipe's too.
+        worst_case: as in the run's report.
+        left_out: threats that do not fit the defence, with the reason.
+        checks: how the sanity checks ended.
+        compared: the other compositions.
+    """
+
+    digits: ClassVar[int] = 6
+    written_by: ClassVar[str] = "defend recipe --keep"
+
+    recipe: str
+    command: str
+    config: str
+    dataset: Mapping[str, Any]
+    rows: tuple[LadderRow, ...] = attrs.field()
+    worst_case: WorstCase
+    versions: Mapping[str, str] = attrs.field(factory=dict)
+    plugins: Mapping[str, str] = attrs.field(factory=dict)
+    device: str = ""
+    seed: int = 0
+    weights: Mapping[str, str] = attrs.field(factory=dict)
+    left_out: Mapping[str, str] = attrs.field(factory=dict)
+    checks: tuple[Status, ...] = ()
+    compared: tuple[Compared, ...] = ()
+    schema: int = SCHEMA
+
+    @rows.validator
+    def _has_clean_row(self, field: attrs.Attribute[Any], rows: tuple[LadderRow, ...]) -> None:
+        if not any(row.threat == "none" for row in rows):
+            raise ValueError("no row is of unattacked images")
+
+    @property
+    def failed(self) -> tuple[str, ...]:
+        """The checks that failed."""
+        return tuple(check.name for check in self.checks if check.status == "fail")
+
+    @property
+    def clean(self) -> Figure:
+        """What the defence leaves of unattacked images."""
+        return clean_figure(self.rows)
+
+
+def clean_figure(rows: Sequence[LadderRow]) -> Figure:
+    """Return what the defence leaves of unattacked images."""
+    row = next(row for row in rows if row.threat == "none")
+    return Figure.of(row.defended, row.n)
+
+
+def find(name: str) -> Recipe:
+    """Return an installed recipe.
+
+    Raises:
+        UnknownNameError: nothing answers to the name; the nearest is offered.
+        PluginError: two plugins offer it.
+    """
+    registry().refuse_claimed("recipe", name)
+    return choose_recipe(registry().recipes, name)
+
+
+def recipe_config(name: str, **changes: Any) -> RunConfig:
+    """Return a recipe as the config of a run; `changes` are fields that are to be different.
+
+    Raises:
+        ConfigError: an unknown recipe, a part that is not installed, or a value that is not accepted.
+    """
+    recipe = find(name)
+    recipe.require()
+    return recipe.run_config(**changes)
+
+
+def load_recipe(name: str, *, data_dir: str | None = None, device: str = "cpu") -> Defence:
+    """Load the defence that a recipe names, weights included: an `nn.Module` in eval mode.
+
+    A detector has the threshold of its weights (`defend calibrate`), as `fpr` sets one in runs alone.
+
+    Args:
+        name: the recipe's.
+        data_dir: where its data set lies, if it has files.
+        device: "auto", "cpu", "cuda", ...
+
+    Raises:
+        DefendError: an unknown recipe, a part that is not installed, or weights that do not exist: the message says
+            what to install or to train.
+    """
+    config = recipe_config(name)
+    from defend.assembly.composition import Composition
+    from defend.assembly.load import DataSource, build_defence, find_task
+
+    composition = Composition.of_config(config)
+    source = DataSource(config.dataset, data_dir, config.options.get("dataset", {}))
+    return build_defence(composition, find_task(composition, source)[0], device)
+
+
+def write_toml(recipe: Recipe, path: Path) -> None:
+    """Write a recipe as the TOML that `defend run --config` reads, atomically."""
+    write_text(path, to_toml(recipe.run_config()))
+
+
+def find_kept(recipe: Recipe) -> Ladder | None:
+    """Return the ladder that came with a recipe's plugin, or None.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    return Ladder.from_package(recipe.results, recipe.name)

@@ -1,0 +1,1 @@
+"""`defend new-plugin`: a package for a new stage, from templates."""

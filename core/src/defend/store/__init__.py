@@ -1,0 +1,1 @@
+"""Attacked images on disk, filed under everything that they depend on."""

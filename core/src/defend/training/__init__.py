@@ -1,0 +1,1 @@
+"""Runs the trainings that stages describe: the loop, its checkpoints, and the file with its card."""

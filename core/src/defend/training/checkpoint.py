@@ -1,0 +1,179 @@
+"""A training as it stands, in one safetensors file with a JSON header, and its metrics, a line an epoch."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import time
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor, nn
+
+from defend.errors import DefendError, WeightsError
+from defend.train import Optimiser
+from defend.util.files import atomic, write_text
+from defend.util.header import read_all
+from defend.weights.files import detach
+
+
+@attrs.define
+class Best:
+    """The weights of the epoch that scored best, for a training that scores its epochs; kept on the CPU."""
+
+    score: float | None = None
+    tensors: dict[str, Tensor] = attrs.field(factory=dict)
+
+    def offer(self, score: float, modules: Mapping[str, nn.Module]) -> None:
+        if self.score is None or score > self.score:
+            self.score = score
+            self.tensors = {
+                f"{name}/{key}": value.detach().cpu().clone()
+                for name, module in modules.items()
+                for key, value in module.state_dict().items()
+            }
+
+    def restore(self, modules: Mapping[str, nn.Module]) -> None:
+        if self.score is not None:
+            load_modules(modules, self.tensors)
+
+
+def load_modules(modules: Mapping[str, nn.Module], tensors: Mapping[str, Tensor]) -> None:
+    """Load each module's tensors, which are named MODULE/KEY."""
+    for name, module in modules.items():
+        prefix = f"{name}/"
+        module.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+
+
+class Checkpoint:
+    """Modules, optimisers and schedules as one safetensors file with a JSON header."""
+
+    def __init__(self, modules: Mapping[str, nn.Module], optimisers: Mapping[str, Optimiser]) -> None:
+        self._modules, self._optimisers = modules, optimisers
+
+    def save(self, path: Path, fingerprint: str, step: int, sums: Mapping[str, Tensor], best: Best) -> None:
+        from safetensors.torch import save as to_bytes
+
+        tensors: dict[str, Tensor] = {}
+        groups, schedules = {}, {}
+        for name, module in self._modules.items():
+            tensors |= {f"module/{name}/{key}": value for key, value in module.state_dict().items()}
+        for name, optimiser in self._optimisers.items():
+            state = optimiser.optimizer.state_dict()
+            groups[name] = state["param_groups"]
+            schedules[name] = optimiser.schedule.state_dict() if optimiser.schedule else None
+            for index, values in state["state"].items():
+                slots = {key: value for key, value in values.items() if value is not None}
+                tensors |= {f"optimiser/{name}/{index}/{key}": torch.as_tensor(v) for key, v in slots.items()}
+        tensors |= {f"sum/{name}": torch.as_tensor(value) for name, value in sums.items()}
+        tensors |= {f"best/{name}": value for name, value in best.tensors.items()}
+        header = {
+            "fingerprint": fingerprint,
+            "step": step,
+            "groups": groups,
+            "schedules": schedules,
+            "best": best.score,
+        }
+        text = json.dumps(header, default=_plain)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic(path) as temporary:
+            temporary.write_bytes(to_bytes(detach(tensors), metadata={"state": text}))
+
+    def load(self, path: Path, fingerprint: str) -> tuple[int, dict[str, Tensor], Best]:
+        from safetensors import SafetensorError
+
+        try:
+            metadata, tensors = read_all(path)
+            header = json.loads(metadata["state"])
+        except (SafetensorError, KeyError, ValueError, TypeError) as error:
+            raise WeightsError(f"checkpoint {str(path)!r} is damaged: {error}") from None
+        if header["fingerprint"] != fingerprint:
+            raise WeightsError(f"checkpoint {str(path)!r} belongs to another training")
+        for name, module in self._modules.items():
+            kept = _under(f"module/{name}/", tensors)
+            if {key: value.shape for key, value in module.state_dict().items()} != {
+                key: value.shape for key, value in kept.items()
+            }:
+                raise WeightsError(f"checkpoint {str(path)!r} is of other networks")
+        load_modules(self._modules, _under("module/", tensors))
+        for name, optimiser in self._optimisers.items():
+            state: dict[int, dict[str, Tensor]] = {}
+            for key, value in tensors.items():
+                if key.startswith(f"optimiser/{name}/"):
+                    index, slot = key.removeprefix(f"optimiser/{name}/").split("/")
+                    state.setdefault(int(index), {})[slot] = value
+            groups = header["groups"][name]
+            for group, now in zip(groups, optimiser.optimizer.param_groups, strict=True):
+                held = {key: value for key, value in now.items() if isinstance(value, Tensor)}  # a rate, not a number
+                group |= {key: torch.full_like(value, group[key]) for key, value in held.items() if key in group}
+            optimiser.optimizer.load_state_dict({"state": state, "param_groups": groups})
+            if optimiser.schedule is not None:
+                optimiser.schedule.load_state_dict(header["schedules"][name])
+        best = Best(header.get("best"), _under("best/", tensors))
+        return header["step"], _under("sum/", tensors), best
+
+
+def _plain(value: Any) -> Any:
+    """Return a number that an optimiser keeps as a tensor, such as its learning rate, as JSON has it."""
+    if isinstance(value, Tensor) and value.numel() == 1:
+        return value.item()
+    raise TypeError(f"its optimisers or schedules hold a {type(value).__name__}, which is no number, text or list")
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+
+
+class Keeper:
+    """Keeps a checkpoint now and then, by the first process alone; one that cannot be written is given up."""
+
+    def __init__(
+        self, state: Checkpoint, folder: Path | None, seconds: float, identity: Mapping[str, Any], writes: bool
+    ) -> None:
+        self._state, self._writes, self._seconds = state, writes, seconds
+        self._path = folder / "checkpoint.safetensors" if folder else None
+        self._fingerprint = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()
+        self._saved = time.monotonic()
+
+    def load(self) -> tuple[int, dict[str, Tensor], Best]:
+        """Return the step, the sums and the best weights so far; of a checkpoint of another training, none."""
+        if self._path is not None and self._path.is_file():
+            with contextlib.suppress(WeightsError):
+                return self._state.load(self._path, self._fingerprint)
+        return 0, {}, Best()
+
+    def keep(self, step: int, sums: Mapping[str, Tensor], best: Best, always: bool) -> None:
+        due = always or time.monotonic() - self._saved >= self._seconds
+        if self._path is None or not self._writes or not due:
+            return
+        try:
+            self._state.save(self._path, self._fingerprint, step, sums, best)
+        except (DefendError, OSError, RuntimeError, TypeError, ValueError) as error:
+            said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            warnings.warn(f"no checkpoint is kept of this training: {said}", stacklevel=2)
+            self._path = None
+        self._saved = time.monotonic()
+
+
+class MetricsFile:
+    """metrics.jsonl: one line an epoch. Lines after the resumed step are dropped, as those epochs are run again."""
+
+    def __init__(self, folder: Path | None, steps_done: int) -> None:
+        self._path = folder / "metrics.jsonl" if folder else None
+        self._lines: list[str] = []
+        if self._path is not None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            if self._path.is_file():
+                lines = self._path.read_text(encoding="utf-8").splitlines()
+                self._lines = [line for line in lines if json.loads(line)["step"] <= steps_done]
+
+    def write(self, values: Mapping[str, float]) -> None:
+        if self._path is None:
+            return
+        self._lines.append(json.dumps(values))
+        write_text(self._path, "\n".join(self._lines) + "\n")

@@ -1,0 +1,261 @@
+"""The training loop: devices, precision, processes, checkpoints, resume, progress.
+
+A stage describes its training as a `Training`: modules, optimisers, losses. `fit` runs it, on
+accelerate, so the same code serves a CPU, a GPU, and `torchrun` or `accelerate launch`.
+
+Every step seeds torch's generator from (seed, step, process) and every epoch's order comes from
+(seed, epoch), so a run that was killed and resumed ends with the same weights as one that was not.
+"""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import torch
+from torch import Tensor, nn
+
+from defend.datasets.base import ImageDataset
+from defend.errors import ContractError
+from defend.randomness import step_seed
+from defend.records.watcher import TrainingWatcher
+from defend.train import Loss, Training
+from defend.training.checkpoint import Checkpoint, Keeper, MetricsFile
+from defend.weights.files import round_to_stored, to_stored
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+CHECKPOINT_SECONDS = 20.0
+
+
+@attrs.frozen(kw_only=True)
+class FitSettings:
+    """How to run a training.
+
+    Attributes:
+        folder: where checkpoint and metrics go; None keeps neither.
+        precision: "no" or "bf16", accelerate's mixed precision.
+        checkpoint_seconds: the least time between two checkpoints.
+        progress: what is told of it.
+    """
+
+    seed: int = 0
+    device: str = "cpu"
+    precision: str = "no"
+    folder: Path | None = None
+    checkpoint_seconds: float = CHECKPOINT_SECONDS
+    progress: TrainingWatcher = attrs.field(factory=TrainingWatcher)
+
+
+def fit(
+    training: Training, dataset: ImageDataset, settings: FitSettings, identity: Mapping[str, Any]
+) -> dict[str, float]:
+    """Train, round the kept module to what a file stores, let the stage finish; return its figures.
+
+    `identity` says which training this is: a checkpoint of another identity is not resumed.
+
+    A checkpoint that cannot be written costs no training: a warning says so once, and the training goes on.
+
+    Raises:
+        ContractError: a loss is not finite, or names an optimiser that does not exist; there was none at all; or the
+            trained weights are not finite.
+        WeightsError: part of the module's state is no tensor, so that no file could hold it.
+    """
+    course = _Course(training, dataset, settings, identity)
+    for epoch in course.left():
+        course.run(epoch)
+    return course.finish()
+
+
+def _start(settings: FitSettings) -> Accelerator:
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state()  # its settings are the process's, and each training has its own
+    accelerator = Accelerator(cpu=settings.device == "cpu", mixed_precision=settings.precision)
+    if accelerator.device.type == "cuda":  # shapes stay from step to step; gradients need no more digits than TF32's
+        torch.backends.cudnn.benchmark = True
+        torch.set_float32_matmul_precision("high")
+    return accelerator
+
+
+def _place(training: Training, networks: Mapping[str, nn.Module], device: torch.device) -> None:
+    """Bring all networks to the device, and freeze those that nothing trains."""
+    for module in (training.stage, *networks.values()):
+        to_stored(module)  # what no file can hold is refused before the training, not after
+    for module in (training.stage, *networks.values(), *training.frozen.values()):
+        module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    for module in training.frozen.values():
+        module.eval().requires_grad_(False)
+
+
+@attrs.frozen
+class _Pace:
+    """How long a training is, and how its images are shared out.
+
+    `size` images to train on, `world` processes with `per_process` images each a step; `steps` of every epoch, and the
+    count of steps at which it `ends`.
+    """
+
+    size: int
+    world: int
+    per_process: int
+    steps: Sequence[int]
+    ends: Sequence[int]
+
+    @classmethod
+    def of(cls, training: Training, size: int, world: int) -> _Pace:
+        sizes = [training.epoch_size(epoch, size) for epoch in range(training.epochs)]
+        per_process = max(min(training.batch_size, *sizes) // world, 1)
+        # whole steps only, so that every process takes as many
+        steps = [count // (per_process * world) for count in sizes]
+        return cls(size, world, per_process, steps, list(itertools.accumulate(steps)))
+
+    @property
+    def total(self) -> int:
+        return self.ends[-1]
+
+    def share(self, order: Tensor, epoch: int, step: int, rank: int) -> Tensor:
+        """Return what one process takes of an epoch's order from a step on, int64, whole steps only."""
+        steps, taken = self.steps[epoch], step - (self.ends[epoch] - self.steps[epoch])
+        whole = order[: steps * self.per_process * self.world].view(steps, self.world, self.per_process)
+        return whole[:, rank][taken:].flatten()
+
+
+class _Course:
+    """A training under way: what it is made of, and how far it has come.
+
+    Attributes:
+        step: how many steps are done.
+        sums: of the losses and metrics of the epoch at hand.
+        best: the weights of the epoch that scored best.
+    """
+
+    def __init__(
+        self, training: Training, dataset: ImageDataset, settings: FitSettings, identity: Mapping[str, Any]
+    ) -> None:
+        self._training, self._dataset, self._settings = training, dataset, settings
+        self._accelerator = accelerator = _start(settings)
+        self._networks = dict(training.modules)
+        _place(training, self._networks, accelerator.device)
+        training.making = settings.progress.making
+        self._source = training.data(dataset, accelerator.device)
+        self._pace = _Pace.of(training, len(self._source.labels("train")), accelerator.num_processes)
+        self._optimisers = training.optimisers(self._pace.total)
+        training.modules = {name: accelerator.prepare(module) for name, module in self._networks.items()}
+        state = Checkpoint(self._networks, self._optimisers)
+        # not the schedules: accelerate would step them once a process, and their length is counted in batches
+        self._prepared = {name: accelerator.prepare(each.optimizer) for name, each in self._optimisers.items()}
+        self._keeper = Keeper(
+            state, settings.folder, settings.checkpoint_seconds, identity, writes=accelerator.is_main_process
+        )
+        self.step, self.sums, self.best = self._keeper.load()
+        self._minimised = self.step > 0
+        self._log = MetricsFile(settings.folder if accelerator.is_main_process else None, steps_done=self.step)
+
+    def left(self) -> range:
+        """Return the epochs that are not done."""
+        return range(bisect.bisect_right(self._pace.ends, self.step), self._training.epochs)
+
+    def run(self, epoch: int) -> None:
+        """Train for what is left of an epoch, score its weights, log it and keep it."""
+        training, pace, rank = self._training, self._pace, self._accelerator.process_index
+        training.epoch = epoch
+        for module in training.modules.values():
+            module.train()
+        seed = self._settings.seed
+        order = pace.share(training.order(epoch, pace.size, seed), epoch, self.step, rank)
+        for batch in self._source.batches("train", order, pace.per_process, self._accelerator.device):
+            torch.manual_seed(step_seed(seed, "step", self.step, rank))
+            for loss in _reduce(self._accelerator.autocast, training.losses(batch)):
+                self._minimise(loss)
+            self.step += 1
+            if self.step < pace.ends[epoch]:  # at its end an epoch is logged first, then saved
+                self._keep()
+                self._settings.progress.step(self.step, pace.total, {})
+        if self.step == pace.total and not self._minimised:
+            raise ContractError(
+                "the training yielded no loss, so nothing was trained: expected a Loss a step from `losses`"
+            )
+        self._close(epoch)
+
+    def _minimise(self, loss: Loss) -> None:
+        """Take one step of a loss's optimiser, and add what it says to the sums."""
+        if loss.optimiser not in self._prepared:
+            raise ContractError(f"a loss names optimiser {loss.optimiser!r}, which is none of {sorted(self._prepared)}")
+        self._minimised = True
+        optimiser, schedule = self._prepared[loss.optimiser], self._optimisers[loss.optimiser].schedule
+        optimiser.zero_grad()
+        self._accelerator.backward(loss.value)
+        optimiser.step()
+        if schedule is not None:
+            schedule.step()
+        for name, value in {f"{loss.optimiser}_loss": loss.value, **loss.metrics}.items():
+            before, now = self.sums.get(name), value.detach().double().to(self._accelerator.device)
+            self.sums[name] = now if before is None else before.to(now.device) + now
+
+    def _close(self, epoch: int) -> None:
+        """End an epoch: its mean losses must be numbers, and its weights may be the best so far."""
+        # once an epoch, as looking at a loss waits for the device
+        means = {name: float(value) / self._pace.steps[epoch] for name, value in self.sums.items()}
+        if not all(math.isfinite(value) for value in means.values()):
+            raise ContractError(
+                f"the training diverged in epoch {epoch + 1} ({means}): lower the learning rate (--set lr=...)"
+            )
+        for module in self._networks.values():
+            module.eval()
+        with torch.no_grad():
+            score = self._training.score(self._dataset, self._accelerator.device)
+        if score is not None:
+            self.best.offer(score, self._networks)
+            means["score"] = score
+        self._log.write({"epoch": epoch + 1, "step": self.step, **means})
+        self._settings.progress.step(self.step, self._pace.total, means)
+        self.sums = {}
+        self._keep()
+
+    def finish(self) -> dict[str, float]:
+        """Keep the best weights, rounded as a file stores them, and let the stage measure; return its figures."""
+        # whoever is killed while it measures goes on from here
+        self._keep(always=True)
+        self._settings.progress.measuring()
+        self._accelerator.wait_for_everyone()
+        training = self._training
+        training.modules = self._networks
+        self.best.restore(self._networks)
+        for module in (training.stage, *self._networks.values()):
+            module.eval()
+        _check_finite(training.stage)
+        round_to_stored(training.stage)
+        return training.finish(self._dataset, self._accelerator.device)
+
+    def _keep(self, always: bool = False) -> None:
+        self._keeper.keep(self.step, self.sums, self.best, always)
+
+
+def _check_finite(module: nn.Module) -> None:
+    """Refuse weights that are no numbers; buffers may be infinite, as a threshold is that was not set yet."""
+    parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
+    for name, value in module.state_dict().items():
+        if value.is_floating_point() and bool((value.isnan() if name not in parameters else ~value.isfinite()).any()):
+            raise ContractError(
+                f"the training diverged: {name!r} is not finite in the end, so no weights are kept: lower the learning "
+                "rate (--set lr=...)"
+            )
+
+
+def _reduce(precision: Callable[[], contextlib.AbstractContextManager[Any]], losses: Iterator[Loss]) -> Iterator[Loss]:
+    """Compute every loss under autocast, so that frozen networks take part in mixed precision; optimisers do not."""
+    while True:
+        with precision():
+            loss = next(losses, None)
+        if loss is None:
+            return
+        yield loss

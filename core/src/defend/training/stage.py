@@ -1,0 +1,148 @@
+"""`defend train`: a stage's name and a data set to a weights file with its card."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+
+from defend.assembly.composition import Composition
+from defend.datasets.base import ImageDataset
+from defend.errors import ConfigError, did_you_mean
+from defend.options import describe, make
+from defend.plugins import Found, Registry, registry
+from defend.stages import Stage, Task
+from defend.store.fingerprint import code_version
+from defend.train import Training
+from defend.training.loop import FitSettings, fit
+from defend.util.files import cache_dir
+from defend.util.processes import resolve_device
+from defend.util.tensors import content_hash
+from defend.values.run_config import check_seed
+from defend.weights.card import Card, new_card
+from defend.weights.files import save
+from defend.weights.find import cached_path, tuned_name
+
+
+def train_stage(
+    stage: Stage,
+    name: str,
+    dataset: ImageDataset,
+    *,
+    adapted: Composition | None = None,
+    options: Mapping[str, Any] | None = None,
+    edition: str = "",
+    settings: FitSettings | None = None,
+    out: Path | None = None,
+    plugins: Registry | None = None,
+) -> tuple[Path, Card]:
+    """Train a stage and write its weights; a training that was cut off goes on where it was.
+
+    Args:
+        stage, name: for example "purifier", "apudae".
+        dataset: what to train on; its train split, with val for what is calibrated.
+        adapted: of a fine-tuner: the victim that it adapts, and the purifiers before it, if any.
+        options: of the stage (its architecture) and of its recipe, in one namespace.
+        edition: which of the stage's editions to train, "" for the usual weights.
+        settings: seed, device ("auto" too), precision and what is told; the folder is chosen here.
+        out: the file to write; the user's cache if None.
+        plugins: what is installed, if not all that is.
+
+    Returns:
+        The path and the card.
+
+    Raises:
+        ConfigError: an unknown option or edition, or a stage that has nothing to train.
+    """
+    how = settings or FitSettings(device="auto")
+    check_seed(how.seed)
+    found = (plugins or registry()).find(stage, name)
+    spec = found.spec
+    if spec.train is None:
+        instead = f": it is trained as {spec.weights_of} {name}" if spec.weights_of else ""
+        raise ConfigError(f"{stage} {name} has nothing to train{instead}")
+    if (stage == "finetuner") != (adapted is not None):
+        needs = "a fine-tuner needs --victim, the victim to adapt"
+        raise ConfigError(needs if adapted is None else f"{stage} {name} takes no victim")
+    config, recipe = _choose_options(found, dataset.name, edition, options or {})
+
+    device = resolve_device(how.device).type
+    # before anything is built: the first weights are drawn from it
+    torch.manual_seed(how.seed)
+    task = dataset.task()
+    around, tuned = _build_adapted(adapted, task)
+    filed_as = tuned_name(found.name, tuned["victim"], tuned["purifier"]) if tuned else found.name
+    training = spec.resolve(spec.train)(config, recipe, task, *around)
+    if not isinstance(training, Training):
+        raise ConfigError(f"{stage} {name}: `train` returned {type(training).__name__}, expected a Training")
+    identity = {
+        "stage": stage,
+        "name": found.name,
+        "dataset": dataset.sha256("train"),
+        "seed": how.seed,
+        "precision": how.precision,
+        "config": attrs.asdict(config),
+        "recipe": attrs.asdict(recipe),
+        **tuned,
+        "frozen": {part: content_hash(module.state_dict()) for part, module in training.frozen.items()},
+        # so that a checkpoint of other code is not resumed
+        "code": code_version(spec.train.partition(":")[0], spec.config.__module__, type(training).__module__),
+    }
+    key = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    folder = cache_dir() / "training" / f"{stage}-{filed_as}-{dataset.filed_as}-{key}"
+    figures = fit(training, dataset, attrs.evolve(how, device=device, folder=folder), identity)
+    card = new_card(
+        found,
+        config,
+        dataset,
+        figures=figures,
+        recipe={
+            **attrs.asdict(recipe),
+            "seed": how.seed,
+            "precision": how.precision,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "device": device,
+            **tuned,
+        },
+        made_for={"victim": tuned["victim"], "purifier": tuned["purifier"]} if tuned else None,
+    )
+    path = out or cached_path(stage, filed_as, dataset.filed_as, edition)
+    return path, save(path, training.stage, card)
+
+
+def _build_adapted(adapted: Composition | None, task: Task) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Build what a fine-tuner adapts: (victim, purifier or None), and which weights they had, for the card."""
+    if adapted is None:
+        return (), {}
+    built = adapted.build(task)
+    (victim,) = adapted.of_stage("victim")
+    tuned = {
+        "victim": victim.name,
+        "victim_sha256": built["victim"].content_hash,
+        "purifier": adapted.purifier,
+        "purifier_sha256": {part.name: built[part.key].content_hash for part in adapted.of_stage("purifier")},
+    }
+    return (built["victim"].module, adapted.compose(built).purifier), tuned
+
+
+def _choose_options(found: Found, dataset: str, edition: str, options: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Return a stage's config and its training recipe, from the data set's, the edition's and the user's options."""
+    spec, what = found.spec, f"{found.entry.stage} {found.name}"
+    own = [option.name for option in describe(spec.config)]
+    others = [option.name for option in describe(spec.recipe)]
+    for key in options:
+        if key not in own and key not in others:
+            raise ConfigError(f"unknown option {key!r} of training {what}: {did_you_mean(key, own + others)}")
+    if edition and edition not in spec.editions:
+        known = did_you_mean(edition, list(spec.editions)) if spec.editions else "it has none"
+        raise ConfigError(f"unknown edition {edition!r} of {what}: {known}")
+    chosen = {**spec.recipes.get(dataset, {}), **spec.editions.get(edition, {}), **options}
+    recipe: Any = make(spec.recipe, {key: chosen[key] for key in chosen if key in others}, f"the recipe of {what}")
+    return found.config({key: value for key, value in chosen.items() if key in own}), recipe

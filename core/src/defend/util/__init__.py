@@ -1,0 +1,1 @@
+"""Tools that know nothing of defences: files, images, statistics, processes. Whatever knows a stage lives elsewhere."""

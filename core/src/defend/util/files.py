@@ -1,0 +1,60 @@
+"""Files that appear whole or not at all, and where the user's own are kept."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import platformdirs
+
+from defend.errors import DefendError
+
+LONGEST_NAME = 255  # bytes, on every file system in use
+
+
+def shorten(name: str, most: int) -> str:
+    """Return a name cut to at most so many bytes, at a whole character."""
+    return os.fsdecode(os.fsencode(name)[:most]) if name.isascii() else name.encode()[:most].decode(errors="ignore")
+
+
+@contextlib.contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; when the block ends well it takes `path`'s place.
+
+    Raises:
+        DefendError: the folder cannot be written to.
+    """
+    try:
+        if len(os.fsencode(path.name)) > LONGEST_NAME:
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{shorten(path.name, 120)}.", suffix=".part")
+    except OSError as error:
+        raise DefendError(f"{str(path)!r} cannot be written: {error.strerror}") from None
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        # mkstemp's files are their owner's alone: give it the rights of any new file; a umask is read by setting it
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def cache_dir() -> Path:
+    """Return the user's cache: $DEFEND_CACHE_DIR, or the platform's own."""
+    named = os.environ.get("DEFEND_CACHE_DIR")
+    return Path(named) if named else platformdirs.user_cache_path("defend")

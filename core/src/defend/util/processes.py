@@ -1,0 +1,103 @@
+"""Several processes as one run, as torchrun and its likes start them, on torch's own distributed engine."""
+
+from __future__ import annotations
+
+import datetime
+import signal
+import threading
+from typing import Any, TypeVar
+
+import attrs
+import torch
+
+from defend.errors import ConfigError, ProcessLostError
+from defend.util.launch import place
+
+T = TypeVar("T")
+PATIENCE = datetime.timedelta(hours=12)  # processes wait for each other's batches; one that dies is noticed at once
+
+
+@attrs.frozen
+class Processes:
+    """The processes that share a run: this one is number `rank` of `world`."""
+
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one that writes and speaks."""
+        return self.rank == 0
+
+    def gather(self, value: T) -> list[T]:
+        """Return every process's value, in the order of ranks; all of them must call.
+
+        Raises:
+            ProcessLostError: one of them is gone.
+        """
+        if self.world == 1:
+            return [value]
+        found: list[Any] = [None] * self.world
+        try:
+            torch.distributed.all_gather_object(found, value)
+        except RuntimeError as error:
+            raise ProcessLostError(f"another process of this run is gone ({_first_line(error)})") from None
+        return found
+
+    def tell(self, value: T) -> T:
+        """Return process 0's value; all of them must call."""
+        return self.gather(value)[0]
+
+
+def join(device: torch.device) -> tuple[Processes, torch.device]:
+    """Meet the other processes, if a launcher started several; return them and this one's device.
+
+    Each process on a machine with GPUs gets one of its own; on CPUs gloo connects them.
+
+    Raises:
+        ConfigError: what the launcher says of them does not fit together, or they do not meet.
+    """
+    rank, world = place()
+    if world == 1:
+        return Processes(), device
+    from accelerate import PartialState
+
+    try:
+        state: Any = PartialState(cpu=device.type == "cpu", timeout=PATIENCE)
+    except (ValueError, RuntimeError) as error:
+        raise ConfigError(f"process {rank} of {world} cannot meet the others: {_first_line(error)}") from None
+    if (state.process_index, state.num_processes) != (rank, world):
+        raise ConfigError(
+            f"the environment says process {rank} of {world}, and torch found process {state.process_index} of "
+            f"{state.num_processes}: start the run with torchrun"
+        )
+    # Python lets no other thread set a handler
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _stop)
+    own = torch.device("cuda", state.local_process_index) if device.type == "cuda" else device
+    return Processes(state.process_index, state.num_processes), own
+
+
+def _stop(*_: Any) -> None:
+    raise ProcessLostError("the launcher stopped this process, as another one failed or the run was ended")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or ["no reason given"])[0][:120]
+
+
+def resolve_device(name: str) -> torch.device:
+    """Turn "auto", "cpu", "cuda", "cuda:1" or "mps" into a device.
+
+    Raises:
+        ConfigError: unknown, or not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        cause = str(error).splitlines()[0]
+        raise ConfigError(f"device {name!r} cannot be used ({cause[:100]}): expected auto, cpu or cuda") from None
+    return device

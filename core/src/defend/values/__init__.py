@@ -1,0 +1,1 @@
+"""What is asked for and what is reported, as frozen values without torch. Nothing here computes anything."""

@@ -1,0 +1,221 @@
+"""What a run reports: report.json as values. All are frozen attrs classes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import attrs
+
+from defend.values.run_config import RunConfig
+
+
+@attrs.frozen
+class ArmResult:
+    """One arm's result on a row: fractions, and the Wilson 95 % interval of `accuracy`.
+
+    `accuracy` counts a rejected image as wrong; `accuracy_with_credit` counts a rejected attacked
+    image as right (paper 003's definition), and equals `accuracy` on clean rows.
+    """
+
+    accuracy: float
+    ci95: tuple[float, float]
+    rejected: float = 0.0
+    accuracy_with_credit: float = 0.0
+
+
+@attrs.frozen
+class Row:
+    """One attack under one threat, as the report shows it. `seconds` has "attack" and "purify".
+
+    Attributes:
+        arms: the others' results where there are any: "tuned" and "untuned" (`defend.values.threats`).
+        variant: which of several ways the threat was carried out: the source of a transfer ("resnet20", "resnet20
+            behind apudae"), what a bpda attack differentiates instead ("identity", "autoencoder").
+        headline: whether the row counts in the worst case: it has a budget, and that is the run's own.
+        queries: of an attack that counts them: "mean", "median", "max" per image.
+        paired: the defended arm against the undefended on the same images: "difference" (a fraction, positive where
+            the defence helps), "ci95" (Bonett and Price 2012), "only_defended" and "only_undefended" (images that only
+            this arm got right), "p" (McNemar's exact test).
+        passes: where the defence is random and was asked several times: "n", and "one_shot", "worst" (right in every
+            pass) and "majority" with their "accuracy" and "ci95".
+        success_at_fpr: of an attack that knows the detector: the share accepted and misclassified, by false-positive
+            rate ("0.01", "0.05").
+        reused: how many of the attacked images another run had made (`defend cache`); their seconds are not counted.
+        gradients: what the attack saw: "looks" an image (its gradients, or its questions) as "mean" and "max", each of
+            so many "draws"; how many images ever had an "absent", "zero" or "broken" gradient, or one that was "mended"
+            a hair inside the box (`defend.records.seen.Seen`); how many "never" had a usable one; how many had none at
+            half of the looks or more and are left right, "left_blind"; the "first" look that was blind, null if none.
+        curve: of an attack of several looks: the share of images "left" after the steps "at"; how many images the
+            second half of them still fooled, "late"; and whether it has "flattened": at most one in fifty.
+    """
+
+    attack: str
+    threat: str
+    norm: str
+    eps: float | None
+    n: int
+    steps: int | None
+    seed: int
+    undefended: ArmResult
+    defended: ArmResult
+    mean_linf: float
+    mean_l2: float
+    seconds: Mapping[str, float]
+    partial: bool = False
+    arms: Mapping[str, ArmResult] = attrs.field(factory=dict)
+    variant: str = ""
+    headline: bool = True
+    queries: Mapping[str, float] | None = None
+    paired: Mapping[str, Any] | None = None
+    passes: Mapping[str, Any] | None = None
+    success_at_fpr: Mapping[str, float] | None = None
+    reused: int = 0
+    gradients: Mapping[str, Any] | None = None
+    curve: Mapping[str, Any] | None = None
+
+    @property
+    def rising(self) -> bool:
+        """Whether more steps would plainly fool more: the row is an upper bound that is known to be loose."""
+        return self.curve is not None and not self.curve["flattened"]
+
+    @property
+    def key(self) -> str:
+        """The row's name in lists: "attack/threat", with ":variant" where there is one, "@eps" beside the headline."""
+        variant = f":{self.variant}" if self.variant else ""
+        return f"{self.attack}/{self.threat}{variant}" + (
+            "" if self.headline or self.eps is None else f"@{self.eps:.4g}"
+        )
+
+
+@attrs.frozen
+class WorstCase:
+    """Per-image worst case of the defended arm: right under every row named in `over`.
+
+    Attributes:
+        undefended: the same of the bare victim.
+        weakest: the row that alone leaves least, on the images that all rows judged.
+        with_credit: with a detector, "accuracy" and "ci95" of the same where a rejected attacked image counts as
+            right: no attack was accepted and misclassified (paper 003's definition). A rejected clean one is wrong.
+        passes: of a random defence, as in `Row.passes`, over all rows: "worst" is right in every pass of every row.
+        norms: where attacks of several norms are among the rows, "accuracy" and "ci95" over the rows of each norm alone
+            (and those without an attack), on the same images.
+        steps: the most that one of the rows took.
+        gradients: what all rows took of the image that they looked at most, draws counted; null where unknown.
+        rising: the rows among them whose curve has not flattened (`Row.curve`).
+    """
+
+    accuracy: float
+    ci95: tuple[float, float]
+    n: int
+    over: tuple[str, ...]
+    undefended: float
+    weakest: str = ""
+    with_credit: Mapping[str, Any] | None = None
+    passes: Mapping[str, Any] | None = None
+    norms: Mapping[str, Any] | None = None
+    steps: int | None = None
+    gradients: int | None = None
+    rising: tuple[str, ...] = ()
+
+
+@attrs.frozen
+class Check:
+    """One sanity check of the evaluation.
+
+    Attributes:
+        name: what is checked.
+        status: pass, warn, fail or skip; one that fails blocks the headline.
+        detail: why, in one or two sentences, with the figures that decided.
+        number: its place in the list of checks (`defend.checks`), from 1.
+        numbers: the figures themselves, for machines: plain numbers, texts, lists and dicts.
+    """
+
+    name: str
+    status: Literal["pass", "warn", "fail", "skip"]
+    detail: str
+    number: int = 0
+    numbers: Mapping[str, Any] = attrs.field(factory=dict)
+
+
+@attrs.frozen(kw_only=True)
+class Calibration:
+    """How a detector's threshold was set: `fpr` was asked for, and it rejects `measured` of `n` clean images."""
+
+    threshold: float
+    fpr: float
+    measured: float
+    n: int
+    split: str
+
+
+@attrs.frozen
+class Cost:
+    """What the defence costs per image, in the fastest batch of the clean row, victim included; and its size."""
+
+    victim_ms_per_image: float
+    defence_ms_per_image: float
+    parameters: int
+    batch_size: int
+
+
+@attrs.frozen
+class DatasetInfo:
+    """Which images were judged; `sha256` is that of the whole split.
+
+    Attributes:
+        images: where the split's images come from: "n" of them, the "folder" they lie in, whether they were "cut_off"
+            from the training images and by which "seed" out of how many ("of"), and the same in words, "said".
+        seen: for each part with weights whether these were trained on images that are judged here: "no" where they
+            were trained on this data set's training split, "some" where that has copies of them, "unknown" where they
+            were trained on other images, or nothing says on which.
+        duplicates: how many test images stand in train or val too ("n"), and a few "pairs" of names; None where nobody
+            looked.
+        warnings: what a reader must know of these images, a sentence each.
+    """
+
+    name: str
+    split: str
+    n: int
+    sha256: str
+    images: Mapping[str, Any] = attrs.field(factory=dict)
+    seen: Mapping[str, str] = attrs.field(factory=dict)
+    duplicates: Mapping[str, Any] | None = None
+    warnings: tuple[str, ...] = ()
+
+
+@attrs.frozen
+class Report:
+    """The result of a run. `defend.records.document.to_json` writes it as report.json (schema 1).
+
+    `left_out` are threats that do not fit this defence, and what else was asked for by name and is not among the rows
+    ("attack square", "source resnet20"), with the reason; `notes` what else a reader should know, a sentence each.
+    """
+
+    versions: Mapping[str, str]
+    plugins: Mapping[str, str]
+    config: RunConfig
+    seed: int
+    device: str
+    precision: Mapping[str, str]
+    seconds: float
+    dataset: DatasetInfo
+    rows: tuple[Row, ...]
+    worst_case: WorstCase | None
+    detector: Mapping[str, Any] | None
+    checks: tuple[Check, ...]
+    cost: Cost | None
+    weights: Mapping[str, Mapping[str, Any]]
+    partial: bool = False
+    left_out: Mapping[str, str] = attrs.field(factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def defended(self) -> bool:
+        """Whether there is a defence at all."""
+        return bool(self.config.purifier or self.config.detector or self.config.finetune)
+
+    @property
+    def failed(self) -> tuple[Check, ...]:
+        """The checks that failed: where there are any, the headline is not to be trusted."""
+        return tuple(check for check in self.checks if check.status == "fail")

@@ -1,0 +1,182 @@
+"""What a run is asked for: `RunConfig`, frozen and checked field by field."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+import attrs
+
+from defend.errors import ConfigError, did_you_mean
+from defend.options import fraction
+from defend.values.budgets import parse_eps, parse_sweep
+
+Precision = Literal["auto", "exact", "fp32", "bf16"]
+PRECISIONS: tuple[Precision, ...] = ("auto", "exact", "fp32", "bf16")
+QUICK_LIMIT = 100
+QUICK_ADAPTIVE_LIMIT = 25
+CHECKS = ("none", "basic", "full")
+QUICK_ATTACKS = ("noise", "fgsm", "pgd")
+LADDER = "ladder"
+PASSES = 10
+MOST, MOST_SEED = 2**31 - 1, 2**63 - 1
+
+
+def _positive(_: Any, attribute: attrs.Attribute[Any], value: int | None) -> None:
+    if value is not None and value < 1:
+        raise ConfigError(f"{attribute.name} is {value}: expected at least 1")
+    if value is not None and value > MOST:
+        raise ConfigError(f"{attribute.name} is {value}: expected at most {MOST}")
+
+
+def _not_negative(_: Any, attribute: attrs.Attribute[Any], value: int) -> None:
+    if value < 0:
+        raise ConfigError(f"{attribute.name} is {value}: expected 0 or more")
+    if value > MOST:
+        raise ConfigError(f"{attribute.name} is {value}: expected at most {MOST}")
+
+
+def check_seed(seed: int) -> None:
+    """Refuse a seed that torch's generators would not take.
+
+    Raises:
+        ConfigError: negative, or above 2**63 - 1.
+    """
+    if not 0 <= seed <= MOST_SEED:
+        raise ConfigError(f"seed is {seed}: expected 0 to {MOST_SEED}")
+
+
+def _seed(_: Any, __: Any, value: int) -> None:
+    check_seed(value)
+
+
+def _rate(_: Any, attribute: attrs.Attribute[Any], value: float | None) -> None:
+    if value is not None and not 0 < value < 1:
+        raise ConfigError(f"{attribute.name} is {value:g}: expected above 0 and below 1, for example 0.01")
+
+
+def _one_of(choices: tuple[str, ...]) -> Any:
+    def check(_: Any, attribute: attrs.Attribute[Any], value: str) -> None:
+        if value not in choices:
+            raise ConfigError(f"unknown {attribute.name} {value!r}: {did_you_mean(value, choices)}")
+
+    return check
+
+
+def _names(value: Iterable[str]) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
+def _names_or_none(value: Iterable[str] | None) -> tuple[str, ...] | None:
+    return None if value is None else _names(value)
+
+
+def _length(value: Any) -> float | None:
+    if value is None:
+        return None
+    try:
+        length = fraction(value)
+    except ValueError as error:
+        raise ConfigError(f"eps_l2 {value!r} is not {error}") from None
+    if not 0 <= length < float("inf"):
+        raise ConfigError(f"eps_l2 {value!r} is out of range: expected 0 or more, for example 0.5")
+    return length
+
+
+def split_names(text: str | None) -> tuple[str, ...]:
+    """Split "dae,apudae" into its names."""
+    return tuple(name.strip() for name in text.split(",")) if text else ()
+
+
+def _some(_: Any, attribute: attrs.Attribute[Any], value: tuple[str, ...] | None) -> None:
+    if value is not None and (not value or not all(value)):
+        raise ConfigError(f"{attribute.name} is empty: name at least one")
+
+
+@attrs.frozen(kw_only=True)
+class RunConfig:
+    """Everything that decides a run; saved with it as config.toml and able to rerun it.
+
+    Attributes:
+        victim, purifier, detector: stage names; None leaves a stage out. Two purifiers in sequence: "dae,apudae".
+        finetune: the fine-tuner whose tuned weights replace the victim's, or None.
+        fpr: calibrate the detector for this false-positive rate on held-out clean images; None keeps the threshold
+            that came with its weights, and takes 0.01 if it has none.
+        dataset: data set name; `data_dir` is where its files lie (imagefolder: the folder itself).
+        attacks: attack names, each run under every threat in `threats` that fits it; None: noise, FGSM and PGD, or
+            what `values.threats` names for each rung where threats were chosen or with `thorough`.
+        threats: who attacks (`values.threats`); "ladder" is all that fit. None: noise, oblivious, adaptive (and
+            transfer for a fine-tuned victim), or the ladder with `thorough`.
+        sources: victims whose gradients the transfer threat takes; empty: others with weights for this data set.
+        eps: the L-inf budget in [0,1] units, which the headline is for.
+        sweep: other L-inf budgets to attack with as well, for a curve.
+        eps_l2: the budget of L2 attacks; None: eps * sqrt(pixels and channels) / 4, which is near the pairs that
+            the field uses (MNIST 0.3 and 2, CIFAR-10 8/255 and 0.5).
+        limit: how many test images, a seeded stratified sample; None: 100, or all with `thorough`.
+        adaptive_limit: how many of them the adaptive rows use; None: 25, or all with `thorough`.
+        thorough: all images, all attacks and the attacks' own step counts, in the adaptive rows too; a quick
+            run leaves out single-step adaptive attacks and takes 10 steps of the others.
+        draws: forward passes that the adaptive attacker averages over when the defence is random.
+        passes: how often a random defence is asked for the worst of N and the majority vote; None: 10 with
+            `thorough`, once in a quick run.
+        store: take images that another run attacked from the user's store (`defend cache`), and keep new ones there;
+            a run without a folder (`out`) never does.
+        checks: "basic", those of the sanity checks that cost little; "full", all; "none".
+        precision: "auto", "exact" (nothing rewritten), "fp32" (folded, channels-last) or "bf16"
+            (attacks crafted in bfloat16, judged in fp32).
+        options: options by stage, for example {"purifier": {"steps": 15}, "pgd": {"steps": 40}}.
+        weights: explicit weight files by stage.
+        out: the run folder; None writes nothing.
+    """
+
+    victim: str
+    dataset: str = "digits"
+    purifier: str | None = None
+    detector: str | None = None
+    finetune: str | None = None
+    fpr: float | None = attrs.field(default=None, validator=_rate)
+    attacks: tuple[str, ...] | None = attrs.field(default=None, converter=_names_or_none, validator=_some)
+    threats: tuple[str, ...] | None = attrs.field(default=None, converter=_names_or_none, validator=_some)
+    sources: tuple[str, ...] = attrs.field(default=(), converter=_names)
+    eps: float = attrs.field(default=0.1, converter=parse_eps)
+    sweep: tuple[float, ...] = attrs.field(default=(), converter=parse_sweep)
+    eps_l2: float | None = attrs.field(default=None, converter=_length)
+    limit: int | None = attrs.field(default=None, validator=_positive)
+    adaptive_limit: int | None = attrs.field(default=None, validator=_positive)
+    thorough: bool = False
+    draws: int = attrs.field(default=20, validator=_positive)
+    passes: int | None = attrs.field(default=None, validator=_positive)
+    checks: str = attrs.field(default="basic", validator=_one_of(CHECKS))
+    seed: int = attrs.field(default=0, validator=_seed)
+    batch_size: int = attrs.field(default=64, validator=_positive)
+    workers: int = attrs.field(default=2, validator=_not_negative)
+    device: str = "auto"
+    precision: str = attrs.field(default="auto", validator=_one_of(PRECISIONS))
+    data_dir: str | None = None
+    train_missing: bool = False
+    store: bool = True
+    options: Mapping[str, Mapping[str, Any]] = attrs.field(factory=dict)
+    weights: Mapping[str, str] = attrs.field(factory=dict)
+    out: str | None = None
+
+    @property
+    def purifiers(self) -> tuple[str, ...]:
+        """The purifiers in the order in which they are applied."""
+        return split_names(self.purifier)
+
+    @property
+    def passes_asked(self) -> int:
+        """How often a random defence is asked."""
+        return self.passes or (PASSES if self.thorough else 1)
+
+    @property
+    def row_limit(self) -> int | None:
+        """How many images the cheap rows use; None means all."""
+        return self.limit if self.limit is not None or self.thorough else QUICK_LIMIT
+
+    @property
+    def adaptive_row_limit(self) -> int | None:
+        """How many images the adaptive rows use; None means as many as the others."""
+        if self.adaptive_limit is not None or self.thorough:
+            return self.adaptive_limit
+        return QUICK_ADAPTIVE_LIMIT

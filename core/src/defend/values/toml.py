@@ -1,0 +1,158 @@
+"""Flags and TOML to `RunConfig`, one an arm, and back to TOML."""
+
+from __future__ import annotations
+
+import datetime
+import tomllib
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+import cattrs
+import tomli_w
+
+from defend.errors import ConfigError, did_you_mean
+from defend.options import parse
+from defend.values.run_config import RunConfig
+
+_converter = cattrs.Converter(omit_if_default=True)
+
+
+def parse_settings(settings: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Read `--set STAGE.OPTION=VALUE` arguments into options by stage."""
+    found: dict[str, dict[str, Any]] = {}
+    for setting in settings:
+        path, equals, value = setting.partition("=")
+        stage, dot, key = path.strip().rpartition(".")
+        if not (equals and dot and stage and key):
+            raise ConfigError(f"--set {setting!r} is not STAGE.OPTION=VALUE, for example purifier.steps=15")
+        found.setdefault(stage.strip(), {})[key.strip()] = value.strip()
+    return found
+
+
+def run_config(flags: Mapping[str, Any], file: Path | None = None) -> RunConfig:
+    """Merge a TOML file and flags (which win; None means not given) into a `RunConfig`.
+
+    Raises:
+        ConfigError: an unreadable file, an unknown key (the nearest is offered) or a wrong value.
+    """
+    values: dict[str, Any] = _read(file) if file else {}
+    for key, value in flags.items():
+        if value is None:
+            continue
+        if key in ("options", "weights"):
+            values[key] = _table(key, values.get(key, {}), str(file))
+            merged = {
+                stage: dict(chosen) if isinstance(chosen, Mapping) else chosen
+                for stage, chosen in values.get(key, {}).items()
+            }
+            for stage, chosen in value.items():
+                merged[stage] = {**merged.get(stage, {}), **chosen} if isinstance(chosen, Mapping) else chosen
+            value = merged
+        values[key] = value
+    if "victim" not in values:
+        raise ConfigError("no victim was named: add --victim, for example --victim resnet18")
+    where = str(file) if file else "the configuration"
+    return _structure(values, where)
+
+
+def read_toml(text: str, where: str) -> RunConfig:
+    """Read what `to_toml` wrote; `where` names it in errors.
+
+    Raises:
+        ConfigError: as `run_config`.
+    """
+    try:
+        return _structure(tomllib.loads(text), where)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"the configuration in {where!r} is not TOML: {error}") from None
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"configuration {str(file)!r} cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"configuration {str(file)!r} is not TOML: {error}") from None
+
+
+def _structure(values: Mapping[str, Any], where: str) -> RunConfig:
+    hints = typing.get_type_hints(RunConfig)
+    names = [field.name for field in attrs.fields(RunConfig)]
+    parsed: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in names:
+            raise ConfigError(f"unknown key {key!r} in {where}: {did_you_mean(key, names)}")
+        if key in ("eps", "sweep", "eps_l2"):
+            parsed[key] = value  # RunConfig's own converters explain a wrong budget best
+        elif key in ("options", "weights"):
+            parsed[key] = _table(key, value, where)
+        else:
+            try:
+                parsed[key] = parse(value, hints[key])
+            except (ValueError, TypeError) as error:
+                raise ConfigError(f"{where}: {key}={value!r} is not {error}") from None
+    return RunConfig(**parsed)
+
+
+def _table(key: str, value: Any, where: str) -> dict[str, Any]:
+    inner: type | types.UnionType = Mapping if key == "options" else str
+    if not isinstance(value, Mapping) or not all(isinstance(item, inner) for item in value.values()):
+        shape = "[options.STAGE] tables" if key == "options" else 'STAGE = "FILE" lines'
+        raise ConfigError(f"{where}: {key} must hold {shape}")
+    return {stage: dict(item) if isinstance(item, Mapping) else item for stage, item in value.items()}
+
+
+def to_toml(config: RunConfig) -> str:
+    """Write a config as TOML that `run_config` reads back to an equal value; defaults are left out.
+
+    TOML has no null, so an option of None is written as "none", which options read as None.
+    """
+    values: dict[str, Any] = _converter.unstructure(config)
+    for chosen in values.get("options", {}).values():
+        chosen.update({name: "none" for name, value in chosen.items() if value is None})
+    return tomli_w.dumps({key: list(value) if isinstance(value, tuple) else value for key, value in values.items()})
+
+
+def alternatives(config: RunConfig, purifiers: Sequence[str]) -> list[RunConfig]:
+    """Return one config a purifier (or sequence of them), each an arm with a folder of its own under the config's.
+
+    Raises:
+        ConfigError: one named twice; or options or weights for "purifier", which cannot mean several.
+    """
+    if len(set(purifiers)) < len(purifiers):
+        raise ConfigError(f"--purifier names one twice: {', '.join(purifiers)}")
+    for kind, given in (("options", config.options), ("weights", config.weights)):
+        if "purifier" in given:
+            raise ConfigError(f"{kind} for 'purifier', and there are {len(purifiers)}: name one of them instead")
+    every = {name for purifier in purifiers for name in purifier.split(",")}
+    configs = []
+    for purifier in purifiers:
+        others = every - set(purifier.split(","))
+        own = {key: value for key, value in config.options.items() if key not in others}
+        files = {key: value for key, value in config.weights.items() if key not in others}
+        out = None if config.out is None else str(Path(config.out) / purifier.replace(",", "+"))
+        configs.append(attrs.evolve(config, purifier=purifier, options=own, weights=files, out=out))
+    return configs
+
+
+def default_out(config: RunConfig, purifiers: Sequence[str] = (), root: Path = Path("runs")) -> str:
+    """Return a fresh run folder's name: runs/20260131-120000-resnet18-apudae."""
+    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    named = "-vs-".join(purifiers) or config.purifier
+    tuned = f"finetune-{config.finetune}" if config.finetune else None
+    parts = [stamp, config.victim, *(part for part in (named, config.detector, tuned) if part)]
+    path = root / "-".join(parts).replace(":", "_").replace("/", "_").replace(",", "+")
+    unique, count = path, 2
+    while unique.exists():
+        unique, count = path.with_name(f"{path.name}-{count}"), count + 1
+    return str(unique)
+
+
+def with_out(config: RunConfig, purifiers: Sequence[str] = ()) -> RunConfig:
+    """Name a run folder if the config has none; `purifiers` are those of several arms."""
+    return config if config.out else attrs.evolve(config, out=default_out(config, purifiers))

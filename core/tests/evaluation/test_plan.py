@@ -1,0 +1,378 @@
+"""The rungs of the ladder: what each attacker sees, which attacks it brings, with which budgets and options."""
+
+import attrs
+import pytest
+import torch
+from torch import nn
+
+from defend.assembly.load import open_dataset
+from defend.attacks.host import craft
+from defend.attacks.target import Target
+from defend.defence import Defence
+from defend.errors import ConfigError, ContractError
+from defend.evaluation.assemble import OVER_PASSES
+from defend.evaluation.bpda import BackwardThrough, surrogates_of
+from defend.evaluation.evaluate import EvaluationSettings, Evaluator
+from defend.evaluation.plan import ArmNames, plan
+from defend.plugins import registry
+from defend.randomness import uniform_like
+from defend.records.rows import REJECTED, PlannedRow, right, worst_case
+from defend.testing.toys import TASK, TinyVictim, tiny_dataset
+from defend.values.run_config import RunConfig
+from defend.values.threats import DEFENDED, THREATS, TUNED, UNDEFENDED, Threat, choose_threats, find_insisted
+
+FACED = {
+    "noise": {"": UNDEFENDED},
+    "transfer": {"other": "source other", "other behind the defence": "source behind"},
+    "oblivious": {"": UNDEFENDED},
+    "query": {"": DEFENDED},
+    "bpda": {"identity": "bpda identity"},
+    "adaptive": {"": DEFENDED},
+    "detector-aware": {"": DEFENDED},
+}
+
+
+def planned(faced=FACED, aim=0.5, **values):
+    config = RunConfig(victim="resnet18", **values)
+    armed = ArmNames(config, {UNDEFENDED: UNDEFENDED, DEFENDED: DEFENDED}, faced, aim, frozenset({"source behind"}))
+    return plan([armed], open_dataset("digits"), registry())
+
+
+def named(rows):
+    return [(row.name, row.threat.kind, row.variant) for row in rows[1:]]
+
+
+def test_the_ladder_is_every_threat_that_fits_weakest_first():
+    rows = planned(threats=("ladder",))
+    assert named(rows) == [
+        ("noise", "noise", ""),
+        ("pgd", "transfer", "other"),
+        ("pgd", "transfer", "other behind the defence"),
+        ("fgsm", "oblivious", ""),
+        ("pgd", "oblivious", ""),
+        ("square", "query", ""),
+        ("square_l2", "query", ""),
+        ("pgd", "bpda", "identity"),
+        ("pgd", "adaptive", ""),
+        ("apgd_ce", "adaptive", ""),
+        ("apgd_dlr", "adaptive", ""),
+        ("apgd_ce_l2", "adaptive", ""),
+        ("apgd_dlr_l2", "adaptive", ""),
+        ("pgd_joint", "detector-aware", ""),
+        ("pgd_selective", "detector-aware", ""),
+        ("pgd_orthogonal", "detector-aware", ""),
+    ]
+    attacked = {(row.threat.kind, row.variant): row.attacked for row in rows[1:]}
+    assert attacked["bpda", "identity"] == "bpda identity"
+    assert attacked["query", ""] == attacked["adaptive", ""] == attacked["detector-aware", ""] == DEFENDED
+    assert all(row.judges == (UNDEFENDED, DEFENDED) for row in rows)
+
+
+def test_thorough_means_the_ladder_with_what_is_recommended():
+    rows = {(row.name, row.threat.kind): row for row in planned(thorough=True, attacks=None)}
+    assert rows["pgd", "adaptive"].attack._config.restarts == 5
+    assert rows["pgd", "adaptive"].steps == rows["pgd", "bpda"].steps == 100
+    assert rows["pgd", "oblivious"].steps == 20
+    assert rows["square", "query"].steps == 5000
+    assert {kind for _, kind in rows} == {"none", *THREATS}
+    assert len(rows["square", "query"].keys) == 500
+
+
+def test_set_wins_over_what_is_recommended():
+    rows = {(row.name, row.threat.kind): row for row in planned(thorough=True, options={"pgd": {"steps": 7}})}
+    assert {rows["pgd", kind].steps for kind in ("transfer", "oblivious", "bpda", "adaptive")} == {7}
+    assert rows["pgd", "adaptive"].attack._config.restarts == 5
+
+
+def test_a_quick_run_takes_the_cheap_rungs():
+    rows = planned(faced={**FACED, "transfer": {}})
+    assert named(rows) == [
+        ("noise", "noise", ""),
+        ("fgsm", "oblivious", ""),
+        ("pgd", "oblivious", ""),
+        ("pgd", "adaptive", ""),
+    ]
+    assert [row.steps for row in rows[3:]] == [10, 10]
+    assert [len(row.keys) for row in rows] == [100, 100, 100, 100, 25]
+
+
+def test_a_quick_ladder_asks_little_and_takes_fewer_images_of_what_is_costly():
+    rows = {(row.name, row.threat.kind, row.variant): row for row in planned(threats=("ladder",))}
+    assert rows["square", "query", ""].steps == 200
+    assert rows["pgd_joint", "detector-aware", ""].steps == 10
+    assert len(rows["pgd", "transfer", "other"].keys) == 100
+    assert len(rows["pgd", "transfer", "other behind the defence"].keys) == 25
+
+
+def stops_early(rows):
+    return {(row.threat.kind, row.variant): row.attack._config.early_stop for row in rows if row.name == "pgd"}
+
+
+def test_what_is_judged_by_more_than_it_attacks_takes_all_its_steps():
+    """An image that just fools the bare victim leaves a purifier the least there is to remove."""
+    assert stops_early(planned(threats=("ladder",))) == {
+        ("transfer", "other"): False,
+        ("transfer", "other behind the defence"): False,
+        ("oblivious", ""): False,
+        ("bpda", "identity"): True,
+        ("adaptive", ""): True,
+    }
+
+
+def test_what_is_judged_by_what_it_attacks_stops_at_its_first_success():
+    config = RunConfig(victim="resnet18", threats=("oblivious", "transfer"))
+    bare = ArmNames(
+        config,
+        {UNDEFENDED: UNDEFENDED, DEFENDED: UNDEFENDED},
+        {"oblivious": {"": UNDEFENDED}, "transfer": {"other": "source other"}},
+    )
+    rows = plan([bare], open_dataset("digits"), registry())
+    assert stops_early(rows) == {("oblivious", ""): True, ("transfer", "other"): False}
+
+
+def test_one_defence_among_several_arms_makes_a_shared_attack_take_all_its_steps():
+    config = RunConfig(victim="resnet18", threats=("oblivious",))
+    faced = {"oblivious": {"": UNDEFENDED}}
+    bare = ArmNames(config, {UNDEFENDED: UNDEFENDED, DEFENDED: UNDEFENDED}, faced)
+    whole = ArmNames(config, {UNDEFENDED: UNDEFENDED, DEFENDED: DEFENDED}, faced)
+    assert stops_early(plan([bare, whole], open_dataset("digits"), registry())) == {("oblivious", ""): False}
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_whether_to_stop_early_can_be_said(asked):
+    rows = planned(threats=("ladder",), options={"pgd": {"early_stop": asked}})
+    assert set(stops_early(rows).values()) == {asked}
+
+
+def test_only_the_attacker_who_knows_the_detector_aims_at_a_score():
+    rows = planned(threats=("ladder",), aim=0.25)
+    assert {row.threat.kind for row in rows if row.aim is not None} == {"detector-aware"}
+    assert {row.aim for row in rows if row.aim is not None} == {0.25}
+
+
+def test_a_sweep_attacks_with_every_budget_small_ones_first():
+    rows = planned(threats=("oblivious", "adaptive", "query"), attacks=("pgd",), eps=0.1, sweep=(0.02, 0.2))
+    budgets = [(row.threat.kind, row.name, row.threat.eps, row.headline) for row in rows[1:]]
+    assert [budget for budget in budgets if budget[0] == "oblivious"] == [
+        ("oblivious", "pgd", 0.02, False),
+        ("oblivious", "pgd", 0.1, True),
+        ("oblivious", "pgd", 0.2, False),
+    ]
+    assert [budget[2:] for budget in budgets if budget[1] == "square_l2"] == [(0.1 * 28 / 4, True)]
+    carried = {row.threat.kind: row.carry for row in rows if row.name in ("pgd", "square")}
+    assert carried["oblivious"] is None, "a bare victim's smallest fooling image is the easiest to purify"
+    assert carried["adaptive"] != carried["query"]
+    assert carried["adaptive"][1] == DEFENDED
+
+
+def test_the_l2_budget_can_be_given():
+    rows = planned(threats=("query",), eps_l2=1.5)
+    assert {row.name: row.threat.eps for row in rows[1:]} == {"square": 0.1, "square_l2": 1.5}
+
+
+def test_an_attack_without_a_budget_is_no_part_of_the_headline():
+    rows = planned(threats=("oblivious",), attacks=("cw", "pgd"), options={"cw": {"clip": "none"}})
+    assert [(row.name, row.threat.eps, row.headline) for row in rows[1:]] == [("cw", None, False), ("pgd", 0.1, True)]
+
+
+@pytest.mark.parametrize(
+    ("values", "faced", "words"),
+    [
+        ({"threats": ("detector-aware",)}, {**FACED, "detector-aware": {}}, "needs a detector"),
+        ({"threats": ("bpda",)}, {**FACED, "bpda": {}}, "needs a purifier"),
+        ({"threats": ("transfer",)}, {**FACED, "transfer": {}}, "--source"),
+        ({"threats": ("adaptive",), "attacks": ("noise",)}, FACED, "none of noise makes sense under it"),
+        ({"threats": ("adaptve",)}, FACED, "adaptive"),
+    ],
+)
+def test_a_threat_that_cannot_be_carried_out_is_refused(values, faced, words):
+    with pytest.raises(ConfigError, match=words):
+        planned(faced=faced, **values)
+
+
+def test_named_attacks_leave_rungs_with_attacks_of_their_own_alone():
+    rows = planned(threats=("ladder",), attacks=("bim",))
+    assert {name for name, kind, _ in named(rows) if kind in ("oblivious", "transfer", "bpda", "adaptive")} == {"bim"}
+    assert [name for name, kind, _ in named(rows) if kind == "query"] == ["square", "square_l2"]
+
+
+def test_what_is_chosen_and_what_is_insisted_on():
+    assert choose_threats(RunConfig(victim="v")) == ("noise", "transfer", "oblivious", "adaptive")
+    assert choose_threats(RunConfig(victim="v", thorough=True)) == tuple(THREATS)
+    assert choose_threats(RunConfig(victim="v", threats=("query", "noise"))) == ("noise", "query")
+    assert find_insisted(RunConfig(victim="v", threats=("ladder", "query"))) == ("query",)
+    assert TUNED not in FACED["oblivious"].values()
+
+
+# BPDA
+
+
+class Steps(nn.Module):
+    """Rounds to tenths: its gradient is zero."""
+
+    random = False
+
+    def forward(self, images):
+        return (images * 10).round() / 10
+
+
+class Doubled(nn.Module):
+    def forward(self, images):
+        return 2 * images
+
+
+@pytest.mark.parametrize(("surrogate", "slope"), [(None, 1.0), (Doubled(), 2.0)])
+def test_bpda_is_exact_forwards_and_the_surrogate_backwards(surrogate, slope):
+    images = torch.rand(3, 1, 4, 4, requires_grad=True)
+    made = BackwardThrough(Steps(), surrogate)(images)
+    assert torch.equal(made, Steps()(images))
+    weights = torch.rand_like(made)
+    (gradient,) = torch.autograd.grad((weights * made).sum(), images)
+    torch.testing.assert_close(gradient, slope * weights)
+
+
+def test_bpda_sees_through_a_quantiser_that_masks_its_gradient():
+    victim, batch = TinyVictim(), tiny_dataset(TASK).tensors("test")[0]
+    keys = torch.arange(len(batch))
+    labels = victim(Steps()(batch)).argmax(1)
+    found = registry().find("attack", "pgd")
+    attack = found.spec.resolve(found.spec.build)(found.config({"steps": 20, "random_start": False}))
+    held = {}
+    for name, purifier in (("exact", Steps()), ("bpda", BackwardThrough(Steps(), None))):
+        target = Target(Defence(victim, purifier))
+        attacked = craft(attack, target, batch, labels, eps=0.2, keys=keys)
+        held[name] = int((victim(Steps()(attacked)).argmax(1) == labels).sum())
+    assert held["exact"] == len(batch), "the exact gradient is zero"
+    assert held["bpda"] < len(batch) / 2
+
+
+def test_surrogates_are_the_identity_and_what_a_purifier_offers():
+    assert surrogates_of(Steps()) == {"identity": None}
+    offers, double = Steps(), Doubled()
+    offers.surrogates = lambda: {"double": double}
+    assert surrogates_of(offers) == {"identity": None, "double": double}
+    offers.surrogates = lambda: {"double": 2}
+    with pytest.raises(ContractError, match="'double' is int"):
+        surrogates_of(offers)
+
+
+# The evaluator
+
+
+class Jitter(nn.Module):
+    """Adds much noise: an image's class changes from pass to pass."""
+
+    random = True
+
+    def forward(self, images):
+        return (images + uniform_like(images, -1, 1)).clamp(0, 1)
+
+
+def evaluated(rows, purifier=None, passes=1, batch_size=64, detector=None):
+    dataset = tiny_dataset(TASK)
+    arms = {UNDEFENDED: Defence(TinyVictim()), DEFENDED: Defence(TinyVictim(), purifier, detector)}
+    settings = EvaluationSettings(device=torch.device("cpu"), passes=passes, batch_size=batch_size, draws=2)
+    evaluator = Evaluator({name: arm.requires_grad_(False) for name, arm in arms.items()}, dataset, settings)
+    return [evaluator.row(row) for row in rows]
+
+
+def row(name="pgd", kind="adaptive", eps=0.05, carry=None, judges=(UNDEFENDED, DEFENDED), **options):
+    keys = tiny_dataset(TASK).keys("test")
+    if name == "none":
+        return PlannedRow("none", Threat("none", "none", 0.0), None, keys, None, UNDEFENDED, judges)
+    found = registry().find("attack", name)
+    attack = found.spec.resolve(found.spec.build)(found.config(options))
+    return PlannedRow(name, Threat(kind, "linf", eps), attack, keys, None, DEFENDED, judges, carry=carry)
+
+
+def test_an_image_fooled_with_a_small_budget_is_taken_over_to_a_larger_one():
+    carry = ("pgd", DEFENDED)
+    small, large = evaluated([row(eps=0.03, carry=carry, steps=5), row(eps=0.3, carry=carry, steps=5)])
+    fooled = ~right(small, DEFENDED)
+    assert 0 < fooled.sum() < len(fooled)
+    assert torch.equal(large.linf[fooled], small.linf[fooled]), "those images are the same"
+    assert (large.linf[~fooled] > 0.03).all(), "the others were attacked anew"
+    assert not right(large, DEFENDED)[fooled].any()
+
+
+def test_nothing_is_taken_over_against_a_random_defence():
+    carry = ("pgd", DEFENDED)
+    _, large = evaluated([row(eps=0.03, carry=carry, steps=2), row(eps=0.3, carry=carry, steps=2)], Jitter())
+    assert (large.linf > 0.03).all()
+
+
+def test_a_random_defence_is_asked_several_times():
+    clean = row("none")
+    (record,) = evaluated([clean], Jitter(), passes=6)
+    said = record.arms[DEFENDED].passes
+    assert said.shape == (len(record.keys), 6)
+    assert torch.equal(said[:, 0], record.arms[DEFENDED].predicted)
+    assert (said != said[:, :1]).any(), "the passes draw anew"
+    assert record.arms[UNDEFENDED].passes is None
+    (again,) = evaluated([clean], Jitter(), passes=6, batch_size=5)
+    assert torch.equal(again.arms[DEFENDED].passes, said), "draws belong to the image"
+    worst, majority = (judged(record, DEFENDED).float().mean() for judged in OVER_PASSES.values())
+    assert worst < majority
+    assert worst <= right(record, DEFENDED).float().mean()
+
+
+def test_worst_and_majority_by_hand():
+    (record,) = evaluated([row("none")])
+    labels = torch.tensor([4, 4, 4, 4])
+    passes = torch.tensor([[4, 4, 4, 4, 4], [4, 4, 3, 3, 2], [REJECTED, 4, REJECTED, REJECTED, 4], [4, 4, 4, 1, 1]])
+    one = attrs.evolve(record.arms[DEFENDED], passes=passes, predicted=passes[:, 0].clamp_min(0))
+    record = attrs.evolve(record, labels=labels, arms={DEFENDED: one})
+    assert OVER_PASSES["worst"](record, DEFENDED).tolist() == [True, False, False, False]
+    assert OVER_PASSES["majority"](record, DEFENDED).tolist() == [True, False, False, True]
+
+
+def test_examples_show_failures_first():
+    (record,) = evaluated([row(eps=0.04, steps=5)], batch_size=5)
+    example = record.example
+    wrong = (example.predicted[DEFENDED] != example.labels).tolist()
+    assert wrong == sorted(wrong, reverse=True)
+    assert 0 < sum(wrong) <= 4
+    assert len(wrong) <= 8
+    places = [record.keys.tolist().index(key) for key in example.keys.tolist()]
+    torch.testing.assert_close((example.attacked - example.clean).abs().flatten(1).amax(1), record.linf[places])
+
+
+def test_overshoot_is_recorded():
+    class Beyond:
+        norm = "linf"
+
+        def __call__(self, target, images, labels, *, eps, keys):
+            return images + 2 * eps.view(-1, 1, 1, 1)
+
+    planned = attrs.evolve(row(), attack=Beyond(), threat=Threat("adaptive", "linf", 0.1))
+    (record,) = evaluated([planned])
+    assert (record.overshoot > 0.09).all()
+    assert (record.linf <= 0.1 + 1e-6).all()
+
+
+def test_queries_are_recorded_and_those_of_images_taken_over_are_none():
+    carry = ("square", DEFENDED)
+    small, large = evaluated(
+        [row("square", "query", eps=0.05, carry=carry, queries=30), row("square", "query", 0.2, carry, queries=30)]
+    )
+    fooled = ~right(small, DEFENDED)
+    assert fooled.any()
+    assert (small.queries[~fooled] == 30).all()
+    assert (large.queries[fooled] == 0).all()
+
+
+def test_the_worst_case_may_be_judged_over_passes():
+    (record,) = evaluated([row("none")], Jitter(), passes=4)
+    keys, held = worst_case([record], DEFENDED, OVER_PASSES["worst"])
+    assert keys.tolist() == sorted(record.keys.tolist())
+    assert int(held.sum()) == int(OVER_PASSES["worst"](record, DEFENDED).sum())
+
+
+def test_an_attack_of_a_family_is_named_with_it():
+    rows = planned(
+        threats=("oblivious",),
+        attacks=("foolbox:LinfPGD", "torchattacks:PGD"),
+        options={"foolbox:LinfPGD": {"arguments": "steps=3"}},
+    )
+    assert [row.name for row in rows[1:]] == ["foolbox:LinfPGD", "torchattacks:PGD"]
+    assert rows[1].attack._attack.steps == 3

@@ -1,0 +1,537 @@
+"""Published tables as data: what a table refuses, how ours stands to the paper's, what is kept, and how it is read."""
+
+import json
+import re
+import sys
+from html.parser import HTMLParser
+
+import attrs
+import pytest
+from rich.console import Console
+
+from defend.errors import ConfigError, DataError
+from defend.report import reproduction
+from defend.report.figures.dumbbell import dumbbell
+from defend.report.reproduction_page import page_name, render_page, write_page
+from defend.reproduce.results import AdaptiveResult, Cell, TableResult, find_kept, standing
+from defend.stages import Paper
+from defend.tables import Adaptive, Table, TableArm, TableAttack, choose_tables, grid
+
+ARMS = (
+    TableArm(name="None", reference=True),
+    TableArm(name="Soft", purifier="soften"),
+    TableArm(name="Rival", absent="another paper's defence"),
+)
+ROWS = {"Clean": (95.0, 90.0, 80.0), "PGD": (None, 60.0, 70.0)}
+ATTACKS = (TableAttack(name="Clean"), TableAttack(name="PGD", attack="pgd"), TableAttack(name="CW", attack="cw"))
+
+
+def table(**changes):
+    values = {
+        "name": "toys/table-1",
+        "caption": "digits, eps 0.1",
+        "paper": Paper("Toys", "A. Author", 2020, "x.org/1"),
+        "dataset": "digits",
+        "victim": "resnet18",
+        "eps": 0.1,
+        "arms": ARMS,
+        "attacks": ATTACKS,
+        "cells": {**grid(ARMS, ROWS), ("CW", "Soft"): None},
+        "knowledge": "oblivious",
+        **changes,
+    }
+    return Table(**values)
+
+
+# What a table refuses
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"name": "table-1"}, "name='table-1' is not PLUGIN/TABLE"),
+        ({"name": "Toys/Table 1"}, "is not PLUGIN/TABLE"),
+        ({"arms": (*ARMS, TableArm(name="Soft"))}, "two headings are called 'Soft'"),
+        ({"attacks": (*ATTACKS, TableAttack(name="CW"))}, "two headings are called 'CW'"),
+        ({"cells": {("Clean", "Sotf"): 1.0}}, "('Clean', 'Sotf') has no such attack or arm"),
+        ({"cells": {("Clear", "Soft"): 1.0}}, "('Clear', 'Soft') has no such attack or arm"),
+        ({"misses": {"PGD / Sotf": "why"}}, "'PGD / Sotf' is about no cell, arm or attack"),
+        ({"adaptive": Adaptive(fewer_draws={"Sotf": 4})}, "fewer draws in 'Sotf': did you mean 'Soft'?"),
+        (
+            {"attacks": (TableAttack(name="Clean"), TableAttack(name="PGD", threat="oblivous"), ATTACKS[2])},
+            "threat 'oblivous': did you mean 'oblivious'?",
+        ),
+        ({"arms": (*ARMS, TableArm(name="T", threat="transfers"))}, "threat 'transfers': did you mean 'transfer'?"),
+        ({"arms": (*ARMS, TableArm(name="Best", best_of=("Soft", "Hard")))}, "'Best' is the best of 'Hard'"),
+        (
+            {"arms": (*ARMS, TableArm(name="A", best_of=("Soft",)), TableArm(name="B", best_of=("A",)))},
+            "'B' is the best of 'A', itself a best of others",
+        ),
+        ({"arms": (*ARMS, TableArm(name="T", judged="tuned"))}, "'T' has judged='tuned'"),
+        ({"arms": (*ARMS, TableArm(name="T", finetune="f", judged="tund"))}, "did you mean 'tuned'?"),
+    ],
+)
+def test_a_table_refuses_what_contradicts_itself(changes, says):
+    with pytest.raises(ValueError, match=re.escape(says)):
+        table(**changes)
+
+
+def test_rows_as_the_paper_prints_them():
+    assert grid(ARMS, ROWS) == {
+        ("Clean", "None"): 95.0,
+        ("Clean", "Soft"): 90.0,
+        ("Clean", "Rival"): 80.0,
+        ("PGD", "Soft"): 60.0,
+        ("PGD", "Rival"): 70.0,
+    }
+    with pytest.raises(ValueError, match="zip"):
+        grid(ARMS, {"Clean": (95.0, 90.0)})
+
+
+def test_tables_are_chosen_by_their_name_or_their_plugins():
+    every = [table(name="toys/table-2"), table(), table(name="others/table-1")]
+    assert [one.name for one in choose_tables(every, ["toys"])] == ["toys/table-1", "toys/table-2"]
+    assert [one.name for one in choose_tables(every, ["toys/table-2", "others"])] == ["others/table-1", "toys/table-2"]
+    assert [one.name for one in choose_tables(every, ["toys", "toys/table-1"])] == ["toys/table-1", "toys/table-2"]
+    with pytest.raises(ConfigError, match=r"^unknown table 'toys/tabel-1': did you mean 'toys/table-1'\?"):
+        choose_tables(every, ["toys/tabel-1"])
+    with pytest.raises(ConfigError, match="none is installed"):
+        choose_tables([], ["toys"])
+
+
+def test_the_nearest_reason_counts():
+    reasons = {"PGD": "of the attack", "Soft": "of the arm", "Clean / Soft": "of the cell"}
+    one = table(misses=reasons)
+    assert one.miss("Clean", "Soft") == "of the cell"
+    assert one.miss("PGD", "Soft") == "of the arm"
+    assert one.miss("PGD", "Rival") == "of the attack"
+    assert one.miss("Clean", "None") == ""
+
+
+# How ours stands to the paper's
+
+
+@pytest.mark.parametrize(
+    ("ours", "expected"),
+    [
+        (0.90, "same"),
+        (0.93, "same"),
+        (0.87, "same"),
+        (0.93004, "same"),
+        (0.9301, "better"),
+        (0.8699, "off"),
+        (1.0, "better"),
+        (0.0, "off"),
+        (None, "open"),
+    ],
+)
+def test_three_points_are_the_same(ours, expected):
+    assert standing(table(), "Clean", "Soft", ours) == (expected, "")
+
+
+def test_a_reason_explains_what_is_worse_and_goes_with_what_is_better():
+    one = table(misses={"Soft": "trained for less long"})
+    assert standing(one, "Clean", "Soft", 0.5) == ("explained", "trained for less long")
+    assert standing(one, "Clean", "Soft", 0.99) == ("better", "trained for less long")
+    assert standing(one, "Clean", "Soft", 0.91) == ("same", "")
+    assert standing(one, "CW", "Soft", 0.5)[0] == "beside"
+
+
+def test_of_an_arm_without_a_defence_more_accurate_is_no_merit():
+    assert standing(table(), "Clean", "None", 0.99) == ("off", "")
+    assert standing(table(misses={"None": "a stronger victim"}), "Clean", "None", 0.99)[0] == "explained"
+
+
+# What is kept
+
+
+def measured(one=None):
+    """A result of the table: a cell of every standing, and an adaptive figure that a check blocks."""
+    one = one or table(misses={"None": "a weaker victim"})
+    ours = {("Clean", "None"): 0.8, ("Clean", "Soft"): 0.91, ("PGD", "Soft"): 0.5, ("CW", "Soft"): 0.25}
+    cells = []
+    for (attack, arm), paper in one.cells.items():
+        figure = ours.get((attack, arm))
+        stands, why = standing(one, attack, arm, figure)
+        values = {"attack": attack, "arm": arm, "paper": None if paper is None else paper / 100, "why": why}
+        if figure is None:
+            cells.append(Cell(**{**values, "why": one.arm(arm).absent}))
+            continue
+        details = {"threat": "oblivious", "eps": 0.1, "steps": 10, "run": "a-run"}
+        ci95 = (round(figure - 0.1, 4), round(figure + 0.09, 4))
+        cells.append(Cell(**values, ours=figure, ci95=ci95, n=1200, standing=stands, details=details))
+    adaptive = AdaptiveResult(
+        arm="Soft",
+        eps=0.1,
+        accuracy=0.125,
+        ci95=(0.05, 0.2),
+        n=40,
+        credit=True,
+        over=("none/none", "pgd/adaptive"),
+        failed=("gradients",),
+    )
+    return TableResult(
+        table=one.name,
+        command="defend reproduce toys/table-1",
+        dataset={"name": "digits", "sha256": "ab" * 32},
+        cells=tuple(cells),
+        adaptive=(adaptive,),
+        versions={"torch": "2.0"},
+        plugins={"defend-toys": "1.0"},
+        device="cpu (2 threads)",
+        seconds=90.0,
+        weights={"Soft": {"purifier": "cd" * 32}},
+        missing=("defend train purifier soften --dataset digits  (1 min)",),
+        failed={"Soft": "no room"},
+    )
+
+
+def test_a_result_is_read_as_it_was_written(tmp_path):
+    result = measured()
+    result.save(tmp_path / "deep" / "table-1.json")
+    text = (tmp_path / "deep" / "table-1.json").read_text()
+    assert TableResult.from_json(text, "here") == result
+    assert TableResult.from_json(text, "here").to_json() == text
+    third = attrs.evolve(result, cells=(attrs.evolve(result.cells[0], ours=1 / 3),))
+    assert TableResult.from_json(third.to_json(), "here").cells[0].ours == 0.3333
+    assert result.cells[0].difference == pytest.approx(-0.15)
+    assert result.cell("CW", "None") is None
+    assert result.against("Soft").accuracy == 0.125
+    assert result.against("None") is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "null",
+        "3",
+        '"x"',
+        '{"table": "toys/table-1"}',
+        '{"table": 1, "command": "", "dataset": 3, "cells": []}',
+    ],
+)
+def test_a_damaged_result_is_refused(text):
+    with pytest.raises(DataError, match=r"^'here' is damaged"):
+        TableResult.from_json(text, "here")
+
+
+@pytest.mark.parametrize(("key", "value"), [("standing", "fine"), ("ours", "much"), ("ci95", [0.1]), ("n", None)])
+def test_a_damaged_cell_is_refused(key, value):
+    values = json.loads(measured().to_json())
+    values["cells"][0][key] = value
+    with pytest.raises(DataError, match=r"^'here' is damaged"):
+        TableResult.from_json(json.dumps(values), "here")
+
+
+def test_a_result_of_another_schema_is_refused():
+    values = json.loads(measured().to_json()) | {"schema": 2}
+    with pytest.raises(DataError, match="'here' is of schema 2, and this version reads 1"):
+        TableResult.from_json(json.dumps(values), "here")
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """A package that holds results; return its folder."""
+    folder = tmp_path / "kept_toys"
+    folder.mkdir()
+    (folder / "__init__.py").write_text("")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield folder
+    sys.modules.pop("kept_toys", None)
+
+
+def test_results_are_kept_in_the_plugins_package(package):
+    one = table(results="kept_toys")
+    assert find_kept(table()) is None
+    assert find_kept(table(results="no_such_package")) is None
+    assert find_kept(one) is None
+    measured(one).save(package / "table-1.json")
+    assert find_kept(one) == measured(one)
+    (package / "table-1.json").write_text("{")
+    with pytest.raises(DataError, match=r"^'kept_toys/table-1\.json' is damaged"):
+        find_kept(one)
+
+
+# How it is read
+
+HEAD = (
+    "digits, eps 0.1: accuracy in %, ours (the paper's). `defend reproduce toys/table-1`, cpu (2 threads), torch 2.0, "
+    "seed 0. What the paper's figures are: oblivious\n"
+    "\n"
+    "- None (Clean): a weaker victim\n"
+    "- Rival (Clean, PGD): not measured, another paper's defence\n"
+    "- Soft (PGD): no reason is known yet\n"
+)
+ADAPTIVE = "**12.5** [5.0, 20.0], n=40 (a check failed)"
+
+
+def test_markdown_has_the_paper_in_brackets():
+    one = table(misses={"None": "a weaker victim"})
+    assert reproduction.markdown(one, measured(one)) == (
+        "|  | None | Soft | Rival |\n"
+        "| --- | --- | --- | --- |\n"
+        "| Clean (n=1,200) | 80.0 (95.0) | 91.0 (90.0) | - (80.0) |\n"
+        "| PGD (n=1,200) |  | 50.0 (60.0) | - (70.0) |\n"
+        "| CW (n=1,200) |  | 25.0 |  |\n"
+        f"| **adaptive** |  | {ADAPTIVE} |  |\n"
+        "\n"
+        f"{HEAD}"
+    )
+
+
+def test_markdown_with_the_attacks_across():
+    one = table(misses={"None": "a weaker victim"}, across="attacks")
+    assert reproduction.markdown(one, measured(one)) == (
+        "|  | Clean (n=1,200) | PGD (n=1,200) | CW (n=1,200) | **adaptive** |\n"
+        "| --- | --- | --- | --- | --- |\n"
+        "| None | 80.0 (95.0) |  |  |  |\n"
+        f"| Soft | 91.0 (90.0) | 50.0 (60.0) | 25.0 | {ADAPTIVE} |\n"
+        "| Rival | - (80.0) | - (70.0) |  |  |\n"
+        "\n"
+        f"{HEAD}"
+    )
+
+
+def test_the_best_of_several_is_named_and_arms_without_a_cell_have_no_column(capsys):
+    best = TableArm(name="Best", best_of=("Soft",))
+    one = table(arms=(*ARMS, best), cells={("PGD", "Best"): 60.0})
+    figure = Cell(
+        attack="PGD",
+        arm="Best",
+        paper=0.6,
+        ours=0.59,
+        ci95=(0.5, 0.7),
+        n=1200,
+        standing="same",
+        details={"best": "Soft"},
+    )
+    result = attrs.evolve(measured(one), cells=(figure,), adaptive=())
+    lines = reproduction.markdown(one, result).splitlines()
+    assert (lines[0], lines[3]) == ("|  | Best |", "| PGD (n=1,200) | 59.0 (60.0), Soft |")
+    reproduction.render(one, result, Console(width=120))
+    assert "within 3 points, Soft" in capsys.readouterr().out
+
+
+def test_a_readme_is_filled_between_its_marks(package, tmp_path):
+    one = table(results="kept_toys")
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n<!-- table toys/table-1 -->\nold\n<!-- end toys/table-1 -->\nafter\n")
+    with pytest.raises(ConfigError, match=r"has no place for toys/table-1.*and a kept result"):
+        reproduction.write_readme(readme, [one])
+    measured(one).save(package / "table-1.json")
+    assert reproduction.write_readme(readme, [one, table(name="toys/table-2", results="kept_toys")]) == ["toys/table-1"]
+    body = reproduction.markdown(one, measured(one))
+    text = readme.read_text()
+    assert text == f"before\n<!-- table toys/table-1 -->\n\n{body}\n<!-- end toys/table-1 -->\nafter\n"
+    reproduction.write_readme(readme, [one])
+    assert readme.read_text() == text, "written twice, it is the same"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "no marks\n",
+        "<!-- table toys/table-1 -->\n",
+        "<!-- end toys/table-1 -->\n<!-- table toys/table-1 -->\nmuch text\n",
+        "<!-- table toys/table-1 -->\n<!-- table toys/table-1 -->\n<!-- end toys/table-1 -->\n",
+    ],
+)
+def test_a_readme_without_its_marks_stays_as_it_is(package, tmp_path, text):
+    one = table(results="kept_toys")
+    measured(one).save(package / "table-1.json")
+    readme = tmp_path / "README.md"
+    readme.write_text(text)
+    with pytest.raises(ConfigError, match="has no place for toys/table-1"):
+        reproduction.write_readme(readme, [one])
+    assert readme.read_text() == text
+    with pytest.raises(ConfigError, match="cannot be read: No such file"):
+        reproduction.write_readme(tmp_path / "elsewhere.md", [one])
+
+
+def printed(render):
+    console = Console(width=200, record=True, file=open("/dev/null", "w"), highlight=False)  # noqa: SIM115
+    render(console)
+    console.file.close()
+    return console.export_text()
+
+
+def test_the_terminal_says_it_all():
+    one = table(misses={"None": "a weaker victim"})
+    text = printed(lambda console: reproduction.render(one, measured(one), console))
+    for said in (
+        "91.0 [81.0, 100.0]",
+        "+1.0",
+        "within 3 points",
+        "explained below",
+        "off",
+        "not in the paper",
+        "not measured",
+        "12.5 [5.0, 20.0] 40",
+        "What the paper's figures are: oblivious",
+        "None (Clean): a weaker victim",
+        "Soft: the adaptive figure is not to be trusted, a check failed (gradients)",
+        "Soft: a run failed: no room",
+        "Weights are missing: defend train purifier soften --dataset digits  (1 min)",
+    ):
+        assert said in text, said
+    assert "Partial" not in text
+    partial = attrs.evolve(measured(one), partial=True)
+    text = printed(lambda console: reproduction.render(one, partial, console))
+    assert "Partial: defend reproduce toys/table-1 goes on where it stopped" in text
+
+
+def test_the_listing_counts_how_figures_stand():
+    one, other = table(misses={"None": "a weaker victim"}), table(name="toys/table-2", not_run="it needs ImageNet")
+    text = printed(lambda console: reproduction.print_listing(console, [(one, measured(one)), (other, None)]))
+    assert "1 within 3 points, 1 explained, 1 off, 1 not in the paper, 2 not measured" in " ".join(text.split())
+    assert "it needs ImageNet" in text
+    assert reproduction.entry(one, measured(one))["standings"] == {
+        "same": 1,
+        "better": 0,
+        "explained": 1,
+        "off": 1,
+        "beside": 1,
+        "open": 2,
+    }
+    assert reproduction.entry(other, None)["standings"] is None
+
+
+def test_a_result_for_machines_has_what_the_table_says():
+    one = table(notes=("a note",))
+    values = reproduction.as_dict(one, measured(one))
+    assert values["notes"] == ["a note"]
+    assert values["knowledge"] == "oblivious"
+    assert values["cells"][0]["ours"] == 0.8
+    json.dumps(values)
+
+
+# The page
+
+VOID = {"meta", "link", "br"}
+
+
+class Page(HTMLParser):
+    """Checks that tags close in order; collects tags, and texts outside of styles and charts."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.open, self.seen, self.text, self.drawn = [], [], [], []
+        self.feed(html)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.seen.append((tag, dict(attributes)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.seen.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if "style" not in self.open:
+            (self.drawn if "svg" in self.open else self.text).append(data)
+
+    @property
+    def words(self):
+        return " ".join(" ".join(self.text).split())
+
+
+@pytest.mark.parametrize("across", ["arms", "attacks"])
+def test_the_page_has_every_figure_and_needs_nothing_else(across):
+    one = table(misses={"None": "a weaker victim"}, across=across, notes=("a note",), adaptive=Adaptive(n=40))
+    html = render_page(one, measured(one))
+    page = Page(html)
+    for said in (
+        "digits, eps 0.1",
+        "Toys, A. Author (2020)",
+        "x.org/1",
+        "oblivious",
+        "1 within 3 points",
+        "80.0",
+        "95.0",
+        "12.5",
+        "n=40",
+        "None (Clean): a weaker victim",
+        "a note",
+        "✗ failed gradients",
+        "pgd/adaptive",
+        "a rejected attacked image counts as right",
+        "Soft: a run failed. no room",
+        "[81.0, 100.0]",
+        "1,200",
+        "defend reproduce toys/table-1",
+        "defend train purifier soften",
+        "ab" * 32,
+        "cd" * 32,
+        "cpu (2 threads)",
+        "1.5 min",
+        "defend-toys 1.0",
+        "torch 2.0",
+    ):
+        assert said in page.words, said
+    for tag, attributes in page.seen:
+        assert tag not in ("script", "iframe", "object", "base", "img")
+        assert not any(name.startswith("on") for name in attributes)
+        for name in ("src", "href"):
+            assert re.match(r"data:|#", attributes.get(name, "#")), attributes[name]
+    assert "url(" not in html
+    assert "@import" not in html
+    ids = [attributes["id"] for _, attributes in page.seen if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    classes = [attributes.get("class", "") for tag, attributes in page.seen if tag == "td"]
+    for stands in ("same", "explained", "off", "beside", "open"):
+        assert any(stands in each.split() for each in classes), stands
+    assert {"viewport", "color-scheme"} <= {attributes.get("name") for tag, attributes in page.seen if tag == "meta"}
+
+
+def test_the_page_escapes_what_it_is_given():
+    hostile = "<script>alert(1)</script>"
+    one = table(caption=hostile, knowledge=hostile, notes=(hostile,))
+    html = render_page(one, attrs.evolve(measured(one), command=hostile, failed={hostile: hostile}))
+    assert "<script" not in html
+    Page(html)
+
+
+def test_an_empty_result_has_a_page_without_a_chart():
+    one = table()
+    nothing = TableResult(
+        table=one.name,
+        command="again",
+        dataset={"name": "digits"},
+        partial=True,
+        cells=tuple(Cell(attack=attack, arm=arm, paper=None) for attack, arm in one.cells),
+    )
+    page = Page(render_page(one, nothing))
+    assert "Not finished: again goes on" in page.words
+    assert "svg" not in [tag for tag, _ in page.seen]
+    assert dumbbell(nothing, ["None"], "table") is None
+
+
+@pytest.mark.parametrize("narrow", [False, True])
+def test_the_chart_says_every_figure_and_stays_within_its_width(narrow):
+    result = measured()
+    scene = dumbbell(result, [arm.name for arm in ARMS], "table", narrow=narrow)
+    texts = [mark.text for mark in scene.marks if hasattr(mark, "text")]
+    assert {"None", "Soft", "91.0 (90.0)", "25.0", "12.5", "adaptive"} <= set(texts)
+    assert "Rival" not in texts, "nothing of it was measured"
+    points = [point for mark in scene.marks if hasattr(mark, "points") for point in mark.points]
+    assert all(0 <= x <= scene.width and 0 <= y <= scene.height for x, y in points)
+    assert "Soft: Clean 91.0 where the paper has 90.0, PGD 50.0 where the paper has 60.0, CW 25.0, adaptive 12.5" in (
+        scene.says
+    )
+
+
+def test_a_page_is_written_where_it_can_be(tmp_path):
+    one = table()
+    assert page_name(one) == "toys-table-1.html"
+    write_page(one, measured(one), tmp_path / page_name(one))
+    assert Page((tmp_path / "toys-table-1.html").read_text(encoding="utf-8"))
+    for path, why in ((tmp_path, "is a folder"), (tmp_path / "no" / "page.html", "does not exist")):
+        with pytest.raises(ConfigError, match=f"{why}; name a file, for example toys-table-1.html"):
+            write_page(one, measured(one), path)

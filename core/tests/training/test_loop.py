@@ -1,0 +1,434 @@
+"""The training loop: resume, several optimisers, precision, errors, the weights file that comes out."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from rich.console import Console
+from torch import nn
+
+from defend.cli.progress import TrainingBar
+from defend.datasets.base import MemoryDataset
+from defend.errors import ConfigError, ContractError
+from defend.records.watcher import TrainingWatcher
+from defend.train import Loss, Optimiser, Training
+from defend.training.loop import FitSettings, fit
+from defend.training.stage import train_stage
+from defend.util.tensors import content_hash
+from defend.weights.card import read_card
+
+
+def tiny_dataset():
+    generator = torch.Generator().manual_seed(0)
+    images = {s: torch.randint(0, 256, (n, 1, 8, 8), generator=generator, dtype=torch.uint8) for s, n in SIZES.items()}
+    labels = {split: torch.arange(count) % 2 for split, count in SIZES.items()}
+    return MemoryDataset("tiny", ("a", "b"), images, labels)
+
+
+SIZES = {"train": 44, "val": 6, "test": 6}
+
+
+class Denoise(Training):
+    """A small network with batch norm and random noise: everything that resuming must restore."""
+
+    def __init__(self, epochs=3, stop_at=None):
+        torch.manual_seed(0)
+        network = nn.Sequential(
+            nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 1, 3, padding=1)
+        )
+        super().__init__(network, {"network": network}, epochs=epochs, batch_size=8)
+        self.stop_at, self.seen = stop_at, 0
+
+    def optimisers(self, steps):
+        adam = torch.optim.Adam(self.stage.parameters(), lr=1e-2)
+        return {"network": Optimiser(adam, torch.optim.lr_scheduler.OneCycleLR(adam, 1e-2, total_steps=steps))}
+
+    def losses(self, batch):
+        self.seen += 1
+        if self.seen == self.stop_at:
+            raise KeyboardInterrupt
+        restored = self.modules["network"](batch.images + 0.1 * torch.randn_like(batch.images))
+        yield Loss("network", (restored - batch.images).square().mean(), {"bright": batch.images.mean()})
+
+
+def train(folder, training, seconds=0.0):
+    settings = FitSettings(seed=5, folder=folder, checkpoint_seconds=seconds)
+    fit(training, tiny_dataset(), settings, {"what": "test"})
+    return content_hash(training.stage.state_dict())
+
+
+@pytest.mark.parametrize("stop_at", [1, 2, 5, 6, 7, 12, 15])
+def test_an_interrupted_training_ends_as_an_uninterrupted_one(tmp_path, stop_at):
+    expected = train(tmp_path / "whole", Denoise())
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "cut", Denoise(stop_at=stop_at))
+    assert train(tmp_path / "cut", Denoise()) == expected
+    lines = [json.loads(line) for line in (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()]
+    assert lines == [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2, 3]
+
+
+def test_resuming_does_not_start_over(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, Denoise(stop_at=12))
+    again = Denoise()
+    train(tmp_path, again)
+    assert again.seen == 15 - 11
+
+
+def test_a_checkpoint_of_another_training_is_not_resumed(tmp_path):
+    train(tmp_path, Denoise())
+    other = Denoise()
+    fit(other, tiny_dataset(), FitSettings(seed=5, folder=tmp_path), {"what": "another"})
+    assert other.seen == 15
+
+
+def test_a_damaged_checkpoint_is_not_resumed(tmp_path):
+    expected = train(tmp_path / "whole", Denoise())
+    (tmp_path / "cut").mkdir()
+    (tmp_path / "cut" / "checkpoint.safetensors").write_bytes(b"\x80\x04 no")
+    assert train(tmp_path / "cut", Denoise()) == expected
+
+
+class Slow(Denoise):
+    """Makes its images for a while."""
+
+    def data(self, dataset, device):
+        for done in (0, 3, 10):
+            self.making(done, 10)
+        return dataset
+
+
+def test_images_in_the_making_are_told_of_before_the_steps(tmp_path):
+    console = Console(file=io.StringIO(), width=120)
+    shown = TrainingBar(console, "a training", quiet=False)
+    told = []
+
+    class Both(TrainingWatcher):
+        def making(self, *counts):
+            told.append(counts)
+            shown.making(*counts)
+
+        def step(self, done, total, losses):
+            told.append((done, total, bool(losses)))
+            shown.step(done, total, losses)
+
+        def measuring(self):
+            told.append("measuring")
+
+    fit(Slow(), tiny_dataset(), FitSettings(folder=tmp_path, progress=Both()), {})
+    assert told[:4] == [(0, 10), (3, 10), (10, 10), (1, 15, False)]
+    assert told[-2:] == [(15, 15, True), "measuring"]
+    lines = console.file.getvalue().splitlines()
+    assert lines[0] == "a training: making the images to train on, 10"
+    assert [line.split(":")[1] for line in lines[1:]] == [f" step {step} of 15" for step in (5, 10, 15)]
+
+
+def test_the_bar_is_gone_whatever_ends_the_training():
+    console = Console(file=io.StringIO(), width=120, force_terminal=True)
+    progress = TrainingBar(console, "a training", quiet=False)
+
+    def begin():
+        with progress:
+            progress.step(1, 5, {})
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        begin()
+    shown = console.file.getvalue()
+    assert "a training" in shown and shown.count("\x1b[?25l") == shown.count("\x1b[?25h") == 1, "the cursor is back"
+
+
+KILLED = """
+import sys, time
+from defend.datasets.base import ImageDataset
+from defend.assembly.load import open_dataset
+from defend.training.loop import FitSettings
+from defend.training.stage import train_stage
+from defend.records.watcher import TrainingWatcher
+class Printed(TrainingWatcher):
+    def step(self, done, total, losses):
+        print(done, total, flush=True)
+path, card = train_stage("victim", "mobilenetv3_small_050", open_dataset("digits"),
+    options={"epochs": 1, "batch_size": 256},
+    settings=FitSettings(device="cpu", checkpoint_seconds=0.0, progress=Printed()))
+print(card.content_sha256)
+"""
+
+
+def test_kill_nine_and_run_again_gives_the_same_weights(tmp_path):
+    def environment(name):
+        return {**os.environ, "DEFEND_CACHE_DIR": str(tmp_path / name), "OMP_NUM_THREADS": "1"}
+
+    command = [sys.executable, "-W", "ignore", "-c", KILLED]
+    whole = subprocess.run(command, env=environment("whole"), capture_output=True, text=True, check=True)
+    victim = subprocess.Popen(command, env=environment("cut"), stdout=subprocess.PIPE, text=True)
+    assert victim.stdout is not None
+    assert victim.stdout.readline().split() == ["1", "4"]
+    time.sleep(0.05)
+    victim.send_signal(signal.SIGKILL)
+    victim.communicate()
+    again = subprocess.run(command, env=environment("cut"), capture_output=True, text=True, check=True)
+    assert again.stdout.splitlines()[0] != "1 4"
+    assert again.stdout.splitlines()[-1] == whole.stdout.splitlines()[-1]
+
+
+class Adversaries(Training):
+    """Two networks, two losses a batch, the second after the first's step."""
+
+    def __init__(self):
+        self.maker, self.critic = nn.Conv2d(1, 1, 1), nn.Conv2d(1, 1, 1)
+        super().__init__(self.maker, {"maker": self.maker, "critic": self.critic}, epochs=1, batch_size=44)
+        self.snapshots = []
+
+    def optimisers(self, steps):
+        return {
+            "maker": Optimiser(torch.optim.SGD(self.maker.parameters(), lr=0.1)),
+            "critic": Optimiser(torch.optim.SGD(self.critic.parameters(), lr=0.1)),
+        }
+
+    def snapshot(self):
+        self.snapshots.append((float(self.maker.weight.detach().sum()), float(self.critic.weight.detach().sum())))
+
+    def losses(self, batch):
+        self.snapshot()
+        yield Loss("critic", self.modules["critic"](self.modules["maker"](batch.images).detach()).mean())
+        self.snapshot()
+        yield Loss("maker", -self.modules["critic"](self.modules["maker"](batch.images)).mean())
+        self.snapshot()
+
+
+def test_each_loss_moves_its_own_optimisers_parameters_before_the_next():
+    training = Adversaries()
+    fit(training, tiny_dataset(), FitSettings(), {})
+    (maker_0, critic_0), (maker_1, critic_1), (maker_2, critic_2) = training.snapshots
+    assert maker_0 == maker_1 != maker_2
+    assert critic_0 != critic_1 == critic_2
+
+
+def test_divergence_is_an_error_that_says_what_to_try():
+    class Diverging(Denoise):
+        def losses(self, batch):
+            yield Loss("network", self.modules["network"](batch.images).mean() * float("nan"))
+
+    with pytest.raises(ContractError, match=r"diverged in epoch 1.*learning rate"):
+        fit(Diverging(), tiny_dataset(), FitSettings(), {})
+
+
+def test_a_training_without_a_loss_is_refused():
+    class Idle(Denoise):
+        def losses(self, batch):
+            yield from ()
+
+    with pytest.raises(ContractError, match="yielded no loss"):
+        fit(Idle(), tiny_dataset(), FitSettings(), {})
+
+
+def test_weights_that_are_no_numbers_are_refused():
+    class Spoilt(Denoise):
+        def losses(self, batch):
+            yield from super().losses(batch)
+            if self.seen == 15:
+                self.stage[3].bias.data[0] = float("nan")
+
+    with pytest.raises(ContractError, match=r"'3.bias' is not finite.*learning rate"):
+        fit(Spoilt(), tiny_dataset(), FitSettings(), {})
+
+
+class Tied(Denoise):
+    """A layer under two names, and an optimiser that keeps its rate as a tensor."""
+
+    def __init__(self, **known):
+        super().__init__(**known)
+        self.stage.shared = self.stage[0]
+
+    def optimisers(self, steps):
+        return {"network": Optimiser(torch.optim.Adam(self.stage.parameters(), lr=torch.tensor(1e-2)))}
+
+
+def test_a_training_of_shared_layers_is_kept_and_goes_on(tmp_path):
+    expected = train(tmp_path / "whole", Tied())
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "cut", Tied(stop_at=7))
+    again = Tied()
+    assert train(tmp_path / "cut", again) == expected
+    assert again.seen < 15 and again.stage.shared is again.stage[0]
+
+
+def test_a_checkpoint_that_cannot_be_written_costs_no_training(tmp_path):
+    class Stubborn(Denoise):
+        def optimisers(self, steps):
+            chosen = super().optimisers(steps)
+            chosen["network"].optimizer.param_groups[0]["note"] = object()
+            return chosen
+
+    expected = train(None, Denoise())
+    with pytest.warns(UserWarning, match="no checkpoint is kept of this training: .* hold a object"):
+        assert train(tmp_path, Stubborn()) == expected
+
+
+def test_a_loss_for_an_unknown_optimiser_is_refused():
+    class Lost(Denoise):
+        def losses(self, batch):
+            yield Loss("generator", self.modules["network"](batch.images).mean())
+
+    with pytest.raises(ContractError, match=r"'generator', which is none of \['network'\]"):
+        fit(Lost(), tiny_dataset(), FitSettings(), {})
+
+
+def test_bf16_trains(tmp_path):
+    training = Denoise(epochs=1)
+    fit(training, tiny_dataset(), FitSettings(precision="bf16"), {})
+    assert all(torch.isfinite(value).all() for value in training.stage.state_dict().values())
+    assert training.stage[0].weight.dtype == torch.float32
+
+
+def test_an_unknown_training_option_offers_the_nearest(tmp_path):
+    with pytest.raises(ConfigError, match=r"unknown option 'epoch'.*did you mean 'epochs'"):
+        train_stage("victim", "resnet18", tiny_dataset(), options={"epoch": "3"})
+
+
+def test_the_card_tells_how_the_weights_were_made(tmp_path, monkeypatch):
+    monkeypatch.setenv("DEFEND_CACHE_DIR", str(tmp_path))
+    options = {"epochs": "1", "batch_size": "22", "stem": "strided"}
+    path, card = train_stage(
+        "victim", "resnet10t", tiny_dataset(), options={**options, "stem": "auto"}, settings=FitSettings(seed=3)
+    )
+    assert path == tmp_path / "weights" / "victim-resnet10t-tiny.safetensors"
+    assert read_card(path) == card
+    assert card.recipe["epochs"] == 1
+    assert card.recipe["seed"] == 3
+    assert card.config["model"] == "resnet10t"
+    assert card.dataset["name"] == "tiny"
+    assert card.dataset["classes"] == ["a", "b"]
+    assert set(card.figures) == {"val_accuracy", "test_accuracy"}
+
+
+TWO_PROCESSES = """
+import os, sys, torch
+sys.path.insert(0, sys.argv[1])
+from test_loop import Denoise, tiny_dataset
+from defend.cli.progress import TrainingBar
+from defend.train import FitSettings, fit
+from defend.util.tensors import content_hash
+training = Denoise(epochs=1)
+fit(training, tiny_dataset(), FitSettings(seed=5), {})
+shared = {k: v for k, v in training.stage.state_dict().items() if "running" not in k}
+with open(os.path.join(sys.argv[2], os.environ["RANK"] + ".hash"), "w") as file:
+    file.write(content_hash(shared))
+"""
+
+
+def test_two_processes_share_the_work_and_agree(tmp_path):
+    script = tmp_path / "two.py"
+    script.write_text(TWO_PROCESSES)
+    launch = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*launch, str(script), os.path.dirname(__file__), str(tmp_path)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=180,
+    )
+    assert done.returncode == 0, done.stderr
+    first, second = ((tmp_path / f"{rank}.hash").read_text() for rank in (0, 1))
+    assert len(first) == 64
+    assert first == second
+
+
+class Staged(Denoise):
+    """Epochs of two sizes, scores for each, a frozen network beside the trained one."""
+
+    def __init__(self, scores=(0.1, 0.9, 0.5), stop_at=None):
+        super().__init__(stop_at=stop_at)
+        self.frozen = {"teacher": nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1))}
+        self.scores, self.seen_keys, self.after = scores, [], []
+
+    def epoch_size(self, epoch, size):
+        return 16 if epoch == 0 else 24
+
+    def order(self, epoch, size, seed):
+        return torch.arange(self.epoch_size(epoch, size)) + epoch
+
+    def losses(self, batch):
+        self.seen_keys.append((self.epoch, batch.keys.tolist()))
+        assert not self.frozen["teacher"].training
+        assert not any(parameter.requires_grad for parameter in self.frozen["teacher"].parameters())
+        yield from super().losses(batch)
+
+    def score(self, dataset, device):
+        assert not self.stage.training and not torch.is_grad_enabled()
+        self.after.append(content_hash(self.stage.state_dict()))
+        return self.scores[self.epoch]
+
+
+def test_epochs_may_differ_in_size_and_order(tmp_path):
+    training = Staged()
+    train(tmp_path, training)
+    assert [epoch for epoch, _ in training.seen_keys] == [0] * 2 + [1] * 3 + [2] * 3
+    for epoch, count in enumerate((16, 24, 24)):
+        keys = [key for seen, batch in training.seen_keys if seen == epoch for key in batch]
+        assert keys == list(range(epoch, epoch + count))
+
+
+def test_the_epoch_that_scores_best_is_kept(tmp_path):
+    training = Staged()
+    last = train(tmp_path, training)
+    assert len(set(training.after)) == 3
+    assert train(tmp_path / "again", Staged((0.1, 0.9, 0.0))) == last
+    other = Staged((0.1, 0.2, 0.3))
+    assert train(tmp_path / "last", other) != last
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["score"] for line in lines] == [0.1, 0.9, 0.5]
+
+
+@pytest.mark.parametrize("stop_at", [1, 3, 4, 6, 8])
+def test_a_staged_training_resumes_to_the_same_weights(tmp_path, stop_at):
+    expected = train(tmp_path / "whole", Staged())
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "cut", Staged(stop_at=stop_at))
+    again = Staged()
+    assert train(tmp_path / "cut", again) == expected
+    assert len(again.seen_keys) == 8 - (stop_at - 1)
+
+
+def test_a_training_may_bring_data_of_its_own(tmp_path):
+    class Own(Denoise):
+        def data(self, dataset, device):
+            images = {"train": dataset.pixels("train", device).repeat(2, 1, 1, 1)}
+            return MemoryDataset("twice", ("a", "b"), images, {"train": dataset.labels("train").repeat(2)})
+
+    training = Own(epochs=1)
+    train(tmp_path, training)
+    assert training.seen == 88 // 8
+
+
+def test_a_training_beside_another_frozen_network_starts_anew(tmp_path, monkeypatch):
+    """A finished checkpoint made against one victim must not pass for one made against its successor."""
+    from defend import StageSpec
+    from defend.plugins import Entry, Found, Registry
+
+    monkeypatch.setenv("DEFEND_CACHE_DIR", str(tmp_path))
+    made = []
+
+    def described(config, recipe, task):
+        training = Denoise(epochs=1)
+        training.frozen = {"victim": nn.Conv2d(1, 1, 1).requires_grad_(False)}
+        nn.init.constant_(training.frozen["victim"].weight, len(made) // 2)
+        made.append(training)
+        return training
+
+    spec = StageSpec(name="toy", summary="toy", build="builtins:len", train="builtins:len")
+    monkeypatch.setattr(StageSpec, "resolve", lambda self, reference: described)
+    registry = Registry(entry_points=[])
+    monkeypatch.setattr(registry, "find", lambda stage, name: Found(Entry("purifier", spec, "toy"), None))
+    for _ in range(3):  # the third has another victim
+        train_stage("purifier", "toy", tiny_dataset(), settings=FitSettings(device="cpu"), plugins=registry)
+    assert [training.seen for training in made] == [5, 0, 5]

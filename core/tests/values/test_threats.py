@@ -1,0 +1,70 @@
+"""A threat is one entry: one more in `THREATS` is run, checked and shown like those that were always there."""
+
+import io
+import sys
+import types
+from importlib.metadata import EntryPoint
+
+import pytest
+from rich.console import Console
+
+from defend.evaluation.runner import run
+from defend.hookspecs import hookimpl
+from defend.plugins import Registry
+from defend.records.reading import read_results
+from defend.report.page import Section
+from defend.report.page import render as write
+from defend.report.terminal import render
+from defend.stages import StageSpec
+from defend.testing.toys import TASK, Negative, TinyVictim, tiny_dataset
+from defend.values.run_config import RunConfig
+from defend.values.threats import THREATS, ThreatKind, is_harmless, knows_the_defence, rank
+
+TOYS = {"victim": "victim", "purifier": "negative", "dataset": "tiny"}
+
+
+@pytest.fixture
+def toys(monkeypatch):
+    plugin = types.ModuleType("toy_plugin")
+    plugin.victim = lambda config, task: TinyVictim(task)
+    plugin.negative = lambda config, task: Negative()
+    plugin.tiny = lambda config: tiny_dataset(TASK)
+    for stage, name in TOYS.items():
+        spec = StageSpec(name=name, summary="toy", build=f"toy_plugin:{name}")
+        setattr(plugin, f"defend_{stage}s", hookimpl(lambda spec=spec: [spec], specname=f"defend_{stage}s"))
+    monkeypatch.setitem(sys.modules, "toy_plugin", plugin)
+    return Registry(entry_points=[EntryPoint("toys", "toy_plugin", "defend")])
+
+
+@pytest.mark.parametrize("faces", ["defence", "victim"])
+def test_one_more_entry_is_a_threat_like_any_other(faces, toys, tmp_path, monkeypatch):
+    curious = ThreatKind(summary="looks twice", faces=faces, attacks=("fgsm",), suits="adaptive")
+    monkeypatch.setitem(THREATS, "curious", curious)
+    out = tmp_path / "run"
+    threats = ("curious", "oblivious")
+    report = run(RunConfig(**TOYS, threats=threats, eps=0.1, sweep=(0.05,), limit=8, out=str(out)), plugins=toys)
+    assert [row.key for row in report.rows if row.threat == "curious"] == ["fgsm/curious@0.05", "fgsm/curious"]
+    assert report.rows[-1].threat == "curious", "rows stand in the order of THREATS"
+    assert "fgsm/curious" in report.worst_case.over
+
+    order = next(check for check in report.checks if check.name == "attack order")
+    compared = {"fgsm/oblivious", "pgd/oblivious"} if faces == "defence" else set()
+    assert set(order.numbers.get("rows", ())) == compared, "others are held against a white-box row, and only that"
+
+    printed = io.StringIO()
+    render(report, Console(file=printed, width=200))
+    (line,) = (line for line in printed.getvalue().splitlines() if "curious" in line and " 0.1 " in line)
+    undefended = line.split("│")[6].strip()
+    assert (undefended == "") == (faces == "defence"), "what was made against the defence says nothing of the victim"
+
+    section = Section(read_results(out))
+    page = write([section], None, ())
+    assert "<dt>curious</dt><dd>looks twice</dd>" in page and "<td>curious</td>" in page
+    drawn = [getattr(mark, "text", "") for scene in section.curves for mark in scene.marks]
+    assert "defended, curious" in drawn
+
+
+def test_what_is_not_listed_stands_last_and_is_taken_for_an_attack_on_the_victim():
+    assert sorted(["unheard of", *THREATS, "none"], key=rank) == ["none", *THREATS, "unheard of"]
+    assert not knows_the_defence("unheard of") and not knows_the_defence("none")
+    assert is_harmless("none") and not is_harmless("unheard of")
