@@ -1,6 +1,10 @@
 """tools/: the plan fits what is installed, the schedule keeps to its budget, parcels arrive whole."""
 
+import hashlib
+import io
+import json
 import math
+import tarfile
 
 import pytest
 from tools import pack_data, train_all
@@ -257,6 +261,76 @@ def test_missing_and_damaged_parts_are_named(tmp_path, capsys):
     parts[1].write_bytes(kept)
     assert pack_data.main(["join", str(tmp_path / "parts"), str(tmp_path / "to")]) == 0
     assert (tmp_path / "to" / "large").read_bytes() == (tmp_path / "data" / "large").read_bytes()
+
+
+def sent_by_a_stranger(folder, name, member="m", link=None, **claims):
+    """Write a part whose manifest names a file as somebody else likes."""
+    data = b"theirs"
+    piece = {"name": name, "size": 6, "sha256": hashlib.sha256(data).hexdigest(), "offset": 0, "length": 6}
+    text = json.dumps([{**piece, "member": member, **claims}]).encode()
+    folder.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(folder / "part-0001.tar", "w") as tar:
+        for name_in_tar, content in ((member, data), ("manifest.json", text)):
+            info = tarfile.TarInfo(name_in_tar)
+            if link is not None and name_in_tar == member:
+                info.type, info.linkname = link, str(folder / "secret")
+            info.size = 0 if info.type != tarfile.REGTYPE else len(content)
+            tar.addfile(info, io.BytesIO(content))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "cache//{0}/x",
+        "/{0}/x",
+        "cache/../x",
+        "../x",
+        "..",
+        "",
+        ".",
+        "a/../../x",
+        "cache/",
+        "a\\b",
+        "c:x",
+        "a\0b",
+        "linked/x",
+        "cache/linked/x",
+    ],
+)
+def test_no_name_in_a_part_leads_out_of_its_folder(tmp_path, monkeypatch, capsys, name):
+    outside, work, cache = tmp_path / "outside", tmp_path / "work", tmp_path / "own"
+    monkeypatch.setenv("DEFEND_CACHE_DIR", str(cache))
+    for folder in (outside, work, cache):
+        folder.mkdir()
+    for folder in (work, cache):
+        (folder / "linked").symlink_to(outside)
+    sent_by_a_stranger(tmp_path / "parts", name.format(str(outside).lstrip("/")))
+    assert train_all.main(["--unpack", str(tmp_path / "parts"), "--work", str(work)]) == 2
+    assert "error: " in capsys.readouterr().err
+    everything = [path for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".tar"]
+    assert everything == []
+
+
+@pytest.mark.parametrize(
+    "claims",
+    [
+        {"link": tarfile.SYMTYPE},
+        {"link": tarfile.LNKTYPE},
+        {"link": tarfile.FIFOTYPE},
+        {"offset": -1},
+        {"length": 7},
+        {"size": "six"},
+        {"size": 2**62},
+        {"sha256": 3},
+    ],
+)
+def test_parts_that_are_no_parts_end_in_a_line(tmp_path, capsys, claims):
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / "secret").write_text("mine")
+    sent_by_a_stranger(tmp_path / "parts", **{"name": "a", **claims})
+    assert pack_data.main(["join", str(tmp_path / "parts"), str(tmp_path / "to")]) == 2
+    assert capsys.readouterr().err.startswith("error: ")
+    assert not (tmp_path / "to" / "a").exists()
 
 
 def test_packed_weights_go_to_the_cache_and_do_not_replace_others(tmp_path, capsys):

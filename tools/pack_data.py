@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from defend.errors import DataError, DefendError
+from defend.util.files import place_under
 from tools.parcels import MIB, Limits, pack, unpack
 
 
@@ -58,7 +59,7 @@ def join(parts: Sequence[Path], folder: Path) -> str:
     Raises:
         DataError: a part is missing or damaged; what is whole was written.
     """
-    written, incomplete = unpack(parts, lambda name: folder / name)
+    written, incomplete = unpack(parts, lambda name: place_under(folder, name, "a part"))
     if incomplete:
         more = ", ".join(incomplete[:3])
         raise DataError(

@@ -13,10 +13,11 @@ import json
 import shutil
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import IO, Any
 
 import attrs
+import cattrs
 
 from defend.errors import ConfigError, DataError
 from defend.util.files import atomic, write_text
@@ -28,6 +29,7 @@ HEADERS = 4 * BLOCK  # of a member, where its name needs an extended header
 GROWING = 4 * MIB  # a file up to this size may be written to while it is packed
 LEAST_PIECE = 64 * 1024  # smaller pieces are not cut from a file
 LEAST_PART = 128 * 1024
+_converter = cattrs.Converter()
 
 
 @attrs.frozen(kw_only=True)
@@ -210,15 +212,16 @@ class _Writer:
 
 def _manifest(part: Path) -> Iterator[Piece]:
     try:
-        with tarfile.open(part) as tar:
+        with tarfile.open(part, "r:") as tar:
             found = tar.extractfile(MANIFEST)
-            pieces = [Piece(**entry) for entry in json.load(found)] if found else []
-    except (OSError, EOFError, tarfile.TarError, KeyError, ValueError, TypeError) as error:
+            pieces = _converter.structure(json.load(found), list[Piece]) if found else []
+    except (OSError, EOFError, RecursionError, tarfile.TarError) as error:
         raise DataError(f"part {str(part)!r} is damaged or cut short ({error}): fetch it again") from None
+    except (KeyError, ValueError, TypeError, cattrs.BaseValidationError):
+        raise DataError(f"part {str(part)!r} has a manifest that is none: fetch it again") from None
     for piece in pieces:
-        name = PurePosixPath(piece.name)
-        if name.is_absolute() or ".." in name.parts or not name.parts:
-            raise DataError(f"part {str(part)!r} names {piece.name!r}, which would leave its folder")
+        if min(piece.size, piece.offset, piece.length, piece.size - piece.offset - piece.length) < 0:
+            raise DataError(f"part {str(part)!r} has a piece of {piece.name!r} that is no piece of it: fetch it again")
         yield piece
 
 
@@ -246,15 +249,20 @@ class _Reader:
             with temporary.open("wb") as file:
                 for piece, part in pieces:
                     file.seek(piece.offset)
-                    shutil.copyfileobj(self._source(piece, part), file)
+                    try:
+                        shutil.copyfileobj(self._source(piece, part), file)
+                    except (tarfile.TarError, EOFError) as error:
+                        raise DataError(
+                            f"part {str(part)!r} is damaged or cut short ({error}): fetch it again"
+                        ) from None
             with temporary.open("rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() != whole.sha256:
                     raise DataError(f"{whole.name!r} does not match its checksum: fetch its parts again")
 
     def _source(self, piece: Piece, part: Path) -> IO[bytes]:
         if part not in self._parts:
-            tar = self._stack.enter_context(tarfile.open(part))  # noqa: SIM115
-            self._parts[part] = tar, {info.name: info for info in tar.getmembers()}
+            tar = self._stack.enter_context(tarfile.open(part, "r:"))  # noqa: SIM115
+            self._parts[part] = tar, {info.name: info for info in tar.getmembers() if info.isreg()}  # no links
         tar, members = self._parts[part]
         source = tar.extractfile(members[piece.member]) if piece.member in members else None
         if source is None:

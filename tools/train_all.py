@@ -21,7 +21,7 @@ from pathlib import Path
 
 from defend.errors import ConfigError, DefendError
 from defend.records.unfinished import FOLDER as UNFINISHED
-from defend.util.files import cache_dir, write_text
+from defend.util.files import cache_dir, place_under, write_text
 from tools.parcels import MIB, Limits, Packed, pack, unpack
 from tools.perform import Process, Settings, find_finished, item_command
 from tools.plan import PLAN, Item, Train
@@ -286,7 +286,8 @@ def bring_home(parts: Sequence[Path], work: Path, replace: bool) -> int:
 
     def place(name: str) -> Path | None:
         inside = name.removeprefix("cache/")
-        path = cache_dir() / inside if inside != name else work / name
+        root = work if inside == name else cache_dir()
+        path = place_under(root, inside, "a part")
         if path.exists() and not replace and inside != name:
             stayed.append(str(path))
             return None

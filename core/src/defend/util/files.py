@@ -7,11 +7,11 @@ import errno
 import os
 import tempfile
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import platformdirs
 
-from defend.errors import DefendError
+from defend.errors import DataError, DefendError
 
 LONGEST_NAME = 255  # bytes, on every file system in use
 
@@ -52,6 +52,25 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file atomically."""
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def place_under(root: Path, name: str, said_by: str) -> Path:
+    """Return where a name that came out of a file lies under a folder; links on the way are followed, and judged.
+
+    Args:
+        root: the folder, which need not exist.
+        name: with "/" between its parts, as archives and manifests have it.
+        said_by: whose name it is, for the error.
+
+    Raises:
+        DataError: it is absolute, empty, holds "..", a backslash or a drive, or would be written outside of `root`.
+    """
+    parts = name.split("/")
+    plain = name and "\0" not in name and not {"", ".", ".."} & set(parts) and not PureWindowsPath(name).drive
+    path = root / name if plain and "\\" not in name else root
+    if path == root or not path.resolve().is_relative_to(root.resolve()):
+        raise DataError(f"{said_by} names {name!r}, which would leave {str(root)!r}: expected a name inside it")
+    return path
 
 
 def cache_dir() -> Path:
