@@ -1,14 +1,17 @@
 """Plugins are found by their entry points; a broken one is named, and the others go on working."""
 
 import importlib.metadata
+import io
 import subprocess
 import sys
 
 import pytest
 import timm
+from rich.console import Console
 
 from defend.errors import ConfigError, PluginError, UnknownNameError
 from defend.plugins import Failure, Registry
+from defend.report import catalogue
 from defend.victims.plugin import timm_models
 
 HEAD = "from defend import StageSpec, hookimpl, option, options\n\n"
@@ -103,13 +106,27 @@ def test_core_offers_its_own_stages_through_the_same_hooks():
         (hook("defend_purifiers()", "return ['blur']"), "TypeError: defend_purifiers returned str, not StageSpec"),
         (hook("defend_purifiers()", "return 5"), "TypeError: 'int' object is not iterable"),
         (hook("defend_purifiers()", "raise KeyError"), "KeyError: no message"),
+        (hook("defend_purifiers()", "raise SystemExit(0)"), "SystemExit: 0"),
+        ("import sys; sys.exit()", "SystemExit: "),
+        ("raise KeyboardInterrupt", "KeyboardInterrupt: no message"),
+        ("raise BaseException('bare')", "BaseException: bare"),
+        ("class Mute(Exception):\n    __str__ = None\nraise Mute", "Mute: no message"),
+        (
+            hook("defend_victims()", "return [StageSpec(name='v', summary='', build='a:b', weights=3)]"),
+            "TypeError: victim v: weights=3, expected",
+        ),
+        (
+            hook(
+                "defend_victims()", "return [StageSpec(name='v', summary='', build='a:b', weights='no.such.package')]"
+            ),
+            "PluginError: victim v: package 'no.such.package' with the shipped weights is missing",
+        ),
         (hook("defend_detectors()", f"return [{spec('My Blur')}]"), "name='My Blur' is not lower-case letters"),
         (
             hook("defend_victims()", "return [StageSpec(name='x', summary='', build='a.b')]"),
             "build='a.b' is not of the form 'package.module:function'",
         ),
     ],
-    ids=["import", "raise", "syntax", "signature", "hook", "spec", "list", "call", "name", "build"],
 )
 def test_a_broken_plugin_is_named_with_its_cause_and_the_others_work(site, source, cause):
     site.install("broken-one", source)
@@ -273,3 +290,25 @@ def test_looking_names_up_imports_neither_timm_nor_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr.strip()) == (0, "")
+
+
+def test_the_users_own_interrupt_while_a_plugin_loads_ends_the_command(site):
+    site.install("slow-plugin", "import signal\nsignal.raise_signal(signal.SIGINT)\n")
+    code = (
+        "import signal, sys\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        f"sys.path.insert(0, {str(site.path)!r})\nfrom defend.cli import main\nmain(['list'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.strip()) == (130, "error: interrupted")
+
+
+def test_what_a_plugin_says_is_no_markup(site):
+    site.install(
+        "loud-plugin", hook("defend_victims()", "return [StageSpec(name='v', summary='x [/b] [red]', build='a:b')]")
+    )
+    console = Console(file=io.StringIO(), width=200)
+    plugins = site.registry()
+    catalogue.print_listing(console, plugins)
+    (shown,) = catalogue.descriptions(plugins, "v")
+    catalogue.print_description(console, shown)
+    assert console.file.getvalue().count("x [/b] [red]") == 2

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.metadata
-from collections.abc import Iterable, Mapping
+import importlib.util
+import signal
+import threading
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import attrs
@@ -112,43 +116,23 @@ class Registry:
         for point in _find_installed() if entry_points is None else entry_points:
             origin = point.dist.name if point.dist is not None else point.name
             try:
-                plugin = point.load()
-            except (Exception, SystemExit) as error:  # a plugin may fail in any way; the others go on working
+                with _own_interrupts():
+                    plugin = point.load()
+            except _Interrupted:
+                raise KeyboardInterrupt from None
+            except BaseException as error:  # a plugin may fail in any way; the others go on working
                 self.failures.append(Failure(origin, _cause(error)))
                 continue
             if self._register(plugin, origin) and point.dist is not None:
                 self.versions[origin] = point.dist.version
 
     def _register(self, plugin: Any, origin: str) -> bool:
-        offered: list[Entry] = []
-        tables: list[Table] = []
-        recipes: list[Recipe] = []
         try:
-            self._manager.register(plugin)
-            self._manager.check_pending()
-            # this plugin alone is asked, so that a failure is its own
-            others = [other for other in self._manager.get_plugins() if other is not plugin]
-            for stage in STAGES:
-                hook = self._manager.subset_hook_caller(f"defend_{stage}s", remove_plugins=others)
-                for specs in hook():
-                    if isinstance(specs, StageSpec):
-                        raise TypeError(f"defend_{stage}s returned one StageSpec, not a list of them")
-                    for spec in specs:
-                        if not isinstance(spec, StageSpec):
-                            raise TypeError(f"defend_{stage}s returned {type(spec).__name__}, not StageSpec")
-                        _check_threats(stage, spec)
-                        offered.append(Entry(stage, spec, origin))
-            for found in self._manager.subset_hook_caller("defend_tables", remove_plugins=others)():
-                tables += found
-            for table in tables:
-                if not isinstance(table, Table):
-                    raise TypeError(f"defend_tables returned {type(table).__name__}, not Table")
-            for cooked in self._manager.subset_hook_caller("defend_recipes", remove_plugins=others)():
-                recipes += cooked
-            for recipe in recipes:
-                if not isinstance(recipe, Recipe):
-                    raise TypeError(f"defend_recipes returned {type(recipe).__name__}, not Recipe")
-        except Exception as error:
+            with _own_interrupts():
+                offered, tables, recipes = self._ask(plugin, origin)
+        except _Interrupted:
+            raise KeyboardInterrupt from None
+        except BaseException as error:
             if self._manager.is_registered(plugin):
                 self._manager.unregister(plugin)
             self.failures.append(Failure(origin, _cause(error)))
@@ -166,6 +150,42 @@ class Registry:
             if self.recipes.setdefault(recipe.name, recipe) is not recipe:
                 self._claim("recipe", recipe.name, "another plugin", origin)
         return True
+
+    def _ask(self, plugin: Any, origin: str) -> tuple[list[Entry], list[Table], list[Recipe]]:
+        """Ask one plugin for all that it offers, and check what it says.
+
+        Raises:
+            Exception: whatever is wrong with it.
+        """
+        offered: list[Entry] = []
+        tables: list[Table] = []
+        recipes: list[Recipe] = []
+        self._manager.register(plugin)
+        self._manager.check_pending()
+        # this plugin alone is asked, so that a failure is its own
+        others = [other for other in self._manager.get_plugins() if other is not plugin]
+        for stage in STAGES:
+            hook = self._manager.subset_hook_caller(f"defend_{stage}s", remove_plugins=others)
+            for specs in hook():
+                if isinstance(specs, StageSpec):
+                    raise TypeError(f"defend_{stage}s returned one StageSpec, not a list of them")
+                for spec in specs:
+                    if not isinstance(spec, StageSpec):
+                        raise TypeError(f"defend_{stage}s returned {type(spec).__name__}, not StageSpec")
+                    _check_threats(stage, spec)
+                    _check_weights(stage, spec)
+                    offered.append(Entry(stage, spec, origin))
+        for found in self._manager.subset_hook_caller("defend_tables", remove_plugins=others)():
+            tables += found
+        for table in tables:
+            if not isinstance(table, Table):
+                raise TypeError(f"defend_tables returned {type(table).__name__}, not Table")
+        for cooked in self._manager.subset_hook_caller("defend_recipes", remove_plugins=others)():
+            recipes += cooked
+        for recipe in recipes:
+            if not isinstance(recipe, Recipe):
+                raise TypeError(f"defend_recipes returned {type(recipe).__name__}, not Recipe")
+        return offered, tables, recipes
 
     def _claim(self, kind: str, name: str, first: str, second: str) -> None:
         """Note that a name is offered twice."""
@@ -278,8 +298,48 @@ def _check_threats(stage: str, spec: StageSpec) -> None:
             raise ConfigError(f"attack {spec.name}: {error}") from None
 
 
+def _check_weights(stage: str, spec: StageSpec) -> None:
+    """Refuse a package of shipped weights that is not there: whoever looks for weights would meet it."""
+    package: Any = spec.weights
+    if package is None:
+        return
+    if not isinstance(package, str):
+        raise TypeError(f"{stage} {spec.name}: weights={package!r}, expected the name of a package")
+    try:
+        there = importlib.util.find_spec(package) is not None
+    except (ImportError, ValueError):  # a package around it is missing, or the name is none
+        there = False
+    if not there:
+        raise PluginError(f"{stage} {spec.name}: package {package!r} with the shipped weights is missing")
+
+
+class _Interrupted(BaseException):
+    """The user's Ctrl-C, told apart from a plugin that raises KeyboardInterrupt by itself."""
+
+
+@contextlib.contextmanager
+def _own_interrupts() -> Iterator[None]:
+    """Within the block, the user's Ctrl-C is an `_Interrupted`."""
+
+    def interrupt(*_: object) -> None:
+        raise _Interrupted
+
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def _cause(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or "no message"
+    try:
+        text = " ".join(str(error).split()) or "no message"
+    except Exception:  # even its own words may fail
+        text = "no message"
     return f"{type(error).__name__}: {text}"
 
 

@@ -52,13 +52,15 @@ def descriptions(plugins: Registry, name: str) -> list[dict[str, Any]]:
 
 def print_listing(console: Console, plugins: Registry) -> None:
     """Print `listing` as a table, and the plugins that failed to load."""
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
     for column in ("stage", "name", "what it is", "plugin", "weights for"):
         table.add_column(column, overflow="fold")
     for row in listing(plugins):
-        table.add_row(row["stage"], f"[bold]{row['name']}[/]", row["summary"], row["plugin"], ", ".join(row["weights"]))
+        known = [row["stage"], f"[bold]{escape(row['name'])}[/]"]
+        table.add_row(*known, *map(escape, (row["summary"], row["plugin"], ", ".join(row["weights"]))))
     console.print(table, highlight=False)
     for failure in plugins.failures:
         console.print(f"not loaded: {failure.plugin}: {failure.cause}", highlight=False, markup=False, style="red")
@@ -67,9 +69,11 @@ def print_listing(console: Console, plugins: Registry) -> None:
 
 def print_description(console: Console, shown: dict[str, Any]) -> None:
     """Print one of `descriptions` as a page."""
+    from rich.markup import escape
     from rich.table import Table
 
-    console.print(f"[bold]{shown['stage']} {shown['name']}[/]: {shown['summary']} ({shown['plugin']})", highlight=False)
+    what = f"{shown['stage']} {shown['name']}"
+    console.print(f"[bold]{escape(what)}[/]: {escape(shown['summary'])} ({escape(shown['plugin'])})", highlight=False)
     if shown["tag"]:
         model = shown["name"].removesuffix(f".{shown['tag']}")
         console.print(
@@ -81,7 +85,9 @@ def print_description(console: Console, shown: dict[str, Any]) -> None:
     paper = shown["paper"]
     if paper:
         parts = (paper["authors"], str(paper["year"] or ""), paper["url"])
-        console.print(f'Paper: "{paper["title"]}", {", ".join(part for part in parts if part)}', highlight=False)
+        console.print(
+            f'Paper: "{paper["title"]}", {", ".join(part for part in parts if part)}', highlight=False, markup=False
+        )
     prefix = "" if shown["stage"] == "dataset" else shown["name"] if shown["stage"] == "attack" else shown["stage"]
     for title, key in (("Options", "options"), ("Training options", "training")):
         if not shown[key]:
@@ -102,17 +108,17 @@ def print_description(console: Console, shown: dict[str, Any]) -> None:
             )
         console.print(table, highlight=False, markup=False)
     for dataset, values in shown["training_overrides"].items():
-        console.print(f"On {dataset}: {_values(values)}", highlight=False)
+        console.print(f"On {dataset}: {_values(values)}", highlight=False, markup=False)
     for edition, values in shown["editions"].items():
-        console.print(f"Edition {edition} (--edition {edition}): {_values(values)}", highlight=False)
+        console.print(f"Edition {edition} (--edition {edition}): {_values(values)}", highlight=False, markup=False)
     for trained, cost in shown["costs"].items():
-        console.print(f"Training on {trained} takes {cost}", highlight=False)
+        console.print(f"Training on {trained} takes {cost}", highlight=False, markup=False)
     for weights in shown["weights"]:
         figures = ", ".join(f"{key} {value:.4g}" for key, value in weights["figures"].items())
         origin = "shipped" if weights["shipped"] else "trained here"
         edition = f", edition {weights['edition']}" if weights["edition"] else ""
         what = f"{weights['name']}{edition}, {origin}, {weights['bytes'] / 1e6:.1f} MB"
-        console.print(f"\nWeights for {weights['filed_as']} ({what}): {figures}", highlight=False)
+        console.print(f"\nWeights for {weights['filed_as']} ({what}): {figures}", highlight=False, markup=False)
 
 
 def _values(values: Mapping[str, Any]) -> str:
