@@ -24,27 +24,33 @@ PIPED_WIDTH = 120
 
 
 def open_console(stderr: bool = False) -> Console:
-    """Return a console as wide as the terminal, or 120 columns where output is piped."""
+    """Return a console as wide as the terminal, or 120 columns where output is piped.
+
+    It takes no text for markup: paths, names and summaries come from outside, and `r[/b]` is a folder.
+    """
     from rich.console import Console
 
-    return Console(stderr=stderr, width=None if sys.stdout.isatty() else PIPED_WIDTH)
+    width = None if sys.stdout.isatty() else PIPED_WIDTH
+    return Console(stderr=stderr, width=width, markup=False, emoji=False, highlight=False)
 
 
 def show_waiting(
     console: Console, quiet: bool, what: str = "loading torch"
 ) -> contextlib.AbstractContextManager[object]:
     """Show what takes seconds: for one, torch's and timm's imports."""
-    return contextlib.nullcontext() if quiet or not console.is_terminal else console.status(what)
+    from rich.text import Text
+
+    return contextlib.nullcontext() if quiet or not console.is_terminal else console.status(Text(what))
 
 
 def _bar(console: Console, quiet: bool, *, training: bool = False) -> Progress:
     """Return a bar that is gone when it ends; of a training also with the time left and the losses."""
     from rich import progress as rich
 
-    columns = [rich.TextColumn("{task.description}"), rich.BarColumn(), rich.MofNCompleteColumn()]
+    columns = [rich.TextColumn("{task.description}", markup=False), rich.BarColumn(), rich.MofNCompleteColumn()]
     columns += [rich.TimeElapsedColumn()]
     if training:
-        columns += [rich.TimeRemainingColumn(), rich.TextColumn("{task.fields[losses]}")]
+        columns += [rich.TimeRemainingColumn(), rich.TextColumn("{task.fields[losses]}", markup=False)]
     return rich.Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal)
 
 
@@ -65,8 +71,10 @@ class RunBar(Watcher):
         self._bar: Progress | None = None
 
     def preparing(self, what: str) -> None:
+        from rich.text import Text
+
         if self._status is not None:
-            self._status.update(what)
+            self._status.update(Text(what))
             self._status.start()
 
     def begin(self, rows: Sequence[PlannedRow]) -> None:

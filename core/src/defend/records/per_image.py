@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from defend.records.rows import REJECTED, ArmRecord, RowRecord
+from defend.util.cells import to_cell
 
 COLUMNS = (
     "attack",
@@ -37,14 +38,15 @@ def to_csv(records: Sequence[RowRecord]) -> str:
 
     `queries` is empty for attacks that do not count them; `passes` is what a random arm predicted in each of several
     passes, "7 7 3 -", where - is a rejection. `looks`, `blind` and `fooled_at` are what the attack saw of the image
-    (`defend.records.seen.Seen`), empty where nothing was written down.
+    (`defend.records.seen.Seen`), empty where nothing was written down. A variant is a plugin's own words: one that a
+    spreadsheet would run stands behind a mark (`defend.util.cells`).
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
     for record in records:
         plan, seen, none = record.plan, record.seen, [""] * len(record.keys)
-        row = plan.name, plan.threat.kind, plan.variant, plan.threat.eps
+        row = plan.name, plan.threat.kind, to_cell(plan.variant), plan.threat.eps
         queries = none if record.queries is None else record.queries.tolist()
         images = [record.keys.tolist(), record.labels.tolist(), _short(record.linf), _short(record.l2), queries]
         looks = [none if seen is None else getattr(seen, name).tolist() for name in ("looks", "blind", "fooled_at")]

@@ -20,6 +20,7 @@ from defend.errors import DataError, did_you_mean
 from defend.records.document import SCHEMA
 from defend.records.recount import Answer, Name, check_digests, recount
 from defend.records.run import Examples, Results, Right, RowKey, RowName, Run, RunRow
+from defend.util.cells import from_cell
 from defend.values.report import Report, Row
 from defend.values.threats import DEFENDED, rank
 from defend.values.toml import to_toml
@@ -209,7 +210,7 @@ def _read_records(path: Path) -> dict[Name, dict[str, dict[int, Answer]]]:
             # line 1 is the header; the errors below name the line
             for line, values in enumerate(lines, start=2):  # noqa: B007
                 attack, threat, eps, image, label, arm, predicted, accepted = [values[place] for place in places]
-                which = "" if variant is None else values[variant]
+                which = "" if variant is None else from_cell(values[variant])
                 arms = records.setdefault((attack, threat, float(eps) if eps else None, which), {})
                 row = arms.setdefault(arm, {})
                 if int(image) in row:
@@ -238,7 +239,7 @@ def _read_scores(path: Path) -> dict[RowName, NDArray[np.float64]]:
             for line in csv.DictReader(file):
                 if line["arm"] == DEFENDED:
                     eps = float(line["eps"]) if line["eps"] else None
-                    name = line["attack"], line["threat"], line.get("variant") or "", eps
+                    name = line["attack"], line["threat"], from_cell(line.get("variant") or ""), eps
                     found.setdefault(name, []).append(float(line["score"]))
     except KeyError as error:
         raise DataError(f"{str(path)!r} is damaged: it has no column {error}") from None

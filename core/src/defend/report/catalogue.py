@@ -52,15 +52,15 @@ def descriptions(plugins: Registry, name: str) -> list[dict[str, Any]]:
 
 def print_listing(console: Console, plugins: Registry) -> None:
     """Print `listing` as a table, and the plugins that failed to load."""
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=None, pad_edge=False)
     for column in ("stage", "name", "what it is", "plugin", "weights for"):
         table.add_column(column, overflow="fold")
     for row in listing(plugins):
-        known = [row["stage"], f"[bold]{escape(row['name'])}[/]"]
-        table.add_row(*known, *map(escape, (row["summary"], row["plugin"], ", ".join(row["weights"]))))
+        others = (row["summary"], row["plugin"], ", ".join(row["weights"]))
+        table.add_row(row["stage"], Text(row["name"], "bold"), *map(Text, others))
     console.print(table, highlight=False)
     for failure in plugins.failures:
         console.print(f"not loaded: {failure.plugin}: {failure.cause}", highlight=False, markup=False, style="red")
@@ -69,11 +69,11 @@ def print_listing(console: Console, plugins: Registry) -> None:
 
 def print_description(console: Console, shown: dict[str, Any]) -> None:
     """Print one of `descriptions` as a page."""
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
-    what = f"{shown['stage']} {shown['name']}"
-    console.print(f"[bold]{escape(what)}[/]: {escape(shown['summary'])} ({escape(shown['plugin'])})", highlight=False)
+    heading = (f"{shown['stage']} {shown['name']}", "bold")
+    console.print(Text.assemble(heading, f": {shown['summary']} ({shown['plugin']})"))
     if shown["tag"]:
         model = shown["name"].removesuffix(f".{shown['tag']}")
         console.print(
