@@ -1,0 +1,14 @@
+"""The quick injections of every group; `python -m tests.faults` injects all of them and counts."""
+
+import pytest
+
+from tests.faults import groups
+
+QUICK = [each for group in groups.names() for each in groups.injections(group) if each.quick]
+
+
+@pytest.mark.parametrize("injection", QUICK, ids=lambda each: f"{each.kind}: {each.name}")
+def test_nothing_is_lost_and_one_line_says_why(injection, tmp_path):
+    folder = tmp_path / "here"
+    folder.mkdir()
+    assert injection.inject(folder) == ""
