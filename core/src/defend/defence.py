@@ -8,8 +8,9 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from defend.boundary.answers import check_pixels, check_scores, logits_of, pixels_of, scores_of, threshold_of
-from defend.boundary.given import as_images, name_of, own
+from defend.boundary.answers import ask, check_pixels, check_scores, logits_of, pixels_of, scores_of, threshold_of
+from defend.boundary.calls import Calling
+from defend.boundary.given import as_images, name_of
 from defend.boundary.held import eval_mode
 from defend.errors import ContractError
 
@@ -110,7 +111,7 @@ class Defence(nn.Module):
         Raises:
             ContractError: it answered with something else, see `defend.boundary.answers.logits_of`.
         """
-        return logits_of(self.victim(own(purified, self.victim)), purified, self.victim)
+        return logits_of(ask("victim", self.victim, purified), purified, self.victim)
 
     def rate(self, images: Tensor, purified: Tensor) -> Tensor:
         """Return the detector's scores [B] of images and what was made of them, [B,C,H,W]; zeros without one.
@@ -120,7 +121,7 @@ class Defence(nn.Module):
         """
         if self.detector is None:
             return images.new_zeros(len(images))
-        return scores_of(self.detector(own(images, self.detector), own(purified, self.detector)), images, self.detector)
+        return scores_of(ask("detector", self.detector, images, purified), images, self.detector)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits [B,classes] of images [B,C,H,W] in [0,1]; rejection is `judge`'s business."""
@@ -175,7 +176,7 @@ class Defence(nn.Module):
 
 
 def _purify(purifier: nn.Module, images: Tensor) -> Tensor:
-    return pixels_of(purifier(own(images, purifier)), images, purifier)
+    return pixels_of(ask("purifier", purifier, images), images, purifier)
 
 
 def _beside(detector: nn.Module, purifier: nn.Module | None) -> nn.Module:
@@ -183,7 +184,8 @@ def _beside(detector: nn.Module, purifier: nn.Module | None) -> nn.Module:
     beside = getattr(detector, "beside", None)
     if not callable(beside):
         return detector
-    chosen = beside(purifier)
+    with Calling(f"detector {name_of(detector)}", "beside"):
+        chosen = beside(purifier)
     if not isinstance(chosen, nn.Module):
         raise ContractError(
             f"detector {name_of(detector)}: beside() returned {type(chosen).__name__}, expected the module to use "

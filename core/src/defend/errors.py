@@ -35,6 +35,10 @@ class ContractError(DefendError):
     """A stage returned something that its protocol forbids; the message names the stage."""
 
 
+class StageError(DefendError):
+    """Code of a stage failed; the message names stage, name, method and what was raised, which is the cause."""
+
+
 class DataError(DefendError):
     """A data set, folder or image that cannot be read."""
 

@@ -6,20 +6,20 @@ import contextlib
 import functools
 import importlib.metadata
 import importlib.util
-import signal
-import threading
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import attrs
 import pluggy
 
 from defend import hookspecs
-from defend.errors import ConfigError, PluginError, UnknownNameError
+from defend.boundary.calls import Calling, say_cause
+from defend.errors import ConfigError, PluginError, StageError, UnknownNameError
 from defend.options import make
 from defend.recipes import Recipe
 from defend.stages import STAGES, Stage, StageSpec
 from defend.tables import Table
+from defend.util import interrupts
 from defend.values.threats import threat
 
 CORE = ("defend.attacks.plugin", "defend.datasets.plugin", "defend.finetuners.plugin", "defend.victims.plugin")
@@ -86,6 +86,15 @@ class Found:
     def _make(self, values: Mapping[str, Any]) -> Any:
         return make(self.spec.config, values, f"{self.entry.stage} {self.name}")
 
+    def call(self, what: Literal["build", "train"], *given: Any) -> Any:
+        """Call what the spec names as its `build` or `train`.
+
+        Raises:
+            StageError: it cannot be imported, or failed.
+        """
+        with Calling(f"{self.entry.stage} {self.name}", what):
+            return self.spec.resolve(str(getattr(self.spec, what)))(*given)
+
     def note(self, config: Any) -> str:
         """Return a sentence where a tag was named that has no effect, else ""; `config` are the stage's options."""
         if not self.tag or getattr(config, "pretrained", False):
@@ -115,28 +124,29 @@ class Registry:
             self._register(importlib.import_module(module), "defend-core")
         for point in _find_installed() if entry_points is None else entry_points:
             origin = point.dist.name if point.dist is not None else point.name
-            try:
-                with _own_interrupts():
-                    plugin = point.load()
-            except _Interrupted:
-                raise KeyboardInterrupt from None
-            except BaseException as error:  # a plugin may fail in any way; the others go on working
-                self.failures.append(Failure(origin, _cause(error)))
-                continue
-            if self._register(plugin, origin) and point.dist is not None:
-                self.versions[origin] = point.dist.version
+            with self._note_failures(origin):
+                self._register(point.load(), origin)
+                if point.dist is not None:
+                    self.versions[origin] = point.dist.version
 
-    def _register(self, plugin: Any, origin: str) -> bool:
+    @contextlib.contextmanager
+    def _note_failures(self, origin: str) -> Iterator[None]:
+        """Within the block a plugin may fail in any way; the others go on working. The user's Ctrl-C is no failure."""
+        with interrupts.listening():
+            try:
+                yield
+            except BaseException as error:
+                if interrupts.is_users(error):
+                    raise
+                self.failures.append(Failure(origin, say_cause(error)))
+
+    def _register(self, plugin: Any, origin: str) -> None:
         try:
-            with _own_interrupts():
-                offered, tables, recipes = self._ask(plugin, origin)
-        except _Interrupted:
-            raise KeyboardInterrupt from None
-        except BaseException as error:
+            offered, tables, recipes = self._ask(plugin, origin)
+        except BaseException:
             if self._manager.is_registered(plugin):
                 self._manager.unregister(plugin)
-            self.failures.append(Failure(origin, _cause(error)))
-            return False
+            raise
         # only now, as a plugin that fails halfway offers nothing
         for entry in offered:
             rival = self._entries[entry.stage].setdefault(entry.spec.name, entry)
@@ -149,7 +159,6 @@ class Registry:
         for recipe in recipes:
             if self.recipes.setdefault(recipe.name, recipe) is not recipe:
                 self._claim("recipe", recipe.name, "another plugin", origin)
-        return True
 
     def _ask(self, plugin: Any, origin: str) -> tuple[list[Entry], list[Table], list[Recipe]]:
         """Ask one plugin for all that it offers, and check what it says.
@@ -246,9 +255,10 @@ class Registry:
     def names_of(self, entry: Entry) -> tuple[str, ...]:
         """Return what a family answers to; nothing, and its failure is noted, where it cannot say."""
         try:
-            return entry.spec.names()
-        except Exception as error:  # a plugin may fail in any way; the others go on working
-            failure = Failure(entry.origin, f"the members of {entry.spec.name}: {_cause(error)}")
+            with Calling(f"{entry.stage} {entry.spec.name}", "its members"):
+                return entry.spec.names()
+        except StageError as error:  # a plugin may fail in any way; the others go on working
+            failure = Failure(entry.origin, f"the members of {entry.spec.name}: {say_cause(error.__cause__ or error)}")
             if failure not in self.failures:
                 self.failures.append(failure)
             return ()
@@ -311,36 +321,6 @@ def _check_weights(stage: str, spec: StageSpec) -> None:
         there = False
     if not there:
         raise PluginError(f"{stage} {spec.name}: package {package!r} with the shipped weights is missing")
-
-
-class _Interrupted(BaseException):
-    """The user's Ctrl-C, told apart from a plugin that raises KeyboardInterrupt by itself."""
-
-
-@contextlib.contextmanager
-def _own_interrupts() -> Iterator[None]:
-    """Within the block, the user's Ctrl-C is an `_Interrupted`."""
-
-    def interrupt(*_: object) -> None:
-        raise _Interrupted
-
-    main = threading.current_thread() is threading.main_thread()
-    if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield
-        return
-    signal.signal(signal.SIGINT, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def _cause(error: BaseException) -> str:
-    try:
-        text = " ".join(str(error).split()) or "no message"
-    except Exception:  # even its own words may fail
-        text = "no message"
-    return f"{type(error).__name__}: {text}"
 
 
 @functools.cache

@@ -13,6 +13,7 @@ from defend.attacks.options import ApgdOptions, BimOptions, PgdOptions
 from defend.attacks.target import Target
 from defend.datasets.base import Batch
 from defend.defence import Defence
+from defend.errors import StageError
 from defend.evaluation import precision
 from defend.testing.toys import TASK, TinyVictim, images
 
@@ -166,7 +167,7 @@ def test_what_goes_wrong_in_fp32_is_not_hidden():
         def forward(self, batch):
             raise RuntimeError("no kernel for this")
 
-    with pytest.raises(RuntimeError, match="no kernel for this"):
+    with pytest.raises(StageError, match="victim Broken failed in forward on .*: no kernel for this"):
         chosen(Broken(), given=list(batches(TinyVictim())))
 
 

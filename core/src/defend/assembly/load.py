@@ -11,6 +11,7 @@ import torch
 
 from defend.assembly.composition import Composition
 from defend.datasets.base import ImageDataset
+from defend.datasets.bounded import ensure_bounded
 from defend.defence import Defence
 from defend.errors import ConfigError, ContractError, WeightsError
 from defend.options import describe
@@ -56,12 +57,12 @@ def open_dataset(
     # data sets without files have no such option, and would refuse it
     if data_dir is not None and any(option.name == "data_dir" for option in describe(found.spec.config)):
         values.setdefault("data_dir", data_dir)
-    dataset = found.spec.resolve(found.spec.build)(found.config(values))
+    dataset = found.call("build", found.config(values))
     if not isinstance(dataset, ImageDataset):
         raise ContractError(
             f"data set {name} built {type(dataset).__name__}, expected a defend.datasets.base.ImageDataset"
         )
-    return dataset
+    return ensure_bounded(dataset)
 
 
 def find_task(composition: Composition, source: DataSource) -> tuple[Task, tuple[str, ...]]:

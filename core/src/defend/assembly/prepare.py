@@ -14,9 +14,11 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from defend.boundary.answers import unwrap
-from defend.boundary.given import own
+from defend.boundary.answers import ask, unwrap
+from defend.boundary.calls import Calling
+from defend.boundary.given import name_of
 from defend.defence import Defence, PurifierSequence
+from defend.errors import StageError
 from defend.randomness import keyed
 
 M = TypeVar("M", bound=nn.Module)
@@ -81,13 +83,15 @@ def copy_module(module: M) -> M:
         for value in vars(part).values():
             if isinstance(value, Tensor) and not value.is_leaf:
                 memo[id(value)] = value.detach().clone()
-    return copy.deepcopy(module, memo)
+    with Calling(f"stage {name_of(module)}", "a copy of it"):
+        return copy.deepcopy(module, memo)
 
 
 def cause_of(error: Exception) -> str:
     """Return one short line that says what went wrong."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0]}"[:160] if lines else type(error).__name__
+    known = error.__cause__ if isinstance(error, StageError) and error.__cause__ is not None else error
+    lines = [line.strip() for line in str(known).splitlines() if line.strip()]
+    return f"{type(known).__name__}: {lines[0]}"[:160] if lines else type(known).__name__
 
 
 def fold_victim(victim: nn.Module, sample: Tensor) -> tuple[nn.Module, str, str]:
@@ -111,7 +115,8 @@ def _prepare(stage: nn.Module, count: int, sample: Tensor) -> tuple[nn.Module, s
         return (stage if same else PurifierSequence([new for new, _ in parts])), why
     own = getattr(stage, "prepared", None)
     try:
-        faster: nn.Module = own() if callable(own) else fold_sequences(stage)
+        with Calling(f"stage {name_of(stage)}", "prepared"):
+            faster: nn.Module = own() if callable(own) else fold_sequences(stage)
         if faster is stage:
             return stage, ""
         faster = faster.eval().requires_grad_(False)
@@ -185,7 +190,7 @@ def _answers(stage: nn.Module, count: int, sample: Tensor, sizes: tuple[int, ...
         with torch.random.fork_rng([images.device] if images.is_cuda else []), keyed(keys, seed=0, stream="prepare"):
             torch.manual_seed(0)
             try:
-                answer = unwrap(stage(*(own(images, stage) for _ in range(count))))
+                answer = unwrap(ask("stage", stage, *[images] * count))
             except Exception:
                 # a size that the stage itself cannot take need not work with a faster form
                 if sizes or size == len(sample):
@@ -277,9 +282,9 @@ def _fold(module: nn.Module, sample: Tensor) -> tuple[nn.Module, bool, str]:
         return module, False, f"batch norm was not folded ({cause_of(error)})"
     if _count_norms(folded) == norms:
         return module, False, ""
-    before = unwrap(_scratch(module)(own(sample, module)))
+    before = unwrap(ask("victim", _scratch(module), sample))
     try:
-        after = unwrap(_scratch(folded)(own(sample, folded)))
+        after = unwrap(ask("victim", _scratch(folded), sample))
     except Exception as error:  # a layer whose weight is computed before every pass has no room for a folded one
         return module, False, f"batch norm was not folded ({cause_of(error)})"
     if not isinstance(before, Tensor) or not isinstance(after, Tensor):

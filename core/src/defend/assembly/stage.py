@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from defend.assembly.part import Part, find_part, say_training
-from defend.boundary.answers import unwrap
+from defend.boundary.answers import ask, unwrap
+from defend.boundary.calls import Calling
 from defend.errors import ContractError, WeightsError
 from defend.options import describe
 from defend.plugins import Found, Registry
@@ -87,10 +88,13 @@ def build_part(part: Part, task: Task, bare: nn.Module | None = None) -> Built:
 
 def build_module(found: Found, config: Any, task: Task, *bare: nn.Module) -> nn.Module:
     """Call a spec's `build`, and leave the stage's name on the module for error messages."""
-    module = found.spec.resolve(found.spec.build)(config, task, *bare)
+    module = found.call("build", config, task, *bare)
     if not isinstance(module, nn.Module):
         raise ContractError(f"{found.entry.stage} {found.name} built {type(module).__name__}, expected an nn.Module")
-    module.stage_name = found.name  # type: ignore[assignment]
+    with Calling(f"{found.entry.stage} {found.name}", "its attributes"):
+        module.stage_name = found.name  # type: ignore[assignment]
+        for name in ("random", "threshold"):  # what the host reads of it later, where nobody would know whose it was
+            getattr(module, name, None)
     return module
 
 
@@ -132,7 +136,7 @@ def check_outputs(module: nn.Module, task: Task, what: str) -> None:
     # asking a random victim moves no draws outside
     with torch.random.fork_rng([where] if where.type == "cuda" else []):
         try:
-            said = module(grey)
+            said = ask("victim", module, grey)
         except Exception:
             return
     said = unwrap(said)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from defend.attacks.balls import at_least_float32, clip, lengths
 from defend.attacks.target import Target
 from defend.boundary.answers import Answering
+from defend.boundary.calls import Calling
 from defend.boundary.given import Asked, as_budgets, as_images, as_keys, as_labels, compare_labels
 from defend.boundary.held import as_before, eval_mode
 from defend.errors import ConfigError, ContractError
@@ -23,6 +24,7 @@ def craft(
     *,
     eps: float | Tensor | None,
     keys: Tensor | None = None,
+    name: str | None = None,
 ) -> Tensor:
     """Run an attack and hold its result to the contract.
 
@@ -42,14 +44,16 @@ def craft(
         eps: one budget, or one an image [B], at least 0, in the attack's norm. An attack that minimises the distance
             (`attack.minimal` is true) has none: whatever is given, it gets infinite budgets.
         keys: int64 [B], each image's identity for random draws; the place in the batch if None.
+        name: what errors call the attack; its class's name if None.
 
     Raises:
         ConfigError: no budget for an attack that needs one, or one that is negative or not finite.
         DataError: images, labels or keys that are not what they should be.
+        StageError: the attack, or what it attacks, failed.
         ContractError: another shape than the images', or numbers that are not finite; a module that answers with
             something else than logits; or an attack that changes its weights.
     """
-    name = type(attack).__name__
+    name = name or type(attack).__name__
     images = as_images(images).detach()
     exact = at_least_float32(images)  # small steps are lost in half precision
     if getattr(attack, "minimal", False):
@@ -74,7 +78,8 @@ def craft(
         copies = [value.clone() for value in (exact, labels, budgets, identity)]
         try:
             with compare_labels(asked):
-                adversarial = attack(target, copies[0], copies[1], eps=copies[2], keys=copies[3])
+                with Calling(f"attack {name}", "its call", exact):
+                    adversarial = attack(target, copies[0], copies[1], eps=copies[2], keys=copies[3])
                 if asked.classes is None and len(images):  # the attack asked nothing, or something else
                     _look(target, images[:1], identity[:1])
         finally:

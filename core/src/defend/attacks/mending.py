@@ -6,6 +6,8 @@ import attrs
 import torch
 from torch import Tensor
 
+from defend.boundary.calls import Calling
+
 
 @attrs.frozen
 class Blindness:
@@ -15,11 +17,16 @@ class Blindness:
     mended: Tensor
 
 
-def differentiate(value: Tensor, source: Tensor, more: bool = False) -> Tensor | None:
-    """Differentiate a number; None where it does not depend on the source. With `more` to come, the graph stays."""
+def differentiate(value: Tensor, source: Tensor, who: str, more: bool = False) -> Tensor | None:
+    """Differentiate a number; None where it does not depend on the source. With `more` to come, the graph stays.
+
+    Raises:
+        StageError: the backward pass of `who` failed.
+    """
     if not value.requires_grad:
         return None
-    (gradient,) = torch.autograd.grad(value, source, retain_graph=more, allow_unused=True)
+    with Calling(who, "its backward pass"):
+        (gradient,) = torch.autograd.grad(value, source, retain_graph=more, allow_unused=True)
     return gradient
 
 

@@ -23,6 +23,7 @@ from defend.attacks.mending import Blindness, differentiate, fill, mend
 from defend.attacks.objectives import Objective, cross_entropy, log_odds, scale_to_usual, steady_cross_entropy
 from defend.attacks.sight import Sight
 from defend.boundary.answers import ensure_bounded
+from defend.boundary.given import name_of
 from defend.errors import ContractError
 from defend.randomness import keyed
 
@@ -110,6 +111,13 @@ class Target:
                 "build it outside, or under torch.no_grad()"
             )
 
+    @property
+    def _who(self) -> str:
+        """Of what the module is made, for errors of its backward pass."""
+        parts = [(name, getattr(self.module, name, None)) for name in ("purifier", "detector", "victim")]
+        named = [f"{name} {name_of(part)}" for name, part in parts if part is not None]
+        return ", ".join(named) or f"victim {name_of(self.module)}"
+
     def watch(self, keys: Tensor, labels: Tensor) -> None:
         """Begin to write down what is seen of the images at `keys` [B], whose true labels [B] these are."""
         self.sight, self._suspicious, self._looks = Sight(keys, labels), False, 0
@@ -168,7 +176,7 @@ class Target:
             if steady:
                 loss = log_odds(logits * self._usual_scale(keys, logits)[:, None], packed)
             value = self._weigh(loss) if steady else loss.sum() / self.draws
-            return loss.detach(), logits.detach(), [differentiate(value, source)]
+            return loss.detach(), logits.detach(), [differentiate(value, source, self._who)]
 
         (loss, logits, found), blind = self._look(look, images, keys, step, full)
         said = self._mean(logits)
@@ -261,7 +269,7 @@ class Target:
             def look(source: Tensor) -> tuple[Tensor, Tensor, list[Tensor | None]]:
                 logits, scores = self._ask(self._repeat(source))
                 values = aims(logits.float(), scores.float(), packed)
-                gradients = [differentiate(value.sum() / self.draws, source, more=True) for value in values]
+                gradients = [differentiate(value.sum() / self.draws, source, self._who, more=True) for value in values]
                 return logits.detach().float(), scores.detach().float(), gradients
 
             (logits, scores, found), blind = self._look(look, images, keys, step, full=True)

@@ -12,8 +12,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from defend.boundary.calls import Calling
 from defend.boundary.given import TOLERANCE, WAITING, name_of, own
 from defend.errors import ContractError
+
+
+def ask(stage: str, module: nn.Module, *images: Tensor) -> Any:
+    """Return what a stage answers to copies of images [B,C,H,W]; what it raises names it (`Calling`).
+
+    `stage` is what it is to the host, for example "purifier".
+    """
+    if _is_traced(images[0]):
+        return module(*(own(each, module) for each in images))
+    with Calling(f"{stage} {name_of(module)}", "forward", *images):
+        return module(*(own(each, module) for each in images))
 
 
 def logits_of(answer: Any, images: Tensor, victim: object) -> Tensor:
@@ -177,7 +189,7 @@ class Answering(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits [B,K] of images [B,C,H,W]."""
-        return logits_of(self.module(own(images, self.module)), images, self.module)
+        return logits_of(ask("victim", self.module, images), images, self.module)
 
     def __getattr__(self, name: str) -> Any:
         try:

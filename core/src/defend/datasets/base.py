@@ -181,6 +181,13 @@ class MemoryDataset(ImageDataset):
         self._resident: dict[tuple[Split, torch.device], Tensor] = {}
 
     def labels(self, split: Split) -> Tensor:
+        """Return all labels of a split, int64 [N].
+
+        Raises:
+            DataError: it has no such split.
+        """
+        if split not in self._labels:
+            raise DataError(f"data set {self.name} has no {split} images: it has {', '.join(self._labels)}")
         return self._labels[split]
 
     def pixels(self, split: Split, device: torch.device) -> Tensor:

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from defend.boundary.answers import pixels_of
-from defend.boundary.given import name_of, own
+from defend.boundary.answers import ask, pixels_of
+from defend.boundary.calls import Calling
+from defend.boundary.given import name_of
 from defend.errors import ContractError
 from defend.values.threats import IDENTITY
 
@@ -45,10 +46,10 @@ class BackwardThrough(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return what the purifier returns, [B,C,H,W]."""
         with torch.no_grad():
-            exact = pixels_of(self.purifier(own(images, self.purifier)), images, self.purifier)
+            exact = pixels_of(ask("purifier", self.purifier, images), images, self.purifier)
         approximation = images
         if self.surrogate is not None:
-            approximation = pixels_of(self.surrogate(own(images, self.surrogate)), images, self.surrogate, "surrogate")
+            approximation = pixels_of(ask("surrogate", self.surrogate, images), images, self.surrogate, "surrogate")
         replaced: Tensor = _Replaced.apply(approximation, exact)
         return replaced
 
@@ -63,7 +64,8 @@ def surrogates_of(purifier: nn.Module) -> Mapping[str, nn.Module | None]:
         ContractError: it offers something that is no module, or one under the identity's own name.
     """
     offered: Any = getattr(purifier, "surrogates", None)
-    given = offered() if callable(offered) else {}
+    with Calling(f"purifier {name_of(purifier)}", "surrogates"):
+        given = offered() if callable(offered) else {}
     if not isinstance(given, Mapping):
         raise ContractError(
             f"purifier {name_of(purifier)}: surrogates() returned {type(given).__name__}, expected a dict of modules"

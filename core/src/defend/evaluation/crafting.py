@@ -122,7 +122,9 @@ class Crafter:
         """Attack the images of a batch that no smaller budget has fooled."""
         known = self._fooled.get(plan.carry[0], {}) if plan.carry is not None else {}
         if not known:
-            images = craft(attack, target, batch.images, batch.labels, eps=plan.threat.eps, keys=batch.keys)
+            images = craft(
+                attack, target, batch.images, batch.labels, eps=plan.threat.eps, keys=batch.keys, name=plan.name
+            )
             assert target.overshoot is not None
             return Crafted(images, target.overshoot, target.queries, seen=_find_seen(target))
         done = [place for place, key in enumerate(batch.keys.tolist()) if key in known]
@@ -133,7 +135,7 @@ class Crafter:
             made.images[done] = before.to(batch.images.device)
         if left:
             images, labels, keys = batch.images[left], batch.labels[left], batch.keys[left]
-            made.images[left] = craft(attack, target, images, labels, eps=plan.threat.eps, keys=keys)
+            made.images[left] = craft(attack, target, images, labels, eps=plan.threat.eps, keys=keys, name=plan.name)
             assert target.overshoot is not None
             made.overshoot[left] = target.overshoot
             if target.queries is not None:

@@ -20,7 +20,7 @@ from defend.boundary.given import name_of
 from defend.boundary.held import as_before
 from defend.datasets.base import Batch, ImageDataset
 from defend.defence import Defence, Screening, Verdict
-from defend.errors import ContractError
+from defend.errors import ContractError, StageError
 from defend.evaluation.crafting import Crafted, Crafter
 from defend.randomness import keyed
 from defend.records.journal import Journal
@@ -142,8 +142,13 @@ class Evaluator:
         if not places:
             return
         keys = torch.cat([every[place] for place in places])
-        for batch in self._dataset.batches("test", keys, settings.batch_size, settings.device):
-            pieces = list(self._pieces(batch, lambda part: self._judge(part, plan, target)))
+        batches = self._dataset.batches("test", keys, settings.batch_size, settings.device)
+        for place, batch in zip(places, batches, strict=True):
+            try:
+                pieces = list(self._pieces(batch, lambda part: self._judge(part, plan, target)))
+            except (StageError, ContractError) as error:
+                row = "clean" if plan.attack is None else f"{plan.name}, {plan.threat.kind}"
+                raise type(error)(f"{error} (row {row}; batch {place + 1} of {len(every)})") from error
             yield pieces[0] if len(pieces) == 1 else merge(pieces)
 
     def _pieces(self, batch: Batch, work: Callable[[Batch], T]) -> Iterator[T]:

@@ -185,7 +185,7 @@ def _rows(
         if options is None:
             continue
         settings = found.config(options)
-        attack: Attack = found.spec.resolve(found.spec.build)(settings)
+        attack: Attack = found.call("build", settings)
         steps = getattr(settings, "steps", None) or getattr(settings, "queries", None)
         for eps, headline in _budgets(attack, config, task):
             # with one budget there is no larger one to take images over to

@@ -21,6 +21,7 @@ from defend.attacks.options import PgdOptions
 from defend.attacks.target import Target
 from defend.datasets.base import Batch
 from defend.defence import Defence
+from defend.errors import StageError
 from defend.options import make
 from defend.randomness import keyed
 from defend.util.memory import out_of_memory
@@ -186,10 +187,11 @@ class _Trial:
         target.watch(batch.keys, batch.labels)
         try:
             target.slope(batch.images, batch.labels, batch.keys, "trial")
-        except (RuntimeError, TypeError) as error:
+        except (StageError, RuntimeError, TypeError) as error:
             if target.precision is None or out_of_memory(error):
                 raise
-            cause = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            known = error.__cause__ or error
+            cause = (str(known).strip().splitlines() or [type(known).__name__])[0]
             raise _ReducedError(f"the victim does not run in bfloat16: {cause}") from None
         seen = None if target.sight is None else target.sight.seen
         if target.precision is not None and seen is not None and bool((seen.broken + seen.mended).any()):

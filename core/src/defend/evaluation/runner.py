@@ -15,6 +15,7 @@ from defend.assembly.load import check_default_type, open_dataset
 from defend.boundary.answers import threshold_of
 from defend.checks import Subject
 from defend.datasets.base import ImageDataset
+from defend.datasets.bounded import ensure_bounded
 from defend.errors import ConfigError, ProcessLostError
 from defend.evaluation.arms import BuiltDefence, build_all
 from defend.evaluation.assemble import Circumstances, assemble
@@ -132,7 +133,7 @@ class _Run:
         store = Store.users() if config.store and config.out else None  # without a folder, a run leaves no trace
         # before the data set is read and anything is trained, so that a wrong name is told at once
         compositions = [_resolve(each, plugins) for each in configs]
-        self.dataset = _read(config, plugins, watcher) if dataset is None else dataset
+        self.dataset = _read(config, plugins, watcher) if dataset is None else ensure_bounded(dataset)
         self.defences = build_all(configs, compositions, self.dataset, watcher, self.device)
         self.rows = plan([defence.names for defence in self.defences], self.dataset, plugins)
         first = self.processes.first

@@ -10,10 +10,9 @@ Every step seeds torch's generator from (seed, step, process) and every epoch's 
 from __future__ import annotations
 
 import bisect
-import contextlib
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +20,9 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from defend.datasets.base import ImageDataset
+from defend.boundary.calls import Calling
+from defend.boundary.given import name_of
+from defend.datasets.base import Batch, ImageDataset
 from defend.errors import ContractError
 from defend.randomness import step_seed
 from defend.records.watcher import TrainingWatcher
@@ -64,6 +65,7 @@ def fit(
     A checkpoint that cannot be written costs no training: a warning says so once, and the training goes on.
 
     Raises:
+        StageError: code of the training failed.
         ContractError: a loss is not finite, or names an optimiser that does not exist; there was none at all; or the
             trained weights are not finite.
         WeightsError: part of the module's state is no tensor, so that no file could hold it.
@@ -142,13 +144,17 @@ class _Course:
         self, training: Training, dataset: ImageDataset, settings: FitSettings, identity: Mapping[str, Any]
     ) -> None:
         self._training, self._dataset, self._settings = training, dataset, settings
+        self._who = f"{identity.get('stage', 'training')} {identity.get('name', name_of(training.stage))}"
         self._accelerator = accelerator = _start(settings)
         self._networks = dict(training.modules)
         _place(training, self._networks, accelerator.device)
         training.making = settings.progress.making
-        self._source = training.data(dataset, accelerator.device)
-        self._pace = _Pace.of(training, len(self._source.labels("train")), accelerator.num_processes)
-        self._optimisers = training.optimisers(self._pace.total)
+        with self._calling("data"):
+            self._source = training.data(dataset, accelerator.device)
+        with self._calling("epoch_size"):
+            self._pace = _Pace.of(training, len(self._source.labels("train")), accelerator.num_processes)
+        with self._calling("optimisers"):
+            self._optimisers = training.optimisers(self._pace.total)
         training.modules = {name: accelerator.prepare(module) for name, module in self._networks.items()}
         state = Checkpoint(self._networks, self._optimisers)
         # not the schedules: accelerate would step them once a process, and their length is counted in batches
@@ -171,10 +177,11 @@ class _Course:
         for module in training.modules.values():
             module.train()
         seed = self._settings.seed
-        order = pace.share(training.order(epoch, pace.size, seed), epoch, self.step, rank)
+        with self._calling("order"):
+            order = pace.share(training.order(epoch, pace.size, seed), epoch, self.step, rank)
         for batch in self._source.batches("train", order, pace.per_process, self._accelerator.device):
             torch.manual_seed(step_seed(seed, "step", self.step, rank))
-            for loss in _reduce(self._accelerator.autocast, training.losses(batch)):
+            for loss in self._losses(batch):
                 self._minimise(loss)
             self.step += 1
             if self.step < pace.ends[epoch]:  # at its end an epoch is logged first, then saved
@@ -192,11 +199,12 @@ class _Course:
             raise ContractError(f"a loss names optimiser {loss.optimiser!r}, which is none of {sorted(self._prepared)}")
         self._minimised = True
         optimiser, schedule = self._prepared[loss.optimiser], self._optimisers[loss.optimiser].schedule
-        optimiser.zero_grad()
-        self._accelerator.backward(loss.value)
-        optimiser.step()
-        if schedule is not None:
-            schedule.step()
+        with self._calling(f"a step of optimiser {loss.optimiser!r}"):
+            optimiser.zero_grad()
+            self._accelerator.backward(loss.value)
+            optimiser.step()
+            if schedule is not None:
+                schedule.step()
         for name, value in {f"{loss.optimiser}_loss": loss.value, **loss.metrics}.items():
             before, now = self.sums.get(name), value.detach().double().to(self._accelerator.device)
             self.sums[name] = now if before is None else before.to(now.device) + now
@@ -211,7 +219,7 @@ class _Course:
             )
         for module in self._networks.values():
             module.eval()
-        with torch.no_grad():
+        with torch.no_grad(), self._calling("score"):
             score = self._training.score(self._dataset, self._accelerator.device)
         if score is not None:
             self.best.offer(score, self._networks)
@@ -234,7 +242,23 @@ class _Course:
             module.eval()
         _check_finite(training.stage)
         round_to_stored(training.stage)
-        return training.finish(self._dataset, self._accelerator.device)
+        with self._calling("finish"):
+            return training.finish(self._dataset, self._accelerator.device)
+
+    def _losses(self, batch: Batch) -> Iterator[Loss]:
+        """Compute every loss of a batch under autocast, so that frozen networks take part in mixed precision."""
+        with self._calling("losses"):
+            losses = iter(self._training.losses(batch))
+        while True:
+            # the optimisers step outside of autocast
+            with self._accelerator.autocast(), self._calling("losses"):
+                loss = next(losses, None)
+            if loss is None:
+                return
+            yield loss
+
+    def _calling(self, what: str) -> Calling:
+        return Calling(self._who, f"{what} of its training")
 
     def _keep(self, always: bool = False) -> None:
         self._keeper.keep(self.step, self.sums, self.best, always)
@@ -249,13 +273,3 @@ def _check_finite(module: nn.Module) -> None:
                 f"the training diverged: {name!r} is not finite in the end, so no weights are kept: lower the learning "
                 "rate (--set lr=...)"
             )
-
-
-def _reduce(precision: Callable[[], contextlib.AbstractContextManager[Any]], losses: Iterator[Loss]) -> Iterator[Loss]:
-    """Compute every loss under autocast, so that frozen networks take part in mixed precision; optimisers do not."""
-    while True:
-        with precision():
-            loss = next(losses, None)
-        if loss is None:
-            return
-        yield loss

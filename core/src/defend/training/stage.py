@@ -14,6 +14,7 @@ import torch
 
 from defend.assembly.composition import Composition
 from defend.datasets.base import ImageDataset
+from defend.datasets.bounded import ensure_bounded
 from defend.errors import ConfigError, did_you_mean
 from defend.options import describe, make
 from defend.plugins import Found, Registry, registry
@@ -60,7 +61,7 @@ def train_stage(
     Raises:
         ConfigError: an unknown option or edition, or a stage that has nothing to train.
     """
-    how = settings or FitSettings(device="auto")
+    how, dataset = settings or FitSettings(device="auto"), ensure_bounded(dataset)
     check_seed(how.seed)
     found = (plugins or registry()).find(stage, name)
     spec = found.spec
@@ -78,7 +79,7 @@ def train_stage(
     task = dataset.task()
     around, tuned = _build_adapted(adapted, task)
     filed_as = tuned_name(found.name, tuned["victim"], tuned["purifier"]) if tuned else found.name
-    training = spec.resolve(spec.train)(config, recipe, task, *around)
+    training = found.call("train", config, recipe, task, *around)
     if not isinstance(training, Training):
         raise ConfigError(f"{stage} {name}: `train` returned {type(training).__name__}, expected a Training")
     identity = {

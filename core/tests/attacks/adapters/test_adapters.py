@@ -17,7 +17,7 @@ from defend.attacks.iterated import Pgd
 from defend.attacks.options import ApgdOptions, PgdOptions
 from defend.attacks.target import Target
 from defend.defence import Defence
-from defend.errors import ConfigError, ContractError, UnknownNameError
+from defend.errors import ConfigError, StageError, UnknownNameError
 from defend.gradients import differentiates_inside
 from defend.plugins import registry
 from defend.randomness import uniform_like
@@ -371,7 +371,7 @@ def test_a_member_is_called_by_its_family_and_name():
 
 def test_a_library_that_fails_is_named():
     defence, pictures, labels = defended(2)
-    with pytest.raises(ContractError, match=r"torchattacks:TIFGSM failed inside its library: RuntimeError: .*channels"):
+    with pytest.raises(StageError, match=r"torchattacks:TIFGSM failed in its library on .*: RuntimeError: .*channels"):
         craft(adapter("torchattacks:TIFGSM"), Target(defence), pictures, labels, eps=0.1)  # made for three channels
 
 

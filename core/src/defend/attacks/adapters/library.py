@@ -18,7 +18,8 @@ from defend.attacks.balls import at_least_float32, clip
 from defend.attacks.goals import keep_wrong
 from defend.attacks.objectives import steady_cross_entropy
 from defend.attacks.target import Target
-from defend.errors import ConfigError, ContractError, DefendError
+from defend.boundary.calls import Calling
+from defend.errors import ConfigError
 from defend.randomness import step_seed
 
 Work = Callable[[Tensor, Tensor, float], Tensor]
@@ -122,7 +123,7 @@ def run(
     is not known; if it differentiates, one look is taken where it began and one where it ended.
 
     Raises:
-        ContractError: the library failed; its message.
+        StageError: the library failed; its message.
     """
     with torch.inference_mode(False), _freeze(target.module):
         images, labels = images.clone(), labels.clone().long()
@@ -146,13 +147,8 @@ def _look(target: Target, name: str, images: Tensor, found: Tensor, labels: Tens
 
 
 def _run_named(work: Work, name: str, images: Tensor, labels: Tensor, budget: float) -> Tensor:
-    try:
+    with Calling(f"attack {name}", "its library", images):
         return work(images, labels, budget)
-    except Exception as error:  # a library may fail in any way; where memory ran out, the host tries a smaller batch
-        if isinstance(error, DefendError) or "memory" in str(error):
-            raise
-        text = " ".join(str(error).split()) or "no message"
-        raise ContractError(f"attack {name} failed inside its library: {type(error).__name__}: {text}") from error
 
 
 @contextlib.contextmanager
