@@ -1,19 +1,13 @@
 """`defend`: defends image classifiers against adversarial examples, and tells the truth about how well.
 
-Names are imported when first used, so that `import defend` (and the command line's `--help`) does
-not wait for torch.
+Names are imported when first used, so that the program listens to Ctrl-C almost at once, and shows `--help`.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from defend.errors import DefendError
-from defend.hookspecs import hookimpl
-from defend.options import option, options
-from defend.stages import Paper, StageSpec, Task
-from defend.values.report import Report
-from defend.values.run_config import RunConfig
+from defend.options import option, options  # at once, as the module of the same name would hide the function
 
 if TYPE_CHECKING:
     from defend.assembly.load import load_defence as load
@@ -22,10 +16,15 @@ if TYPE_CHECKING:
     from defend.attacks.host import craft
     from defend.attacks.target import Target
     from defend.defence import Defence, Verdict
+    from defend.errors import DefendError
     from defend.evaluation.runner import run, run_arms
+    from defend.hookspecs import hookimpl
     from defend.reproduce.ladders import load_recipe
     from defend.reproduce.ladders import recipe_config as recipe
+    from defend.stages import Paper, StageSpec, Task
     from defend.util.metrics import threshold_at
+    from defend.values.report import Report
+    from defend.values.run_config import RunConfig
     from defend.values.toml import alternatives
 
 __version__ = "0.5.0"
@@ -57,12 +56,19 @@ __all__ = [
 
 _LAZY = {
     "Defence": ("defend.defence", "Defence"),
-    "Verdict": ("defend.defence", "Verdict"),
+    "DefendError": ("defend.errors", "DefendError"),
+    "Paper": ("defend.stages", "Paper"),
+    "Report": ("defend.values.report", "Report"),
+    "RunConfig": ("defend.values.run_config", "RunConfig"),
+    "StageSpec": ("defend.stages", "StageSpec"),
     "Target": ("defend.attacks.target", "Target"),
+    "Task": ("defend.stages", "Task"),
+    "Verdict": ("defend.defence", "Verdict"),
     "alternatives": ("defend.values.toml", "alternatives"),
     "build_stage": ("defend.assembly.stage", "build_stage"),
     "craft": ("defend.attacks.host", "craft"),
     "dataset": ("defend.assembly.load", "open_dataset"),
+    "hookimpl": ("defend.hookspecs", "hookimpl"),
     "load": ("defend.assembly.load", "load_defence"),
     "load_recipe": ("defend.reproduce.ladders", "load_recipe"),
     "recipe": ("defend.reproduce.ladders", "recipe_config"),

@@ -1,6 +1,33 @@
-"""`python -m defend`."""
+"""The program: `defend`, or `python -m defend`. It listens to Ctrl-C and SIGTERM from its first moment to its last."""
 
-from defend.cli import main
+from __future__ import annotations
+
+import sys
+from typing import NoReturn
+
+from defend.util import interrupts
+
+
+def start() -> NoReturn:
+    """Run the command line in a process of its own, and exit with its code."""
+    interrupts.listen()
+    # only now, as it takes a while
+    from defend.cli import main, streams
+    from defend.cli.exits import WRONG_INPUT
+
+    output = streams.open_output()
+    code: object = 0
+    try:
+        main()
+    except SystemExit as stopped:
+        code = stopped.code
+    interrupts.ignore()
+    sys.stdout.flush()
+    if output is not None and output.failure is not None:
+        sys.stderr.write(f"error: standard output cannot be written: {output.failure.strerror}\n")
+        code = code or WRONG_INPUT
+    sys.exit(code)  # type: ignore[arg-type]
+
 
 if __name__ == "__main__":
-    main()
+    start()

@@ -35,7 +35,7 @@ class Calling:
     def __exit__(self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None) -> None:
         if error is None or isinstance(error, DefendError) or interrupts.is_users(error):
             return
-        if isinstance(error, Exception) and out_of_memory(error):
+        if out_of_memory(error):
             return
         shapes = [f"{list(each.shape)} {str(each.dtype).removeprefix('torch.')}" for each in self._given]
         on = f" on {', '.join(shapes)}" if shapes else ""

@@ -29,7 +29,10 @@ from defend.cli.reproduce import reproduce_command
 from defend.cli.run import run_command
 from defend.cli.show import show_command
 from defend.cli.train import train_command
+from defend.boundary.calls import say_cause
 from defend.errors import DefendError, ProcessLostError
+from defend.util import interrupts
+from defend.util.memory import out_of_memory
 
 OURS = Path(__file__).parents[1]
 
@@ -83,9 +86,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         _fail(str(error), WRONG_INPUT, debug)
     except (KeyboardInterrupt, click.Abort):
         _fail("interrupted", INTERRUPTED, debug)
-    except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(INTERNAL)
+    except BrokenPipeError:  # of a caller's own stream: the program's never raise, see `streams`
+        sys.exit(0)
     except OSError as error:
         if error.filename is None or error.strerror is None:
             _internal(error, debug)
@@ -93,13 +95,16 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except SystemExit as error:  # of a part that somebody else wrote: its 0 is not ours
         _fail(f"a part of this command asked to exit ({error.code!r}), which it may not", INTERNAL, debug)
     except Exception as error:
+        if interrupts.was_asked():  # which something took for an error of its own
+            _fail("interrupted", INTERRUPTED, debug)
+        if out_of_memory(error):
+            _fail(f"memory ran out ({say_cause(error)}): take fewer images at a time (--batch-size)", WRONG_INPUT, debug)
         _internal(error, debug)
     sys.exit(code if isinstance(code, int) else 0)
 
 
 def _internal(error: Exception, debug: bool) -> NoReturn:
-    text = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-    _fail(f"internal error: {text} (run again with --debug for the traceback)", INTERNAL, debug)
+    _fail(f"internal error: {say_cause(error)} (run again with --debug for the traceback)", INTERNAL, debug)
 
 
 def _one_line(

@@ -1,3 +1,5 @@
 """The codes that `defend` exits with; 0 is done."""
 
-INTERNAL, WRONG_INPUT, GATE, INTERRUPTED = 1, 2, 3, 130
+from defend.util.interrupts import INTERRUPTED as INTERRUPTED
+
+INTERNAL, WRONG_INPUT, GATE = 1, 2, 3

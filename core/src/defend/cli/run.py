@@ -14,7 +14,7 @@ from defend.cli import progress
 from defend.cli.exits import GATE, INTERRUPTED
 from defend.cli.flags import DEVICE, JSON, PARTS, PATH, QUIET, SEED, SET, TRAIN_MISSING, print_json, take_weights
 from defend.cli.usage import OUTPUT, command, option
-from defend.errors import ConfigError
+from defend.errors import ConfigError, ContractError, StageError
 from defend.util.launch import place
 from defend.values.threats import THREATS
 
@@ -188,13 +188,16 @@ def _run(
     with progress.show_waiting(console, quiet or not first):
         from defend.evaluation.runner import run_arms
         from defend.records import document  # noqa: F401 - slow, so while something is shown
+        from defend.records.unfinished import is_unfinished
         from defend.records.watcher import Watcher
         from defend.report import terminal  # noqa: F401 - slow, so while something is shown
     watcher = progress.RunBar(console, quiet) if first else Watcher()
     try:
         return run_arms(configs, watcher, resume=resume)
-    except KeyboardInterrupt:
-        if configs[0].out and first and Path(configs[0].out, "config.toml").is_file():
+    except (KeyboardInterrupt, Exception) as error:
+        # a stage that failed is changed before anybody goes on, and a run goes on with the same code alone
+        broken = isinstance(error, (StageError, ContractError))
+        if first and not broken and configs[0].out and is_unfinished(Path(configs[0].out)):
             click.echo(f"what was finished is kept: defend run --resume {configs[0].out}", err=True)
         raise
     finally:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
+import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -63,6 +65,10 @@ class Decoders:
         self._workers = min(workers, _cores())
         self._waiting: dict[bool, tuple[_Plan, DataLoader[Tensor | DataError]]] = {}
 
+    def end(self) -> None:
+        """End the processes that wait for another pass."""
+        self._waiting.clear()
+
     def decode(self, batches: Sequence[Tensor], pinned: bool) -> Iterator[Tensor]:
         """Yield uint8 [B,C,H,W] for batches of places of files, int64 [B]; what workers decode may be page-locked.
 
@@ -90,6 +96,9 @@ class Decoders:
             del loader  # which ends its processes, unless they wait for the next pass
 
     def _start(self, pinned: bool) -> tuple[_Plan, DataLoader[Tensor | DataError]]:
+        if not _STARTED:
+            atexit.register(_end_all)
+        _STARTED.add(self)
         plan = _Plan()
         loader: DataLoader[Tensor | DataError] = DataLoader(
             self._decoder,
@@ -102,6 +111,18 @@ class Decoders:
             generator=torch.Generator(),  # workers draw nothing, so torch's own generator stays where it is
         )
         return plan, loader
+
+
+_STARTED: weakref.WeakSet[Decoders] = weakref.WeakSet()
+
+
+def _end_all() -> None:
+    """End waiting processes before Python ends: it would kill them, and torch take that for an accident.
+
+    Functions are called at exit in reverse order of registration, and those of torch and multiprocessing came first.
+    """
+    for each in list(_STARTED):
+        each.end()
 
 
 def _begin(_: int) -> None:

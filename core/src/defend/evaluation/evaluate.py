@@ -37,6 +37,7 @@ from defend.records.rows import (
     record_of,
 )
 from defend.store.store import Store
+from defend.util import interrupts
 from defend.util.memory import out_of_memory
 from defend.util.processes import Processes
 
@@ -118,6 +119,7 @@ class Evaluator:
             # every N-th batch, so that what is finished is always the row's beginning, from which a run can go on
             own = self._parts(plan, left[processes.rank :: processes.world])
             for start in range(0, len(left), processes.world):
+                interrupts.stop_if_asked()
                 mine = next(own) if start + processes.rank < len(left) else None
                 for place, made in enumerate(processes.gather(mine), begun + start):
                     if made is not None:
@@ -158,7 +160,7 @@ class Evaluator:
             part = waiting.pop(0)
             try:
                 yield work(part)
-            except RuntimeError as error:
+            except (RuntimeError, MemoryError) as error:
                 if len(part.keys) == 1 or not out_of_memory(error):
                     raise
                 # kept for the batches to come, which would run out of memory as this one did

@@ -115,7 +115,7 @@ def choose(
             return decide(trial.measure(first))
         except _ReducedError as failure:
             return Crafting(None, str(failure))
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             largest = max(len(batch.keys) for batch in first)
             if largest == 1 or not out_of_memory(error):
                 raise
@@ -187,7 +187,7 @@ class _Trial:
         target.watch(batch.keys, batch.labels)
         try:
             target.slope(batch.images, batch.labels, batch.keys, "trial")
-        except (StageError, RuntimeError, TypeError) as error:
+        except (StageError, RuntimeError, TypeError, MemoryError) as error:
             if target.precision is None or out_of_memory(error):
                 raise
             known = error.__cause__ or error

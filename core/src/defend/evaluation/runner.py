@@ -32,6 +32,7 @@ from defend.records.journal import Journal
 from defend.records.rows import PlannedRow, RowRecord, restrict
 from defend.records.watcher import Watcher
 from defend.store.store import Store
+from defend.util import interrupts
 from defend.util.processes import Processes, join, resolve_device
 from defend.values.report import Report
 from defend.values.run_config import RunConfig
@@ -76,9 +77,10 @@ def run_arms(
         DefendError: as `run`.
         ProcessLostError: another process of the run is gone; what was finished is in the run folder.
     """
-    run = _Run(configs, watcher or Watcher(), plugins or registry(), resume, dataset)
-    run.evaluate()
-    outcomes = run.conclude()
+    with interrupts.careful():
+        run = _Run(configs, watcher or Watcher(), plugins or registry(), resume, dataset)
+        run.evaluate()
+        outcomes = run.conclude()
     if run.journal is not None and run.journal.damaged:
         warnings.warn(
             f"{run.journal.damaged} finished batches of run {str(run.outs[0])!r} were not as they were written, and "

@@ -28,6 +28,7 @@ from defend.randomness import step_seed
 from defend.records.watcher import TrainingWatcher
 from defend.train import Loss, Training
 from defend.training.checkpoint import Checkpoint, Keeper, MetricsFile
+from defend.util import interrupts
 from defend.weights.files import round_to_stored, to_stored
 
 if TYPE_CHECKING:
@@ -70,10 +71,11 @@ def fit(
             trained weights are not finite.
         WeightsError: part of the module's state is no tensor, so that no file could hold it.
     """
-    course = _Course(training, dataset, settings, identity)
-    for epoch in course.left():
-        course.run(epoch)
-    return course.finish()
+    with interrupts.careful():
+        course = _Course(training, dataset, settings, identity)
+        for epoch in course.left():
+            course.run(epoch)
+        return course.finish()
 
 
 def _start(settings: FitSettings) -> Accelerator:
@@ -184,6 +186,7 @@ class _Course:
             for loss in self._losses(batch):
                 self._minimise(loss)
             self.step += 1
+            interrupts.stop_if_asked()
             if self.step < pace.ends[epoch]:  # at its end an epoch is logged first, then saved
                 self._keep()
                 self._settings.progress.step(self.step, pace.total, {})

@@ -13,19 +13,22 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
-import attrs
-
 INTERRUPTED = 130  # what a program exits with that was told to stop: 128, and the number of Ctrl-C's signal
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-@attrs.define
 class _Ears:
-    """Whether somebody listens, whether the user asked to stop, and whether that ends the process at once."""
+    """What was heard, and what follows from it.
 
-    listening: bool = False
-    asked: bool = False
-    leaving: int = 0
+    Attributes:
+        listening: whether anybody listens.
+        alone: whether the process is the program's own, which may end at once.
+        asked: whether the user asked to stop.
+        careful: how many blocks are open in which the process may not end at once.
+    """
+
+    listening = alone = asked = False
+    careful = 0
 
 
 _ears = _Ears()
@@ -33,23 +36,28 @@ _ears = _Ears()
 
 def _hear(*_: int | FrameType | None) -> None:
     _ears.asked = True
-    if _ears.leaving:
-        say_and_leave()
+    if _ears.alone and not _ears.careful:
+        _leave()
     raise KeyboardInterrupt
 
 
-def say_and_leave() -> None:
+def _leave() -> None:
     """End the process at once, with the line that an interrupted command says."""
-    shown = "\x1b[?25h" if sys.stderr is not None and sys.stderr.isatty() else ""  # a status line hides the cursor
-    os.write(2, f"{shown}\nerror: interrupted\n".encode())
+    shown = "\x1b[?25h\n" if sys.stderr is not None and sys.stderr.isatty() else ""  # a status line hides the cursor
+    with contextlib.suppress(OSError):
+        os.write(2, f"{shown}error: interrupted\n".encode())
     os._exit(INTERRUPTED)
 
 
 def listen() -> None:
-    """Take a Ctrl-C and a SIGTERM for the user's wish from now on: each raises KeyboardInterrupt."""
+    """Take Ctrl-C and SIGTERM for the user's wish from now on, in a process of the program's own.
+
+    Outside of `careful` they end it at once: what is under way then, imports above all, may swallow a
+    KeyboardInterrupt, or turn it into something else.
+    """
     for number in SIGNALS:
         signal.signal(number, _hear)
-    _ears.listening, _ears.asked = True, False
+    _ears.listening, _ears.alone, _ears.asked = True, True, False
 
 
 def ignore() -> None:
@@ -63,8 +71,14 @@ def was_asked() -> bool:
     return _ears.asked
 
 
+def stop_if_asked() -> None:
+    """Raise KeyboardInterrupt where the user asked to stop and something swallowed that."""
+    if _ears.asked:
+        raise KeyboardInterrupt
+
+
 def is_users(error: BaseException) -> bool:
-    """Whether a KeyboardInterrupt is the user's: where nobody listens it is taken for that."""
+    """Whether an error is the KeyboardInterrupt of the user; where nobody listens it is taken for that."""
     return isinstance(error, KeyboardInterrupt) and (_ears.asked or not _ears.listening)
 
 
@@ -81,14 +95,14 @@ def listening() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        _ears.listening = False
+        _ears.listening = _ears.asked = False
 
 
 @contextlib.contextmanager
-def leaving() -> Iterator[None]:
-    """Within the block a wish to stop ends the process at once: imports are under way, which may swallow it."""
-    _ears.leaving += 1
+def careful() -> Iterator[None]:
+    """Within the block a wish to stop raises KeyboardInterrupt: there is something to keep, or to clean up."""
+    _ears.careful += 1
     try:
         yield
     finally:
-        _ears.leaving -= 1
+        _ears.careful -= 1

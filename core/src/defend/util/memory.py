@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 
-def out_of_memory(error: Exception) -> bool:
+SIGNS = ("cannot allocate memory", "failed to map segment", "bad alloc", "bad_alloc", "can't start new thread")
+"""What those say that meet a limit of memory: the loader of a library, C++, threads."""
+
+
+def out_of_memory(error: BaseException) -> bool:
     """Return whether an error is that of a device, or of the CPU, that has no memory left."""
-    from accelerate.utils.memory import should_reduce_batch_size
-
-    return should_reduce_batch_size(error)
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return True
+    if not isinstance(error, (RuntimeError, ImportError)):
+        return False
+    if any(sign in str(error).lower() for sign in SIGNS):
+        return True
+    try:
+        from accelerate.utils.memory import should_reduce_batch_size
+    except (ImportError, MemoryError):  # which needs memory itself
+        return False
+    return isinstance(error, Exception) and should_reduce_batch_size(error)
