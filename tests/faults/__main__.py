@@ -11,7 +11,6 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-
 from tests.faults import groups
 from tests.faults.harness import LOST, Injection
 

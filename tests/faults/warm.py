@@ -6,7 +6,7 @@ import scipy.stats  # noqa: F401
 import timm  # noqa: F401
 import torch  # noqa: F401
 
-import defend.evaluation.runner  # noqa: F401
+import defend.evaluation.runner
 import defend.records.pictures
 import defend.report.terminal
 import defend.training.stage  # noqa: F401

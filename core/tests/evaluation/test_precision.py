@@ -167,7 +167,7 @@ def test_what_goes_wrong_in_fp32_is_not_hidden():
         def forward(self, batch):
             raise RuntimeError("no kernel for this")
 
-    with pytest.raises(StageError, match="victim Broken failed in forward on .*: no kernel for this"):
+    with pytest.raises(StageError, match=r"victim Broken failed in forward on .*: no kernel for this"):
         chosen(Broken(), given=list(batches(TinyVictim())))
 
 

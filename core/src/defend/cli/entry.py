@@ -15,6 +15,7 @@ from typing import NoReturn, TextIO
 import click
 
 from defend import __version__
+from defend.boundary.calls import say_cause
 from defend.cli.cache import cache_command
 from defend.cli.calibrate import calibrate_command
 from defend.cli.compare import compare_command
@@ -29,7 +30,6 @@ from defend.cli.reproduce import reproduce_command
 from defend.cli.run import run_command
 from defend.cli.show import show_command
 from defend.cli.train import train_command
-from defend.boundary.calls import say_cause
 from defend.errors import DefendError, ProcessLostError
 from defend.util import interrupts
 from defend.util.memory import out_of_memory
@@ -98,7 +98,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         if interrupts.was_asked():  # which something took for an error of its own
             _fail("interrupted", INTERRUPTED, debug)
         if out_of_memory(error):
-            _fail(f"memory ran out ({say_cause(error)}): take fewer images at a time (--batch-size)", WRONG_INPUT, debug)
+            what = f"memory ran out ({say_cause(error)})"
+            _fail(f"{what}: raise its limit, or take fewer images at a time (the batch size)", WRONG_INPUT, debug)
         _internal(error, debug)
     sys.exit(code if isinstance(code, int) else 0)
 
