@@ -130,7 +130,9 @@ def _child(folder: str, arguments: list[str], arrange: Callable[[], object], env
     code: object = 70  # main always exits
     try:
         from defend.cli import main
+        from defend.util import interrupts
 
+        interrupts.listen()
         arrange()
         main(arguments)
     except SystemExit as stopped:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import importlib.metadata
 import importlib.util
@@ -14,12 +15,14 @@ import pluggy
 
 from defend import hookspecs
 from defend.boundary.calls import Calling, say_cause
+from defend.custom.spec import spec_of_reference, spec_of_thing
 from defend.errors import ConfigError, PluginError, StageError, UnknownNameError
 from defend.options import make
 from defend.recipes import Recipe
 from defend.stages import STAGES, Stage, StageSpec
 from defend.tables import Table
 from defend.util import interrupts
+from defend.values.references import split_reference
 from defend.values.threats import threat
 
 CORE = ("defend.attacks.plugin", "defend.datasets.plugin", "defend.finetuners.plugin", "defend.victims.plugin")
@@ -118,6 +121,7 @@ class Registry:
         self.recipes: dict[str, Recipe] = {}
         self._entries: dict[Stage, dict[str, Entry]] = {stage: {} for stage in STAGES}
         self._claimed: dict[tuple[str, str], str] = {}
+        self._custom: dict[tuple[Stage, str], Found] = {}
         self._manager = pluggy.PluginManager(hookspecs.GROUP)
         self._manager.add_hookspecs(hookspecs)
         for module in CORE:
@@ -229,6 +233,8 @@ class Registry:
         if name in entries and entries[name].spec.members is not None:
             raise ConfigError(f"{stage} {name!r} is a family: name one of its members ({entries[name].spec.summary})")
         prefix, _, member = name.rpartition(":")
+        if prefix not in entries and (custom := self._find_custom(stage, name)) is not None:
+            return custom
         choices = [known for known, entry in entries.items() if entry.spec.members is None]
         answering = [Found(entries[name], None, self.packages(entries[name]))] if name in entries else []
         for entry in entries.values():
@@ -251,6 +257,30 @@ class Registry:
             return answering[0]
         broken = "".join(f"; note: {failure.plugin} failed to load: {failure.cause}" for failure in self.failures)
         raise UnknownNameError(stage, name, choices, broken)
+
+    def _find_custom(self, stage: Stage, name: str) -> Found | None:
+        """Return what a reference names, once and for all; None of another name."""
+        if split_reference(name) is None:
+            return None
+        if (stage, name) not in self._custom:
+            self._custom[stage, name] = Found(Entry(stage, spec_of_reference(stage, name), "your own"), None)
+        return self._custom[stage, name]
+
+    def with_thing(self, stage: Stage, thing: Any, name: str | None = None) -> tuple[str, Registry]:
+        """Return a registry that also offers an object, class or function as a stage, and the name that finds it.
+
+        Args:
+            stage: what it is to be.
+            thing: what a user gave; a text is a name, or a reference, and is returned as it is.
+            name: what reports call it; its own, or its class's, if None.
+        """
+        if isinstance(thing, str):
+            return thing, self
+        called = name or getattr(thing, "stage_name", None) or getattr(thing, "__name__", None) or type(thing).__name__
+        other = copy.copy(self)
+        spec = spec_of_thing(stage, str(called), thing)
+        other._entries = {**self._entries, stage: {**self._entries[stage], spec.name: Entry(stage, spec, "your own")}}
+        return spec.name, other
 
     def names_of(self, entry: Entry) -> tuple[str, ...]:
         """Return what a family answers to; nothing, and its failure is noted, where it cannot say."""

@@ -75,6 +75,18 @@ def uniform_per_image(images: Tensor, low: float = 0.0, high: float = 1.0) -> Te
     return low + (high - low) * _unit(images, 1)[:, 0]
 
 
+def batch_seed() -> int | None:
+    """Return a seed for code that draws by itself: of all images of the block, and another every time; None outside.
+
+    Such draws belong to the batch, not to its images.
+    """
+    draws = _current.get()
+    if draws is None:
+        return None
+    draws.count += 1
+    return step_seed(int(draws.base.sum()), "batch", draws.count)
+
+
 @attrs.frozen
 class Mark:
     """Where random draws stand: in a `keyed` block, or in torch's generators."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import attrs
 
+from defend.custom.spec import CustomSpec
 from defend.options import describe
 from defend.plugins import Found, Registry, registry
 from defend.stages import Stage
@@ -55,8 +56,9 @@ class Part:
 
     @property
     def pretrained(self) -> bool:
-        """Whether its options take weights from elsewhere."""
-        return bool(getattr(self.found.config(self.options), "pretrained", False))
+        """Whether its options take weights from elsewhere, or it is a user's own, which has its weights."""
+        own = isinstance(self.found.spec, CustomSpec) and self.weights is None
+        return own or bool(getattr(self.found.config(self.options), "pretrained", False))
 
     def find_weights(self, filing: str) -> Path | None:
         """Return its weights file, None where there is none. `filing` is what the data set files weights under.

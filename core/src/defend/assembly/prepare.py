@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from defend.boundary.answers import ask, unwrap
-from defend.boundary.calls import Calling
+from defend.boundary.calls import Calling, say_cause
 from defend.boundary.given import name_of
 from defend.defence import Defence, PurifierSequence
 from defend.errors import StageError
@@ -90,8 +90,7 @@ def copy_module(module: M) -> M:
 def cause_of(error: Exception) -> str:
     """Return one short line that says what went wrong."""
     known = error.__cause__ if isinstance(error, StageError) and error.__cause__ is not None else error
-    lines = [line.strip() for line in str(known).splitlines() if line.strip()]
-    return f"{type(known).__name__}: {lines[0]}"[:160] if lines else type(known).__name__
+    return say_cause(known)[:160]
 
 
 def fold_victim(victim: nn.Module, sample: Tensor) -> tuple[nn.Module, str, str]:

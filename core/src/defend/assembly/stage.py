@@ -13,6 +13,7 @@ from torch import nn
 from defend.assembly.part import Part, find_part, say_training
 from defend.boundary.answers import ask, unwrap
 from defend.boundary.calls import Calling
+from defend.custom.spec import CustomSpec
 from defend.errors import ContractError, WeightsError
 from defend.options import describe
 from defend.plugins import Found, Registry
@@ -24,12 +25,13 @@ from defend.weights.find import mismatch, near, stages_of
 
 @attrs.frozen
 class Built:
-    """A stage ready to use: its module, options, and the weights it was loaded from, if any."""
+    """A stage ready to use: its module, options, and the weights it was loaded from, if any; whether a user gave it."""
 
     module: nn.Module
     config: Any
     path: Path | None
     card: Card | None
+    custom: bool = False
 
     @property
     def content_hash(self) -> str | None:
@@ -83,7 +85,7 @@ def build_part(part: Part, task: Task, bare: nn.Module | None = None) -> Built:
         module.stage_name = part.victim  # type: ignore[assignment]
     if path is not None:
         load(path, module, stages_of(found), found.name)
-    return Built(module.eval(), config, path, card)
+    return Built(module.eval(), config, path, card, isinstance(found.spec, CustomSpec))
 
 
 def build_module(found: Found, config: Any, task: Task, *bare: nn.Module) -> nn.Module:

@@ -136,10 +136,13 @@ class BoundedDataset(ImageDataset):
         """
         with self._calling("statistics"):
             mean, std = (tuple(map(float, each)) for each in self._dataset.statistics())
+        self._check_statistics(mean, std)
+        return mean, std
+
+    def _check_statistics(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         finite = bool(torch.isfinite(torch.tensor([*mean, *std])).all())
         if not len(mean) == len(std) == self.shape[0] or not finite:
             raise ContractError(f"{self._who}: statistics are {mean}, {std}: expected finite numbers, one a channel")
-        return mean, std
 
     @property
     def filed_as(self) -> str:
@@ -158,6 +161,7 @@ class BoundedDataset(ImageDataset):
         wanted = (*self.shape, len(self.classes))
         if not isinstance(said, Task) or (said.channels, said.height, said.width, said.classes) != wanted:
             raise ContractError(f"{self._who}: task is {str(said)[:120]}, expected one of {wanted}")
+        self._check_statistics(said.mean, said.std)
         return said
 
     def origin(self, split: Split) -> Origin | None:

@@ -11,12 +11,13 @@ from typing import Any
 import torch
 
 from defend import __version__
+from defend.assembly.stage import Built
 from defend.datasets.base import ImageDataset
 from defend.errors import ConfigError
 from defend.evaluation.arms import BuiltDefence
 from defend.plugins import Registry
 from defend.records.rows import PlannedRow
-from defend.store.fingerprint import code_of
+from defend.store.fingerprint import code_of, module_hash
 
 
 def identify(
@@ -49,12 +50,17 @@ def identify(
         # finished batches are counted by their place, so all must be cut alike
         "batch size": defences[0].names.config.batch_size,
         "weights file": [
-            {part: built.card.content_sha256 for part, built in each.built.items() if built.card is not None}
+            {part: found for part, built in each.built.items() if (found := _fingerprint(built)) is not None}
             for each in defences
         ],
         **_code(defences, plans, plugins),
         "plan of rows": hashlib.sha256(json.dumps(rows).encode()).hexdigest(),
     }
+
+
+def _fingerprint(built: Built) -> str | None:
+    """Return the hash of a part's weights: as their card has it, or of what a user gave; None of code alone."""
+    return module_hash(built.module) if built.card is None and built.custom else built.content_hash
 
 
 def _code(defences: Sequence[BuiltDefence], plans: Sequence[PlannedRow], plugins: Registry) -> dict[str, str]:

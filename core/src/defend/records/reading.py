@@ -21,6 +21,7 @@ from defend.records.document import SCHEMA
 from defend.records.recount import Answer, Name, check_digests, recount
 from defend.records.run import Examples, Results, Right, RowKey, RowName, Run, RunRow
 from defend.util.cells import from_cell
+from defend.values.references import shorten
 from defend.values.report import Report, Row
 from defend.values.threats import DEFENDED, rank
 from defend.values.toml import to_toml
@@ -178,7 +179,7 @@ def _nearest(folder: Path) -> str:
 
 def _label(config: Mapping[str, Any]) -> str:
     parts = [config.get(stage) for stage in ("purifier", "detector", "finetune")]
-    return "+".join(part for part in parts if part) or "no defence"
+    return "+".join(shorten(part) for part in parts if part) or "no defence"
 
 
 def _row(row: Mapping[str, Any], records: Mapping[Name, Right], folder: Path) -> RunRow:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from defend.values.references import shorten
 from defend.values.report import Report, Row
 from defend.values.threats import DEFENDED
 
@@ -152,7 +153,7 @@ class Results:
         """The stages and the data set."""
         config = self.report.config
         victim = f"{config.victim} tuned by {config.finetune}" if config.finetune else config.victim
-        what = " + ".join(stage for stage in (config.purifier, config.detector, victim) if stage)
+        what = " + ".join(shorten(stage) for stage in (config.purifier, config.detector, victim) if stage)
         name = self.report.dataset.name
         return f"{what} on {name}" if self.defended else f"{what}, undefended, on {name}"
 

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from defend.report.text import interval, over_passes, percent, row_title, with_interval
+from defend.values.references import shorten
 from defend.values.report import ArmResult, Report, Row, WorstCase
 from defend.values.threats import DEFENDED, TUNED, UNDEFENDED, UNTUNED, knows_the_defence
 
@@ -158,7 +159,7 @@ def _table(report: Report, intervals: Sequence[str]) -> Table:
     """Make the table of all rows, with intervals for some of its arms."""
     config, arms = report.config, _arms(report)
     tuned = f"{config.victim} (tuned by {config.finetune})" if config.finetune else config.victim
-    stages = " + ".join(part for part in (config.purifier, config.detector, tuned) if part)
+    stages = " + ".join(shorten(part) for part in (config.purifier, config.detector, tuned) if part)
     table = Table(title=f"{stages} on {report.dataset.name} (test)", title_justify="left", caption_justify="left")
     for name in ("attack", "threat"):
         table.add_column(name, overflow="fold")

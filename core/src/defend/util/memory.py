@@ -14,7 +14,11 @@ def out_of_memory(error: BaseException) -> bool:
         return True
     if not isinstance(error, (RuntimeError, ImportError)):
         return False
-    if any(sign in str(error).lower() for sign in SIGNS):
+    try:
+        said = str(error).lower()
+    except Exception:  # somebody else's error may fail at its own words
+        return False
+    if any(sign in said for sign in SIGNS):
         return True
     try:
         from accelerate.utils.memory import should_reduce_batch_size

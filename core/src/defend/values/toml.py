@@ -16,6 +16,8 @@ import tomli_w
 
 from defend.errors import ConfigError, did_you_mean
 from defend.options import parse
+from defend.values.editions import is_file
+from defend.values.references import anchor, shorten
 from defend.values.run_config import RunConfig
 
 _converter = cattrs.Converter(omit_if_default=True)
@@ -53,10 +55,38 @@ def run_config(flags: Mapping[str, Any], file: Path | None = None) -> RunConfig:
                 merged[stage] = {**merged.get(stage, {}), **chosen} if isinstance(chosen, Mapping) else chosen
             value = merged
         values[key] = value
+    values = _anchor(values, {key for key, value in flags.items() if value is not None}, file)
     if "victim" not in values:
         raise ConfigError("no victim was named: add --victim, for example --victim resnet18")
     where = str(file) if file else "the configuration"
     return _structure(values, where)
+
+
+def _anchor(values: Mapping[str, Any], typed: set[str], file: Path | None) -> dict[str, Any]:
+    """Make paths absolute: what was typed from where the user stands, what a file says from the file's own folder."""
+    here = Path.cwd()
+
+    def rooted(path: str, key: str) -> str:
+        beside = here if key in typed or file is None else file.absolute().parent
+        # older runs kept paths as they were typed, from wherever that was
+        chosen = beside if (beside / path).exists() or not (here / path).exists() else here
+        return str(chosen / Path(path).expanduser())
+
+    found = dict(values)
+    for key in ("victim", "purifier", "detector", "finetune", "dataset"):
+        if isinstance(found.get(key), str):
+            found[key] = anchor(found[key], here if key in typed or file is None else file.absolute().parent)
+    for key in ("attacks", "sources"):
+        if isinstance(found.get(key), (list, tuple)):
+            found[key] = [anchor(each, here) if isinstance(each, str) else each for each in found[key]]
+    if isinstance(found.get("data_dir"), str):
+        found["data_dir"] = rooted(found["data_dir"], "data_dir")
+    if isinstance(found.get("weights"), Mapping):
+        found["weights"] = {
+            stage: rooted(each, "weights") if isinstance(each, str) and is_file(each) else each
+            for stage, each in found["weights"].items()
+        }
+    return found
 
 
 def read_toml(text: str, where: str) -> RunConfig:
@@ -135,9 +165,14 @@ def alternatives(config: RunConfig, purifiers: Sequence[str]) -> list[RunConfig]
         others = every - set(purifier.split(","))
         own = {key: value for key, value in config.options.items() if key not in others}
         files = {key: value for key, value in config.weights.items() if key not in others}
-        out = None if config.out is None else str(Path(config.out) / purifier.replace(",", "+"))
+        out = None if config.out is None else str(Path(config.out) / _as_file_name(purifier))
         configs.append(attrs.evolve(config, purifier=purifier, options=own, weights=files, out=out))
     return configs
+
+
+def _as_file_name(names: str) -> str:
+    """Return names as a folder of theirs is called."""
+    return shorten(names).replace(":", "_").replace("/", "_").replace(",", "+")
 
 
 def default_out(config: RunConfig, purifiers: Sequence[str] = (), root: Path = Path("runs")) -> str:
@@ -145,8 +180,8 @@ def default_out(config: RunConfig, purifiers: Sequence[str] = (), root: Path = P
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     named = "-vs-".join(purifiers) or config.purifier
     tuned = f"finetune-{config.finetune}" if config.finetune else None
-    parts = [stamp, config.victim, *(part for part in (named, config.detector, tuned) if part)]
-    path = root / "-".join(parts).replace(":", "_").replace("/", "_").replace(",", "+")
+    parts = [stamp, *(_as_file_name(part) for part in (config.victim, named, config.detector, tuned) if part)]
+    path = root / "-".join(parts)
     unique, count = path, 2
     while unique.exists():
         unique, count = path.with_name(f"{path.name}-{count}"), count + 1

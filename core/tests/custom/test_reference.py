@@ -1,0 +1,188 @@
+"""FILE.py:NAME and MODULE:NAME as the names of stages."""
+
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from defend.assembly.composition import Composition
+from defend.custom.build import Drawing, OneLogit
+from defend.custom.reference import load_reference
+from defend.errors import ConfigError, ContractError, StageError, UnknownNameError
+from defend.plugins import registry
+from defend.randomness import keyed
+from defend.testing.toys import TASK, TinyVictim, images
+from defend.values.references import anchor, shorten, split_reference
+
+FILE = """
+import torch
+from torch import nn
+import beside
+
+class Net(nn.Module):
+    def __init__(self, width: int = 4, scale=1.0, name: str | None = None, task=None):
+        super().__init__()
+        self.width, self.scale, self.task = width, scale, task
+        self.head = nn.Linear(task.channels * task.height * task.width, task.classes)
+    def forward(self, images):
+        return self.head(images.flatten(1))
+
+def load(task, width: int):
+    return Net(width, task=task)
+
+def blur(images):
+    return images
+
+def noisy(x, sigma=0.1):
+    return (x + sigma * torch.randn_like(x)).clamp(0, 1)
+
+def needs(thing): ...
+
+def fails(): raise SystemExit(0)
+
+ready = nn.Identity()
+number = 3
+"""
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "my_parts.py"
+    path.write_text(FILE)
+    (tmp_path / "beside.py").write_text("")
+    yield str(path)
+    for name in ("my_parts", "beside"):
+        sys.modules.pop(name, None)
+    sys.path[:] = [each for each in sys.path if each != str(tmp_path)]
+
+
+def built(stage, name, **options):
+    composition = Composition.of(**{stage: name}, options={stage: options})
+    return composition.build(TASK)[stage].module
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("my.py:load", ("my.py", "load")),
+        ("/a b/c:d/my.py:load", ("/a b/c:d/my.py", "load")),
+        ("json:loads", ("json", "loads")),
+        ("os.path:join", ("os.path", "join")),
+        ("resnet18", None),
+        ("nowhere.at.all:load", None),
+        ("torchattacks:PGD", ("torchattacks", "PGD")),  # a family of that name comes first, see `Registry.find`
+        ("my.py:", None),
+        ("+paper", None),
+    ],
+)
+def test_references_are_told_from_other_names(text, parts):
+    assert split_reference(text) == parts
+
+
+def test_names_are_shortened_and_anchored(tmp_path):
+    assert shorten("/a/b/my.py:load,dae") == "my.py:load,dae"
+    assert anchor("my.py:load,dae", tmp_path) == f"{tmp_path}/my.py:load,dae"
+    assert anchor("/a/my.py:load", tmp_path) == "/a/my.py:load"
+    assert anchor("timm:resnet18", tmp_path) == "timm:resnet18"
+
+
+def test_a_function_or_class_makes_the_stage_and_its_arguments_are_options(file):
+    found = registry().find("victim", f"{file}:Net")
+    assert found.name == "my_parts.py:Net"
+    module = built("victim", f"{file}:Net", width="8", scale="0.5")
+    assert (module.width, module.scale, module.task) == (8, 0.5, TASK)
+    assert built("victim", f"{file}:load", width=3).width == 3
+    with pytest.raises(ConfigError, match=r"unknown option 'widht' of victim my_parts.py:Net: did you mean 'width'"):
+        found.config({"widht": 3})
+    with pytest.raises(ConfigError, match="width='x' is not a whole number"):
+        found.config({"width": "x"})
+
+
+def test_what_is_missing_is_told(file):
+    with pytest.raises(ConfigError, match=r"my_part.py' does not exist: did you mean 'my_parts.py'"):
+        registry().find("victim", file.replace("my_parts", "my_part") + ":load")
+    with pytest.raises(ConfigError, match="there is no 'laod' in it: did you mean 'load'"):
+        registry().find("victim", f"{file}:laod")
+    with pytest.raises(ConfigError, match="an argument 'thing' without a default"):
+        registry().find("victim", f"{file}:needs")
+    with pytest.raises(StageError, match=r"victim my_parts.py:fails failed in build: SystemExit: 0"):
+        built("victim", f"{file}:fails")
+    with pytest.raises(ContractError, match=r"victim my_parts.py:number is int, expected an nn.Module or a function"):
+        built("victim", f"{file}:number")
+    with pytest.raises(UnknownNameError):
+        registry().find("victim", "resnet81")
+
+
+def test_a_file_that_fails_is_named(tmp_path):
+    (tmp_path / "broken.py").write_text("import nothing_of_this_name")
+    with pytest.raises(StageError, match=r"broken.py:load failed in its import: ModuleNotFoundError"):
+        load_reference(f"{tmp_path}/broken.py:load")
+
+
+def test_functions_of_images_are_stages_themselves(file):
+    assert not built("purifier", f"{file}:blur").random
+    assert isinstance(built("purifier", f"{file}:noisy"), Drawing)
+    assert isinstance(built("purifier", f"{file}:ready"), nn.Identity)
+
+
+def test_what_a_plain_function_draws_belongs_to_the_image(file):
+    purifier, batch = built("purifier", f"{file}:noisy"), images(TASK, 6)
+    keys = torch.arange(6)
+    with keyed(keys, seed=0, stream="x"):
+        together = purifier(batch)
+    with keyed(keys[2:4], seed=0, stream="x"):
+        apart = purifier(batch[2:4])
+    with keyed(keys, seed=1, stream="x"):
+        other = purifier(batch)
+    assert torch.equal(together[2:4], apart)
+    assert not torch.equal(together, other)
+
+
+def test_draws_that_no_image_has_are_of_the_batch_and_come_again():
+    def drops(images):
+        return images * (torch.rand(3, 3).sum() / 9)
+
+    purifier = Drawing(nn.Identity())
+    purifier.module = (
+        drops if isinstance(drops, nn.Module) else type("M", (nn.Module,), {"forward": lambda _, x: drops(x)})()
+    )
+    outside = torch.get_rng_state()
+    with keyed(torch.arange(2), seed=0, stream="x"):
+        first = purifier(images(TASK, 2))
+    with keyed(torch.arange(2), seed=0, stream="x"):
+        again, second = purifier(images(TASK, 2)), purifier(images(TASK, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, second)
+    assert torch.equal(outside, torch.get_rng_state())
+
+
+class OneScore(nn.Module):
+    def __init__(self, shape):
+        super().__init__()
+        self.shape = shape
+
+    def forward(self, batch):
+        return batch.flatten(1).sum(1).reshape(self.shape)
+
+
+@pytest.mark.parametrize("shape", [(-1,), (-1, 1)])
+def test_one_logit_becomes_two(shape):
+    import attrs
+
+    task, batch = attrs.evolve(TASK, classes=2), images(TASK, 3)
+    name, plugins = registry().with_thing("victim", OneScore(shape))
+    module = Composition.of(name, plugins=plugins).build(task)["victim"].module
+    assert isinstance(module, OneLogit)
+    total = batch.flatten(1).sum(1)
+    assert torch.allclose(module(batch), torch.stack([-total / 2, total / 2], 1))
+
+
+def test_objects_are_stages_of_a_registry_of_their_own():
+    victim = TinyVictim(TASK)
+    name, plugins = registry().with_thing("victim", victim)
+    assert name == "TinyVictim"
+    assert Composition.of(name, plugins=plugins).build(TASK)["victim"].module is victim
+    with pytest.raises(UnknownNameError):
+        registry().find("victim", name)
+    assert registry().with_thing("victim", "resnet18") == ("resnet18", registry())
