@@ -142,16 +142,17 @@ def _asked(settings: tuple[str, ...], file: Path | None, values: dict[str, Any])
     import attrs
 
     from defend.values.budgets import parse_sweep
-    from defend.values.toml import alternatives, parse_settings, run_config, with_out
+    from defend.values.references import anchor
+    from defend.values.toml import alternatives, anchor_paths, parse_settings, run_config, with_out
 
     weights = take_weights(values)
-    purifiers: tuple[str, ...] = values.pop("purifiers")
+    purifiers = tuple(anchor(each, Path.cwd()) for each in values.pop("purifiers"))
     values["purifier"] = purifiers[0] if purifiers else None
     values |= {name: values[name] or None for name in ("attacks", "threats", "sources")}
     if values["eps"] is not None:
         *values["sweep"], values["eps"] = parse_sweep(values["eps"])
     flags = {**values, "options": parse_settings(settings) or None, "weights": weights or None}
-    config = run_config(flags, file)
+    config = run_config(anchor_paths(flags, Path.cwd()), file)
     if file is not None and not values["out"]:
         config = attrs.evolve(config, out=None)  # a rerun gets a folder of its own
     several = purifiers if len(purifiers) > 1 else ()

@@ -41,7 +41,8 @@ def run_config(flags: Mapping[str, Any], file: Path | None = None) -> RunConfig:
     Raises:
         ConfigError: an unreadable file, an unknown key (the nearest is offered) or a wrong value.
     """
-    values: dict[str, Any] = _read(file) if file else {}
+    # a file that was written by hand may name what lies beside it
+    values: dict[str, Any] = anchor_paths(_read(file), file.absolute().parent, only_there=True) if file else {}
     for key, value in flags.items():
         if value is None:
             continue
@@ -55,37 +56,44 @@ def run_config(flags: Mapping[str, Any], file: Path | None = None) -> RunConfig:
                 merged[stage] = {**merged.get(stage, {}), **chosen} if isinstance(chosen, Mapping) else chosen
             value = merged
         values[key] = value
-    values = _anchor(values, {key for key, value in flags.items() if value is not None}, file)
     if "victim" not in values:
         raise ConfigError("no victim was named: add --victim, for example --victim resnet18")
     where = str(file) if file else "the configuration"
     return _structure(values, where)
 
 
-def _anchor(values: Mapping[str, Any], typed: set[str], file: Path | None) -> dict[str, Any]:
-    """Make paths absolute: what was typed from where the user stands, what a file says from the file's own folder."""
-    here = Path.cwd()
+def anchor_paths(values: Mapping[str, Any], folder: Path, only_there: bool = False) -> dict[str, Any]:
+    """Return values whose relative paths are looked up from a folder: files of parts, of weights, of the data.
 
-    def rooted(path: str, key: str) -> str:
-        beside = here if key in typed or file is None else file.absolute().parent
-        # older runs kept paths as they were typed, from wherever that was
-        chosen = beside if (beside / path).exists() or not (here / path).exists() else here
-        return str(chosen / Path(path).expanduser())
+    Args:
+        values: as `RunConfig` has them.
+        folder: where whoever wrote them stood.
+        only_there: leave a path as it is that is not in the folder, or is where the user stands.
+    """
+
+    def elsewhere(path: str) -> bool:
+        return only_there and (Path(path).exists() or not (folder / path).exists())
+
+    def root(path: Any) -> Any:
+        if not isinstance(path, str) or not is_file(path) or elsewhere(path):
+            return path
+        return str(folder / Path(path).expanduser())
+
+    def name(text: Any) -> Any:
+        if not isinstance(text, str) or elsewhere(text.rpartition(":")[0]):
+            return text
+        return anchor(text, folder)
 
     found = dict(values)
-    for key in ("victim", "purifier", "detector", "finetune", "dataset"):
-        if isinstance(found.get(key), str):
-            found[key] = anchor(found[key], here if key in typed or file is None else file.absolute().parent)
-    for key in ("attacks", "sources"):
-        if isinstance(found.get(key), (list, tuple)):
-            found[key] = [anchor(each, here) if isinstance(each, str) else each for each in found[key]]
-    if isinstance(found.get("data_dir"), str):
-        found["data_dir"] = rooted(found["data_dir"], "data_dir")
-    if isinstance(found.get("weights"), Mapping):
-        found["weights"] = {
-            stage: rooted(each, "weights") if isinstance(each, str) and is_file(each) else each
-            for stage, each in found["weights"].items()
-        }
+    for key, value in values.items():
+        if key in ("victim", "purifier", "detector", "finetune", "dataset"):
+            found[key] = name(value)
+        elif key in ("attacks", "sources") and isinstance(value, (list, tuple)):
+            found[key] = [name(each) for each in value]
+        elif key == "data_dir":
+            found[key] = root(value)
+        elif key == "weights" and isinstance(value, Mapping):
+            found[key] = {stage: root(path) for stage, path in value.items()}
     return found
 
 
