@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
+import os
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -28,7 +29,7 @@ def load_reference(text: str) -> Any:
     where, what = split
     if "," in text:
         raise ConfigError(f"{text!r} holds a comma, which stands between purifiers: expected a path without one")
-    if where.endswith(".py") and not Path(where).expanduser().is_file():
+    if where.endswith(".py") and not os.path.isfile(Path(where).expanduser()):  # of any text
         beside = [path.name for path in Path(where).expanduser().parent.glob("*.py")]
         hint = f": {did_you_mean(Path(where).name, beside)}" if beside else ""
         raise ConfigError(f"{text!r}: file {where!r} does not exist{hint}")

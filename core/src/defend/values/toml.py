@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 import tomllib
 import types
 import typing
@@ -72,7 +73,7 @@ def anchor_paths(values: Mapping[str, Any], folder: Path, only_there: bool = Fal
     """
 
     def elsewhere(path: str) -> bool:
-        return only_there and (Path(path).exists() or not (folder / path).exists())
+        return only_there and (not path or os.path.exists(path) or not os.path.exists(folder / path))  # of any text
 
     def root(path: Any) -> Any:
         if not isinstance(path, str) or not is_file(path) or elsewhere(path):
