@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from defend.cli import main
-from defend.plugins import registry
+from defend.plugins import forget_installed
 
 
 @pytest.fixture(autouse=True)
@@ -48,10 +48,10 @@ def installed(tmp_path, monkeypatch):
         (info / "entry_points.txt").write_text(f"[defend]\n{name} = {name}\n")
         monkeypatch.syspath_prepend(str(tmp_path / "site"))
         names.append(name)
-        registry.cache_clear()
+        forget_installed()
 
     yield install
-    registry.cache_clear()
+    forget_installed()
     for module in [module for module in sys.modules if module.split(".")[0] in names]:
         del sys.modules[module]
 

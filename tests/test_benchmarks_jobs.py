@@ -18,7 +18,7 @@ from defend.assembly.prepare import prepare
 from defend.datasets import digits
 from defend.defence import Defence
 from defend.options import NoOptions
-from defend.plugins import registry
+from defend.plugins import forget_installed
 from defend.stages import Task
 
 ROOT = Path(benchmarks.__file__).parents[1]
@@ -193,9 +193,9 @@ def test_a_thousand_digits_are_the_test_digits_and_the_same_moved():
 def thousand_installed(tmp_path, monkeypatch):
     thousand.install(tmp_path / "site")
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
-    registry.cache_clear()
+    forget_installed()
     yield
-    registry.cache_clear()
+    forget_installed()
 
 
 def test_defend_carries_the_experiment_out(thousand_installed, defend, tmp_path):

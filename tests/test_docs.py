@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from defend.plugins import Registry, registry
+from defend.plugins import Registry, forget_installed
 
 ROOT = Path(__file__).parents[1]
 PLUGINS = sorted(ROOT.glob("plugins/*/pyproject.toml"))
@@ -34,9 +34,9 @@ def blur(tmp_path, monkeypatch):
     (info / "entry_points.txt").write_text("[defend]\n" + "".join(f"{k} = {v}\n" for k, v in points.items()))
     monkeypatch.syspath_prepend(str(site))
     monkeypatch.setenv("PYTHONPATH", str(site))
-    registry.cache_clear()
+    forget_installed()
     yield site
-    registry.cache_clear()
+    forget_installed()
     sys.modules.pop("defend_blur", None)
 
 

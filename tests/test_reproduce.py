@@ -601,7 +601,7 @@ def test_exit_codes(toys, defend, refused, tmp_path, monkeypatch):
     assert "papers/table-3: table papers/table-3 needs weights" in " ".join(answer.error.split())
     assert "Broken: a run failed" in answer.out
     with monkeypatch.context() as patched:
-        patched.setattr("defend.cli.progress.RunBar", lambda *_: Stops(1))
+        patched.setattr("defend.report.progress.RunBar", lambda *_: Stops(1))
         answer = defend("reproduce", "papers/table-2", *out)
     assert answer.code == 130
     assert "interrupted: the same command goes on where it stopped" in answer.error

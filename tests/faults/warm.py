@@ -10,9 +10,9 @@ import defend.evaluation.runner
 import defend.records.pictures
 import defend.report.terminal
 import defend.training.stage  # noqa: F401
-from defend.plugins import registry
+from defend.plugins import forget_installed, registry
 
 for entry in registry().all_entries():
     entry.spec.names()
     entry.spec.resolve(entry.spec.build)
-registry.cache_clear()  # what a test installs is to be found
+forget_installed()  # what a test installs is to be found

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from defend.hookspecs import hookimpl
     from defend.reproduce.ladders import load_recipe
     from defend.reproduce.ladders import recipe_config as recipe
+    from defend.session.evaluate import evaluate
+    from defend.session.prepare import calibrate
     from defend.stages import Paper, StageSpec, Task
     from defend.util.metrics import threshold_at
     from defend.values.report import Report
@@ -41,8 +43,10 @@ __all__ = [
     "Verdict",
     "alternatives",
     "build_stage",
+    "calibrate",
     "craft",
     "dataset",
+    "evaluate",
     "hookimpl",
     "load",
     "load_recipe",
@@ -52,6 +56,7 @@ __all__ = [
     "run",
     "run_arms",
     "threshold_at",
+    "train",
 ]
 
 _LAZY = {
@@ -65,6 +70,8 @@ _LAZY = {
     "Task": ("defend.stages", "Task"),
     "Verdict": ("defend.defence", "Verdict"),
     "alternatives": ("defend.values.toml", "alternatives"),
+    "calibrate": ("defend.session.prepare", "calibrate"),
+    "evaluate": ("defend.session.evaluate", "evaluate"),
     "build_stage": ("defend.assembly.stage", "build_stage"),
     "craft": ("defend.attacks.host", "craft"),
     "dataset": ("defend.assembly.load", "open_dataset"),
@@ -74,6 +81,7 @@ _LAZY = {
     "recipe": ("defend.reproduce.ladders", "recipe_config"),
     "run": ("defend.evaluation.runner", "run"),
     "run_arms": ("defend.evaluation.runner", "run_arms"),
+    "train": ("defend.train", ""),  # a page that can be called
     "threshold_at": ("defend.util.metrics", "threshold_at"),
 }
 
@@ -84,7 +92,8 @@ def __getattr__(name: str) -> Any:
     import importlib
 
     module, attribute = _LAZY[name]
-    value = getattr(importlib.import_module(module), attribute)
+    found: Any = importlib.import_module(module)
+    value = getattr(found, attribute) if attribute else found
     globals()[name] = value
     return value
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import copy
 import functools
 import importlib.metadata
@@ -353,7 +354,29 @@ def _check_weights(stage: str, spec: StageSpec) -> None:
         raise PluginError(f"{stage} {spec.name}: package {package!r} with the shipped weights is missing")
 
 
-@functools.cache
+_used: contextvars.ContextVar[Registry | None] = contextvars.ContextVar("defend_registry", default=None)
+
+
+@contextlib.contextmanager
+def using(plugins: Registry) -> Iterator[None]:
+    """Within the block `registry()` returns these: objects of a session are found by stages that name a victim."""
+    token = _used.set(plugins)
+    try:
+        yield
+    finally:
+        _used.reset(token)
+
+
 def registry() -> Registry:
-    """The registry of what is installed, built once a process."""
+    """The registry of what is installed, built once a process; see `using`."""
+    return _used.get() or _installed()
+
+
+@functools.cache
+def _installed() -> Registry:
     return Registry()
+
+
+def forget_installed() -> None:
+    """Find what is installed anew when it is asked for next: something was installed, or removed, meanwhile."""
+    _installed.cache_clear()

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import abc
 import importlib
+import sys
+import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -95,6 +97,16 @@ class Training(abc.ABC):
         """Calibrate and measure once training has ended (modules in eval mode); return figures for the card."""
         return {}
 
+
+class _Page(types.ModuleType):
+    """This page, which can be called: `defend.train("purifier", "dae", data, victim=model)`."""
+
+    def __call__(self, *arguments: Any, **others: Any) -> Any:
+        """Train a part; see `defend.session.prepare.train`."""
+        return importlib.import_module("defend.session.prepare").train(*arguments, **others)
+
+
+sys.modules[__name__].__class__ = _Page
 
 _LAZY = dict.fromkeys(("FitSettings", "fit"), "defend.training.loop")  # above this page, imported when asked for
 

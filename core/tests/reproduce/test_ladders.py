@@ -16,7 +16,7 @@ import defend
 from defend.cli import main
 from defend.defence import Defence
 from defend.errors import ConfigError, DataError, PluginError, UnknownNameError
-from defend.plugins import Registry, registry
+from defend.plugins import Registry, forget_installed, registry
 from defend.recipes import Recipe, composition
 from defend.reproduce.from_runs import keep
 from defend.reproduce.ladders import Ladder, find, find_kept
@@ -138,9 +138,9 @@ def kitchen(tmp_path_factory):
     layout(site, "kitchen", {"__init__.py": HOOKS, "parts.py": PARTS, "kept/__init__.py": ""})
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(site))
-        registry.cache_clear()
+        forget_installed()
         yield site / "kitchen" / "kept"
-    registry.cache_clear()
+    forget_installed()
     for module in [module for module in sys.modules if module.split(".")[0] == "kitchen"]:
         del sys.modules[module]
 
@@ -173,7 +173,7 @@ def served(kitchen, measured):
 def cli(capsys, monkeypatch, kitchen, tmp_path):
     """Run `defend recipe ...`: the exit code, output and error."""
     monkeypatch.setenv("NO_COLOR", "1")
-    monkeypatch.setattr("defend.cli.progress.PIPED_WIDTH", 300)  # nothing is folded, whatever else is installed
+    monkeypatch.setattr("defend.report.progress.PIPED_WIDTH", 300)  # nothing is folded, whatever else is installed
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments):

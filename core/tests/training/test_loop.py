@@ -13,10 +13,10 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from defend.cli.progress import TrainingBar
 from defend.datasets.base import MemoryDataset
 from defend.errors import ConfigError, ContractError
 from defend.records.watcher import TrainingWatcher
+from defend.report.progress import TrainingBar
 from defend.train import Loss, Optimiser, Training
 from defend.training.loop import FitSettings, fit
 from defend.training.stage import train_stage
@@ -314,7 +314,7 @@ TWO_PROCESSES = """
 import os, sys, torch
 sys.path.insert(0, sys.argv[1])
 from test_loop import Denoise, tiny_dataset
-from defend.cli.progress import TrainingBar
+from defend.report.progress import TrainingBar
 from defend.train import FitSettings, fit
 from defend.util.tensors import content_hash
 training = Denoise(epochs=1)

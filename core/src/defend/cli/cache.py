@@ -7,9 +7,9 @@ import json
 import click
 
 from defend.cli.flags import JSON, print_json
-from defend.cli.progress import open_console, show_count
 from defend.cli.usage import OUTPUT, command, option
 from defend.errors import ConfigError
+from defend.report.progress import open_console, show_count
 
 CLEAR = option("--clear", "Delete all of it.")
 VERIFY = option("--verify", "Read and check every batch; delete those that are damaged.")

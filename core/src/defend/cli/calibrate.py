@@ -8,8 +8,8 @@ import attrs
 import click
 
 from defend.cli.flags import DATA_DIR, DETECTOR_WEIGHTS, DEVICE, JSON, QUIET, SEED, SET, WEIGHTS_OUT, given, print_json
-from defend.cli.progress import open_console, show_count, show_waiting
 from defend.cli.usage import OUTPUT, command, option
+from defend.report.progress import open_console, show_count, show_waiting
 
 
 @command(

@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 
 from defend.cli.flags import JSON, PATH, print_json
-from defend.cli.progress import open_console
 from defend.cli.usage import OUTPUT, command
+from defend.report.progress import open_console
 
 
 @command("compare", {OUTPUT: [JSON]})

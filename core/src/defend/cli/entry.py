@@ -18,6 +18,7 @@ from defend import __version__
 from defend.boundary.calls import say_cause
 from defend.cli.cache import cache_command
 from defend.cli.calibrate import calibrate_command
+from defend.cli.check import check_command
 from defend.cli.compare import compare_command
 from defend.cli.exits import INTERNAL, INTERRUPTED, WRONG_INPUT
 from defend.cli.export import export_command
@@ -52,6 +53,7 @@ def cli() -> None:
 for command in (
     cache_command,
     calibrate_command,
+    check_command,
     compare_command,
     export_command,
     list_command,

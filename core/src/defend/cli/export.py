@@ -8,8 +8,8 @@ from typing import Any
 import click
 
 from defend.cli.flags import JSON, ONE_VICTIM, PARTS, PATH, SET, print_json, resolve_defence
-from defend.cli.progress import open_console, show_waiting
 from defend.cli.usage import OUTPUT, command, option
+from defend.report.progress import open_console, show_waiting
 
 OUT = option("--out FILE", "model.pt2 (torch.export) or model.onnx; replaced if it exists.", type=PATH, required=True)
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from defend.cli.flags import JSON, print_json
-from defend.cli.progress import open_console
 from defend.cli.usage import OUTPUT, command
+from defend.report.progress import open_console
 
 
 @command("list", {OUTPUT: [JSON]})

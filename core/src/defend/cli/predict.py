@@ -9,8 +9,8 @@ from typing import Any
 import click
 
 from defend.cli.flags import DEVICE, JSON, ONE_VICTIM, PARTS, PATH, SET, print_json, resolve_defence
-from defend.cli.progress import open_console, show_waiting
 from defend.cli.usage import OUTPUT, command, option
+from defend.report.progress import open_console, show_waiting
 
 SAVE = option("--save DIR", "Write the purified images here.", type=PATH)
 INVERT = option("--invert", "Invert the images first: dark on light to light on dark.")

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from defend.cli.flags import DATA_DIR, DEVICE, JSON, PATH, QUIET, SEED, TRAIN_MISSING, print_json
-from defend.cli.progress import open_console
 from defend.cli.run import run_configs
 from defend.cli.usage import OUTPUT, command, option
 from defend.errors import ConfigError
+from defend.report.progress import open_console
 
 if TYPE_CHECKING:
     from defend.recipes import Recipe

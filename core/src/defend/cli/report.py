@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 
 from defend.cli.flags import JSON, PATH, print_json
-from defend.cli.progress import open_console, show_waiting
 from defend.cli.usage import OUTPUT, command, option
+from defend.report.progress import open_console, show_waiting
 
 OUT = option("--out FILE", "The page (default RUN/report.html; defend-report.html here for several).", type=PATH)
 

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from defend.cli import progress
 from defend.cli.exits import INTERRUPTED, WRONG_INPUT
 from defend.cli.flags import DATA_DIR, DEVICE, JSON, PATH, QUIET, SEED, TRAIN_MISSING, given, print_json
 from defend.cli.usage import OUTPUT, command, option
 from defend.errors import ConfigError, DefendError
+from defend.report import progress
 
 if TYPE_CHECKING:
     from rich.console import Console

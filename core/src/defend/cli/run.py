@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from defend.cli import progress
 from defend.cli.exits import GATE, INTERRUPTED
 from defend.cli.flags import DEVICE, JSON, PARTS, PATH, QUIET, SEED, SET, TRAIN_MISSING, print_json, take_weights
 from defend.cli.usage import OUTPUT, command, option
 from defend.errors import ConfigError, ContractError, StageError
+from defend.report import progress
 from defend.util.launch import place
 from defend.values.threats import THREATS
 

@@ -10,10 +10,11 @@ import click
 
 from defend.cli.exits import INTERRUPTED
 from defend.cli.flags import DATA_DIR, DEVICE, JSON, QUIET, SEED, SET, WEIGHTS_OUT, given, print_json
-from defend.cli.progress import TrainingBar, open_console, show_waiting
 from defend.cli.usage import OUTPUT, command, option
 from defend.errors import ConfigError
+from defend.report.progress import TrainingBar, open_console, show_waiting
 from defend.util.launch import place
+from defend.values.references import anchor
 
 if TYPE_CHECKING:
     from defend.stages import Stage
@@ -26,7 +27,7 @@ PRECISIONS = click.Choice(["no", "bf16"])
     "train",
     {
         "What is trained": [
-            option("--victim NAME", "Fine-tuners: the victim to adapt."),
+            option("--victim NAME", "The victim to adapt, or whose gradients or losses the training uses."),
             option("--purifier NAME[,NAME]", "Fine-tuners: the purifier that stands before it."),
             option("--dataset NAME", "What to train on.", default="digits", show_default=True),
             DATA_DIR,
@@ -71,13 +72,14 @@ def train_command(
     registry().find("dataset", dataset)
     found = registry().find(stage, name)
     options, dataset_options = _settings(stage, settings)
+    victim, purifier = (each and anchor(each, Path.cwd()) for each in (victim, purifier))
     console = open_console(stderr=True)
     with show_waiting(console, quiet):
         from defend.assembly.composition import Composition
         from defend.assembly.load import open_dataset
         from defend.options import describe
         from defend.training.loop import FitSettings
-        from defend.training.stage import train_stage
+        from defend.training.stage import aim_at, train_stage
 
         images = open_dataset(dataset, data_dir, dataset_options)
         twins = images.duplicates()
@@ -92,8 +94,8 @@ def train_command(
                 stage,
                 name,
                 images,
-                adapted=None if victim is None else Composition.of(victim, purifier),
-                options=options,
+                adapted=None if victim is None or stage != "finetuner" else Composition.of(victim, purifier),
+                options=options if victim is None or stage == "finetuner" else aim_at(found, victim, options),
                 edition=edition,
                 settings=FitSettings(device=device or "auto", progress=progress, **given(values)),
                 out=out,

@@ -30,6 +30,9 @@ from defend.weights.card import Card, new_card
 from defend.weights.files import save
 from defend.weights.find import cached_path, tuned_name
 
+VICTIM_OPTIONS = ("victim", "classifier")
+"""What a recipe calls the victim that its training looks at, where it looks at one."""
+
 
 def train_stage(
     stage: Stage,
@@ -116,6 +119,21 @@ def train_stage(
     )
     path = out or cached_path(stage, filed_as, dataset.filed_as, edition)
     return path, save(path, training.stage, card)
+
+
+def aim_at(found: Found, victim: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a training's options with the victim whose gradients or losses it uses.
+
+    Raises:
+        ConfigError: the training uses none, or another one was named.
+    """
+    known = {option.name for option in describe(found.spec.recipe)}
+    asked = next((name for name in VICTIM_OPTIONS if name in known), None)
+    if asked is None:
+        raise ConfigError(f"the training of {found.entry.stage} {found.name} uses no victim: leave it out")
+    if options.get(asked, victim) != victim:
+        raise ConfigError(f"{asked}={options[asked]!r} contradicts victim {victim!r}: name one of them")
+    return {**options, asked: victim}
 
 
 def _build_adapted(adapted: Composition | None, task: Task) -> tuple[tuple[Any, ...], dict[str, Any]]:

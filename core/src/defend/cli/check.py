@@ -1,0 +1,99 @@
+"""`defend check`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import attrs
+import click
+
+from defend.cli.exits import GATE
+from defend.cli.flags import DATA_DIR, DEVICE, JSON, QUIET, SET, print_json
+from defend.cli.usage import OUTPUT, command, option
+from defend.report.progress import open_console, show_waiting
+
+IMAGES = 100
+COLOURS = {"pass": "green", "warn": "yellow", "fail": "red", "skip": "dim"}
+
+
+@command(
+    "check",
+    {
+        "What is looked at": [
+            option("--dataset NAME", "Whose held-out images it is asked about.", default="digits", show_default=True),
+            DATA_DIR,
+            option("--victim-weights FILE", "Its weights, instead of those found by name."),
+            SET,
+        ],
+        OUTPUT: [JSON, QUIET],
+        "Machine": [DEVICE],
+    },
+)
+@click.argument("victim")
+def check_command(
+    victim: str,
+    dataset: str,
+    data_dir: str | None,
+    victim_weights: str | None,
+    settings: tuple[str, ...],
+    as_json: bool,
+    quiet: bool,
+    device: str | None,
+) -> int:
+    """Look at a victim for a few seconds: is it one, and what is to be done?
+
+    VICTIM is a name, FILE.py:NAME or MODULE:NAME. Looked at: its answer, normalisation, training mode, gradient,
+    logits or probabilities, repetition. Exits with 3 where something must be mended.
+    """
+    with show_waiting(open_console(stderr=True), quiet or as_json):
+        findings = _find(victim, dataset, data_dir, victim_weights, settings, device or "auto")
+    if as_json:
+        print_json([attrs.asdict(each) for each in findings])
+    else:
+        _print(findings)
+    return GATE if any(each.status == "fail" for each in findings) else 0
+
+
+def _find(
+    victim: str,
+    dataset: str,
+    data_dir: str | None,
+    weights: str | None,
+    settings: tuple[str, ...],
+    device: str,
+) -> list[Any]:
+    from defend.assembly.composition import Composition
+    from defend.assembly.load import open_dataset
+    from defend.assembly.stage import build_module, build_part
+    from defend.checks.victim import inspect
+    from defend.util.processes import resolve_device
+    from defend.values.references import anchor
+    from defend.values.toml import parse_settings
+
+    options = parse_settings(settings)
+    composition = Composition.of(
+        anchor(victim, Path.cwd()), options=options, weights={"victim": weights} if weights else {}
+    )
+    images = open_dataset(dataset, data_dir, options.get("dataset", {}))
+    (part,) = composition.parts
+    if part.pretrained:  # as it comes: a run would put it into eval mode
+        built = build_module(part.found, part.found.config(part.options), images.task())
+    else:
+        built = build_part(part, images.task()).module
+    where = resolve_device(device)
+    pixels, labels = images.tensors("val", limit=IMAGES)
+    return list(inspect(built.to(where), pixels.to(where), labels.to(where), len(images.classes)))
+
+
+def _print(findings: list[Any]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("looked at", "", "what was found, and what to do")
+    for each in findings:
+        said = Text(each.said)
+        if each.cure:
+            said.append(f"\n→ {each.cure}")
+        table.add_row(each.name, Text(each.status, COLOURS[each.status]), said)
+    open_console().print(table)

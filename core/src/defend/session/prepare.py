@@ -1,0 +1,107 @@
+"""`defend.train` and `defend.calibrate`: parts for a user's own model and images."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from defend.assembly.calibrate import DEFAULT_FPR
+from defend.assembly.calibrate import calibrate as set_threshold
+from defend.assembly.composition import Composition
+from defend.datasets.given import as_dataset
+from defend.defence import Defence
+from defend.plugins import using
+from defend.report.progress import TrainingBar, open_console
+from defend.session.evaluate import find_names
+from defend.stages import Stage
+from defend.training.loop import FitSettings
+from defend.training.stage import aim_at, train_stage
+from defend.util.processes import resolve_device
+from defend.values.report import Calibration
+
+ARGUMENTS = {"victim": "victim", "purifier": "purifier", "detector": "detector", "finetuner": "finetune"}
+"""What `Composition.of` calls a part of a stage."""
+
+
+def train(
+    stage: Stage,
+    name: str,
+    data: Any,
+    *,
+    victim: Any = None,
+    purifier: Any = None,
+    val: Any = None,
+    options: Mapping[str, Any] | None = None,
+    out: str | Path | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    progress: bool = True,
+) -> nn.Module:
+    """Train a purifier, detector, fine-tuner or victim on a user's own images, in front of her own model.
+
+    Args:
+        stage, name: for example "purifier", "dae".
+        data: the training images, see `defend.evaluate`.
+        victim: the model whose gradients or losses the training uses, or that is fine-tuned: a module or a name.
+        purifier: of a fine-tuner: what stands before the victim, a module or a name.
+        val: held-out images, like `data`; None holds a seeded part of `data` out.
+        options: of the stage and of its recipe, for example {"epochs": 10}.
+        out: the weights file; None keeps the weights in the returned module alone.
+        seed: of everything random.
+        device: "auto", "cpu", "cuda", ...
+        progress: whether to show a bar.
+
+    Returns:
+        The trained module, in eval mode, on the CPU: `defend.evaluate` takes it as it is.
+
+    Raises:
+        DefendError: what is wrong, in one line.
+    """
+    images = as_dataset(data, val=val, train=data)
+    names, plugins = find_names({"victim": victim, "purifier": purifier}, images)
+    chosen, adapted = dict(options or {}), None
+    parts: dict[str, Any] = {ARGUMENTS[stage]: name}
+    with using(plugins), tempfile.TemporaryDirectory() as folder:
+        if stage == "finetuner":
+            parts |= {"victim": names["victim"], "purifier": names["purifier"]}
+            if victim is not None:
+                adapted = Composition.of(names["victim"], names["purifier"], plugins=plugins)
+        elif names["victim"] is not None:
+            chosen = aim_at(plugins.find(stage, name), names["victim"], chosen)
+        path = Path(folder) / "weights.safetensors" if out is None else Path(out)
+        with TrainingBar(open_console(stderr=True), f"{stage} {name}", quiet=not progress) as bar:
+            how = FitSettings(seed=seed, device=device, progress=bar)
+            train_stage(stage, name, images, adapted=adapted, options=chosen, settings=how, out=path, plugins=plugins)
+        composition = Composition.of(**parts, weights={stage: str(path)}, plugins=plugins)
+        return composition.build(images.task())[stage].module.eval()
+
+
+def calibrate(
+    defence: Defence,
+    data: Any,
+    fpr: float = DEFAULT_FPR,
+    *,
+    batch_size: int = 64,
+    seed: int = 0,
+    device: str = "auto",
+) -> Calibration:
+    """Set the threshold of a defence's detector so that it rejects at most a share `fpr` of clean images.
+
+    Args:
+        defence: with a detector, whose threshold is changed.
+        data: clean images that nothing was trained on and nothing will be judged by, see `defend.evaluate`.
+        fpr: the false-positive rate, in (0,1).
+        batch_size: images at a time.
+        seed: of a random defence's draws.
+        device: "auto", "cpu", "cuda", ...
+
+    Raises:
+        ConfigError: there is no detector, or a rate that so few images cannot show.
+    """
+    images = as_dataset(data, val=data)
+    where = resolve_device(device)
+    return set_threshold(defence.to(where), images, fpr, device=where, batch_size=batch_size, seed=seed)
