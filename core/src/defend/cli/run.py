@@ -115,11 +115,14 @@ def run_command(
     records.csv (every image), pictures. Options of a part: --set purifier.steps=10 --set pgd.steps=40.
     --purifier given twice makes two arms, compared on the same images.
     """
+    from defend.records.unfinished import tidy
+
     if resume is None:
         configs = _asked(settings, file, values)
     else:
         configs = _unfinished(resume, {**values, "settings": settings, "file": file})
         if not configs:
+            tidy(resume)
             click.echo(f"{resume} is complete, there is nothing to resume. A page of it: defend report {resume}")
             return 0
     if gate and configs[0].checks == "none":

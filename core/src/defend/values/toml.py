@@ -65,19 +65,26 @@ def read_toml(text: str, where: str) -> RunConfig:
     Raises:
         ConfigError: as `run_config`.
     """
+    return _structure(_parse(text, f"the configuration in {where!r}"), where)
+
+
+def _parse(text: str, what: str) -> dict[str, Any]:
     try:
-        return _structure(tomllib.loads(text), where)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"the configuration in {where!r} is not TOML: {error}") from None
+        return tomllib.loads(text)
+    except ValueError as error:  # whole numbers of thousands of digits are refused too
+        raise ConfigError(f"{what} is not TOML: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{what} is nested too deeply") from None
 
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
+        text = file.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"configuration {str(file)!r} cannot be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise ConfigError(f"configuration {str(file)!r} is not TOML: {error}") from None
+    return _parse(text, f"configuration {str(file)!r}")
 
 
 def _structure(values: Mapping[str, Any], where: str) -> RunConfig:
