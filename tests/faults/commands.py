@@ -67,7 +67,7 @@ class Command:
         return self.files // 2
 
     def differs(self, folder: Path, optional: tuple[str, ...] = ()) -> str:
-        """Say how what is there is not what the command leaves where nothing goes wrong, files that it needs not aside."""
+        """Say how what is there is not what the command leaves where nothing goes wrong, but for what is optional."""
         there, wanted = self.product(folder), self.product(whole(self.name))
         wrong = sorted(
             key

@@ -54,6 +54,10 @@ def load_modules(modules: Mapping[str, nn.Module], tensors: Mapping[str, Tensor]
         module.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
 
 
+class OtherTrainingError(WeightsError):
+    """A checkpoint of a training that differs in what decides its weights."""
+
+
 class Checkpoint:
     """Modules, optimisers and schedules as one safetensors file with a JSON header."""
 
@@ -94,7 +98,7 @@ class Checkpoint:
         metadata, tensors = _read_whole(path)
         header = parse_json(metadata["state"])
         if header["fingerprint"] != fingerprint:
-            raise WeightsError(f"checkpoint {str(path)!r} belongs to another training")
+            raise OtherTrainingError(f"checkpoint {str(path)!r} belongs to another training")
         for name, module in self._modules.items():
             kept = _under(f"module/{name}/", tensors)
             if {key: value.shape for key, value in module.state_dict().items()} != {
@@ -161,6 +165,8 @@ class Keeper:
         if self._path is not None and self._path.is_file():
             try:
                 return self._state.load(self._path, self._fingerprint)
+            except OtherTrainingError:
+                pass
             except WeightsError as error:
                 warnings.warn(f"{error}: the training begins anew", stacklevel=2)
         return 0, {}, Best()
