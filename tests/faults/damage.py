@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-
 from tests.faults import disk
 from tests.faults.commands import COMMANDS, whole
 from tests.faults.harness import LOST, Injection, run_command
@@ -279,7 +278,7 @@ def _inject(target: Target, damage: Damage, seed: int, folder: Path) -> str:
     shutil.copytree(made, folder, dirs_exist_ok=True)
     (path, *_) = sorted(folder.glob(target.file))
     data = path.read_bytes()
-    path.write_bytes(damage(data, random.Random(seed)))  # noqa: S311
+    path.write_bytes(damage(data, random.Random(seed)))
     return _judge(target, folder, wanted)
 
 
@@ -345,14 +344,15 @@ CARDS = (
 
 def _list(change: Callable[[dict[str, Any]], Any], folder: Path) -> str:
     """`list` and `show` with a card that is not what it should be."""
-    from safetensors import safe_open
-    from safetensors.torch import save_file
+    from safetensors.torch import load_file, save_file
+
+    from defend.util.header import read_metadata
 
     shutil.copytree(whole("calibrate"), folder, dirs_exist_ok=True)
     (path,) = (folder / "cache/weights").glob("*.safetensors")
-    with safe_open(path, framework="pt") as file:
-        card = json.loads(file.metadata()["defend.card"])
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    with path.open("rb") as file:
+        card = json.loads(read_metadata(file)["defend.card"])
+    tensors = load_file(path)
     changed = change(card)
     text = changed if isinstance(changed, str) else json.dumps(changed)
     save_file(tensors, path, metadata={"defend.card": text})
@@ -360,9 +360,8 @@ def _list(change: Callable[[dict[str, Any]], Any], folder: Path) -> str:
         wrong = run_command(folder, *command.split()).misbehaved(code=0)
         if wrong:
             return f"`{command}`: {wrong}"
-    wrong = run_command(folder, *"run --victim resnet18 --detector puvae --limit 4 --attack fgsm".split()).misbehaved(
-        code=2, words=("card",)
-    )
+    run = "run --victim resnet18 --detector puvae --limit 4 --attack fgsm"
+    wrong = run_command(folder, *run.split()).misbehaved(code=2, words=("card",))
     return wrong and f"`run`: {wrong}"
 
 
@@ -370,6 +369,6 @@ def _resume(damage: Damage, folder: Path) -> str:
     """Go on with a finished batch that is damaged."""
     shutil.copytree(_begun(), folder, dirs_exist_ok=True)
     path = folder / "r/unfinished/000-000001.safetensors"
-    path.write_bytes(damage(path.read_bytes(), random.Random(1)))  # noqa: S311
+    path.write_bytes(damage(path.read_bytes(), random.Random(1)))
     wrong = COMMANDS["run"].go_on(folder, resume=True)
     return wrong and f"{LOST}{wrong}"

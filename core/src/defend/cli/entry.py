@@ -87,9 +87,11 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         sys.stderr.close()
         sys.exit(INTERNAL)
     except OSError as error:
-        if error.filename is None or error.strerror is None:
+        if error.strerror is None:
             _internal(error, debug)
-        _fail(f"{str(error.filename)[:300]!r}: {error.strerror}", WRONG_INPUT, debug)
+        # without a name it is a stream: what is printed, or a library's own file
+        named = "what is printed" if error.filename is None else repr(str(error.filename)[:300])
+        _fail(f"{named} cannot be read or written: {error.strerror}", WRONG_INPUT, debug)
     except SystemExit as error:  # of a part that somebody else wrote: its 0 is not ours
         _fail(f"a part of this command asked to exit ({error.code!r}), which it may not", INTERNAL, debug)
     except Exception as error:

@@ -65,7 +65,7 @@ def way_on(config: RunConfig) -> str:
     unfinished = Path(str(config.out)) / FOLDER
     if config.out and ((unfinished / ABOUT).is_file() or (unfinished / ANNOUNCED).is_file()):
         return f"what was finished is kept: defend run --resume {config.out}"
-    return "nothing was computed yet: the same command begins again"
+    return "nothing was computed yet: mend that, or name another folder with --out, and begin again"
 
 
 def tidy(folder: Path) -> None:

@@ -53,8 +53,6 @@ def run_config(flags: Mapping[str, Any], file: Path | None = None) -> RunConfig:
                 merged[stage] = {**merged.get(stage, {}), **chosen} if isinstance(chosen, Mapping) else chosen
             value = merged
         values[key] = value
-    if "victim" not in values:
-        raise ConfigError("no victim was named: add --victim, for example --victim resnet18")
     where = str(file) if file else "the configuration"
     return _structure(values, where)
 
@@ -103,6 +101,8 @@ def _structure(values: Mapping[str, Any], where: str) -> RunConfig:
                 parsed[key] = parse(value, hints[key])
             except (ValueError, TypeError) as error:
                 raise ConfigError(f"{where}: {key}={value!r} is not {error}") from None
+    if "victim" not in parsed:
+        raise ConfigError("no victim was named: add --victim, for example --victim resnet18")
     return RunConfig(**parsed)
 
 
