@@ -14,6 +14,7 @@ from defend.records.document import to_json
 from defend.util.statistics import wilson
 from defend.values.report import ArmResult, Calibration, Check, Cost, DatasetInfo, Report, Row, WorstCase
 from defend.values.run_config import RunConfig
+from defend.values.toml import to_toml
 
 N, PASSES, CLASSES, SIDE = 80, 10, 10, 12
 COLUMNS = (
@@ -180,7 +181,7 @@ def write(
         dropped = () if parts else tuple(COLUMNS.index(column) for column in ("variant", "queries", "passes"))
         for line in (COLUMNS, *lines):
             writer.writerow([value for index, value in enumerate(line) if index not in dropped])
-    (folder / "config.toml").write_text(f'victim = "resnet18"\npurifier = "{name}"\nseed = {seed}\n')
+    (folder / "config.toml").write_text(to_toml(report.config))
     if parts:
         save_file(tensors, folder / "examples.safetensors")
     return folder

@@ -47,6 +47,10 @@ class WeightsError(DefendError):
     """Weights that are missing, damaged, unsafe, or made for another architecture."""
 
 
+class WriteError(DefendError):
+    """A file or folder that the system does not let us write: a full disk, one that is not ours, a broken one."""
+
+
 class ProcessLostError(DefendError):
     """A process that shared a run is gone, or this one was told to stop."""
 

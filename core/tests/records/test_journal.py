@@ -135,7 +135,7 @@ def test_the_configs_come_back_and_nothing_is_left_in_the_end(tmp_path):
     journal = Journal(run)
     journal.begin([to_toml(CONFIG)], FINGERPRINT)
     journal.keep(0, 0, made_up_part())
-    (run / ".report.json.xyz.part").write_text("cut off")
+    (run / ".report.json.abcd1234.part").write_text("cut off")
     assert is_unfinished(run)
     assert find_unfinished(run) == [attrs.evolve(CONFIG, out=str(run))]
     journal.finish()
@@ -162,7 +162,7 @@ def test_a_damaged_table_of_contents_is_one_clear_error(tmp_path, text):
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="holds no run"):
+    with pytest.raises(ConfigError, match="holds nothing yet"):
         find_unfinished(tmp_path)
     with pytest.raises(ConfigError, match="no such run folder"):
         find_unfinished(tmp_path / "missing")

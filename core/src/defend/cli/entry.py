@@ -91,22 +91,24 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except BrokenPipeError:  # of a caller's own stream: the program's never raise, see `streams`
         sys.exit(0)
     except OSError as error:
-        if error.filename is None or error.strerror is None:
-            _internal(error, debug)
-        _fail(f"{str(error.filename)[:300]!r}: {error.strerror}", WRONG_INPUT, debug)
+        if error.strerror is None or out_of_memory(error):
+            _unforeseen(error, debug)
+        # without a name it is a stream: what is printed, or a library's own file
+        named = "what is printed" if error.filename is None else repr(str(error.filename)[:300])
+        _fail(f"{named} cannot be read or written: {error.strerror}", WRONG_INPUT, debug)
     except SystemExit as error:  # of a part that somebody else wrote: its 0 is not ours
         _fail(f"a part of this command asked to exit ({error.code!r}), which it may not", INTERNAL, debug)
     except Exception as error:
-        if interrupts.was_asked():  # which something took for an error of its own
-            _fail("interrupted", INTERRUPTED, debug)
-        if out_of_memory(error):
-            what = f"memory ran out ({say_cause(error)})"
-            _fail(f"{what}: raise its limit, or take fewer images at a time (the batch size)", WRONG_INPUT, debug)
-        _internal(error, debug)
+        _unforeseen(error, debug)
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _internal(error: Exception, debug: bool) -> NoReturn:
+def _unforeseen(error: Exception, debug: bool) -> NoReturn:
+    if interrupts.was_asked():  # which something took for an error of its own
+        _fail("interrupted", INTERRUPTED, debug)
+    if out_of_memory(error):
+        what = f"memory ran out ({say_cause(error)})"
+        _fail(f"{what}: raise its limit, or take fewer images at a time (the batch size)", WRONG_INPUT, debug)
     _fail(f"internal error: {say_cause(error)} (run again with --debug for the traceback)", INTERNAL, debug)
 
 

@@ -168,6 +168,7 @@ def _measure(
         from defend.report.reproduction_page import page_name, write_page
         from defend.reproduce.jobs import MeasureSettings
         from defend.reproduce.measure import reproduce
+        from defend.util.files import make_folder
     announce = (lambda line: None) if quiet else functools.partial(_say, console)
     settings = MeasureSettings(out=out, announce=announce, **given(values))
     measured: list[tuple[Table, TableResult]] = []
@@ -188,7 +189,7 @@ def _measure(
         finally:
             watcher.end()
         measured.append((table, result))
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder(out)
         write_page(table, result, out / page_name(table))
         if result.partial:
             break

@@ -13,7 +13,7 @@ import click
 from defend.cli.exits import GATE, INTERRUPTED
 from defend.cli.flags import DEVICE, JSON, PARTS, PATH, QUIET, SEED, SET, TRAIN_MISSING, print_json, take_weights
 from defend.cli.usage import OUTPUT, command, option
-from defend.errors import ConfigError, ContractError, StageError
+from defend.errors import ConfigError, ContractError, StageError, WriteError
 from defend.report import progress
 from defend.util.launch import place
 from defend.values.threats import THREATS
@@ -115,11 +115,14 @@ def run_command(
     records.csv (every image), pictures. Options of a part: --set purifier.steps=10 --set pgd.steps=40.
     --purifier given twice makes two arms, compared on the same images.
     """
+    from defend.records.unfinished import tidy
+
     if resume is None:
         configs = _asked(settings, file, values)
     else:
         configs = _unfinished(resume, {**values, "settings": settings, "file": file})
         if not configs:
+            tidy(resume)
             click.echo(f"{resume} is complete, there is nothing to resume. A page of it: defend report {resume}")
             return 0
     if gate and configs[0].checks == "none":
@@ -196,9 +199,10 @@ def _run(
     try:
         return run_arms(configs, watcher, resume=resume)
     except (KeyboardInterrupt, Exception) as error:
-        # a stage that failed is changed before anybody goes on, and a run goes on with the same code alone
-        broken = isinstance(error, (StageError, ContractError))
-        if first and not broken and configs[0].out and is_unfinished(Path(configs[0].out)):
+        # a stage that failed is changed before anybody goes on, and a run goes on with the same code alone; what cannot
+        # be written says so itself
+        said = isinstance(error, (StageError, ContractError, WriteError))
+        if first and not said and configs[0].out and is_unfinished(Path(configs[0].out)):
             click.echo(f"what was finished is kept: defend run --resume {configs[0].out}", err=True)
         raise
     finally:

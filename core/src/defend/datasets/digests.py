@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from defend.errors import DataError, DefendError
-from defend.util.files import atomic, cache_dir
+from defend.errors import DataError, WriteError
+from defend.util.files import cache_dir, make_folder, sweep, write_bytes
 
 SIZE = 32  # bytes of a SHA-256
 BLOCK = 1024  # files handed to the threads at a time
@@ -46,10 +46,10 @@ def digests_of(paths: Sequence[Path]) -> bytes:
     whole = bytes(found)
     if kept is not None:
         # a cache that cannot be written costs the next run time, and this one nothing
-        with contextlib.suppress(OSError, DefendError):
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            with atomic(kept) as temporary:
-                temporary.write_bytes(whole + hashlib.sha256(whole).digest())
+        with contextlib.suppress(WriteError):
+            make_folder(kept.parent)
+            sweep(kept.parent)
+            write_bytes(kept, whole + hashlib.sha256(whole).digest())
     return whole
 
 

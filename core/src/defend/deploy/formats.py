@@ -19,7 +19,7 @@ from defend.boundary.answers import threshold_of
 from defend.defence import Defence
 from defend.deploy.tracing import Answers, explain, quiet, trace
 from defend.errors import ConfigError, ContractError
-from defend.util.files import atomic
+from defend.util.files import sweep, write_bytes
 
 INPUT, OUTPUTS = "images", ("logits", "score", "accepted")
 SUFFIXES = (".pt2", ".onnx")
@@ -97,8 +97,8 @@ def write_file(out: Path, defence: Defence, sample: Tensor, card: Mapping[str, A
     program = trace(Answers(ready), sample)
     data, run = (_as_onnx if out.suffix == ".onnx" else _as_pt2)(program, json.dumps(card), tuple(expected))
     parity = compare(run, sample, expected, threshold)
-    with atomic(out) as temporary:
-        temporary.write_bytes(data)
+    sweep(out.parent, of=out.name)
+    write_bytes(out, data, "exported defence")
     return Exported(out, len(data), interface["inputs"], shapes, parity, card)
 
 

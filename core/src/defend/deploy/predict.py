@@ -13,10 +13,9 @@ from torchvision.transforms import v2
 from defend.assembly.composition import Composition
 from defend.assembly.load import DataSource, build_defence, find_task
 from defend.defence import Defence
-from defend.errors import ConfigError
 from defend.randomness import keyed
 from defend.stages import Task
-from defend.util.files import shorten
+from defend.util.files import make_folder, shorten
 from defend.util.images import read_image, write_image
 from defend.util.processes import resolve_device
 
@@ -56,10 +55,7 @@ def predict(
     images = pixels.float() / 255
     images = 1 - images if invert else images
     if save is not None:
-        try:
-            save.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(f"--save {str(save)!r} cannot be made: {error.strerror}") from None
+        make_folder(save, "--save")
     defence = build_defence(composition, task, device)
     bare = Defence(defence.victim)
     if composition.of_stage("finetuner"):  # undefended means the victim as it was

@@ -16,7 +16,7 @@ from defend.boundary.answers import threshold_of
 from defend.checks import Subject
 from defend.datasets.base import ImageDataset
 from defend.datasets.bounded import ensure_bounded
-from defend.errors import ConfigError, ProcessLostError
+from defend.errors import ConfigError, ProcessLostError, WriteError
 from defend.evaluation.arms import BuiltDefence, build_all
 from defend.evaluation.assemble import Circumstances, assemble
 from defend.evaluation.evaluate import EvaluationSettings, Evaluator
@@ -30,9 +30,11 @@ from defend.plugins import Registry, registry
 from defend.records import folder as run_folder
 from defend.records.journal import Journal
 from defend.records.rows import PlannedRow, RowRecord, restrict
+from defend.records.unfinished import way_on
 from defend.records.watcher import Watcher
 from defend.store.store import Store
 from defend.util import interrupts
+from defend.util.files import sweep
 from defend.util.processes import Processes, join, resolve_device
 from defend.values.report import Report
 from defend.values.run_config import RunConfig
@@ -77,10 +79,13 @@ def run_arms(
         DefendError: as `run`.
         ProcessLostError: another process of the run is gone; what was finished is in the run folder.
     """
-    with interrupts.careful():
-        run = _Run(configs, watcher or Watcher(), plugins or registry(), resume, dataset)
-        run.evaluate()
-        outcomes = run.conclude()
+    try:
+        with interrupts.careful():
+            run = _Run(configs, watcher or Watcher(), plugins or registry(), resume, dataset)
+            run.evaluate()
+            outcomes = run.conclude()
+    except WriteError as error:
+        raise WriteError(f"{error}; {way_on(configs[0])}") from None
     if run.journal is not None and run.journal.damaged:
         warnings.warn(
             f"{run.journal.damaged} finished batches of run {str(run.outs[0])!r} were not as they were written, and "
@@ -231,6 +236,9 @@ class _Run:
             outcomes.append(done)
         if self.journal is not None and not self.partial:
             self.journal.finish()
+            for out in self.outs[1:]:
+                if out is not None:
+                    sweep(out, age=0)
         return outcomes
 
     def _report(self, defence: BuiltDefence, subject: Subject | None = None) -> Outcome:

@@ -8,7 +8,7 @@ from typing import Any
 
 import attrs
 
-from defend.records.recount import add_digests
+from defend.records.recount import RECORDS, add_digests, digest_records
 from defend.values.report import Report
 
 SCHEMA = 1
@@ -21,10 +21,14 @@ def to_dict(report: Report) -> dict[str, Any]:
     return {"schema": SCHEMA, **_plain(values)}
 
 
-def to_json(report: Report, seal: bool = False) -> str:
-    """Return report.json's text; with `seal` it holds the digests of its parts, as a run folder's does."""
+def to_json(report: Report, records: str | None = None) -> str:
+    """Return report.json's text; with the text of records.csv it holds the digests of its parts and of these."""
     document = to_dict(report)
-    return json.dumps(add_digests(document) if seal else document, indent=1, allow_nan=False) + "\n"
+    if records is not None:
+        known = digest_records(records)
+        document[RECORDS] = [known[row.attack, row.threat, row.eps, row.variant] for row in report.rows]
+        document = add_digests(document)
+    return json.dumps(document, indent=1, allow_nan=False) + "\n"
 
 
 def _plain(value: Any) -> Any:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import re
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 from torch import Tensor
 
-from defend.errors import ConfigError
+from defend.errors import ConfigError, WriteError
 from defend.records.document import to_json
 from defend.records.per_image import to_csv
 from defend.records.reading import is_run
 from defend.records.rows import RowRecord
 from defend.records.unfinished import is_unfinished
-from defend.util.files import atomic, write_text
+from defend.util.files import write_bytes, write_text
+from defend.util.sealed import to_sealed
 from defend.values.report import Report
 from defend.values.run_config import RunConfig
 from defend.values.threats import DEFENDED, UNDEFENDED
@@ -47,26 +50,36 @@ def create(config: RunConfig, resume: bool = False) -> Path:
 
 def write_config(folder: Path, config: RunConfig) -> None:
     """Write config.toml, with which the run can be made again."""
-    write_text(folder / "config.toml", to_toml(config))
+    write_text(folder / "config.toml", to_toml(config), "settings")
 
 
 def write(folder: Path, report: Report, records: Sequence[RowRecord]) -> None:
     """Write report.json and records.csv as they stand now; called after every row."""
     # the records first: a run stopped between the two leaves records without a row of the report, which are ignored
-    write_text(folder / "records.csv", to_csv(records))
-    write_text(folder / "report.json", to_json(report, seal=True))
+    text = to_csv(records)
+    write_text(folder / "records.csv", text, "records")
+    write_text(folder / "report.json", to_json(report, text), "report")
 
 
 def write_pictures(folder: Path, records: Sequence[RowRecord]) -> None:
-    """Keep the example images of every row, and draw those of the headline's: examples-ATTACK-THREAT[-VARIANT].png."""
+    """Keep the example images of every row, and draw those of the headline's: examples-ATTACK-THREAT[-VARIANT].png.
+
+    What cannot be written is left out, with a warning: the figures do not need it.
+    """
     from defend.records.pictures import draw_examples
 
-    write_examples(folder / "examples.safetensors", records)
+    writers = [functools.partial(write_examples, folder / "examples.safetensors", records)]
     for record in records:
         plan = record.plan
         if plan.attack is not None and plan.headline:
             named = "-".join(part for part in (plan.name, plan.threat.kind, plan.variant) if part)
-            draw_examples(record, folder / f"examples-{re.sub(r'[^a-z0-9_.-]+', '_', named.lower())}.png")
+            path = folder / f"examples-{re.sub(r'[^a-z0-9_.-]+', '_', named.lower())}.png"
+            writers.append(functools.partial(draw_examples, record, path))
+    for write_one in writers:
+        try:
+            write_one()
+        except WriteError as error:
+            warnings.warn(f"{error}; the run goes on without it", stacklevel=2)
 
 
 def write_examples(path: Path, records: Sequence[RowRecord]) -> None:
@@ -75,8 +88,6 @@ def write_examples(path: Path, records: Sequence[RowRecord]) -> None:
     "clean", "attacked" and "purified" are float16 [M,C,H,W]; "label", "image" (the place in the test split),
     "undefended", "defended" (predictions) and "accepted" int64 [M]. Failures of the defence come first.
     """
-    from safetensors.torch import save
-
     tensors: dict[str, Tensor] = {}
     for place, record in enumerate(records):
         example = record.example
@@ -94,5 +105,4 @@ def write_examples(path: Path, records: Sequence[RowRecord]) -> None:
         }
         # copies, as two arms may be one, and safetensors refuses to write the same memory twice
         tensors |= {f"{place}/{name}": column.clone().contiguous() for name, column in columns.items()}
-    with atomic(path) as temporary:
-        temporary.write_bytes(save(tensors))
+    write_bytes(path, to_sealed(tensors, {}), "example images")

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
+import io
 import json
-import shutil
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,12 @@ from torch import Tensor
 from defend.errors import ConfigError
 from defend.records.rows import COLUMNS, EXAMPLE, OF_ARMS, ArmRecord, Example, Part
 from defend.records.seen import Seen
-from defend.records.unfinished import ABOUT, ANNOUNCED, BATCH, FOLDER, anew, read_about
-from defend.util.files import atomic, write_text
-from defend.util.header import read_all
-from defend.util.tensors import content_hash
+from defend.records.unfinished import ABOUT, ANNOUNCED, BATCH, FOLDER, anew, read_sealed, seal
+from defend.util.files import make_folder, sweep, write_bytes, write_text
+from defend.util.header import read_metadata
+from defend.util.sealed import is_whole, to_sealed
+
+JOURNAL = "journal"
 
 
 class Journal:
@@ -55,49 +56,45 @@ class Journal:
             ConfigError: what was begun is not what would be continued; it names the first difference.
         """
         path = self._folder / ABOUT
-        # through JSON, so that it equals what is read back: tuples are lists there
-        about = {"configs": list(configs), "fingerprint": json.loads(json.dumps(fingerprint))}
         if path.is_file():
-            kept = read_about(path)["fingerprint"]
-            for key, value in about["fingerprint"].items():
+            kept = read_sealed(path)["fingerprint"]
+            # through JSON, so that it equals what is read back: tuples are lists there
+            for key, value in json.loads(json.dumps(fingerprint)).items():
                 if kept.get(key) != value:
                     raise ConfigError(
                         f"run {str(self._folder.parent)!r} was begun with another {key}, so its finished batches do "
                         f"not belong to what would be computed now: begin anew with {anew(self._folder.parent)}"
                     )
             return
-        self._folder.mkdir(exist_ok=True)
+        make_folder(self._folder, JOURNAL)
         for left in self._folder.glob(f"*{BATCH}"):  # of a run whose table of contents is gone: nobody knows whose
-            left.unlink()
-        write_text(path, json.dumps(about, indent=1))
+            left.unlink(missing_ok=True)
+        write_text(path, seal({"configs": list(configs), "fingerprint": fingerprint}), JOURNAL)
 
     def announce(self, configs: Sequence[str]) -> None:
         """Write down which configs the run has, before the first folder holds one: it may be killed at any moment."""
         if not (self._folder / ABOUT).is_file():
-            self._folder.mkdir(parents=True, exist_ok=True)
-            write_text(self._folder / ANNOUNCED, json.dumps({"configs": list(configs)}))
+            make_folder(self._folder, JOURNAL)
+            write_text(self._folder / ANNOUNCED, seal({"configs": list(configs)}), JOURNAL)
 
     def choice(self, name: str) -> dict[str, Any] | None:
-        """Return what the run chose when it began, as `choose` was told it."""
-        try:
-            found: dict[str, Any] = json.loads((self._folder / f"{name}.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-        return found
+        """Return what the run chose when it began, as `choose` was told it; None where it did not choose yet.
+
+        Raises:
+            ConfigError: it is damaged: another choice might not go with the finished batches.
+        """
+        path = self._folder / f"{name}.json"
+        return read_sealed(path) if path.is_file() else None
 
     def choose(self, name: str, value: Mapping[str, Any]) -> None:
         """Keep a choice that could turn out otherwise when the run goes on."""
-        write_text(self._folder / f"{name}.json", json.dumps(value))
+        write_text(self._folder / f"{name}.json", seal(value), JOURNAL)
 
     def keep(self, row: int, place: int, part: Part) -> None:
         """Write a finished batch: the `place`-th of its row."""
-        from safetensors.torch import save
-
         tensors, about = _flat(part)
         text = json.dumps({**about, "elapsed": self.seconds})
-        checksum = _checksum(text, tensors)
-        with atomic(self._file(row, place)) as temporary:
-            temporary.write_bytes(save(tensors, metadata={"part": text, "sha256": checksum}))
+        write_bytes(self._file(row, place), to_sealed(tensors, {"part": text}), "finished batch")
 
     def parts(self, row: int) -> list[Part]:
         """Return the finished batches of a row, up to the first that is missing or damaged."""
@@ -119,12 +116,16 @@ class Journal:
         It is renamed first, in one step. A process killed while it deletes then leaves no half of a journal, which
         would be resumed, or taken for one that was lost.
         """
-        with contextlib.suppress(OSError):
-            self._folder = self._folder.replace(self._folder.with_name(f".{FOLDER}.part"))
-        shutil.rmtree(self._folder, ignore_errors=True)
-        for left in self._folder.parent.glob(".*.part"):  # of a process that was killed while it wrote
-            if not left.is_dir():
-                left.unlink(missing_ok=True)
+        sweep(self._folder.parent, age=0)
+        try:
+            self._folder.replace(self._folder.with_name(f".{FOLDER}.finished.part"))  # a name that is swept
+        except OSError as error:
+            warnings.warn(
+                f"the run is complete, and its journal {str(self._folder)!r} cannot be deleted ({error.strerror}): "
+                "delete that folder",
+                stacklevel=2,
+            )
+        sweep(self._folder.parent, age=0)
 
     def _file(self, row: int, place: int) -> Path:
         return self._folder / f"{row:03d}-{place:06d}{BATCH}"
@@ -156,13 +157,13 @@ def _flat(part: Part) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _read(path: Path) -> tuple[Part, float] | None:
-    from safetensors import SafetensorError
+    from safetensors.torch import load
 
     try:
-        known, tensors = read_all(path)
-        if known["sha256"] != _checksum(known["part"], tensors):
+        data = path.read_bytes()
+        if not is_whole(data):
             return None
-        about = json.loads(known["part"])
+        tensors, about = load(data), json.loads(read_metadata(io.BytesIO(data))["part"])
         names = list(enumerate(about["arms"]))
         arms = {
             name: ArmRecord(
@@ -187,9 +188,5 @@ def _read(path: Path) -> tuple[Part, float] | None:
             seen=Seen(*tensors["seen"]) if "seen" in tensors else None,
         )
         return part, float(about["elapsed"])
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None  # computed again
-
-
-def _checksum(text: str, tensors: Mapping[str, Tensor]) -> str:
-    return hashlib.sha256(f"{content_hash(tensors)} {text}".encode()).hexdigest()

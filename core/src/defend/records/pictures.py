@@ -60,5 +60,5 @@ def draw_examples(record: RowRecord, path: Path) -> None:
         budget = "" if plan.threat.eps is None else f", eps {plan.threat.eps:.4g}"
         kind = f"{plan.threat.kind}: {plan.variant}" if plan.variant else plan.threat.kind
         figure.suptitle(f"{plan.name} ({kind}{budget}): undefended above, defended below", y=0.995, va="top")
-        with atomic(path) as temporary:
+        with atomic(path, "picture") as temporary:
             figure.savefig(temporary, dpi=110, format="png")

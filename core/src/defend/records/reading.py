@@ -6,9 +6,9 @@ Imports no torch. What an older run did not record is absent, never guessed.
 from __future__ import annotations
 
 import csv
-import json
 import math
 import operator
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,15 +16,17 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import cattrs
 
-from defend.errors import DataError, did_you_mean
+from defend.errors import ConfigError, DataError, did_you_mean
 from defend.records.document import SCHEMA
-from defend.records.recount import Answer, Name, check_digests, recount
+from defend.records.recount import Answer, Name, check_digests, check_records, recount
 from defend.records.run import Examples, Results, Right, RowKey, RowName, Run, RunRow
 from defend.util.cells import from_cell
+from defend.util.documents import parse_json
+from defend.util.sealed import is_sealed, is_whole
 from defend.values.references import shorten
 from defend.values.report import Report, Row
 from defend.values.threats import DEFENDED, rank
-from defend.values.toml import to_toml
+from defend.values.toml import run_config, to_toml
 
 if TYPE_CHECKING:
     import numpy as np
@@ -101,10 +103,13 @@ def read_run(folder: Path) -> Run:
         # first, as it names the figure and what the records give; a digest only tells which part was edited
         recount(report, outcomes, folder / "report.json")
         check_digests(report, folder / "report.json")
+        check_records(report, folder / "records.csv")
     except KeyError as error:
         raise DataError(f"{str(folder / 'report.json')!r} is damaged: it lacks {error}") from None
-    except (AttributeError, TypeError, ValueError):
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+        check_digests(report, folder / "report.json")  # which name the part
         raise not_a_report(folder) from None
+    structured(report, folder)
     return Run(label, report, rows, folder)
 
 
@@ -116,8 +121,9 @@ def structured(report: Mapping[str, Any], folder: Path) -> Report:
     """
     try:
         return _converter.structure(report, Report)
-    except cattrs.BaseValidationError:
-        raise not_a_report(folder) from None
+    except cattrs.BaseValidationError as error:
+        (first, *_) = cattrs.transform_error(error, path="report")
+        raise not_a_report(folder, f": {first}") from None
 
 
 def read_results(folder: Path) -> Results:
@@ -129,7 +135,6 @@ def read_results(folder: Path) -> Results:
     run = read_run(folder)
     report = structured(run.report, folder)
     order = _weakest_first(report.rows)
-    config = folder / "config.toml"
     return Results(
         run=run,
         folder=folder,
@@ -138,17 +143,37 @@ def read_results(folder: Path) -> Results:
         places=order,
         scores=_read_scores(folder / "records.csv") if report.detector else {},
         examples=_read_examples(folder / "examples.safetensors"),
-        toml=config.read_text(encoding="utf-8", errors="replace") if config.exists() else to_toml(report.config),
+        toml=_read_config(folder / "config.toml", report),
     )
 
 
+def _read_config(path: Path, report: Report) -> str:
+    """Return the configuration that makes a run again; the report's where the file's is another, with a warning."""
+    own = to_toml(report.config)
+    if not path.exists():
+        return own
+    try:
+        text = path.read_text(encoding="utf-8")
+        said = run_config({}, path)
+    except (OSError, ValueError, ConfigError) as error:
+        warnings.warn(f"{error}; the page shows the configuration that report.json holds", stacklevel=2)
+        return own
+    if to_toml(attrs.evolve(said, out=report.config.out)) != own:
+        warnings.warn(
+            f"{str(path)!r} is not the configuration that the run had: the page shows the one that report.json holds",
+            stacklevel=2,
+        )
+        return own
+    return text
+
+
 def _parsed(folder: Path) -> Any:
-    return json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    return parse_json((folder / "report.json").read_text(encoding="utf-8"), finite=True)
 
 
-def not_a_report(folder: Path) -> DataError:
+def not_a_report(folder: Path, why: str = "") -> DataError:
     """Return the error of a report that is JSON, and not what it should hold."""
-    return DataError(f"{str(folder / 'report.json')!r} is damaged: it is not what `defend run` writes")
+    return DataError(f"{str(folder / 'report.json')!r} is damaged: it is not what `defend run` writes{why}")
 
 
 def _checked(folder: Path) -> dict[str, Any]:
@@ -251,12 +276,15 @@ def _read_scores(path: Path) -> dict[RowName, NDArray[np.float64]]:
 
 def _read_examples(path: Path) -> dict[int, Examples]:
     from safetensors import SafetensorError
-    from safetensors.numpy import load_file
+    from safetensors.numpy import load
 
     if not path.exists():
         return {}
     try:
-        tensors = load_file(path)
+        data = path.read_bytes()
+        if is_sealed(data) and not is_whole(data):  # those of older runs have no checksum
+            raise ValueError("it is not as it was written; without it the page has no images")
+        tensors = load(data)
         return {row: _examples(tensors, row) for row in sorted({int(name.partition("/")[0]) for name in tensors})}
     except (SafetensorError, OSError, KeyError, ValueError, IndexError) as error:
         raise DataError(f"{str(path)!r} is damaged: {error}") from None

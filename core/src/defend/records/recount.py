@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
-import json
+import io
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from defend.errors import DataError
+from defend.util.cells import from_cell
+from defend.util.documents import digest
 from defend.util.statistics import mcnemar, paired_interval, wilson
 from defend.values.threats import DEFENDED, UNDEFENDED
 
 DIGESTS = "digests"  # of report.json: a SHA-256 of each of its other parts, by key
+RECORDS = "records"  # of report.json: digests of the rows' lines in records.csv, in the order of its rows
 Name = tuple[str, str, float | None, str]
 """Attack, threat, eps and variant of a row."""
 Answer = tuple[bool, bool]
@@ -24,11 +28,39 @@ Answers = Mapping[str, Mapping[int, Answer]]
 
 def add_digests(document: Mapping[str, Any]) -> dict[str, Any]:
     """Return a report as plain data with the digests of its parts, by which an edited part is noticed."""
-    return {**document, DIGESTS: {key: _digest(value) for key, value in document.items()}}
+    return {**document, DIGESTS: {key: digest(value) for key, value in document.items()}}
 
 
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+def digest_records(text: str) -> dict[Name, str]:
+    """Return a digest of every row's lines in records.csv, as they are written."""
+    lines = csv.reader(io.StringIO(text, newline=""))
+    header = next(lines)
+    places = [header.index(name) for name in ("attack", "threat", "eps", "variant")]
+    found: dict[Name, Any] = {}
+    for values in lines:
+        attack, threat, eps, variant = (values[place] for place in places)
+        name = attack, threat, float(eps) if eps else None, from_cell(variant)
+        found.setdefault(name, hashlib.sha256("\t".join(header).encode())).update("\t".join(values).encode() + b"\n")
+    return {name: each.hexdigest()[:16] for name, each in found.items()}
+
+
+def check_records(report: Mapping[str, Any], path: Path) -> None:
+    """Compare the lines of records.csv with the digests that the report beside it was written with; old ones have none.
+
+    Lines of rows that the report does not have are those of a run that was killed between the two files.
+
+    Raises:
+        DataError: the lines of a row are not those that were written.
+    """
+    if RECORDS not in report:
+        return
+    found = digest_records(path.read_text(encoding="utf-8"))
+    for row, wanted in zip(report["rows"], report[RECORDS], strict=True):
+        name = row["attack"], row["threat"], row["eps"], row.get("variant", "")
+        if found.get(name) != wanted:
+            raise DataError(
+                f"{str(path)!r} is damaged: its lines of {row['attack']}/{row['threat']} are not what the run wrote"
+            )
 
 
 def recount(report: Mapping[str, Any], records: Mapping[Name, Answers], path: Path) -> None:
@@ -65,8 +97,13 @@ def check_digests(report: Mapping[str, Any], path: Path) -> None:
     Raises:
         DataError: one was edited; it is named.
     """
-    for key, digest in (report.get(DIGESTS) or {}).items():
-        if key in report and _digest(report[key]) != digest:
+    known = report.get(DIGESTS, {})
+    if not isinstance(known, Mapping):
+        raise DataError(f"{str(path)!r} is damaged: {DIGESTS!r} is {str(known)[:60]!r}")
+    for key, wanted in known.items():
+        if key not in report:
+            raise DataError(f"{str(path)!r} is damaged: it lacks {key!r}")
+        if digest(report[key]) != wanted:
             raise DataError(
                 f"{str(path)!r} was edited: {key!r} is not what the run wrote; its figures are no longer the run's, "
                 f"make it again with `defend run --config {path.parent / 'config.toml'}`"

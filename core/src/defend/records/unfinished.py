@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import attrs
 
 from defend.errors import ConfigError
 from defend.records.reading import arms_of, is_partial, is_run
+from defend.util.documents import digest, parse_json
+from defend.util.files import list_folder, sweep
 from defend.values.run_config import RunConfig
 from defend.values.toml import read_toml, run_config
 
@@ -32,10 +35,10 @@ def find_unfinished(folder: Path) -> list[RunConfig]:
     """
     if not folder.is_dir():
         raise ConfigError(f"--resume {str(folder)!r}: there is no such run folder; begin it with `defend run`")
-    folders = [folder, *sorted(one for one in folder.iterdir() if one.is_dir())]
+    folders = [folder, *(one for one in list_folder(folder) if one.is_dir())]
     begun = [one for one in folders if is_unfinished(one)]
     if begun:
-        return _place(read_about(begun[0] / FOLDER / ABOUT)["configs"], begun[0], folder)
+        return _place(read_sealed(begun[0] / FOLDER / ABOUT)["configs"], begun[0], folder)
     for one in folders:
         if any((one / FOLDER).glob(f"*{BATCH}")) or is_partial(one):
             raise ConfigError(
@@ -44,12 +47,31 @@ def find_unfinished(folder: Path) -> list[RunConfig]:
             )
     announced = [one for one in folders if (one / FOLDER / ANNOUNCED).is_file()]
     if announced:  # stopped before its first batch
-        return _place(_read(announced[0] / FOLDER / ANNOUNCED, configs=list)["configs"], announced[0], folder)
+        return _place(read_sealed(announced[0] / FOLDER / ANNOUNCED)["configs"], announced[0], folder)
     if is_run(folder) or arms_of(folder):
         return []
     if (folder / "config.toml").is_file():  # by a version that did not announce its configs
         return [attrs.evolve(run_config({}, folder / "config.toml"), out=str(folder))]
+    if all(one.is_dir() or one.name.startswith(".") for one in folder.rglob("*")):
+        raise ConfigError(
+            f"--resume {str(folder)!r} holds nothing yet: a run that was to be there stopped before it had computed "
+            "anything; begin it with the same command"
+        )
     raise ConfigError(f"--resume {str(folder)!r} holds no run: expected a folder that `defend run` wrote")
+
+
+def way_on(config: RunConfig) -> str:
+    """Say how a run goes on that could not write: from what is in its folder, or from the beginning."""
+    unfinished = Path(str(config.out)) / FOLDER
+    if config.out and ((unfinished / ABOUT).is_file() or (unfinished / ANNOUNCED).is_file()):
+        return f"what was finished is kept: defend run --resume {config.out}"
+    return "nothing was computed yet: mend that, or name another folder with --out, and begin again"
+
+
+def tidy(folder: Path) -> None:
+    """Delete what a process left that was killed in the end, in a complete run's folder or in those of its arms."""
+    for one in (folder, *arms_of(folder)):
+        sweep(one, age=0)
 
 
 def anew(folder: Path) -> str:
@@ -57,7 +79,7 @@ def anew(folder: Path) -> str:
     return f"defend run --config {folder / 'config.toml'}"
 
 
-def _place(texts: list[str], begun: Path, folder: Path) -> list[RunConfig]:
+def _place(texts: Sequence[str], begun: Path, folder: Path) -> list[RunConfig]:
     """Read the configs of a run that was begun in a folder, the one asked for or one of its arms'."""
     configs = [read_toml(text, str(begun)) for text in texts]
     if begun == folder:
@@ -65,21 +87,25 @@ def _place(texts: list[str], begun: Path, folder: Path) -> list[RunConfig]:
     return [attrs.evolve(config, out=str(folder / Path(str(config.out)).name)) for config in configs]
 
 
-def _read(path: Path, **kinds: type) -> dict[str, Any]:
-    """Read some values of a JSON file of the journal's, each as what it must be."""
-    try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return {name: kind(found[name]) for name, kind in kinds.items()}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(
-            f"{str(path)!r} is damaged ({type(error).__name__}): begin anew with {anew(path.parent.parent)}"
-        ) from None
-
-
-def read_about(path: Path) -> dict[str, Any]:
-    """Read a journal's table of contents: "configs" and "fingerprint".
+def read_sealed(path: Path) -> dict[str, Any]:
+    """Read a JSON file of the journal's, as `seal` wrote it.
 
     Raises:
-        ConfigError: it is damaged.
+        ConfigError: it is damaged; the message says how to begin anew.
     """
-    return _read(path, configs=list, fingerprint=dict)
+    try:
+        found = parse_json(path.read_bytes())
+        if not isinstance(found, dict) or found.pop("digest") != digest(found):
+            raise ValueError("it is not as it was written")
+    except OSError as error:
+        raise ConfigError(f"{str(path)!r} cannot be read: {error.strerror}") from None
+    except (ValueError, KeyError) as error:
+        lacks = f"it lacks {error}" if isinstance(error, KeyError) else error
+        raise ConfigError(f"{str(path)!r} is damaged ({lacks}): begin anew with {anew(path.parent.parent)}") from None
+    return found
+
+
+def seal(values: Mapping[str, Any]) -> str:
+    """Return a JSON file of the journal's, by whose digest any damage is noticed."""
+    plain = json.loads(json.dumps(values))  # as it is read back: keys are texts, tuples are lists
+    return json.dumps({**plain, "digest": digest(plain)}, indent=1)

@@ -35,7 +35,7 @@ from defend.report.figures.svg import png_uri, to_svg
 from defend.report.html import environment
 from defend.report.leaderboard import Place, leaderboard
 from defend.report.terminal import ARM_TITLES, NORMS, basis, loose, more_steps
-from defend.util.files import write_text
+from defend.util.files import make_folder, sweep, write_text
 from defend.values.report import Row
 from defend.values.threats import THREATS, knows_the_defence
 
@@ -161,7 +161,7 @@ def write_page(paths: Sequence[Path], out: Path | None = None) -> Written:
     Raises:
         ConfigError: runs that judged different images, one given twice, or an `out` that cannot be.
         DataError: no run folder, or a damaged one.
-        DefendError: a folder cannot be written to.
+        WriteError: a file cannot be written; what was written before it is there.
     """
     folders = run_folders(paths)
     page = out or (folders[0] / ONE if len(folders) == 1 else SEVERAL)
@@ -175,7 +175,8 @@ def write_page(paths: Sequence[Path], out: Path | None = None) -> Written:
         Section(each, place, label) for place, (each, label) in enumerate(zip(results, labels, strict=True), start=1)
     ]
     places = leaderboard(results, compared) if compared else []
-    write_text(page, render(sections, compared, places))
+    sweep(page.parent, of=page.name)
+    write_text(page, render(sections, compared, places), "page")
     figures = [file for section in sections for file in _draw(section.scenes, section.results.folder / FIGURES)]
     if compared:
         chart = board(places, f"{page.stem}-leaderboard")
@@ -184,10 +185,8 @@ def write_page(paths: Sequence[Path], out: Path | None = None) -> Written:
 
 
 def _draw(scenes: Sequence[Scene], folder: Path) -> list[Path]:
-    try:
-        folder.mkdir(exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"folder {str(folder)!r} cannot be made: {error.strerror}") from None
+    make_folder(folder)
+    sweep(folder)
     return [path for scene in scenes for path in paper.write(scene, folder)]
 
 

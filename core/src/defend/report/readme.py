@@ -51,5 +51,5 @@ def fill(path: Path, kind: str, texts: Mapping[str, str | None]) -> list[str]:
             f"README {str(path)!r} has no place for {', '.join(texts)}: expected <!-- {kind} NAME -->, then "
             "<!-- end NAME -->, once each, and a kept result"
         )
-    write_text(path, whole)
+    write_text(path, whole, "README")
     return written

@@ -33,7 +33,7 @@ def write_page(table: Table, result: TableResult, path: Path) -> None:
     if path.is_dir() or not path.parent.is_dir():
         why = "is a folder" if path.is_dir() else f"folder {str(path.parent)!r} does not exist"
         raise ConfigError(f"page {str(path)!r}: {why}; name a file, for example {page_name(table)}")
-    write_text(path, render_page(table, result))
+    write_text(path, render_page(table, result), "page")
 
 
 def render_page(table: Table, result: TableResult) -> str:

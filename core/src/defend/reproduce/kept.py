@@ -10,8 +10,9 @@ from typing import Any, ClassVar, Self
 
 import cattrs
 
-from defend.errors import DataError, DefendError
-from defend.util.files import write_text
+from defend.errors import DataError
+from defend.util.documents import digest, parse_json
+from defend.util.files import make_folder, write_text
 
 SCHEMA = 1
 _converter = cattrs.Converter()
@@ -40,11 +41,13 @@ class Kept:
             DataError: it is not that, or of another schema; `where` names it.
         """
         try:
-            values = json.loads(text)
+            values = parse_json(text, finite=True)
             if values["schema"] != SCHEMA:
                 raise DataError(f"{where!r} is of schema {values['schema']}, and this version reads {SCHEMA}")
+            if "digest" in values and values.pop("digest") != digest(values):
+                raise ValueError
             return _converter.structure(values, cls)
-        except (ValueError, TypeError, KeyError, cattrs.BaseValidationError):
+        except (ArithmeticError, AttributeError, TypeError, ValueError, LookupError, cattrs.BaseValidationError):
             raise DataError(f"{where!r} is damaged: it is not what `{cls.written_by}` writes") from None
 
     @classmethod
@@ -66,13 +69,11 @@ class Kept:
         """Write it to a file, atomically; its folder is made.
 
         Raises:
-            DefendError: it cannot be written there.
+            WriteError: it cannot be written there.
         """
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise DefendError(f"folder {str(path.parent)!r} cannot be made: {error.strerror}") from None
-        write_text(path, self.to_json())
+        make_folder(path.parent)
+        values = json.loads(self.to_json())
+        write_text(path, json.dumps({**values, "digest": digest(values)}, indent=1) + "\n", "result")
 
 
 def _rounded(value: Any, digits: int) -> Any:

@@ -187,7 +187,7 @@ def load_recipe(name: str, *, data_dir: str | None = None, device: str = "cpu") 
 
 def write_toml(recipe: Recipe, path: Path) -> None:
     """Write a recipe as the TOML that `defend run --config` reads, atomically."""
-    write_text(path, to_toml(recipe.run_config()))
+    write_text(path, to_toml(recipe.run_config()), "settings")
 
 
 def find_kept(recipe: Recipe) -> Ladder | None:

@@ -15,9 +15,10 @@ import tempfile
 from pathlib import Path
 
 from defend import __version__
-from defend.errors import ConfigError, DefendError, UnknownNameError
+from defend.errors import ConfigError, UnknownNameError, WriteError
 from defend.plugins import Entry, registry
 from defend.stages import STAGES
+from defend.util.files import sweep
 
 TEMPLATES = Path(__file__).with_name("templates")
 NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
@@ -41,7 +42,7 @@ def create(name: str, stage: str, folder: Path) -> list[Path]:
     Raises:
         UnknownNameError: no such stage; the nearest is offered.
         ConfigError: a name that cannot be used or is taken, or a folder that is missing or not empty.
-        DefendError: the folder cannot be written to.
+        WriteError: the folder cannot be written to.
     """
     if stage not in STAGES:
         raise UnknownNameError("stage", stage, STAGES)
@@ -52,8 +53,11 @@ def create(name: str, stage: str, folder: Path) -> list[Path]:
     if place.exists() and not (place.is_dir() and not any(place.iterdir())):
         raise ConfigError(f"{str(place)!r} exists and is not an empty folder: choose another name or folder")
     files = package_files(name, stage)
+    sweep(folder, of=name)
     try:
-        with tempfile.TemporaryDirectory(dir=folder, prefix=f".{name}.") as temporary:
+        with tempfile.TemporaryDirectory(
+            dir=folder, prefix=f".{name}.", suffix=".part", ignore_cleanup_errors=True
+        ) as temporary:
             built = Path(temporary) / name
             for path, text in files.items():
                 (built / path).parent.mkdir(parents=True, exist_ok=True)
@@ -62,7 +66,7 @@ def create(name: str, stage: str, folder: Path) -> list[Path]:
                 place.rmdir()
             built.rename(place)
     except OSError as error:
-        raise DefendError(f"{str(place)!r} cannot be written: {error.strerror}") from None
+        raise WriteError(f"{str(place)!r} cannot be written: {error.strerror}") from None
     return sorted(place / path for path in files)
 
 

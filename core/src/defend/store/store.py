@@ -16,6 +16,7 @@ import contextlib
 import os
 import re
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from decimal import Decimal
 from pathlib import Path
@@ -23,9 +24,9 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from defend.errors import ConfigError, DefendError
+from defend.errors import ConfigError, WriteError
 from defend.store.entry import StoredBatch, read_about, read_account, read_tensors, to_bytes
-from defend.util.files import atomic, cache_dir
+from defend.util.files import atomic, cache_dir, make_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -72,6 +73,7 @@ class Store:
     def __init__(self, folder: Path, limit: int) -> None:
         self.folder, self.limit = folder, limit
         self.damaged = 0
+        self._told = False  # that nothing can be kept
         self._counted: int | None = None  # bytes in the folder when they were last counted
         self._added = 0  # and what this process has added since
 
@@ -127,11 +129,14 @@ class Store:
         if len(data) > self.limit:
             return False
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
             with atomic(path) as temporary:
                 temporary.write_bytes(data)
                 _touch(temporary)
-        except (OSError, DefendError):
+        except WriteError as error:
+            if not self._told:
+                warnings.warn(f"attacked images are not kept for other runs: {error}", stacklevel=2)
+            self._told = True
             return False
         self._make_room(path, len(data))
         return True

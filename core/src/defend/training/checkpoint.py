@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
+import io
 import json
 import time
 import warnings
@@ -15,11 +15,15 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from defend.errors import DefendError, WeightsError
+from defend.errors import DefendError, WeightsError, WriteError
 from defend.train import Optimiser
-from defend.util.files import atomic, write_text
-from defend.util.header import read_all
+from defend.util.documents import parse_json
+from defend.util.files import make_folder, sweep, write_bytes, write_text
+from defend.util.header import read_metadata
+from defend.util.sealed import is_whole, to_sealed
 from defend.weights.files import detach
+
+CHECKPOINT = "checkpoint.safetensors"
 
 
 @attrs.define
@@ -50,6 +54,10 @@ def load_modules(modules: Mapping[str, nn.Module], tensors: Mapping[str, Tensor]
         module.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
 
 
+class OtherTrainingError(WeightsError):
+    """A checkpoint of a training that differs in what decides its weights."""
+
+
 class Checkpoint:
     """Modules, optimisers and schedules as one safetensors file with a JSON header."""
 
@@ -57,8 +65,6 @@ class Checkpoint:
         self._modules, self._optimisers = modules, optimisers
 
     def save(self, path: Path, fingerprint: str, step: int, sums: Mapping[str, Tensor], best: Best) -> None:
-        from safetensors.torch import save as to_bytes
-
         tensors: dict[str, Tensor] = {}
         groups, schedules = {}, {}
         for name, module in self._modules.items():
@@ -80,20 +86,19 @@ class Checkpoint:
             "best": best.score,
         }
         text = json.dumps(header, default=_plain)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic(path) as temporary:
-            temporary.write_bytes(to_bytes(detach(tensors), metadata={"state": text}))
+        make_folder(path.parent)
+        write_bytes(path, to_sealed(detach(tensors), {"state": text}), "checkpoint")
 
     def load(self, path: Path, fingerprint: str) -> tuple[int, dict[str, Tensor], Best]:
-        from safetensors import SafetensorError
+        """Load a checkpoint; return its step, sums and best weights.
 
-        try:
-            metadata, tensors = read_all(path)
-            header = json.loads(metadata["state"])
-        except (SafetensorError, KeyError, ValueError, TypeError) as error:
-            raise WeightsError(f"checkpoint {str(path)!r} is damaged: {error}") from None
+        Raises:
+            WeightsError: it is damaged, or of another training; nothing was loaded.
+        """
+        metadata, tensors = _read_whole(path)
+        header = parse_json(metadata["state"])
         if header["fingerprint"] != fingerprint:
-            raise WeightsError(f"checkpoint {str(path)!r} belongs to another training")
+            raise OtherTrainingError(f"checkpoint {str(path)!r} belongs to another training")
         for name, module in self._modules.items():
             kept = _under(f"module/{name}/", tensors)
             if {key: value.shape for key, value in module.state_dict().items()} != {
@@ -118,6 +123,19 @@ class Checkpoint:
         return header["step"], _under("sum/", tensors), best
 
 
+def _read_whole(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Read a checkpoint of which every byte is as it was written."""
+    from safetensors.torch import load
+
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise WeightsError(f"checkpoint {str(path)!r} cannot be read: {error.strerror}") from None
+    if not is_whole(data):
+        raise WeightsError(f"checkpoint {str(path)!r} is damaged or cut short")
+    return read_metadata(io.BytesIO(data)), load(data)
+
+
 def _plain(value: Any) -> Any:
     """Return a number that an optimiser keeps as a tensor, such as its learning rate, as JSON has it."""
     if isinstance(value, Tensor) and value.numel() == 1:
@@ -136,15 +154,21 @@ class Keeper:
         self, state: Checkpoint, folder: Path | None, seconds: float, identity: Mapping[str, Any], writes: bool
     ) -> None:
         self._state, self._writes, self._seconds = state, writes, seconds
-        self._path = folder / "checkpoint.safetensors" if folder else None
+        self._path = folder / CHECKPOINT if folder else None
         self._fingerprint = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()
         self._saved = time.monotonic()
+        if folder is not None and writes:
+            sweep(folder)
 
     def load(self) -> tuple[int, dict[str, Tensor], Best]:
-        """Return the step, the sums and the best weights so far; of a checkpoint of another training, none."""
+        """Return the step, the sums and the best weights so far; none where the checkpoint is no use, which is told."""
         if self._path is not None and self._path.is_file():
-            with contextlib.suppress(WeightsError):
+            try:
                 return self._state.load(self._path, self._fingerprint)
+            except OtherTrainingError:
+                pass
+            except WeightsError as error:
+                warnings.warn(f"{error}: the training begins anew", stacklevel=2)
         return 0, {}, Best()
 
     def keep(self, step: int, sums: Mapping[str, Tensor], best: Best, always: bool) -> None:
@@ -153,7 +177,7 @@ class Keeper:
             return
         try:
             self._state.save(self._path, self._fingerprint, step, sums, best)
-        except (DefendError, OSError, RuntimeError, TypeError, ValueError) as error:
+        except (DefendError, RuntimeError, TypeError, ValueError) as error:
             said = (str(error).strip().splitlines() or [type(error).__name__])[0]
             warnings.warn(f"no checkpoint is kept of this training: {said}", stacklevel=2)
             self._path = None
@@ -161,19 +185,46 @@ class Keeper:
 
 
 class MetricsFile:
-    """metrics.jsonl: one line an epoch. Lines after the resumed step are dropped, as those epochs are run again."""
+    """metrics.jsonl: one line an epoch. Lines after the resumed step are dropped, as those epochs are run again.
+
+    A file that cannot be written is given up, and damaged lines are left out; a warning says so.
+    """
 
     def __init__(self, folder: Path | None, steps_done: int) -> None:
         self._path = folder / "metrics.jsonl" if folder else None
         self._lines: list[str] = []
-        if self._path is not None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            if self._path.is_file():
-                lines = self._path.read_text(encoding="utf-8").splitlines()
-                self._lines = [line for line in lines if json.loads(line)["step"] <= steps_done]
+        if self._path is not None and self._path.is_file():
+            lines = _read_lines(self._path)
+            known = [(line, _step_of(line)) for line in lines]
+            damaged = sum(step is None for _, step in known)
+            if damaged:
+                warnings.warn(f"{str(self._path)!r} has {damaged} damaged lines, which are left out", stacklevel=2)
+            self._lines = [line for line, step in known if step is not None and step <= steps_done]
 
     def write(self, values: Mapping[str, float]) -> None:
         if self._path is None:
             return
         self._lines.append(json.dumps(values))
-        write_text(self._path, "\n".join(self._lines) + "\n")
+        try:
+            make_folder(self._path.parent)
+            write_text(self._path, "\n".join(self._lines) + "\n", "metrics")
+        except WriteError as error:
+            warnings.warn(f"no metrics are kept of this training: {error}", stacklevel=2)
+            self._path = None
+
+
+def _read_lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError as error:
+        warnings.warn(f"{str(path)!r} cannot be read: {error.strerror}", stacklevel=2)
+        return []
+
+
+def _step_of(line: str) -> int | None:
+    """Return the step that a line of metrics.jsonl is of; None where it is damaged."""
+    try:
+        step = parse_json(line)["step"]
+    except (ValueError, TypeError, KeyError):
+        return None
+    return step if type(step) is int else None

@@ -15,14 +15,15 @@ import torch
 from defend.assembly.composition import Composition
 from defend.datasets.base import ImageDataset
 from defend.datasets.bounded import ensure_bounded
-from defend.errors import ConfigError, did_you_mean
+from defend.errors import ConfigError, WriteError, did_you_mean
 from defend.options import describe, make
 from defend.plugins import Found, Registry, registry
 from defend.stages import Stage, Task
 from defend.store.fingerprint import code_version
 from defend.train import Training
+from defend.training.checkpoint import CHECKPOINT
 from defend.training.loop import FitSettings, fit
-from defend.util.files import cache_dir
+from defend.util.files import cache_dir, check_writable
 from defend.util.processes import resolve_device
 from defend.util.tensors import content_hash
 from defend.values.run_config import check_seed
@@ -99,6 +100,8 @@ def train_stage(
         "code": code_version(spec.train.partition(":")[0], spec.config.__module__, type(training).__module__),
     }
     key = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    path = out or cached_path(stage, filed_as, dataset.filed_as, edition)
+    check_writable(path, "weights")
     folder = cache_dir() / "training" / f"{stage}-{filed_as}-{dataset.filed_as}-{key}"
     figures = fit(training, dataset, attrs.evolve(how, device=device, folder=folder), identity)
     card = new_card(
@@ -117,8 +120,12 @@ def train_stage(
         },
         made_for={"victim": tuned["victim"], "purifier": tuned["purifier"]} if tuned else None,
     )
-    path = out or cached_path(stage, filed_as, dataset.filed_as, edition)
-    return path, save(path, training.stage, card)
+    try:
+        return path, save(path, training.stage, card)
+    except WriteError as error:
+        kept = (folder / CHECKPOINT).is_file()
+        way = "what was trained is kept, and the same command goes on from there" if kept else "no checkpoint is kept"
+        raise WriteError(f"{error}; {way}, with another --out too") from None
 
 
 def aim_at(found: Found, victim: str, options: Mapping[str, Any]) -> dict[str, Any]:

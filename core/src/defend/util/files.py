@@ -5,15 +5,20 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
+import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path, PureWindowsPath
 
 import platformdirs
 
-from defend.errors import DataError, DefendError
+from defend.errors import DataError, WriteError
+from defend.util.interrupts import careful
 
 LONGEST_NAME = 255  # bytes, on every file system in use
+ABANDONED = 24 * 3600.0  # seconds after which nobody still writes a file
 
 
 def shorten(name: str, most: int) -> str:
@@ -22,36 +27,113 @@ def shorten(name: str, most: int) -> str:
 
 
 @contextlib.contextmanager
-def atomic(path: Path) -> Iterator[Path]:
+def atomic(path: Path, what: str = "") -> Iterator[Path]:
     """Yield a temporary path beside `path`; when the block ends well it takes `path`'s place.
 
+    Args:
+        path: the file; what stands there is replaced.
+        what: what is written, in words, for the error.
+
     Raises:
-        DefendError: the folder cannot be written to.
+        WriteError: the file cannot be written; nothing is left of it, and what stood there still does.
     """
-    try:
-        if len(os.fsencode(path.name)) > LONGEST_NAME:
-            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{shorten(path.name, 120)}.", suffix=".part")
-    except OSError as error:
-        raise DefendError(f"{str(path)!r} cannot be written: {error.strerror}") from None
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        # mkstemp's files are their owner's alone: give it the rights of any new file; a umask is read by setting it
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with careful(), _writing(path, what):
+        temporary = _make_temporary(path)
+        try:
+            yield temporary
+            _give_rights(temporary)
+            temporary.replace(path)
+        except BaseException:
+            with contextlib.suppress(OSError):  # the first error is the one to tell
+                temporary.unlink()
+            raise
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically."""
-    with atomic(path) as temporary:
+def check_writable(path: Path, what: str = "") -> None:
+    """See that a file could be written, before hours are spent on what is to be in it; its folder is made.
+
+    Raises:
+        WriteError: it could not.
+    """
+    make_folder(path.parent)
+    with _writing(path, what):
+        _make_temporary(path).unlink()
+
+
+def write_text(path: Path, text: str, what: str = "") -> None:
+    """Write a text file, see `atomic`."""
+    with atomic(path, what) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_bytes(path: Path, data: bytes, what: str = "") -> None:
+    """Write a file, see `atomic`."""
+    with atomic(path, what) as temporary:
+        temporary.write_bytes(data)
+
+
+def make_folder(path: Path, what: str = "folder") -> None:
+    """Make a folder, and those above it.
+
+    Raises:
+        WriteError: it cannot be made; `what` it is stands in the message.
+    """
+    with _writing(path, what, "made"):
+        path.mkdir(parents=True, exist_ok=True)
+
+
+def sweep(folder: Path, of: str = "", age: float = ABANDONED) -> None:
+    """Delete what writers that were killed left in a folder: what `atomic` began, and no other file.
+
+    Args:
+        folder: which need not exist.
+        of: the name of the file that they wrote, of any if "": give it where the folder is not this package's own.
+        age: in seconds, what was written later may still be being written; 0 for whoever knows that nobody writes here.
+    """
+    begun = re.compile(rf"\.{re.escape(of[:120]) or '.+'}\.[a-z0-9_]{{8}}\.part")
+    before = time.time() - age
+    for left in (one for one in list_folder(folder) if begun.fullmatch(one.name)):
+        with contextlib.suppress(OSError):
+            if age and left.stat().st_mtime > before:
+                continue
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink()
+
+
+def list_folder(folder: Path) -> list[Path]:
+    """Return what lies in a folder, by name; nothing where it is no folder, or not ours to read."""
+    try:
+        return sorted(folder.iterdir())
+    except OSError:
+        return []
+
+
+@contextlib.contextmanager
+def _writing(path: Path, what: str, how: str = "written") -> Iterator[None]:
+    """Tell of a system's error as one line that names the path."""
+    try:
+        yield
+    except OSError as error:
+        named = f"{what} {str(path)!r}" if what else repr(str(path))
+        raise WriteError(f"{named} cannot be {how}: {error.strerror or error}") from None
+
+
+def _make_temporary(path: Path) -> Path:
+    if len(os.fsencode(path.name)) > LONGEST_NAME:
+        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{shorten(path.name, 120)}.", suffix=".part")
+    os.close(handle)
+    return Path(name)
+
+
+def _give_rights(temporary: Path) -> None:
+    """Give a file the rights of any new one, as mkstemp's are their owner's alone."""
+    umask = os.umask(0)  # which is read by setting it
+    os.umask(umask)
+    with contextlib.suppress(OSError):  # where there are no such rights, as on a stick's file system
+        temporary.chmod(0o666 & ~umask)
 
 
 def place_under(root: Path, name: str, said_by: str) -> Path:

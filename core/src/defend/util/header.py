@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import struct
-from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
+from defend.util.documents import parse_json
 
 MOST_BYTES = 100_000_000  # safetensors' own limit of a header
 
@@ -32,23 +28,10 @@ def read_metadata(file: BinaryIO) -> dict[str, str]:
         # the shortest header is {}
         if not 2 <= length <= MOST_BYTES:
             raise ValueError
-        header = json.loads(file.read(length))
-    except (ValueError, RecursionError):
+        header = parse_json(file.read(length))
+    except ValueError:
         pickled = start[:2] == b"PK" or start[:1] == b"\x80"
         guess = " (it looks like a pickle, which is never loaded)" if pickled else ""
         raise ValueError(f"not a safetensors file, or cut short{guess}") from None
     metadata = header.get("__metadata__") if isinstance(header, dict) else None
     return metadata if isinstance(metadata, dict) else {}
-
-
-def read_all(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Return a file's texts and its tensors by name, on the CPU.
-
-    Raises:
-        SafetensorError: it is damaged.
-        OSError: it cannot be read.
-    """
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as file:
-        return file.metadata() or {}, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping

@@ -12,6 +12,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from defend.errors import DataError
+from defend.util.files import atomic
 
 SMALLEST = 4
 UPRIGHT = {
@@ -117,6 +118,5 @@ def write_image(path: Path, image: Tensor) -> None:
     """Write a float image [C,H,W] in [0,1] as PNG."""
     pixels = (image.detach().cpu().clamp(0, 1) * 255).round().to(torch.uint8)
     array = pixels[0].numpy() if pixels.shape[0] == 1 else pixels.permute(1, 2, 0).numpy()
-    temporary = path.with_name(path.name + ".part")
-    Image.fromarray(array).save(temporary, format="PNG")
-    temporary.replace(path)
+    with atomic(path, "image") as temporary:
+        Image.fromarray(array).save(temporary, format="PNG")

@@ -57,8 +57,6 @@ def run_config(flags: Mapping[str, Any], file: Path | None = None) -> RunConfig:
                 merged[stage] = {**merged.get(stage, {}), **chosen} if isinstance(chosen, Mapping) else chosen
             value = merged
         values[key] = value
-    if "victim" not in values:
-        raise ConfigError("no victim was named: add --victim, for example --victim resnet18")
     where = str(file) if file else "the configuration"
     return _structure(values, where)
 
@@ -104,19 +102,26 @@ def read_toml(text: str, where: str) -> RunConfig:
     Raises:
         ConfigError: as `run_config`.
     """
+    return _structure(_parse(text, f"the configuration in {where!r}"), where)
+
+
+def _parse(text: str, what: str) -> dict[str, Any]:
     try:
-        return _structure(tomllib.loads(text), where)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"the configuration in {where!r} is not TOML: {error}") from None
+        return tomllib.loads(text)
+    except ValueError as error:  # whole numbers of thousands of digits are refused too
+        raise ConfigError(f"{what} is not TOML: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{what} is nested too deeply") from None
 
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
+        text = file.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"configuration {str(file)!r} cannot be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise ConfigError(f"configuration {str(file)!r} is not TOML: {error}") from None
+    return _parse(text, f"configuration {str(file)!r}")
 
 
 def _structure(values: Mapping[str, Any], where: str) -> RunConfig:
@@ -135,6 +140,8 @@ def _structure(values: Mapping[str, Any], where: str) -> RunConfig:
                 parsed[key] = parse(value, hints[key])
             except (ValueError, TypeError) as error:
                 raise ConfigError(f"{where}: {key}={value!r} is not {error}") from None
+    if "victim" not in parsed:
+        raise ConfigError("no victim was named: add --victim, for example --victim resnet18")
     return RunConfig(**parsed)
 
 

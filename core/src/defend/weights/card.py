@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ from defend.errors import WeightsError
 from defend.options import describe
 from defend.plugins import Found
 from defend.stages import Task
+from defend.util.documents import parse_json
 from defend.util.header import read_metadata
 
 if TYPE_CHECKING:
@@ -102,6 +102,32 @@ def new_card(
     )
 
 
+def _check(card: Card) -> None:
+    """Refuse what no card holds, so that whoever has one need not look.
+
+    Raises:
+        TypeError, KeyError: it names the key.
+    """
+    data, numbers = card.dataset, (int, float)
+    _hold("stage, name, licence and content_sha256", (card.stage, card.name, card.licence, card.content_sha256), str)
+    _hold("config, dataset, recipe and figures", (card.config, data, card.recipe, card.figures), Mapping)
+    _hold("figures", card.figures.values(), numbers)
+    _hold("dataset.name, sha256 and filed_as", (data["name"], data["sha256"], data.get("filed_as", "")), str)
+    _hold("dataset.shape, classes, mean and std", (data["shape"], data["classes"], data["mean"], data["std"]), list)
+    _hold("dataset.shape", data["shape"], int)
+    _hold("dataset.classes", data["classes"], str)
+    _hold("dataset.mean and std", (*data["mean"], *data["std"]), numbers)
+    _hold("dataset.flips", (data["flips"],), bool)
+    if len(data["shape"]) != 3:
+        raise TypeError(f"dataset.shape is {data['shape']!r}")
+
+
+def _hold(what: str, values: Iterable[Any], kind: type | tuple[type, ...]) -> None:
+    for value in values:
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise TypeError(f"of {what} one is {str(value)[:60]!r}")
+
+
 def read_card(path: Path) -> Card:
     """Read the card of a weights file from its header.
 
@@ -118,16 +144,15 @@ def read_card(path: Path) -> Card:
     if text is None:
         raise WeightsError(f"weights {str(path)!r} have no card: they were not written by `defend train`")
     try:
-        values = json.loads(text)
+        values = parse_json(text)
         if (kept := values.get("format")) != CARD_FORMAT:
             raise WeightsError(
                 f"weights {str(path)!r} have a card of format {kept}, and this version reads {CARD_FORMAT}"
             )
         card = Card(**values)
-        # raises where something is missing that a task needs
-        card.task()
+        _check(card)
     except (TypeError, ValueError, KeyError, AttributeError) as error:
-        cause = f"{type(error).__name__}: {error}"
+        cause = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
         raise WeightsError(
             f"weights {str(path)!r} have a damaged card ({cause}): train anew or fetch it again"
         ) from None

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from defend.errors import WeightsError
-from defend.util.files import atomic
+from defend.util.files import cache_dir, make_folder, sweep, write_bytes
 from defend.util.tensors import bytes_of, content_hash
 from defend.weights.card import Card, read_card
 
@@ -25,15 +25,19 @@ SMALL_TENSOR = 64  # elements; halving these saves nothing
 
 
 def save(path: Path, module: nn.Module, card: Card) -> Card:
-    """Write a module's weights and its card, atomically; return the card with its content hash."""
+    """Write a module's weights and its card, atomically; return the card with its content hash.
+
+    Raises:
+        WriteError: the file cannot be written.
+    """
     from safetensors.torch import save as to_bytes
 
     tensors = to_stored(module)
     card = attrs.evolve(card, content_sha256=content_hash(tensors))
     data = to_bytes(tensors, metadata={"defend.card": json.dumps(attrs.asdict(card), sort_keys=True)})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic(path) as temporary:
-        temporary.write_bytes(data)
+    make_folder(path.parent)
+    sweep(path.parent, of="" if path.parent == cache_dir() / "weights" else path.name)
+    write_bytes(path, data, "weights")
     return card
 
 

@@ -12,7 +12,7 @@ import attrs
 from defend.errors import WeightsError, did_you_mean
 from defend.plugins import Found
 from defend.stages import Task
-from defend.util.files import cache_dir
+from defend.util.files import cache_dir, list_folder
 from defend.values.editions import EDITION, edition_of, is_bare, is_file
 from defend.weights.card import Card, read_card
 
@@ -93,7 +93,7 @@ class Available:
 def available(stage: str, name: str | None, packages: Iterable[str]) -> Iterator[Available]:
     """Yield every readable weights file of a stage (of any name if None), the user's before those in `packages`."""
     prefix = f"{stage}-" if name is None else f"{stage}-{name}-"
-    cached = sorted((cache_dir() / "weights").glob("*.safetensors"))
+    cached = [path for path in list_folder(cache_dir() / "weights") if path.suffix == ".safetensors"]
     for shipped, paths in ((False, cached), (True, _find_shipped(packages))):
         for path in paths:
             if path.name.startswith(prefix):

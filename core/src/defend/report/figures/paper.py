@@ -27,14 +27,14 @@ def write(scene: Scene, folder: Path) -> list[Path]:
     """Write NAME.png and NAME.svg into the folder; return their paths.
 
     Raises:
-        DefendError: the folder cannot be written to.
+        WriteError: one cannot be written.
     """
     paths = []
     with mpl.rc_context(STYLE):
         figure = _draw(scene)
         for kind, metadata in METADATA.items():
             path = folder / f"{scene.name}.{kind}"
-            with atomic(path) as temporary:
+            with atomic(path, "figure") as temporary:
                 figure.savefig(temporary, format=kind, dpi=RESOLUTION, metadata=metadata)
             paths.append(path)
     return paths
