@@ -35,6 +35,10 @@ class ContractError(DefendError):
     """A stage returned something that its protocol forbids; the message names the stage."""
 
 
+class BusyError(DefendError):
+    """Another process is at work where only one may be."""
+
+
 class DataError(DefendError):
     """A data set, folder or image that cannot be read."""
 

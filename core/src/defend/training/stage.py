@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 
 from defend.assembly.composition import Composition
 from defend.datasets.base import ImageDataset
-from defend.errors import ConfigError, did_you_mean
+from defend.errors import ConfigError, DefendError, did_you_mean
 from defend.options import describe, make
 from defend.plugins import Found, Registry, registry
 from defend.stages import Stage, Task
@@ -22,6 +23,8 @@ from defend.store.fingerprint import code_version
 from defend.train import Training
 from defend.training.loop import FitSettings, fit
 from defend.util.files import cache_dir
+from defend.util.launch import place
+from defend.util.lock import hold
 from defend.util.processes import resolve_device
 from defend.util.tensors import content_hash
 from defend.values.run_config import check_seed
@@ -59,6 +62,7 @@ def train_stage(
 
     Raises:
         ConfigError: an unknown option or edition, or a stage that has nothing to train.
+        BusyError: another process is at this very training.
     """
     how = settings or FitSettings(device="auto")
     check_seed(how.seed)
@@ -96,7 +100,8 @@ def train_stage(
     }
     key = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:16]
     folder = cache_dir() / "training" / f"{stage}-{filed_as}-{dataset.filed_as}-{key}"
-    figures = fit(training, dataset, attrs.evolve(how, device=device, folder=folder), identity)
+    with _hold(folder, f"the training of {stage} {name} on {dataset.name}"):
+        figures = fit(training, dataset, attrs.evolve(how, device=device, folder=folder), identity)
     card = new_card(
         found,
         config,
@@ -115,6 +120,20 @@ def train_stage(
     )
     path = out or cached_path(stage, filed_as, dataset.filed_as, edition)
     return path, save(path, training.stage, card)
+
+
+@contextlib.contextmanager
+def _hold(folder: Path, what: str) -> Iterator[None]:
+    """Hold a training's folder, which all trainings of one identity share; of several processes the first does."""
+    if place()[0] != 0:
+        yield
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DefendError(f"folder {str(folder)!r} of {what} cannot be made: {error.strerror}") from None
+    with hold(folder, what, "wait until it has ended; the same command then finds what it made"):
+        yield
 
 
 def _build_adapted(adapted: Composition | None, task: Task) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import secrets
 import tomllib
 import types
 import typing
@@ -141,16 +142,12 @@ def alternatives(config: RunConfig, purifiers: Sequence[str]) -> list[RunConfig]
 
 
 def default_out(config: RunConfig, purifiers: Sequence[str] = (), root: Path = Path("runs")) -> str:
-    """Return a fresh run folder's name: runs/20260131-120000-resnet18-apudae."""
+    """Return a fresh run folder's name: runs/20260131-120000-resnet18-apudae-5f0c21e8, as no other process finds it."""
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     named = "-vs-".join(purifiers) or config.purifier
     tuned = f"finetune-{config.finetune}" if config.finetune else None
-    parts = [stamp, config.victim, *(part for part in (named, config.detector, tuned) if part)]
-    path = root / "-".join(parts).replace(":", "_").replace("/", "_").replace(",", "+")
-    unique, count = path, 2
-    while unique.exists():
-        unique, count = path.with_name(f"{path.name}-{count}"), count + 1
-    return str(unique)
+    parts = [stamp, config.victim, *(part for part in (named, config.detector, tuned) if part), secrets.token_hex(4)]
+    return str(root / "-".join(parts).replace(":", "_").replace("/", "_").replace(",", "+"))
 
 
 def with_out(config: RunConfig, purifiers: Sequence[str] = ()) -> RunConfig:
