@@ -15,12 +15,13 @@ import torch
 
 from defend.assembly.composition import Composition
 from defend.datasets.base import ImageDataset
-from defend.errors import ConfigError, DefendError, did_you_mean
+from defend.errors import ConfigError, ContractError, DefendError, did_you_mean
 from defend.options import describe, make
 from defend.plugins import Found, Registry, registry
 from defend.stages import Stage, Task
 from defend.store.fingerprint import code_version
 from defend.train import Training
+from defend.training.contract import TrainedError, blame
 from defend.training.loop import FitSettings, fit
 from defend.util.files import cache_dir
 from defend.util.launch import place
@@ -62,6 +63,7 @@ def train_stage(
 
     Raises:
         ConfigError: an unknown option or edition, or a stage that has nothing to train.
+        ContractError: as `fit`. What was trained when a stage failed to judge or measure it is kept in a file.
         BusyError: another process is at this very training.
     """
     how = settings or FitSettings(device="auto")
@@ -82,7 +84,8 @@ def train_stage(
     task = dataset.task()
     around, tuned = _build_adapted(adapted, task)
     filed_as = tuned_name(found.name, tuned["victim"], tuned["purifier"]) if tuned else found.name
-    training = spec.resolve(spec.train)(config, recipe, task, *around)
+    with blame(f"training {stage} {name}", "train"):
+        training = spec.resolve(spec.train)(config, recipe, task, *around)
     if not isinstance(training, Training):
         raise ConfigError(f"{stage} {name}: `train` returned {type(training).__name__}, expected a Training")
     identity = {
@@ -100,26 +103,41 @@ def train_stage(
     }
     key = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:16]
     folder = cache_dir() / "training" / f"{stage}-{filed_as}-{dataset.filed_as}-{key}"
+
+    def describe_weights(figures: Mapping[str, float], **more: str) -> Card:
+        return new_card(
+            found,
+            config,
+            dataset,
+            figures=figures,
+            recipe={
+                **attrs.asdict(recipe),
+                "seed": how.seed,
+                "precision": how.precision,
+                "torch": torch.__version__,
+                "python": platform.python_version(),
+                "device": device,
+                **tuned,
+                **more,
+            },
+            made_for={"victim": tuned["victim"], "purifier": tuned["purifier"]} if tuned else None,
+        )
+
     with _hold(folder, f"the training of {stage} {name} on {dataset.name}"):
-        figures = fit(training, dataset, attrs.evolve(how, device=device, folder=folder), identity)
-    card = new_card(
-        found,
-        config,
-        dataset,
-        figures=figures,
-        recipe={
-            **attrs.asdict(recipe),
-            "seed": how.seed,
-            "precision": how.precision,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-            "device": device,
-            **tuned,
-        },
-        made_for={"victim": tuned["victim"], "purifier": tuned["purifier"]} if tuned else None,
-    )
+        try:
+            figures = fit(training, dataset, attrs.evolve(how, device=device, folder=folder), identity)
+        except TrainedError as error:
+            # whoever mends the stage's code begins another training: what this one came to would be lost to it
+            kept = folder / "weights.safetensors"
+            if place()[0] == 0:
+                save(kept, training.stage, describe_weights({}, cut_short=str(error)))
+            flag = "finetune" if stage == "finetuner" else stage
+            raise ContractError(
+                f"{error}; the weights, as they were trained until then, are kept: --{flag}-weights {kept} takes "
+                "them, and the same command tries again from there"
+            ) from error
     path = out or cached_path(stage, filed_as, dataset.filed_as, edition)
-    return path, save(path, training.stage, card)
+    return path, save(path, training.stage, describe_weights(figures))
 
 
 @contextlib.contextmanager
