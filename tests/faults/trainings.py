@@ -26,6 +26,7 @@ def injections() -> Iterable[Injection]:
     yield from _trained_all_the_same()
     yield from _kept()
     yield from _types()
+    yield from _own_weights()
 
 
 def _refused() -> Iterable[Injection]:
@@ -225,3 +226,80 @@ def _there_and_back(folder: Path, source: str) -> str:
         return wrong
     used = json.loads((folder / "r" / "report.json").read_text())["weights"]["purifier"]["sha256"]
     return "" if used == whole else "the run took other weights"
+
+
+def _own_weights() -> Iterable[Injection]:
+    """Yield weights of the user's own in the place of shipped ones: every command says so, and how to go back."""
+    kind = "weights in the place of others"
+    for command in (("list",), ("show", "dae"), ("cache",)):
+        yield Injection(
+            kind, " ".join(command), functools.partial(_says_own, command=command), quick=command == ("list",)
+        )
+    yield Injection(kind, "run, page, and back", _runs_own)
+    yield Injection(kind, "a file that was named", _runs_named)
+    yield Injection(kind, "damaged ones", _damaged_own)
+    for name in ("../weights/x", "/etc/passwd", "", ".", "purifier-dae-digits", "x\n"):
+        yield Injection(kind, f"--forget {name!r}", functools.partial(_forgets_nothing, name=name))
+
+
+DAE = (*RUN[:4], "dae", *RUN[5:])
+FILE = "purifier-dae-digits.safetensors"
+
+
+def _put_own(folder: Path) -> Path:
+    import importlib.resources
+    import shutil
+
+    own = folder / "cache" / "weights" / FILE
+    own.parent.mkdir(parents=True)
+    shutil.copy(str(importlib.resources.files("defend_dae_finetune.weights") / FILE), own)
+    return own
+
+
+def _says_own(folder: Path, command: tuple[str, ...]) -> str:
+    _put_own(folder)
+    words = ("yours",) if command == ("list",) else ("defend_dae_finetune", "defend cache --forget", FILE)
+    text, machine = (run_command(folder, *command, *flag) for flag in ((), ("--json",)))
+    return text.misbehaved(code=0, words=words) or machine.misbehaved(code=0)
+
+
+def _runs_own(folder: Path) -> str:
+    own = _put_own(folder)
+    answer = run_command(folder, *DAE)
+    if wrong := answer.misbehaved(code=0, words=("purifier your own since 20", f"defend cache --forget {FILE}")):
+        return wrong
+    report = json.loads((folder / "r" / "report.json").read_text())
+    if report["weights"]["purifier"].get("origin") != "cache" or not any(
+        "your own" in each for each in report["notes"]
+    ):
+        return "report.json does not say whose weights were taken"
+    if wrong := run_command(folder, "report", "r").misbehaved(code=0):
+        return wrong
+    if "your own since" not in (folder / "r" / "report.html").read_text():
+        return "the page does not say whose weights were taken"
+    if wrong := run_command(folder, "cache", "--forget", FILE).misbehaved(code=0):
+        return wrong
+    back = run_command(folder, *DAE[:-1], "again")
+    return back.misbehaved(code=0, words=("purifier shipped with defend_dae_finetune",)) or (
+        "it is there yet" if own.exists() else ""
+    )
+
+
+def _runs_named(folder: Path) -> str:
+    named = _put_own(folder).rename(folder / "mine.safetensors")
+    answer = run_command(folder, *DAE, "--purifier-weights", named)
+    return answer.misbehaved(code=0, words=("purifier the file mine.safetensors of 20",))
+
+
+def _damaged_own(folder: Path) -> str:
+    own = _put_own(folder)
+    own.write_bytes(own.read_bytes()[:100])
+    wrong = run_command(folder, *DAE).misbehaved(code=2, words=(str(own),))
+    wrong = wrong or run_command(folder, "cache").misbehaved(code=0, words=(FILE, "damaged"))
+    return wrong or run_command(folder, "cache", "--forget", FILE).misbehaved(code=0)
+
+
+def _forgets_nothing(folder: Path, name: str) -> str:
+    own = _put_own(folder)
+    answer = run_command(folder, "cache", "--forget", name)
+    return answer.misbehaved(code=2, words=(FILE,)) or ("" if own.exists() else f"{LOST}weights")

@@ -18,7 +18,7 @@ from defend.checks import Subject
 from defend.datasets.base import ImageDataset
 from defend.errors import ConfigError, ProcessLostError
 from defend.evaluation.arms import BuiltDefence, build_all
-from defend.evaluation.assemble import Circumstances, assemble
+from defend.evaluation.assemble import Circumstances, assemble, describe_weights
 from defend.evaluation.evaluate import EvaluationSettings, Evaluator
 from defend.evaluation.identity import identify
 from defend.evaluation.notes import make_notes
@@ -268,7 +268,7 @@ class _Run:
             calibration=defence.calibration,
             checks=checks,
             left_out={**defence.left_out, **find_undone(config, rows, self.plugins)},
-            notes=make_notes(config, rows, self.plugins),
+            notes=make_notes(config, rows, self.plugins, describe_weights(defence.built)),
             partial=self.partial or len(own) < len(rows),
             random=judge.random,
         )

@@ -38,6 +38,7 @@ from defend.report.terminal import ARM_TITLES, NORMS, basis, loose, more_steps
 from defend.util.files import write_text
 from defend.values.report import Row
 from defend.values.threats import THREATS, knows_the_defence
+from defend.weights.origin import describe
 
 ONE, SEVERAL = "report.html", Path("defend-report.html")
 FIGURES = "figures"
@@ -224,6 +225,7 @@ def _environment() -> jinja2.Environment:
         short=lambda value: NOTHING if value is None else f"{value:.4g}",
         png=png_uri,
         named=name_row,
+        origin=lambda weights: describe(weights) or NOTHING,
         knows_the_defence=knows_the_defence,
         numbers=_numbers,
         by_threat=lambda rows: [list(found) for _, found in itertools.groupby(rows, lambda row: row.threat)],
