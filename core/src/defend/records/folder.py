@@ -15,7 +15,7 @@ from defend.records.per_image import to_csv
 from defend.records.reading import is_partial, is_run
 from defend.records.rows import RowRecord
 from defend.records.unfinished import FOLDER, is_unfinished
-from defend.util.files import atomic, write_text
+from defend.util.files import atomic, number_twin, write_text
 from defend.util.lock import hold
 from defend.values.report import Report
 from defend.values.run_config import RunConfig
@@ -87,11 +87,13 @@ def write_pictures(folder: Path, records: Sequence[RowRecord]) -> None:
     from defend.records.pictures import draw_examples
 
     write_examples(folder / "examples.safetensors", records)
+    taken: set[str] = set()
     for record in records:
         plan = record.plan
         if plan.attack is not None and plan.headline:
             named = "-".join(part for part in (plan.name, plan.threat.kind, plan.variant) if part)
-            draw_examples(record, folder / f"examples-{re.sub(r'[^a-z0-9_.-]+', '_', named.lower())}.png")
+            name = number_twin(f"examples-{re.sub(r'[^a-z0-9_.-]+', '_', named.lower())}", taken)
+            draw_examples(record, folder / f"{name}.png")
 
 
 def write_examples(path: Path, records: Sequence[RowRecord]) -> None:

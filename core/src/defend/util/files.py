@@ -17,8 +17,8 @@ LONGEST_NAME = 255  # bytes, on every file system in use
 
 
 def shorten(name: str, most: int) -> str:
-    """Return a name cut to at most so many bytes, at a whole character."""
-    return os.fsdecode(os.fsencode(name)[:most]) if name.isascii() else name.encode()[:most].decode(errors="ignore")
+    """Return a name cut to at most so many bytes of UTF-8, at a whole character; bytes that are none are left out."""
+    return name.encode(errors="surrogateescape")[:most].decode(errors="ignore")
 
 
 @contextlib.contextmanager
@@ -49,9 +49,18 @@ def atomic(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically."""
+    r"""Write a text file in UTF-8, atomically; the bytes of a path that is none are written out as \udcff."""
     with atomic(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def number_twin(name: str, taken: set[str]) -> str:
+    """Return a file's name, numbered where it is `taken`, and take it: two names from outside may be made one."""
+    free, count = name, 2
+    while free in taken:
+        free, count = f"{name}-{count}", count + 1
+    taken.add(free)
+    return free
 
 
 def place_under(root: Path, name: str, said_by: str) -> Path:
