@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tests.faults.harness import Injection
 
-HELPERS = ("__init__", "__main__", "commands", "disk", "groups", "harness", "warm")
+HELPERS = ("__init__", "__main__", "commands", "disk", "groups", "harness", "toys", "warm")
 
 
 def names() -> list[str]:

@@ -39,6 +39,10 @@ class StageError(DefendError):
     """Code of a stage failed; the message names stage, name, method and what was raised, which is the cause."""
 
 
+class BusyError(DefendError):
+    """Another process is at work where only one may be."""
+
+
 class DataError(DefendError):
     """A data set, folder or image that cannot be read."""
 

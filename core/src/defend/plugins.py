@@ -302,6 +302,10 @@ class Registry:
         entries = [entry, *(self.entries("victim") if entry.stage == "finetuner" else ())]
         return tuple(dict.fromkeys(each.spec.weights for each in entries if each.spec.weights))
 
+    def all_packages(self) -> tuple[str, ...]:
+        """Return the packages that may hold shipped weights of any stage."""
+        return tuple(dict.fromkeys(package for entry in self.all_entries() for package in self.packages(entry)))
+
     def all_entries(self) -> list[Entry]:
         """Every entry of every stage, in the order of the pipeline."""
         return [entry for stage in STAGES for entry in self.entries(stage)]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from defend.errors import ConfigError
 from defend.values.run_config import RunConfig
-from defend.values.toml import parse_settings, run_config, to_toml
+from defend.values.toml import default_out, parse_settings, run_config, to_toml
 
 EVERYTHING = """
 victim = "resnet18"
@@ -260,3 +260,9 @@ def test_a_setting_of_another_form_is_refused(setting):
     with pytest.raises(ConfigError, match=r"is not STAGE\.OPTION=VALUE, for example purifier\.steps=15") as caught:
         parse_settings([setting])
     assert repr(setting) in str(caught.value)
+
+
+def test_no_two_default_folders_have_one_name(tmp_path):
+    config = RunConfig(victim="resnet18", purifier="apudae")
+    names = {default_out(config, root=tmp_path) for _ in range(100)}
+    assert len(names) == 100 and all("-resnet18-apudae-" in name for name in names)

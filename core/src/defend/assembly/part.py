@@ -12,8 +12,9 @@ from defend.custom.spec import CustomSpec
 from defend.options import describe
 from defend.plugins import Found, Registry, registry
 from defend.stages import Stage
-from defend.values.editions import edition_of, tuned_behind
+from defend.values.editions import edition_of, is_file, tuned_behind
 from defend.weights.find import locate, tuned_name
+from defend.weights.origin import Origin, find_origin
 
 
 @attrs.frozen(kw_only=True)
@@ -69,6 +70,13 @@ class Part:
         if self.pretrained:
             return None
         return locate(self.found, filing, self.weights, None if self.victim is None else self.filed_as)
+
+    def find_origin(self, path: Path, filing: str) -> Origin:
+        """Say where its weights file came from, see `find_weights`."""
+        filed_as = None if self.victim is None else self.filed_as
+        named = is_file(self.weights)
+        instead = None if named else locate(self.found, filing, self.weights, filed_as, only_shipped=True)
+        return find_origin(path, self.found.packages, instead)
 
     def is_missing(self, filing: str) -> bool:
         """Whether it needs weights and has none for what a data set files them under."""

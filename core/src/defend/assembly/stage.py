@@ -21,16 +21,21 @@ from defend.stages import Stage, Task
 from defend.weights.card import Card, read_card
 from defend.weights.files import load
 from defend.weights.find import mismatch, near, stages_of
+from defend.weights.origin import Origin
 
 
 @attrs.frozen
 class Built:
-    """A stage ready to use: its module, options, and the weights it was loaded from, if any; whether a user gave it."""
+    """A stage ready to use: its module, options, and the weights it was loaded from, if any, with their origin.
+
+    `custom`: whether a user gave it, and no package.
+    """
 
     module: nn.Module
     config: Any
     path: Path | None
     card: Card | None
+    origin: Origin | None = None
     custom: bool = False
 
     @property
@@ -85,7 +90,8 @@ def build_part(part: Part, task: Task, bare: nn.Module | None = None) -> Built:
         module.stage_name = part.victim  # type: ignore[assignment]
     if path is not None:
         load(path, module, stages_of(found), found.name)
-    return Built(module.eval(), config, path, card, isinstance(found.spec, CustomSpec))
+    origin = None if path is None else part.find_origin(path, task.filing)
+    return Built(module.eval(), config, path, card, origin, isinstance(found.spec, CustomSpec))
 
 
 def build_module(found: Found, config: Any, task: Task, *bare: nn.Module) -> nn.Module:

@@ -11,22 +11,33 @@ from defend.cli.usage import OUTPUT, command, option
 from defend.errors import ConfigError
 from defend.report.progress import open_console, show_count
 
-CLEAR = option("--clear", "Delete all of it.")
+CLEAR = option("--clear", "Delete all attacked images; weights stay.")
 VERIFY = option("--verify", "Read and check every batch; delete those that are damaged.")
 
 
-@command("cache", {"What to do": [CLEAR, VERIFY], OUTPUT: [JSON]})
-def cache_command(clear: bool, verify: bool, as_json: bool) -> None:
-    """Show what is kept of attacked images, so that another run against the same victim finds them.
+FORGET = option("--forget FILE", "Delete weights of your own, by their name here, so that shipped ones are taken.")
+
+
+@command("cache", {"What to do": [CLEAR, VERIFY, FORGET], OUTPUT: [JSON]})
+def cache_command(clear: bool, verify: bool, forget: str | None, as_json: bool) -> None:
+    """Show what is kept of attacked images, so that another run against the same victim finds them, and your weights.
 
     The least recently used go when there are more than $DEFEND_CACHE_LIMIT (2GB; 0 keeps none), in
     $DEFEND_CACHE_DIR/adversarial. What was made by other code, weights or options is never used.
     """
+    from defend.plugins import registry
     from defend.report.cache import contents, print_contents, size
     from defend.store.store import Store
+    from defend.weights import origin
 
     if clear and verify:
         raise ConfigError("--clear and --verify were both given: what is deleted need not be checked, give one")
+    if forget is not None:
+        if clear or verify:
+            raise ConfigError(f"--forget {forget!r} was given with another thing to do: give one")
+        gone = origin.forget(forget)
+        click.echo(json.dumps({"forgotten": str(gone)}) if as_json else f"Deleted {gone}")
+        return
     store = Store.users()
     if clear:
         freed = store.clear()
@@ -39,7 +50,9 @@ def cache_command(clear: bool, verify: bool, as_json: bool) -> None:
             return
         what = f"{found.damaged} damaged, deleted ({size(found.freed)})" if found.damaged else "none damaged"
         click.echo(f"Checked {found.checked} batches in {store.folder}: {what}")
-    elif as_json:
-        print_json(contents(store))
     else:
-        print_contents(open_console(), store)
+        own = origin.list_own(registry().all_packages())
+        if as_json:
+            print_json(contents(store, own))
+        else:
+            print_contents(open_console(), store, own)

@@ -5,6 +5,7 @@ A command imports whatever is slow inside its function, so that `defend --help` 
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import traceback
@@ -34,6 +35,7 @@ from defend.cli.train import train_command
 from defend.errors import DefendError, ProcessLostError
 from defend.util import interrupts
 from defend.util.memory import out_of_memory
+from defend.util.printable import escape
 
 OURS = Path(__file__).parents[1]
 
@@ -75,6 +77,10 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     debug = "--debug" in arguments or bool(os.environ.get("DEFEND_DEBUG"))
     arguments = [argument for argument in arguments if argument != "--debug"]
     warnings.showwarning = _one_line
+    for stream in (sys.stdout, sys.stderr):
+        # a name that the terminal's encoding lacks, or that is none, must not end what was computed
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = cli.main(arguments, prog_name="defend", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -122,7 +128,7 @@ def _one_line(
 ) -> None:
     """Show what defend itself warns of as one line; others' warnings as Python does."""
     if category is UserWarning and Path(filename).is_relative_to(OURS):
-        click.echo(f"warning: {message}", err=True)
+        click.echo(f"warning: {escape(' '.join(str(message).split()))}", err=True)
     else:
         click.echo(warnings.formatwarning(message, category, filename, lineno, line), err=True, nl=False)
 
@@ -136,7 +142,8 @@ def _fail(message: str, code: int, debug: bool) -> NoReturn:
     if debug:
         traceback.print_exc()
     which = f"process {os.environ['RANK']}: " if "RANK" in os.environ else ""  # of several, each speaks for itself
-    click.echo(f"{click.style('error:', fg='red') if _colours() else 'error:'} {which}{message}", err=True)
+    said = escape(" ".join(message.split("\n")))
+    click.echo(f"{click.style('error:', fg='red') if _colours() else 'error:'} {which}{said}", err=True)
     sys.exit(code)
 
 

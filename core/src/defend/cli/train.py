@@ -80,6 +80,7 @@ def train_command(
         from defend.options import describe
         from defend.training.loop import FitSettings
         from defend.training.stage import aim_at, train_stage
+        from defend.weights.origin import find_origin, forgetting
 
         images = open_dataset(dataset, data_dir, dataset_options)
         twins = images.duplicates()
@@ -110,6 +111,9 @@ def train_command(
         return 0
     figures = ", ".join(f"{key} {value:.4g}" for key, value in card.figures.items())
     click.echo(f"Written to {path} ({path.stat().st_size / 1e6:.1f} MB): {figures}")
+    if hides := find_origin(path, found.packages).hides:
+        back = forgetting(path.name)
+        click.echo(f"From now on they are taken in the place of those shipped with {hides}; to go back: {back}")
     return 0
 
 

@@ -70,11 +70,6 @@ def assemble(config: RunConfig, records: Sequence[RowRecord], known: Circumstanc
     rows = tuple(_row(record, config.seed, known.thresholds, draws) for record in records)
     counted = {row.key: record for row, record in zip(rows, records, strict=True) if row.headline}
     clean = records[0].judge_ms
-    weights = {
-        part: {"file": value.path.name, "sha256": value.card.content_sha256, "figures": dict(value.card.figures)}
-        for part, value in known.built.items()
-        if value.path is not None and value.card is not None
-    }
     return Report(
         versions={
             "defend-core": _version("defend-core"),
@@ -94,11 +89,26 @@ def assemble(config: RunConfig, records: Sequence[RowRecord], known: Circumstanc
         detector=None if known.threshold is None else _detector(records, known),
         checks=known.checks,
         cost=Cost(clean[UNDEFENDED], clean[DEFENDED], known.parameters, known.batch_size),
-        weights=weights,
+        weights=describe_weights(known.built),
         partial=known.partial,
         left_out=dict(known.left_out),
         notes=known.notes,
     )
+
+
+def describe_weights(built: Mapping[str, Built]) -> dict[str, dict[str, Any]]:
+    """Return what a report says of each part's weights: their file, hash and figures, and where they came from."""
+    said: dict[str, dict[str, Any]] = {}
+    for part, value in built.items():
+        if value.path is not None and value.card is not None:
+            said[part] = {
+                "file": value.path.name,
+                "sha256": value.card.content_sha256,
+                "figures": dict(value.card.figures),
+            }
+            if (origin := value.origin) is not None:
+                said[part] |= {"origin": origin.kind, "package": origin.package, "since": origin.since}
+    return said
 
 
 def _credit(record: RowRecord, arm: str) -> Tensor:

@@ -14,6 +14,8 @@ from defend.boundary.given import name_of
 from defend.errors import ContractError
 from defend.values.threats import IDENTITY
 
+LONGEST_NAME = 60  # characters of a surrogate's name
+
 
 class _Replaced(torch.autograd.Function):
     @staticmethod
@@ -75,6 +77,11 @@ def surrogates_of(purifier: nn.Module) -> Mapping[str, nn.Module | None]:
             raise ContractError(
                 f"purifier {name_of(purifier)} offers a surrogate called {name!r}: expected a name of its own, other "
                 f"than {IDENTITY!r}, which stands for no surrogate at all"
+            )
+        if len(name) > LONGEST_NAME or not name.isprintable():
+            raise ContractError(
+                f"purifier {name_of(purifier)} offers a surrogate called {name[:LONGEST_NAME]!r}: expected at most "
+                f"{LONGEST_NAME} characters that can be printed, as rows, files and figures are named after it"
             )
         if not isinstance(surrogate, nn.Module):
             raise ContractError(

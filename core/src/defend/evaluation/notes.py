@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from defend.plugins import Registry
 from defend.records.rows import PlannedRow
 from defend.values.run_config import RunConfig
 from defend.values.threats import knows_the_defence
+from defend.weights.origin import warn_of
 
 
-def make_notes(config: RunConfig, rows: Sequence[PlannedRow], plugins: Registry) -> tuple[str, ...]:
-    """Return the notes of a run's report, none where there is nothing to say."""
-    return tuple(note for note in (_note_victim(config, plugins), _note_rounding(config, rows)) if note)
+def make_notes(
+    config: RunConfig, rows: Sequence[PlannedRow], plugins: Registry, weights: Mapping[str, Mapping[str, Any]]
+) -> tuple[str, ...]:
+    """Return the notes of a run's report, none where there is nothing to say.
+
+    `weights` are what the report says of them, by part.
+    """
+    own = [warn_of(part, known) for part, known in weights.items()]
+    return tuple(note for note in (_note_victim(config, plugins), *own, _note_rounding(config, rows)) if note)
 
 
 def _note_victim(config: RunConfig, plugins: Registry) -> str:

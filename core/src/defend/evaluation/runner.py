@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 import warnings
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from defend.datasets.base import ImageDataset
 from defend.datasets.bounded import ensure_bounded
 from defend.errors import ConfigError, ProcessLostError, WriteError
 from defend.evaluation.arms import BuiltDefence, build_all
-from defend.evaluation.assemble import Circumstances, assemble
+from defend.evaluation.assemble import Circumstances, assemble, describe_weights
 from defend.evaluation.evaluate import EvaluationSettings, Evaluator
 from defend.evaluation.identity import identify
 from defend.evaluation.notes import make_notes
@@ -77,11 +78,12 @@ def run_arms(
 
     Raises:
         DefendError: as `run`.
+        BusyError: another run is at work in one of the folders.
         ProcessLostError: another process of the run is gone; what was finished is in the run folder.
     """
     try:
-        with interrupts.careful():
-            run = _Run(configs, watcher or Watcher(), plugins or registry(), resume, dataset)
+        with interrupts.careful(), contextlib.ExitStack() as folders:
+            run = _Run(configs, watcher or Watcher(), plugins or registry(), resume, dataset, folders)
             run.evaluate()
             outcomes = run.conclude()
     except WriteError as error:
@@ -119,6 +121,8 @@ def _announce(configs: Sequence[RunConfig], outs: Sequence[Path | None]) -> Jour
 class _Run:
     """A run under way. Made, it has its defences and its rows and is announced; nothing is attacked yet.
 
+    Its folders are held until `folders` is closed.
+
     Attributes:
         records: of the rows that are finished, or cut short.
         partial: whether one of them is cut short, or the checks are.
@@ -131,12 +135,16 @@ class _Run:
         plugins: Registry,
         resume: bool,
         dataset: ImageDataset | None,
+        folders: contextlib.ExitStack,
     ) -> None:
         self.started = time.perf_counter()
         check_default_type()
-        config = configs[0]
         self.watcher, self.plugins = watcher, plugins
-        self.processes, self.device = join(resolve_device(config.device))
+        self.processes, self.device = join(resolve_device(configs[0].device))
+        # every process names a folder of its own by default, and the first one's is the run's
+        outs = self.processes.tell([each.out for each in configs])
+        configs = [attrs.evolve(each, out=out) for each, out in zip(configs, outs, strict=True)]
+        config = configs[0]
         store = Store.users() if config.store and config.out else None  # without a folder, a run leaves no trace
         # before the data set is read and anything is trained, so that a wrong name is told at once
         compositions = [_resolve(each, plugins) for each in configs]
@@ -144,7 +152,9 @@ class _Run:
         self.defences = build_all(configs, compositions, self.dataset, watcher, self.device)
         self.rows = plan([defence.names for defence in self.defences], self.dataset, plugins)
         first = self.processes.first
-        self.outs = [run_folder.create(each, resume) if each.out and first else None for each in configs]
+        self.outs: list[Path | None] = [None] * len(configs)
+        if first:
+            self.outs = folders.enter_context(run_folder.claim(configs, resume))
         self.journal = _announce(configs, self.outs)
         if self.journal is not None:
             # of what was built, so that a run that goes on compares weights and code, not their names
@@ -268,7 +278,7 @@ class _Run:
             calibration=defence.calibration,
             checks=checks,
             left_out={**defence.left_out, **find_undone(config, rows, self.plugins)},
-            notes=make_notes(config, rows, self.plugins),
+            notes=make_notes(config, rows, self.plugins, describe_weights(defence.built)),
             partial=self.partial or len(own) < len(rows),
             random=judge.random,
         )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from torch import Tensor
@@ -13,10 +14,11 @@ from torch import Tensor
 from defend.errors import ConfigError, WriteError
 from defend.records.document import to_json
 from defend.records.per_image import to_csv
-from defend.records.reading import is_run
+from defend.records.reading import is_partial, is_run
 from defend.records.rows import RowRecord
-from defend.records.unfinished import is_unfinished
-from defend.util.files import write_bytes, write_text
+from defend.records.unfinished import FOLDER, is_unfinished
+from defend.util.files import number_twin, write_bytes, write_text
+from defend.util.lock import hold
 from defend.util.sealed import to_sealed
 from defend.values.report import Report
 from defend.values.run_config import RunConfig
@@ -24,28 +26,51 @@ from defend.values.threats import DEFENDED, UNDEFENDED
 from defend.values.toml import to_toml
 
 
-def create(config: RunConfig, resume: bool = False) -> Path:
-    """Make the run folder, before anything is computed.
+@contextlib.contextmanager
+def claim(configs: Sequence[RunConfig], resume: bool = False) -> Iterator[list[Path | None]]:
+    """Make the run folders, one a config that names one, and hold them for a block; see `defend.util.lock.hold`.
+
+    Where there are several, the folder that they lie in is held too. Nothing is written before all are held.
 
     Raises:
-        ConfigError: it cannot be written to, or already holds a run and this does not `resume` it.
+        BusyError: another run is at work in one of them.
+        ConfigError: one cannot be written to, or already holds a run and this does not `resume` it.
     """
-    assert config.out is not None
-    folder = Path(config.out)
+    outs = [Path(each.out) if each.out else None for each in configs]
+    folders = [out for out in outs if out is not None]
+    around = {out.parent for out in folders} if len(folders) > 1 else set()
+    with contextlib.ExitStack() as held:
+        for folder in sorted({*folders, *around}):
+            _make(folder)
+            instead = "wait until it has ended, or name another with --out"
+            held.enter_context(hold(folder, f"run folder {str(folder)!r}", instead))
+        for place, folder in enumerate(folders):
+            _refuse_others(folder, resume, goes_on=place == 0)
+        yield outs
+
+
+def _make(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(
-            f"run folder {config.out!r} cannot be made ({error.strerror}): name another with --out"
+            f"run folder {str(folder)!r} cannot be made ({error.strerror}): name another with --out"
         ) from None
+
+
+def _refuse_others(folder: Path, resume: bool, goes_on: bool) -> None:
+    """Refuse a folder that holds another run; the one that `goes_on` keeps the journal of all arms."""
+    name = str(folder)
     if not resume and is_unfinished(folder):
         raise ConfigError(
-            f"run folder {config.out!r} holds a run that is not finished: go on with --resume {config.out}, or name "
-            "another with --out"
+            f"run folder {name!r} holds a run that is not finished: go on with --resume {name}, or name another with "
+            "--out"
         )
     if not resume and is_run(folder):
-        raise ConfigError(f"run folder {config.out!r} already holds a run: name another with --out")
-    return folder
+        raise ConfigError(f"run folder {name!r} already holds a run: name another with --out")
+    # another process may have gone on with it, and come to its end, while this one was getting ready
+    if resume and goes_on and is_run(folder) and not (is_partial(folder) or (folder / FOLDER).is_dir()):
+        raise ConfigError(f"the run in {name!r} is complete meanwhile: a page of it is made by defend report {name}")
 
 
 def write_config(folder: Path, config: RunConfig) -> None:
@@ -69,12 +94,13 @@ def write_pictures(folder: Path, records: Sequence[RowRecord]) -> None:
     from defend.records.pictures import draw_examples
 
     writers = [functools.partial(write_examples, folder / "examples.safetensors", records)]
+    taken: set[str] = set()
     for record in records:
         plan = record.plan
         if plan.attack is not None and plan.headline:
             named = "-".join(part for part in (plan.name, plan.threat.kind, plan.variant) if part)
-            path = folder / f"examples-{re.sub(r'[^a-z0-9_.-]+', '_', named.lower())}.png"
-            writers.append(functools.partial(draw_examples, record, path))
+            name = number_twin(f"examples-{re.sub(r'[^a-z0-9_.-]+', '_', named.lower())}", taken)
+            writers.append(functools.partial(draw_examples, record, folder / f"{name}.png"))
     for write_one in writers:
         try:
             write_one()

@@ -1,4 +1,4 @@
-"""What is kept of adversarial batches, as `defend cache` tells it. Imports no torch."""
+"""What is kept of adversarial batches, and the user's own weights, as `defend cache` tells it. Imports no torch."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from defend.store.entry import StoredBatch
 from defend.store.store import Store
+from defend.weights.origin import Own, forgetting
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -41,18 +42,35 @@ def listing(entries: Iterable[StoredBatch]) -> list[dict[str, Any]]:
     return rows
 
 
-def contents(store: Store) -> dict[str, Any]:
-    """Return what a store holds, for machines: folder, limit, bytes, kept (see `listing`)."""
+def contents(store: Store, own: Iterable[Own] = ()) -> dict[str, Any]:
+    """Return what the cache holds, for machines.
+
+    Its keys: folder, limit, bytes and kept (see `listing`) of attacked images; and weights, those of the user's `own`:
+    file, stage and name (None where the card is damaged), bytes, since (ISO 8601), hides (the package whose weights
+    are not taken because of them, "" if none).
+    """
     entries = store.entries()
     used = sum(entry.bytes for entry in entries)
-    return {"folder": str(store.folder), "limit": store.limit, "bytes": used, "kept": listing(entries)}
+    weights = [
+        {
+            "file": each.path.name,
+            "stage": None if each.card is None else each.card.stage,
+            "name": None if each.card is None else each.card.name,
+            "bytes": each.bytes,
+            "since": each.origin.since,
+            "hides": each.origin.hides,
+        }
+        for each in own
+    ]
+    kept = listing(entries)
+    return {"folder": str(store.folder), "limit": store.limit, "bytes": used, "kept": kept, "weights": weights}
 
 
-def print_contents(console: Console, store: Store) -> None:
-    """Print `contents` as a table, and the total against the limit."""
+def print_contents(console: Console, store: Store, own: Iterable[Own] = ()) -> None:
+    """Print `contents` as tables, and the total of the images against the limit."""
     from rich.table import Table
 
-    held = contents(store)
+    held = contents(store, own)
     if held["kept"]:
         table = Table(box=None, pad_edge=False)
         for column in ("victim", "attack", "data set", "eps"):
@@ -79,6 +97,18 @@ def print_contents(console: Console, store: Store) -> None:
         markup=False,
         soft_wrap=True,
     )
+    if not held["weights"]:
+        return
+    table = Table(box=None, pad_edge=False)
+    for column in ("your own weights", "size", "since", "taken in the place of those shipped with"):
+        table.add_column(column, overflow="fold")
+    for row in held["weights"]:
+        damaged = "" if row["stage"] else " (damaged)"
+        since = row["since"][:16].replace("T", " ")
+        table.add_row(f"{row['file']}{damaged}", size(row["bytes"]), since, row["hides"] or "-")
+    console.print()
+    console.print(table)
+    console.print(f"To remove one: {forgetting('FILE')}")
 
 
 def size(count: int) -> str:

@@ -13,13 +13,14 @@ from defend.plugins import Entry, Registry
 from defend.stages import STAGES
 from defend.weights.card import Card
 from defend.weights.find import Available, available
+from defend.weights.origin import find_origin, forgetting
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 
 def listing(plugins: Registry) -> list[dict[str, Any]]:
-    """Return one dictionary a stage: stage, name, summary, plugin, weights (data set names)."""
+    """Return one dictionary a stage: stage, name, summary, plugin, weights (data set names), yours (of these)."""
     return [
         {
             "stage": stage,
@@ -27,6 +28,7 @@ def listing(plugins: Registry) -> list[dict[str, Any]]:
             "summary": entry.spec.summary,
             "plugin": entry.origin,
             "weights": _weights_of(plugins, entry),
+            "yours": _weights_of(plugins, entry, own=True),
         }
         for stage in STAGES
         for entry in plugins.entries(stage)
@@ -59,7 +61,8 @@ def print_listing(console: Console, plugins: Registry) -> None:
     for column in ("stage", "name", "what it is", "plugin", "weights for"):
         table.add_column(column, overflow="fold")
     for row in listing(plugins):
-        others = (row["summary"], row["plugin"], ", ".join(row["weights"]))
+        kept = [f"{name} (yours)" if name in row["yours"] else name for name in row["weights"]]
+        others = (row["summary"], row["plugin"], ", ".join(kept))
         table.add_row(row["stage"], Text(row["name"], "bold"), *map(Text, others))
     console.print(table, highlight=False)
     for failure in plugins.failures:
@@ -115,10 +118,13 @@ def print_description(console: Console, shown: dict[str, Any]) -> None:
         console.print(f"Training on {trained} takes {cost}", highlight=False, markup=False)
     for weights in shown["weights"]:
         figures = ", ".join(f"{key} {value:.4g}" for key, value in weights["figures"].items())
-        origin = "shipped" if weights["shipped"] else "trained here"
+        origin = "shipped" if weights["shipped"] else f"trained here {weights['since'][:16].replace('T', ' ')}"
         edition = f", edition {weights['edition']}" if weights["edition"] else ""
         what = f"{weights['name']}{edition}, {origin}, {weights['bytes'] / 1e6:.1f} MB"
         console.print(f"\nWeights for {weights['filed_as']} ({what}): {figures}", highlight=False, markup=False)
+        if weights["hides"]:
+            instead = f"They are taken in the place of those shipped with {weights['hides']}; to take these again: "
+            console.print(f"{instead}{forgetting(weights['file'])}", highlight=False, markup=False)
 
 
 def _values(values: Mapping[str, Any]) -> str:
@@ -155,20 +161,30 @@ def _description(plugins: Registry, entry: Entry, name: str) -> dict[str, Any]:
                 "file": found.path.name,
                 "bytes": found.path.stat().st_size,
                 "shipped": found.shipped,
+                "since": origin.since,
+                "hides": origin.hides,
                 "config": dict(found.card.config),
                 "recipe": dict(found.card.recipe),
                 "figures": dict(found.card.figures),
             }
             for found in _known_weights(plugins, entry, wanted)
+            for origin in [find_origin(found.path, plugins.packages(entry))]
         ],
     }
 
 
-def _weights_of(plugins: Registry, entry: Entry) -> list[str]:
+def _weights_of(plugins: Registry, entry: Entry, own: bool = False) -> list[str]:
+    """Name the data sets that a stage has weights for; with `own` those whose weights are the user's."""
     # a family, or a fine-tuner of many victims, has weights under several names
     named = entry.spec.members is not None or entry.stage == "finetuner"
     known = _known_weights(plugins, entry, None if entry.spec.members else entry.spec.name)
-    return sorted({f"{_filed_as(found.card)}/{found.filed_for}" if named else found.filed_for for found in known})
+    return sorted(
+        {
+            f"{_filed_as(found.card)}/{found.filed_for}" if named else found.filed_for
+            for found in known
+            if not (own and found.shipped)
+        }
+    )
 
 
 def _known_weights(plugins: Registry, entry: Entry, name: str | None) -> Iterator[Available]:

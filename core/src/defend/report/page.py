@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import shlex
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -35,9 +36,10 @@ from defend.report.figures.svg import png_uri, to_svg
 from defend.report.html import environment
 from defend.report.leaderboard import Place, leaderboard
 from defend.report.terminal import ARM_TITLES, NORMS, basis, loose, more_steps
-from defend.util.files import make_folder, sweep, write_text
+from defend.util.files import make_folder, number_twin, sweep, write_text
 from defend.values.report import Row
 from defend.values.threats import THREATS, knows_the_defence
+from defend.weights.origin import describe
 
 ONE, SEVERAL = "report.html", Path("defend-report.html")
 FIGURES = "figures"
@@ -154,6 +156,8 @@ class Section:
 def write_page(paths: Sequence[Path], out: Path | None = None) -> Written:
     """Write the page of one run or several, and the figures of each into its folder's `figures`.
 
+    Where a run's folder may only be read, its figures go beside the page, into PAGE-figures.
+
     Args:
         paths: run folders, or folders of several arms.
         out: the page; by default report.html in the run's folder, or defend-report.html here for several.
@@ -175,19 +179,31 @@ def write_page(paths: Sequence[Path], out: Path | None = None) -> Written:
         Section(each, place, label) for place, (each, label) in enumerate(zip(results, labels, strict=True), start=1)
     ]
     places = leaderboard(results, compared) if compared else []
+    if out is None and not os.access(page.parent, os.W_OK):
+        raise ConfigError(f"{str(page.parent)!r} cannot be written to: name a page elsewhere, --out report.html")
     sweep(page.parent, of=page.name)
     write_text(page, render(sections, compared, places), "page")
-    figures = [file for section in sections for file in _draw(section.scenes, section.results.folder / FIGURES)]
+    figures = [file for section in sections for file in _draw(section.scenes, _place_figures(section, page))]
     if compared:
         chart = board(places, f"{page.stem}-leaderboard")
         figures += [] if chart is None else paper.write(chart, page.parent)
     return Written(page, tuple(figures))
 
 
+def _place_figures(section: Section, page: Path) -> Path:
+    """Return where a run's figures go: into its folder, or beside the page where that may only be read."""
+    folder = section.results.folder / FIGURES
+    if os.access(folder if folder.exists() else folder.parent, os.W_OK):
+        return folder
+    return page.parent / f"{page.stem}-{FIGURES}{f'-{section.place}' if section.place > 1 else ''}"
+
+
 def _draw(scenes: Sequence[Scene], folder: Path) -> list[Path]:
     make_folder(folder)
     sweep(folder)
-    return [path for scene in scenes for path in paper.write(scene, folder)]
+    taken: set[str] = set()
+    named = [attrs.evolve(scene, name=number_twin(scene.name, taken)) for scene in scenes]
+    return [path for scene in named for path in paper.write(scene, folder)]
 
 
 def render(sections: Sequence[Section], compared: Comparison | None, places: Sequence[Place]) -> str:
@@ -223,6 +239,7 @@ def _environment() -> jinja2.Environment:
         short=lambda value: NOTHING if value is None else f"{value:.4g}",
         png=png_uri,
         named=name_row,
+        origin=lambda weights: describe(weights) or NOTHING,
         knows_the_defence=knows_the_defence,
         numbers=_numbers,
         by_threat=lambda rows: [list(found) for _, found in itertools.groupby(rows, lambda row: row.threat)],

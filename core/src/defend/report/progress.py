@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from defend.records.watcher import TrainingWatcher, Watcher
 from defend.util.launch import place
+from defend.util.printable import escape
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,12 +27,19 @@ PIPED_WIDTH = 120
 def open_console(stderr: bool = False) -> Console:
     """Return a console as wide as the terminal, or 120 columns where output is piped.
 
-    It takes no text for markup: paths, names and summaries come from outside, and `r[/b]` is a folder.
+    It takes no text for markup: paths, names and summaries come from outside, and `r[/b]` is a folder. Nor does it hand
+    on what a terminal would obey.
     """
-    from rich.console import Console
+    from rich.console import Console, ConsoleOptions, RenderableType
+    from rich.segment import Segment
+
+    class Plain(Console):
+        def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+            for segment in super().render(renderable, options):
+                yield segment if segment.control else Segment(escape(segment.text, keep="\n"), segment.style)
 
     width = None if sys.stdout.isatty() else PIPED_WIDTH
-    return Console(stderr=stderr, width=width, markup=False, emoji=False, highlight=False)
+    return Plain(stderr=stderr, width=width, markup=False, emoji=False, highlight=False)
 
 
 def show_waiting(

@@ -15,6 +15,7 @@ from defend.report.text import interval, over_passes, percent, row_title, with_i
 from defend.values.references import shorten
 from defend.values.report import ArmResult, Report, Row, WorstCase
 from defend.values.threats import DEFENDED, TUNED, UNDEFENDED, UNTUNED, knows_the_defence
+from defend.weights.origin import describe
 
 ARM_TITLES = {TUNED: "tuned, bare", UNTUNED: "defended, untuned"}
 LOUD = ("warn", "fail")
@@ -47,6 +48,8 @@ def render(report: Report, console: Console) -> None:
     lines += [Text(f"{kind}: left out, {why}", "dim") for kind, why in report.left_out.items()]
     if said := report.dataset.images.get("said"):
         lines.append(Text(f"test images: {said}", "dim"))
+    if origins := [f"{part} {said}" for part, known in report.weights.items() if (said := describe(known))]:
+        lines.append(Text(f"weights: {'; '.join(origins)}", "dim"))
     lines += [Text(warning, "yellow") for warning in report.dataset.warnings]
     lines += [Text(note, "dim") for note in report.notes]
     if report.detector is not None:

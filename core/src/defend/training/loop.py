@@ -20,15 +20,24 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from defend.boundary.calls import Calling
-from defend.boundary.given import name_of
 from defend.datasets.base import Batch, ImageDataset
-from defend.errors import ContractError
+from defend.errors import ContractError, WeightsError
 from defend.randomness import step_seed
 from defend.records.watcher import TrainingWatcher
 from defend.train import Loss, Training
 from defend.training.checkpoint import Checkpoint, Keeper, MetricsFile
+from defend.training.contract import (
+    as_number,
+    blame,
+    check_figures,
+    check_lengths,
+    check_loss,
+    check_optimisers,
+    check_order,
+    finite,
+)
 from defend.util import interrupts
+from defend.util.tensors import content_hash
 from defend.weights.files import round_to_stored, to_stored
 
 if TYPE_CHECKING:
@@ -66,10 +75,11 @@ def fit(
     A checkpoint that cannot be written costs no training: a warning says so once, and the training goes on.
 
     Raises:
-        StageError: code of the training failed.
-        ContractError: a loss is not finite, or names an optimiser that does not exist; there was none at all; or the
-            trained weights are not finite.
-        WeightsError: part of the module's state is no tensor, so that no file could hold it.
+        StageError: the stage's code failed.
+        ContractError: the stage said something else than its `Training` promises; a loss is not finite;
+            there was none at all, or none that moved a weight; or the trained weights are not finite.
+        TrainedError: the stage failed when it judged or measured what was trained.
+        WeightsError: part of the module's state is no tensor that a file could hold.
     """
     with interrupts.careful():
         course = _Course(training, dataset, settings, identity)
@@ -94,6 +104,11 @@ def _place(training: Training, networks: Mapping[str, nn.Module], device: torch.
     """Bring all networks to the device, and freeze those that nothing trains."""
     for module in (training.stage, *networks.values()):
         to_stored(module)  # what no file can hold is refused before the training, not after
+        for key, value in module.state_dict().items():
+            if any(stride == 0 and size > 1 for stride, size in zip(value.stride(), value.shape, strict=True)):
+                raise WeightsError(
+                    f"{key!r} of the module's state is expanded, so nothing can be loaded into it: clone it"
+                )
     for module in (training.stage, *networks.values(), *training.frozen.values()):
         module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     for module in training.frozen.values():
@@ -115,11 +130,13 @@ class _Pace:
     ends: Sequence[int]
 
     @classmethod
-    def of(cls, training: Training, size: int, world: int) -> _Pace:
-        sizes = [training.epoch_size(epoch, size) for epoch in range(training.epochs)]
+    def of(cls, training: Training, who: str, size: int, world: int) -> _Pace:
+        sizes = check_lengths(training, who, size)
         per_process = max(min(training.batch_size, *sizes) // world, 1)
         # whole steps only, so that every process takes as many
         steps = [count // (per_process * world) for count in sizes]
+        if not all(steps):
+            raise ContractError(f"{who}: an epoch of {min(sizes)} images is too few for {world} processes")
         return cls(size, world, per_process, steps, list(itertools.accumulate(steps)))
 
     @property
@@ -146,17 +163,17 @@ class _Course:
         self, training: Training, dataset: ImageDataset, settings: FitSettings, identity: Mapping[str, Any]
     ) -> None:
         self._training, self._dataset, self._settings = training, dataset, settings
-        self._who = f"{identity.get('stage', 'training')} {identity.get('name', name_of(training.stage))}"
+        self._who = f"training {identity['stage']} {identity['name']}" if "stage" in identity else "this training"
         self._accelerator = accelerator = _start(settings)
         self._networks = dict(training.modules)
         _place(training, self._networks, accelerator.device)
         training.making = settings.progress.making
-        with self._calling("data"):
+        with blame(self._who, "data"):
             self._source = training.data(dataset, accelerator.device)
-        with self._calling("epoch_size"):
-            self._pace = _Pace.of(training, len(self._source.labels("train")), accelerator.num_processes)
-        with self._calling("optimisers"):
-            self._optimisers = training.optimisers(self._pace.total)
+            images = len(self._source.labels("train"))
+        self._pace = _Pace.of(training, self._who, images, accelerator.num_processes)
+        with blame(self._who, "optimisers"):
+            self._optimisers = check_optimisers(training.optimisers(self._pace.total), self._who)
         training.modules = {name: accelerator.prepare(module) for name, module in self._networks.items()}
         state = Checkpoint(self._networks, self._optimisers)
         # not the schedules: accelerate would step them once a process, and their length is counted in batches
@@ -166,6 +183,8 @@ class _Course:
         )
         self.step, self.sums, self.best = self._keeper.load()
         self._minimised = self.step > 0
+        # of a training that goes on the first weights are not known, and it moved them
+        self._first = "" if self.step else _hash(self._networks)
         self._log = MetricsFile(settings.folder if accelerator.is_main_process else None, steps_done=self.step)
 
     def left(self) -> range:
@@ -179,8 +198,10 @@ class _Course:
         for module in training.modules.values():
             module.train()
         seed = self._settings.seed
-        with self._calling("order"):
-            order = pace.share(training.order(epoch, pace.size, seed), epoch, self.step, rank)
+        wanted = pace.steps[epoch] * pace.per_process * pace.world
+        with blame(self._who, "order"):
+            order = check_order(training.order(epoch, pace.size, seed), self._who, epoch, wanted, pace.size)
+        order = pace.share(order, epoch, self.step, rank)
         for batch in self._source.batches("train", order, pace.per_process, self._accelerator.device):
             torch.manual_seed(step_seed(seed, "step", self.step, rank))
             for loss in self._losses(batch):
@@ -192,24 +213,34 @@ class _Course:
                 self._settings.progress.step(self.step, pace.total, {})
         if self.step == pace.total and not self._minimised:
             raise ContractError(
-                "the training yielded no loss, so nothing was trained: expected a Loss a step from `losses`"
+                f"{self._who}: it yielded no loss, so nothing was trained: expected a Loss a step from losses()"
             )
         self._close(epoch)
 
+    def _losses(self, batch: Batch) -> Iterator[Loss]:
+        """Yield a batch's losses, computed under autocast, so that frozen networks take part in mixed precision."""
+        with blame(self._who, "losses"):
+            losses = iter(self._training.losses(batch))
+        while True:
+            with blame(self._who, "losses"), self._accelerator.autocast():
+                loss = next(losses, None)
+            if loss is None:
+                return
+            yield check_loss(loss, self._who, list(self._prepared))
+
     def _minimise(self, loss: Loss) -> None:
         """Take one step of a loss's optimiser, and add what it says to the sums."""
-        if loss.optimiser not in self._prepared:
-            raise ContractError(f"a loss names optimiser {loss.optimiser!r}, which is none of {sorted(self._prepared)}")
         self._minimised = True
         optimiser, schedule = self._prepared[loss.optimiser], self._optimisers[loss.optimiser].schedule
-        with self._calling(f"a step of optimiser {loss.optimiser!r}"):
-            optimiser.zero_grad()
+        optimiser.zero_grad()
+        with blame(self._who, "losses"):
             self._accelerator.backward(loss.value)
+        with blame(self._who, "optimisers"):
             optimiser.step()
             if schedule is not None:
                 schedule.step()
         for name, value in {f"{loss.optimiser}_loss": loss.value, **loss.metrics}.items():
-            before, now = self.sums.get(name), value.detach().double().to(self._accelerator.device)
+            before, now = self.sums.get(name), as_number(value, name).double().to(self._accelerator.device)
             self.sums[name] = now if before is None else before.to(now.device) + now
 
     def _close(self, epoch: int) -> None:
@@ -218,15 +249,16 @@ class _Course:
         means = {name: float(value) / self._pace.steps[epoch] for name, value in self.sums.items()}
         if not all(math.isfinite(value) for value in means.values()):
             raise ContractError(
-                f"the training diverged in epoch {epoch + 1} ({means}): lower the learning rate (--set lr=...)"
+                f"{self._who} diverged in epoch {epoch + 1} ({means}): lower the learning rate (--set lr=...)"
             )
         for module in self._networks.values():
             module.eval()
-        with torch.no_grad(), self._calling("score"):
+        with torch.no_grad(), blame(self._who, "score", trained=True):
             score = self._training.score(self._dataset, self._accelerator.device)
+            if score is not None:
+                means["score"] = finite(score, "the score")
         if score is not None:
-            self.best.offer(score, self._networks)
-            means["score"] = score
+            self.best.offer(means["score"], self._networks)
         self._log.write({"epoch": epoch + 1, "step": self.step, **means})
         self._settings.progress.step(self.step, self._pace.total, means)
         self.sums = {}
@@ -240,39 +272,38 @@ class _Course:
         self._accelerator.wait_for_everyone()
         training = self._training
         training.modules = self._networks
+        if self._first and _hash(self._networks) == self._first:
+            raise ContractError(
+                f"{self._who} left every weight as it was, so nothing was trained: its optimisers hold other "
+                "parameters than its networks', or the learning rate is 0"
+            )
         self.best.restore(self._networks)
         for module in (training.stage, *self._networks.values()):
             module.eval()
-        _check_finite(training.stage)
+        _check_finite(training.stage, self._who)
         round_to_stored(training.stage)
-        with self._calling("finish"):
-            return training.finish(self._dataset, self._accelerator.device)
-
-    def _losses(self, batch: Batch) -> Iterator[Loss]:
-        """Compute every loss of a batch under autocast, so that frozen networks take part in mixed precision."""
-        with self._calling("losses"):
-            losses = iter(self._training.losses(batch))
-        while True:
-            # the optimisers step outside of autocast
-            with self._accelerator.autocast(), self._calling("losses"):
-                loss = next(losses, None)
-            if loss is None:
-                return
-            yield loss
-
-    def _calling(self, what: str) -> Calling:
-        return Calling(self._who, f"{what} of its training")
+        with blame(self._who, "finish", trained=True):
+            return check_figures(training.finish(self._dataset, self._accelerator.device))
 
     def _keep(self, always: bool = False) -> None:
         self._keeper.keep(self.step, self.sums, self.best, always)
 
 
-def _check_finite(module: nn.Module) -> None:
+def _check_finite(module: nn.Module, who: str) -> None:
     """Refuse weights that are no numbers; buffers may be infinite, as a threshold is that was not set yet."""
     parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
     for name, value in module.state_dict().items():
-        if value.is_floating_point() and bool((value.isnan() if name not in parameters else ~value.isfinite()).any()):
+        if (value.is_floating_point() or value.is_complex()) and bool(
+            (value.isnan() if name not in parameters else ~value.isfinite()).any()
+        ):
             raise ContractError(
-                f"the training diverged: {name!r} is not finite in the end, so no weights are kept: lower the learning "
+                f"{who} diverged: {name!r} is not finite in the end, so no weights are kept: lower the learning "
                 "rate (--set lr=...)"
             )
+
+
+def _hash(networks: Mapping[str, nn.Module]) -> str:
+    """Return a hash of all parameters."""
+    return content_hash(
+        {f"{name}/{key}": p for name, module in networks.items() for key, p in module.named_parameters()}
+    )

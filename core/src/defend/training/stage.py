@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,18 @@ import torch
 from defend.assembly.composition import Composition
 from defend.datasets.base import ImageDataset
 from defend.datasets.bounded import ensure_bounded
-from defend.errors import ConfigError, WriteError, did_you_mean
+from defend.errors import ConfigError, ContractError, WriteError, did_you_mean
 from defend.options import describe, make
 from defend.plugins import Found, Registry, registry
 from defend.stages import Stage, Task
 from defend.store.fingerprint import code_version
 from defend.train import Training
 from defend.training.checkpoint import CHECKPOINT
+from defend.training.contract import TrainedError
 from defend.training.loop import FitSettings, fit
-from defend.util.files import cache_dir, check_writable
+from defend.util.files import cache_dir, check_writable, make_folder
+from defend.util.launch import place
+from defend.util.lock import hold
 from defend.util.processes import resolve_device
 from defend.util.tensors import content_hash
 from defend.values.run_config import check_seed
@@ -64,6 +68,8 @@ def train_stage(
 
     Raises:
         ConfigError: an unknown option or edition, or a stage that has nothing to train.
+        ContractError: as `fit`. What was trained when a stage failed to judge or measure it is kept in a file.
+        BusyError: another process is at this very training.
     """
     how, dataset = settings or FitSettings(device="auto"), ensure_bounded(dataset)
     check_seed(how.seed)
@@ -103,28 +109,44 @@ def train_stage(
     path = out or cached_path(stage, filed_as, dataset.filed_as, edition)
     check_writable(path, "weights")
     folder = cache_dir() / "training" / f"{stage}-{filed_as}-{dataset.filed_as}-{key}"
-    figures = fit(training, dataset, attrs.evolve(how, device=device, folder=folder), identity)
-    card = new_card(
-        found,
-        config,
-        dataset,
-        figures=figures,
-        recipe={
-            **attrs.asdict(recipe),
-            "seed": how.seed,
-            "precision": how.precision,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-            "device": device,
-            **tuned,
-        },
-        made_for={"victim": tuned["victim"], "purifier": tuned["purifier"]} if tuned else None,
-    )
+
+    def describe_weights(figures: Mapping[str, float], **more: str) -> Card:
+        return new_card(
+            found,
+            config,
+            dataset,
+            figures=figures,
+            recipe={
+                **attrs.asdict(recipe),
+                "seed": how.seed,
+                "precision": how.precision,
+                "torch": torch.__version__,
+                "python": platform.python_version(),
+                "device": device,
+                **tuned,
+                **more,
+            },
+            made_for={"victim": tuned["victim"], "purifier": tuned["purifier"]} if tuned else None,
+        )
+
+    with _hold(folder, f"the training of {stage} {name} on {dataset.name}"):
+        try:
+            figures = fit(training, dataset, attrs.evolve(how, device=device, folder=folder), identity)
+        except TrainedError as error:
+            # whoever mends the stage's code begins another training: what this one came to would be lost to it
+            kept = folder / "weights.safetensors"
+            if place()[0] == 0:
+                save(kept, training.stage, describe_weights({}, cut_short=str(error)))
+            flag = "finetune" if stage == "finetuner" else stage
+            raise ContractError(
+                f"{error}; the weights, as they were trained until then, are kept: --{flag}-weights {kept} takes "
+                "them, and the same command tries again from there"
+            ) from error
     try:
-        return path, save(path, training.stage, card)
+        return path, save(path, training.stage, describe_weights(figures))
     except WriteError as error:
-        kept = (folder / CHECKPOINT).is_file()
-        way = "what was trained is kept, and the same command goes on from there" if kept else "no checkpoint is kept"
+        there = (folder / CHECKPOINT).is_file()
+        way = "what was trained is kept, and the same command goes on from there" if there else "no checkpoint is kept"
         raise WriteError(f"{error}; {way}, with another --out too") from None
 
 
@@ -141,6 +163,17 @@ def aim_at(found: Found, victim: str, options: Mapping[str, Any]) -> dict[str, A
     if options.get(asked, victim) != victim:
         raise ConfigError(f"{asked}={options[asked]!r} contradicts victim {victim!r}: name one of them")
     return {**options, asked: victim}
+
+
+@contextlib.contextmanager
+def _hold(folder: Path, what: str) -> Iterator[None]:
+    """Hold a training's folder, which all trainings of one identity share; of several processes the first does."""
+    if place()[0] != 0:
+        yield
+        return
+    make_folder(folder, f"folder of {what}")
+    with hold(folder, what, "wait until it has ended; the same command then finds what it made"):
+        yield
 
 
 def _build_adapted(adapted: Composition | None, task: Task) -> tuple[tuple[Any, ...], dict[str, Any]]:

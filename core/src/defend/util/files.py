@@ -22,8 +22,8 @@ ABANDONED = 24 * 3600.0  # seconds after which nobody still writes a file
 
 
 def shorten(name: str, most: int) -> str:
-    """Return a name cut to at most so many bytes, at a whole character."""
-    return os.fsdecode(os.fsencode(name)[:most]) if name.isascii() else name.encode()[:most].decode(errors="ignore")
+    """Return a name cut to at most so many bytes of UTF-8, at a whole character; bytes that are none are left out."""
+    return name.encode(errors="surrogateescape")[:most].decode(errors="ignore")
 
 
 @contextlib.contextmanager
@@ -61,9 +61,18 @@ def check_writable(path: Path, what: str = "") -> None:
 
 
 def write_text(path: Path, text: str, what: str = "") -> None:
-    """Write a text file, see `atomic`."""
+    r"""Write a text file in UTF-8, see `atomic`; the bytes of a path that is none are written out as \udcff."""
     with atomic(path, what) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def number_twin(name: str, taken: set[str]) -> str:
+    """Return a file's name, numbered where it is `taken`, and take it: two names from outside may be made one."""
+    free, count = name, 2
+    while free in taken:
+        free, count = f"{name}-{count}", count + 1
+    taken.add(free)
+    return free
 
 
 def write_bytes(path: Path, data: bytes, what: str = "") -> None:

@@ -14,7 +14,8 @@ def bytes_of(tensor: Tensor) -> bytes:
     """Return a tensor's bytes in the order of its elements; of any type, also those that numpy lacks."""
     import torch
 
-    data: bytes = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
+    data: bytes = plain.reshape(-1).view(torch.uint8).numpy().tobytes()
     return data
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 import attrs
@@ -83,6 +83,18 @@ def _length(value: Any) -> float | None:
     return length
 
 
+def _texts(name: str, value: Any) -> Iterator[tuple[str, str]]:
+    """Yield every text in a value, with where it stands."""
+    if isinstance(value, str):
+        yield name, value
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _texts(f"{name}.{key}".strip("."), inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _texts(name, inner)
+
+
 def split_names(text: str | None) -> tuple[str, ...]:
     """Split "dae,apudae" into its names."""
     return tuple(name.strip() for name in text.split(",")) if text else ()
@@ -158,6 +170,12 @@ class RunConfig:
     options: Mapping[str, Mapping[str, Any]] = attrs.field(factory=dict)
     weights: Mapping[str, str] = attrs.field(factory=dict)
     out: str | None = None
+
+    def __attrs_post_init__(self) -> None:
+        """Refuse text that no TOML file holds: a run is made again from its config.toml."""
+        for name, text in _texts("", attrs.asdict(self)):
+            if "\0" in text or text != text.encode(errors="replace").decode():
+                raise ConfigError(f"{name} is {text!r}: expected text without null characters, in UTF-8")
 
     @property
     def purifiers(self) -> tuple[str, ...]:

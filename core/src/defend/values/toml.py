@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import secrets
 import tomllib
 import types
 import typing
@@ -192,16 +193,12 @@ def _as_file_name(names: str) -> str:
 
 
 def default_out(config: RunConfig, purifiers: Sequence[str] = (), root: Path = Path("runs")) -> str:
-    """Return a fresh run folder's name: runs/20260131-120000-resnet18-apudae."""
+    """Return a fresh run folder's name: runs/20260131-120000-resnet18-apudae-5f0c21e8, as no other process finds it."""
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     named = "-vs-".join(purifiers) or config.purifier
     tuned = f"finetune-{config.finetune}" if config.finetune else None
-    parts = [stamp, *(_as_file_name(part) for part in (config.victim, named, config.detector, tuned) if part)]
-    path = root / "-".join(parts)
-    unique, count = path, 2
-    while unique.exists():
-        unique, count = path.with_name(f"{path.name}-{count}"), count + 1
-    return str(unique)
+    named_parts = [config.victim, *(part for part in (named, config.detector, tuned) if part)]
+    return str(root / "-".join([stamp, *map(_as_file_name, named_parts), secrets.token_hex(4)]))
 
 
 def with_out(config: RunConfig, purifiers: Sequence[str] = ()) -> RunConfig:

@@ -112,17 +112,46 @@ def detach(state: Mapping[str, Any]) -> dict[str, Tensor]:
     """Return tensors on the CPU, contiguous, each in memory of its own, as safetensors asks for.
 
     Raises:
-        WeightsError: a value is no tensor, as a module's extra state may be; it is named.
+        WeightsError: a value is no tensor, as a module's extra state may be, or one that no file holds: sparse,
+            quantised, without memory, or of a type that safetensors lacks; it is named.
     """
     import torch
 
+    tensors = {}
     for key, value in state.items():
         if not isinstance(value, torch.Tensor):
             raise WeightsError(
                 f"{key!r} of the module's state is of type {type(value).__name__}, expected a tensor: "
                 "only tensors are kept in a weights file; register it as a buffer"
             )
-    return {key: value.detach().cpu().clone(memory_format=torch.contiguous_format) for key, value in state.items()}
+        if kind := _say_unfit(value):
+            raise WeightsError(
+                f"{key!r} of the module's state is {kind}, which no weights file holds: expected a dense tensor of "
+                "floats, whole numbers or bools"
+            )
+        own = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        tensors[key] = own.resolve_conj().resolve_neg()
+    return tensors
+
+
+def _say_unfit(value: Tensor) -> str:
+    """Say of what kind a tensor is that cannot be written, "" of others."""
+    import torch
+    from safetensors.torch import save as to_bytes
+
+    if torch.nn.parameter.is_lazy(value):
+        return "a lazy parameter whose shape is not known yet"
+    if value.is_quantized:
+        return f"quantised ({value.dtype})"
+    if value.layout is not torch.strided:
+        return f"sparse ({value.layout})"
+    if value.is_meta:
+        return "on the meta device"
+    try:
+        to_bytes({"": torch.empty(0, dtype=value.dtype)})
+    except KeyError:
+        return f"of type {value.dtype}"
+    return ""
 
 
 def round_to_stored(module: nn.Module) -> None:

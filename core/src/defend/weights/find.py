@@ -35,13 +35,20 @@ def tuned_name(finetuner: str, victim: str, purifier: str | None) -> str:
     return f"{finetuner}-{victim}-{(purifier or 'none').replace(',', '+')}"
 
 
-def locate(found: Found, dataset: str, explicit: str | None = None, filed_as: str | None = None) -> Path | None:
+def locate(
+    found: Found,
+    dataset: str,
+    explicit: str | None = None,
+    filed_as: str | None = None,
+    *,
+    only_shipped: bool = False,
+) -> Path | None:
     """Find weights: an explicit path, then the user's cache, then the plugins' packages.
 
     `dataset` is what it files weights under, see `file_name`. "+EDITION" in the place of a path asks for that edition
     of them (`StageSpec.editions`). `filed_as` stands in the file's name instead of the stage's own (see `tuned_name`;
     "bare" is for the caller, who knows what stood before the victim). A stage with `weights_of` may also find those of
-    that stage.
+    that stage. With `only_shipped` the user's cache is left out.
 
     Raises:
         WeightsError: an explicit path, or an edition, that does not exist; or "bare" of what is no fine-tuner's.
@@ -59,9 +66,9 @@ def locate(found: Found, dataset: str, explicit: str | None = None, filed_as: st
         if not Path(explicit).is_file():
             raise WeightsError(f"weights file {explicit!r} does not exist")
         return Path(explicit)
-    candidates = [cached_path(stage, filed_as or found.name, dataset, edition) for stage in stages_of(found)]
-    shipped = {path.name: path for path in _find_shipped(found.packages)}
-    candidates += [shipped[path.name] for path in candidates if path.name in shipped]
+    own = [cached_path(stage, filed_as or found.name, dataset, edition) for stage in stages_of(found)]
+    shipped = {path.name: path for path in find_shipped(found.packages)}
+    candidates = [*(own if not only_shipped else ()), *(shipped[path.name] for path in own if path.name in shipped)]
     return next((path for path in candidates if path.is_file()), None)
 
 
@@ -94,7 +101,7 @@ def available(stage: str, name: str | None, packages: Iterable[str]) -> Iterator
     """Yield every readable weights file of a stage (of any name if None), the user's before those in `packages`."""
     prefix = f"{stage}-" if name is None else f"{stage}-{name}-"
     cached = [path for path in list_folder(cache_dir() / "weights") if path.suffix == ".safetensors"]
-    for shipped, paths in ((False, cached), (True, _find_shipped(packages))):
+    for shipped, paths in ((False, cached), (True, find_shipped(packages))):
         for path in paths:
             if path.name.startswith(prefix):
                 with contextlib.suppress(WeightsError):  # loading a damaged one will say why
@@ -139,12 +146,17 @@ def _plain(name: str) -> str:
     return name.partition(" - ")[0].strip().casefold()
 
 
-def _find_shipped(packages: Iterable[str]) -> list[Path]:
-    found: list[Path] = []
+def find_shipped(packages: Iterable[str]) -> dict[Path, str]:
+    """Return the weights files that came with packages, each with its package.
+
+    Raises:
+        WeightsError: a package is not there.
+    """
+    found: dict[Path, str] = {}
     for package in packages:
         try:
             folder = Path(str(importlib.resources.files(package)))
         except ModuleNotFoundError as error:
             raise WeightsError(f"package {package!r} with the shipped weights is missing: {error}") from None
-        found += sorted(folder.glob("*.safetensors"))
+        found |= dict.fromkeys(sorted(folder.glob("*.safetensors")), package)
     return found
