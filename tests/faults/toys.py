@@ -54,7 +54,7 @@ def with_plugin(source: str, then: Callable[[], object] | None = None) -> Callab
 
 
 def _install(source: str, then: Callable[[], object] | None) -> None:
-    from defend.plugins import registry
+    from defend.plugins import forget_installed
 
     folder = Path("installed").absolute()
     about = folder / "defend_toy-1.0.dist-info"
@@ -63,7 +63,7 @@ def _install(source: str, then: Callable[[], object] | None) -> None:
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: defend-toy\nVersion: 1.0\n", encoding="utf-8")
     (about / "entry_points.txt").write_text("[defend]\ntoy = toy_plugin\n", encoding="utf-8")
     sys.path.insert(0, str(folder))
-    registry.cache_clear()
+    forget_installed()
     if then is not None:
         then()
 
