@@ -35,7 +35,7 @@ from defend.report.figures.svg import png_uri, to_svg
 from defend.report.html import environment
 from defend.report.leaderboard import Place, leaderboard
 from defend.report.terminal import ARM_TITLES, NORMS, basis, loose, more_steps
-from defend.util.files import make_folder, sweep, write_text
+from defend.util.files import make_folder, write_text
 from defend.values.report import Row
 from defend.values.threats import THREATS, knows_the_defence
 
@@ -175,7 +175,6 @@ def write_page(paths: Sequence[Path], out: Path | None = None) -> Written:
         Section(each, place, label) for place, (each, label) in enumerate(zip(results, labels, strict=True), start=1)
     ]
     places = leaderboard(results, compared) if compared else []
-    sweep(page.parent, of=page.name)
     write_text(page, render(sections, compared, places), "page")
     figures = [file for section in sections for file in _draw(section.scenes, section.results.folder / FIGURES)]
     if compared:
@@ -186,7 +185,6 @@ def write_page(paths: Sequence[Path], out: Path | None = None) -> Written:
 
 def _draw(scenes: Sequence[Scene], folder: Path) -> list[Path]:
     make_folder(folder)
-    sweep(folder)
     return [path for scene in scenes for path in paper.write(scene, folder)]
 
 

@@ -60,7 +60,8 @@ def check_writable(path: Path, what: str = "") -> None:
 
 
 def write_text(path: Path, text: str, what: str = "") -> None:
-    """Write a text file, see `atomic`."""
+    """Write a text file, see `atomic`; what a writer of it left that was killed goes, once it is old."""
+    sweep(path.parent, of=path.name)
     with atomic(path, what) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
