@@ -93,7 +93,7 @@ def test_a_damaged_checkpoint_is_not_resumed(tmp_path):
     expected = train(tmp_path / "whole", Denoise())
     (tmp_path / "cut").mkdir()
     (tmp_path / "cut" / "checkpoint.safetensors").write_bytes(b"\x80\x04 no")
-    with pytest.warns(UserWarning, match="is damaged or cut short: the training begins anew"):
+    with pytest.warns(UserWarning, match=r"is damaged or cut short: the training begins anew"):
         assert train(tmp_path / "cut", Denoise()) == expected
 
 

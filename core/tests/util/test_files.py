@@ -36,11 +36,9 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
 
 
 def test_only_what_atomic_left_and_what_is_old_is_swept(tmp_path):
-    with pytest.raises(KeyboardInterrupt), atomic(tmp_path / "mine") as temporary:
-        old = temporary.with_name(temporary.name)
-        kept = old.read_bytes()
-        raise KeyboardInterrupt
-    old.write_bytes(kept)  # as kill -9 leaves it
+    with atomic(tmp_path / "mine") as old:
+        pass
+    old.write_text("half")  # as kill -9 leaves it
     others = [tmp_path / name for name in (".film.mkv.part", "notes.part", ".mine.part", "mine")]
     for each in others:
         each.write_text("somebody's")
@@ -58,7 +56,7 @@ def test_only_what_atomic_left_and_what_is_old_is_swept(tmp_path):
 
 @pytest.mark.parametrize("text", ["{", "[" * 100_000, '{"a": NaN}', '{"a": 1e999}', b"\xff\xfe{}", "9" * 5000])
 def test_what_is_no_json_is_a_value_error(text):
-    with pytest.raises(ValueError, match="."):
+    with pytest.raises(ValueError, match=r".+"):
         parse_json(text, finite=True)
 
 

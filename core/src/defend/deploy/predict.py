@@ -15,7 +15,7 @@ from defend.assembly.load import DataSource, build_defence, find_task
 from defend.defence import Defence
 from defend.randomness import keyed
 from defend.stages import Task
-from defend.util.files import make_folder, shorten
+from defend.util.files import make_folder, shorten, sweep
 from defend.util.images import read_image, write_image
 from defend.util.processes import resolve_device
 
@@ -56,6 +56,7 @@ def predict(
     images = 1 - images if invert else images
     if save is not None:
         make_folder(save, "--save")
+        sweep(save)
     defence = build_defence(composition, task, device)
     bare = Defence(defence.victim)
     if composition.of_stage("finetuner"):  # undefended means the victim as it was

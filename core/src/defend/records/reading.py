@@ -107,7 +107,8 @@ def read_run(folder: Path) -> Run:
     except KeyError as error:
         raise DataError(f"{str(folder / 'report.json')!r} is damaged: it lacks {error}") from None
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
-        check_digests(report, folder / "report.json")  # which name the part
+        structured(report, folder)  # which names the value, if it is of another type
+        check_digests(report, folder / "report.json")  # and this the part
         raise not_a_report(folder) from None
     structured(report, folder)
     return Run(label, report, rows, folder)

@@ -36,7 +36,7 @@ from defend.report.figures.svg import png_uri, to_svg
 from defend.report.html import environment
 from defend.report.leaderboard import Place, leaderboard
 from defend.report.terminal import ARM_TITLES, NORMS, basis, loose, more_steps
-from defend.util.files import make_folder, number_twin, sweep, write_text
+from defend.util.files import make_folder, number_twin, write_text
 from defend.values.report import Row
 from defend.values.threats import THREATS, knows_the_defence
 from defend.weights.origin import describe
@@ -181,7 +181,6 @@ def write_page(paths: Sequence[Path], out: Path | None = None) -> Written:
     places = leaderboard(results, compared) if compared else []
     if out is None and not os.access(page.parent, os.W_OK):
         raise ConfigError(f"{str(page.parent)!r} cannot be written to: name a page elsewhere, --out report.html")
-    sweep(page.parent, of=page.name)
     write_text(page, render(sections, compared, places), "page")
     figures = [file for section in sections for file in _draw(section.scenes, _place_figures(section, page))]
     if compared:
@@ -200,7 +199,6 @@ def _place_figures(section: Section, page: Path) -> Path:
 
 def _draw(scenes: Sequence[Scene], folder: Path) -> list[Path]:
     make_folder(folder)
-    sweep(folder)
     taken: set[str] = set()
     named = [attrs.evolve(scene, name=number_twin(scene.name, taken)) for scene in scenes]
     return [path for scene in named for path in paper.write(scene, folder)]

@@ -61,7 +61,11 @@ def check_writable(path: Path, what: str = "") -> None:
 
 
 def write_text(path: Path, text: str, what: str = "") -> None:
-    r"""Write a text file in UTF-8, see `atomic`; the bytes of a path that is none are written out as \udcff."""
+    r"""Write a text file in UTF-8, see `atomic`; the bytes of a path that is none are written out as \udcff.
+
+    What a writer of it left that was killed goes, once it is old.
+    """
+    sweep(path.parent, of=path.name)
     with atomic(path, what) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 

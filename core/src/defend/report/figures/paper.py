@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Polygon
 
 from defend.report.figures.scene import LIGHT, Picture, Scene, Shape, Text
-from defend.util.files import atomic
+from defend.util.files import atomic, sweep
 
 PIXELS_PER_INCH = 96
 POINTS = 72 / PIXELS_PER_INCH  # a CSS pixel in points
@@ -34,6 +34,7 @@ def write(scene: Scene, folder: Path) -> list[Path]:
         figure = _draw(scene)
         for kind, metadata in METADATA.items():
             path = folder / f"{scene.name}.{kind}"
+            sweep(folder, of=path.name)
             with atomic(path, "figure") as temporary:
                 figure.savefig(temporary, format=kind, dpi=RESOLUTION, metadata=metadata)
             paths.append(path)
