@@ -1,7 +1,6 @@
 """The quick injections of every group; `python -m tests.faults` injects all of them and counts."""
 
 import pytest
-
 from tests.faults import groups
 
 QUICK = [each for group in groups.names() for each in groups.injections(group) if each.quick]

@@ -15,7 +15,7 @@ from defend.records.per_image import to_csv
 from defend.records.reading import is_partial, is_run
 from defend.records.rows import RowRecord
 from defend.records.unfinished import FOLDER, is_unfinished
-from defend.util.files import atomic, number_twin, write_text
+from defend.util.files import atomic, number_twin, place_under, write_text
 from defend.util.lock import hold
 from defend.values.report import Report
 from defend.values.run_config import RunConfig
@@ -58,6 +58,8 @@ def _make(folder: Path) -> None:
 def _refuse_others(folder: Path, resume: bool, goes_on: bool) -> None:
     """Refuse a folder that holds another run; the one that `goes_on` keeps the journal of all arms."""
     name = str(folder)
+    # a link there that leads elsewhere is not followed: batches would be written to, and deleted from, others' folders
+    place_under(folder, FOLDER, f"run folder {name!r}")
     if not resume and is_unfinished(folder):
         raise ConfigError(
             f"run folder {name!r} holds a run that is not finished: go on with --resume {name}, or name another with "

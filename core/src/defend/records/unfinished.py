@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import attrs
 
 from defend.errors import ConfigError
 from defend.records.reading import arms_of, is_partial, is_run
+from defend.util.files import place_under
 from defend.values.run_config import RunConfig
 from defend.values.toml import read_toml, run_config
 
@@ -60,9 +61,15 @@ def anew(folder: Path) -> str:
 def _place(texts: list[str], begun: Path, folder: Path) -> list[RunConfig]:
     """Read the configs of a run that was begun in a folder, the one asked for or one of its arms'."""
     configs = [read_toml(text, str(begun)) for text in texts]
-    if begun == folder:
-        return [attrs.evolve(configs[0], out=str(folder)), *configs[1:]]
-    return [attrs.evolve(config, out=str(folder / Path(str(config.out)).name)) for config in configs]
+    if len(configs) == 1:
+        return [attrs.evolve(configs[0], out=str(begun))]
+    # what the journal calls an arm's folder is a name beside the others, wherever the run lies by now
+    around, said_by = (folder.parent if begun == folder else folder), f"the journal in {str(begun / FOLDER)!r}"
+    outs = [place_under(around, PurePath(str(config.out)).name, said_by) for config in configs]
+    outs[:1] = [begun]
+    if len(set(outs)) < len(configs) or not configs:
+        raise ConfigError(f"{said_by} is damaged: its arms have no folders of their own; begin anew with {anew(begun)}")
+    return [attrs.evolve(config, out=str(out)) for config, out in zip(configs, outs, strict=True)]
 
 
 def _read(path: Path, **kinds: type) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from defend.store.fingerprint import code_version
 from defend.train import Training
 from defend.training.contract import TrainedError, blame
 from defend.training.loop import FitSettings, fit
-from defend.util.files import cache_dir
+from defend.util.files import cache_dir, place_plainly
 from defend.util.launch import place
 from defend.util.lock import hold
 from defend.util.processes import resolve_device
@@ -102,7 +102,9 @@ def train_stage(
         "code": code_version(spec.train.partition(":")[0], spec.config.__module__, type(training).__module__),
     }
     key = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:16]
-    folder = cache_dir() / "training" / f"{stage}-{filed_as}-{dataset.filed_as}-{key}"
+    path = out or cached_path(stage, filed_as, dataset.filed_as, edition)
+    filed = f"{stage}-{filed_as}-{dataset.filed_as}-{key}"
+    folder = place_plainly(cache_dir() / "training", filed, f"the training of {stage} {name}")
 
     def describe_weights(figures: Mapping[str, float], **more: str) -> Card:
         return new_card(
@@ -136,7 +138,6 @@ def train_stage(
                 f"{error}; the weights, as they were trained until then, are kept: --{flag}-weights {kept} takes "
                 "them, and the same command tries again from there"
             ) from error
-    path = out or cached_path(stage, filed_as, dataset.filed_as, edition)
     return path, save(path, training.stage, describe_weights(figures))
 
 
