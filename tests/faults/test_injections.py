@@ -1,6 +1,7 @@
 """The quick injections of every group; `python -m tests.faults` injects all of them and counts."""
 
 import pytest
+
 from tests.faults import groups
 
 QUICK = [each for group in groups.names() for each in groups.injections(group) if each.quick]
