@@ -17,7 +17,7 @@ from defend.records.per_image import to_csv
 from defend.records.reading import is_partial, is_run
 from defend.records.rows import RowRecord
 from defend.records.unfinished import FOLDER, is_unfinished
-from defend.util.files import number_twin, write_bytes, write_text
+from defend.util.files import number_twin, place_under, write_bytes, write_text
 from defend.util.lock import hold
 from defend.util.sealed import to_sealed
 from defend.values.report import Report
@@ -61,6 +61,8 @@ def _make(folder: Path) -> None:
 def _refuse_others(folder: Path, resume: bool, goes_on: bool) -> None:
     """Refuse a folder that holds another run; the one that `goes_on` keeps the journal of all arms."""
     name = str(folder)
+    # a link there that leads elsewhere is not followed: batches would be written to, and deleted from, others' folders
+    place_under(folder, FOLDER, f"run folder {name!r}")
     if not resume and is_unfinished(folder):
         raise ConfigError(
             f"run folder {name!r} holds a run that is not finished: go on with --resume {name}, or name another with "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import attrs
@@ -12,7 +12,7 @@ import attrs
 from defend.errors import ConfigError
 from defend.records.reading import arms_of, is_partial, is_run
 from defend.util.documents import digest, parse_json
-from defend.util.files import list_folder, sweep
+from defend.util.files import list_folder, place_under, sweep
 from defend.values.run_config import RunConfig
 from defend.values.toml import read_toml, run_config
 
@@ -82,9 +82,15 @@ def anew(folder: Path) -> str:
 def _place(texts: Sequence[str], begun: Path, folder: Path) -> list[RunConfig]:
     """Read the configs of a run that was begun in a folder, the one asked for or one of its arms'."""
     configs = [read_toml(text, str(begun)) for text in texts]
-    if begun == folder:
-        return [attrs.evolve(configs[0], out=str(folder)), *configs[1:]]
-    return [attrs.evolve(config, out=str(folder / Path(str(config.out)).name)) for config in configs]
+    if len(configs) == 1:
+        return [attrs.evolve(configs[0], out=str(begun))]
+    # what the journal calls an arm's folder is a name beside the others, wherever the run lies by now
+    around, said_by = (folder.parent if begun == folder else folder), f"the journal in {str(begun / FOLDER)!r}"
+    outs = [place_under(around, PurePath(str(config.out)).name, said_by) for config in configs]
+    outs[:1] = [begun]
+    if len(set(outs)) < len(configs) or not configs:
+        raise ConfigError(f"{said_by} is damaged: its arms have no folders of their own; begin anew with {anew(begun)}")
+    return [attrs.evolve(config, out=str(out)) for config, out in zip(configs, outs, strict=True)]
 
 
 def read_sealed(path: Path) -> dict[str, Any]:

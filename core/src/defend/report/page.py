@@ -36,7 +36,7 @@ from defend.report.figures.svg import png_uri, to_svg
 from defend.report.html import environment
 from defend.report.leaderboard import Place, leaderboard
 from defend.report.terminal import ARM_TITLES, NORMS, basis, loose, more_steps
-from defend.util.files import make_folder, number_twin, write_text
+from defend.util.files import make_folder, number_twin, place_under, write_text
 from defend.values.report import Row
 from defend.values.threats import THREATS, knows_the_defence
 from defend.weights.origin import describe
@@ -191,7 +191,8 @@ def write_page(paths: Sequence[Path], out: Path | None = None) -> Written:
 
 def _place_figures(section: Section, page: Path) -> Path:
     """Return where a run's figures go: into its folder, or beside the page where that may only be read."""
-    folder = section.results.folder / FIGURES
+    results = section.results.folder
+    folder = place_under(results, FIGURES, f"run folder {str(results)!r}")
     if os.access(folder if folder.exists() else folder.parent, os.W_OK):
         return folder
     return page.parent / f"{page.stem}-{FIGURES}{f'-{section.place}' if section.place > 1 else ''}"

@@ -25,7 +25,7 @@ from defend.train import Training
 from defend.training.checkpoint import CHECKPOINT
 from defend.training.contract import TrainedError
 from defend.training.loop import FitSettings, fit
-from defend.util.files import cache_dir, check_writable, make_folder
+from defend.util.files import cache_dir, check_writable, make_folder, place_plainly
 from defend.util.launch import place
 from defend.util.lock import hold
 from defend.util.processes import resolve_device
@@ -108,7 +108,8 @@ def train_stage(
     key = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:16]
     path = out or cached_path(stage, filed_as, dataset.filed_as, edition)
     check_writable(path, "weights")
-    folder = cache_dir() / "training" / f"{stage}-{filed_as}-{dataset.filed_as}-{key}"
+    filed = f"{stage}-{filed_as}-{dataset.filed_as}-{key}"
+    folder = place_plainly(cache_dir() / "training", filed, f"the training of {stage} {name}")
 
     def describe_weights(figures: Mapping[str, float], **more: str) -> Card:
         return new_card(

@@ -160,12 +160,26 @@ def place_under(root: Path, name: str, said_by: str) -> Path:
     Raises:
         DataError: it is absolute, empty, holds "..", a backslash or a drive, or would be written outside of `root`.
     """
-    parts = name.split("/")
-    plain = name and "\0" not in name and not {"", ".", ".."} & set(parts) and not PureWindowsPath(name).drive
-    path = root / name if plain and "\\" not in name else root
-    if path == root or not path.resolve().is_relative_to(root.resolve()):
-        raise DataError(f"{said_by} names {name!r}, which would leave {str(root)!r}: expected a name inside it")
+    path = place_plainly(root, name, said_by)
+    if not path.resolve().is_relative_to(root.resolve()):
+        raise _leaves(root, name, said_by)
     return path
+
+
+def place_plainly(root: Path, name: str, said_by: str) -> Path:
+    """Return where a name lies under a folder, as `place_under`, but that links there may lead where their owner likes.
+
+    Raises:
+        DataError: it is absolute, empty, or holds "..", a backslash or a drive.
+    """
+    plain = "\0" not in name and not {"", ".", ".."} & set(name.split("/")) and not PureWindowsPath(name).drive
+    if not plain or "\\" in name:
+        raise _leaves(root, name, said_by)
+    return root / name
+
+
+def _leaves(root: Path, name: str, said_by: str) -> DataError:
+    return DataError(f"{said_by} names {name!r}, which would leave {str(root)!r}: expected a name inside it")
 
 
 def cache_dir() -> Path:

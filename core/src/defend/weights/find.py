@@ -12,7 +12,7 @@ import attrs
 from defend.errors import WeightsError, did_you_mean
 from defend.plugins import Found
 from defend.stages import Task
-from defend.util.files import cache_dir, list_folder
+from defend.util.files import cache_dir, list_folder, place_plainly
 from defend.values.editions import EDITION, edition_of, is_bare, is_file
 from defend.weights.card import Card, read_card
 
@@ -26,8 +26,14 @@ def file_name(stage: str, name: str, dataset: str, edition: str = "") -> str:
 
 
 def cached_path(stage: str, name: str, dataset: str, edition: str = "") -> Path:
-    """Return where `defend train` writes weights unless told otherwise."""
-    return cache_dir() / "weights" / file_name(stage, name, dataset, edition)
+    """Return where `defend train` writes weights unless told otherwise.
+
+    Raises:
+        DataError: a name leads out of that folder.
+    """
+    # a plugin's members and editions, and what a data set calls itself, come from outside
+    file = file_name(stage, name, dataset, edition)
+    return place_plainly(cache_dir() / "weights", file, f"weights of {stage} {name}")
 
 
 def tuned_name(finetuner: str, victim: str, purifier: str | None) -> str:
