@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,11 @@ from defend.errors import ContractError, WeightsError
 from defend.options import describe
 from defend.plugins import Found, Registry
 from defend.stages import Stage, Task
-from defend.weights.card import Card, read_card
+from defend.values.editions import is_file
+from defend.weights.card import READ, Card, has_card, read_card
 from defend.weights.files import load
 from defend.weights.find import mismatch, near, stages_of
+from defend.weights.foreign import adopt
 
 
 @attrs.frozen
@@ -64,7 +67,8 @@ def build_part(part: Part, task: Task, bare: nn.Module | None = None) -> Built:
     Raises:
         ConfigError: a wrong option.
         WeightsError: no weights for this data set (the message gives the command that trains them), or weights that do
-            not fit: for other images, another architecture, another victim or purifier.
+            not fit: for other images, another architecture, another victim or purifier. A file that was named may be
+            the user's own, without a card: it is read as `defend.weights.foreign` says.
     """
     found, options = part.found, dict(part.options)
     config = found.config(options)
@@ -72,7 +76,8 @@ def build_part(part: Part, task: Task, bare: nn.Module | None = None) -> Built:
     if path is None and part.needs_weights:
         raise WeightsError(_say_missing(part, task))
     card = None
-    if path is not None:
+    foreign = path is not None and is_file(part.weights) and not has_card(path)
+    if path is not None and not foreign:
         card = read_card(path)
         _check_card(card, part, task, path)
         # weights fit one architecture alone, so what nobody asked for is as their card has it
@@ -81,7 +86,12 @@ def build_part(part: Part, task: Task, bare: nn.Module | None = None) -> Built:
     if part.victim is not None:
         # errors of a tuned victim name the victim, not the tuner
         module.stage_name = part.victim  # type: ignore[assignment]
-    if path is not None:
+    if path is not None and foreign:
+        made_for = {} if part.victim is None else {"victim": part.victim, "purifier": part.behind}
+        card = adopt(path, module, found, config, task, **made_for)
+        if card.recipe[READ]:
+            warnings.warn(f"weights {str(path)!r} were read so: {card.recipe[READ]}", stacklevel=2)
+    elif path is not None:
         load(path, module, stages_of(found), found.name)
     return Built(module.eval(), config, path, card)
 
