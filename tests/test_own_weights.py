@@ -64,3 +64,12 @@ def test_predict_and_export_take_them_too(defend, mine, tmp_path):
 def test_a_file_that_does_not_fit_is_one_line(refused, mine):
     line = refused("run", "--victim", "resnet34", "--victim-weights", mine, "--limit", 4, "--quiet")
     assert "do not fit victim resnet34" in line and "missing" in line and "another architecture" in line
+
+
+def test_the_flags_for_normalisation_are_short_for_the_victims_options(defend, refused, mine):
+    arguments = ("run", "--victim", "resnet18", "--victim-weights", mine)
+    answer = defend(*arguments, *QUICK, "--out", "half", "--mean", "half", "--std", "0.5")
+    assert answer.code == 0, answer.error
+    assert answer.json["config"]["options"] == {"victim": {"mean": "half", "std": "0.5"}}
+    assert "give both" in refused(*arguments, "--mean", "half")
+    assert "give one of the two" in refused(*arguments, "--mean", "half", "--set", "victim.mean=none")

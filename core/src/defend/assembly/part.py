@@ -118,5 +118,10 @@ def say_training(
     stage: str, name: str, dataset: str, options: Mapping[str, Any] | None = None, edition: str = ""
 ) -> str:
     """Return the command that trains a stage on a data set."""
-    chosen = "".join(f" --set {key}={value}" for key, value in (options or {}).items())
+    chosen = "".join(f" --set {key}={_typed(value)}" for key, value in (options or {}).items())
     return f"defend train {stage} {name} --dataset {dataset}{f' --edition {edition}' if edition else ''}{chosen}"
+
+
+def _typed(value: Any) -> str:
+    """Return an option's value as it is typed after --set."""
+    return ",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)

@@ -160,15 +160,18 @@ def check_outputs(module: nn.Module, task: Task, what: str) -> None:
 def _with_architecture(found: Found, options: Mapping[str, Any], card: Card, path: Path, task: Task) -> dict[str, Any]:
     """Fill in the architecture that the card gives; another one that was asked for is refused."""
     asked, merged = found.config(options), dict(options)
-    for option in describe(found.spec.config):
-        if not option.architecture or option.name not in card.config:
-            continue
-        kept = card.config[option.name]
-        # JSON knows no tuples
+    fixed = [option for option in describe(found.spec.config) if option.architecture]
+    for option in fixed:
+        # a card from before there was such an option is of its default; JSON knows no tuples
+        kept = card.config.get(option.name, option.default)
         kept = tuple(kept) if isinstance(kept, list) else kept
         wanted = getattr(asked, option.name)
         if option.name in options and wanted != kept:
-            command = say_training(found.entry.stage, found.name, task.dataset, {option.name: wanted})
+            others = {
+                each.name: getattr(asked, each.name) for each in fixed if getattr(asked, each.name) != each.default
+            }
+            others.pop(found.spec.member_option, None)
+            command = say_training(found.entry.stage, found.name, task.dataset, others)
             raise WeightsError(
                 f"weights {str(path)!r} have {option.name}={kept}, and {wanted} was asked for: run `{command}`"
             )

@@ -12,7 +12,19 @@ import click
 
 from defend.cli import progress
 from defend.cli.exits import GATE, INTERRUPTED
-from defend.cli.flags import DEVICE, JSON, PARTS, PATH, QUIET, SEED, SET, TRAIN_MISSING, print_json, take_weights
+from defend.cli.flags import (
+    DEVICE,
+    JSON,
+    PARTS,
+    PATH,
+    QUIET,
+    SEED,
+    SET,
+    TRAIN_MISSING,
+    print_json,
+    take_options,
+    take_weights,
+)
 from defend.cli.usage import OUTPUT, command, option
 from defend.errors import ConfigError, ContractError, StageError
 from defend.util.launch import place
@@ -142,7 +154,7 @@ def _asked(settings: tuple[str, ...], file: Path | None, values: dict[str, Any])
     import attrs
 
     from defend.values.budgets import parse_sweep
-    from defend.values.toml import alternatives, parse_settings, run_config, with_out
+    from defend.values.toml import alternatives, run_config, with_out
 
     weights = take_weights(values)
     purifiers: tuple[str, ...] = values.pop("purifiers")
@@ -150,7 +162,8 @@ def _asked(settings: tuple[str, ...], file: Path | None, values: dict[str, Any])
     values |= {name: values[name] or None for name in ("attacks", "threats", "sources")}
     if values["eps"] is not None:
         *values["sweep"], values["eps"] = parse_sweep(values["eps"])
-    flags = {**values, "options": parse_settings(settings) or None, "weights": weights or None}
+    options = take_options(settings, values)
+    flags = {**values, "options": options or None, "weights": weights or None}
     config = run_config(flags, file)
     if file is not None and not values["out"]:
         config = attrs.evolve(config, out=None)  # a rerun gets a folder of its own

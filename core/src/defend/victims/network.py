@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import attrs
 import timm
 import torch
@@ -9,6 +11,7 @@ import torch
 from defend.errors import ConfigError, WeightsError
 from defend.stages import Task
 from defend.victims import small
+from defend.victims.normalisation import choose_normalisation
 from defend.victims.plugin import TimmOptions, VictimRecipe
 from defend.victims.training import NormalisedVictim, VictimTraining
 
@@ -18,26 +21,27 @@ def build(config: TimmOptions, task: Task) -> NormalisedVictim:
 
     Raises:
         ConfigError: a small form was asked for a model that has none (see `defend.victims.small`), or pretrained
-            weights for a task that is not ImageNet's.
+            weights for a task of other classes than theirs.
         WeightsError: timm's pretrained weights could not be had.
     """
     arguments: dict[str, object] = {"in_chans": task.channels, "num_classes": task.classes}
     model = config.model if config.pretrained else config.model.partition(".")[0]  # a tag is of weights alone
+    settings = timm.get_pretrained_cfg(model)
+    published = None
     if config.pretrained:
-        settings = timm.get_pretrained_cfg(model)
         if settings is None or task.classes != settings.num_classes:
             own = "no pretrained weights" if settings is None else f"{settings.num_classes} classes"
             raise ConfigError(
                 f"pretrained {model} has {own} and {task.dataset} has {task.classes}: leave pretrained off"
             )
-        mean, std = (_for_channels(values, task.channels) for values in (settings.mean, settings.std))
-        task = attrs.evolve(task, mean=mean, std=std)
+        published = settings.mean, settings.std
         arguments["pretrained"] = True
-    default = timm.get_pretrained_cfg(model)
-    if default is not None and default.fixed_input_size:
-        arguments["img_size"] = (task.height, task.width)
+    mean, std = choose_normalisation(config.mean, config.std, task, published=published)
+    size = choose_size(config.size, task, settings.input_size[-2:] if published else None)
+    if settings is not None and settings.fixed_input_size:
+        arguments["img_size"] = size
     stem = config.stem
-    if stem == "auto" and (config.pretrained or task.height > small.LARGEST_SIDE):
+    if stem == "auto" and (config.pretrained or size[0] > small.LARGEST_SIDE):
         stem = "standard"  # a new stem would throw pretrained weights away
     if stem != "standard" and not config.pretrained:
         arguments |= small.arguments(model)
@@ -45,10 +49,19 @@ def build(config: TimmOptions, task: Task) -> NormalisedVictim:
         network = timm.create_model(model, **arguments)  # type: ignore[arg-type]
     except Exception as error:
         if not config.pretrained:
-            raise ConfigError(f"timm cannot build {model} for {task.height}x{task.width} images: {error}") from error
+            raise ConfigError(f"timm cannot build {model} for {size[0]}x{size[1]} images: {error}") from error
         raise WeightsError(f"timm's weights for {model} could not be downloaded: {_line(error)}") from error
-    side = 0 if stem == "standard" else small.reshape(network, model, stem, task.height, config.pretrained)
-    victim = NormalisedVictim.for_task(network, task, side)
+    side = 0 if stem == "standard" else small.reshape(network, model, stem, size[0], config.pretrained)
+    victim = NormalisedVictim.for_task(network, attrs.evolve(task, mean=mean, std=std), side, size)
+    return check_size(victim, model, task)
+
+
+def check_size(victim: NormalisedVictim, model: str, task: Task) -> NormalisedVictim:
+    """Return a victim in training mode, once it has taken an image of the task's size.
+
+    Raises:
+        ConfigError: it cannot.
+    """
     try:
         with torch.no_grad():
             victim.eval()(torch.zeros(1, task.channels, task.height, task.width))
@@ -57,8 +70,11 @@ def build(config: TimmOptions, task: Task) -> NormalisedVictim:
     return victim.train()
 
 
-def _for_channels(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
-    return values if len(values) == channels else (sum(values) / len(values),) * channels
+def choose_size(asked: int | None, task: Task, published: Sequence[int] | None) -> tuple[int, int]:
+    """Return rows and columns that a network gets: those asked for, of published weights, or of the images."""
+    if asked is None and published is not None:
+        return (int(published[0]), int(published[1]))
+    return (asked, asked) if asked else (task.height, task.width)
 
 
 def _line(error: Exception) -> str:

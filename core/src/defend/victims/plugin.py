@@ -12,7 +12,18 @@ from defend.errors import PluginError
 from defend.hookspecs import hookimpl
 from defend.options import option, options
 from defend.stages import Paper, StageSpec
+from defend.victims.normalisation import MEANS, SMALLEST_STD, STDS
 
+MEAN_HELP = (
+    "what the victim subtracts from images in [0,1] before its network sees them: a name, or one number a channel; "
+    "give std too. () or dataset: the data set's own, or that of published weights"
+)
+STD_HELP = "what it divides by after that; see mean"
+SIZE_HELP = (
+    "side in pixels to which the victim scales images before its network sees them; 0: as they come; none: that of "
+    "published weights, else as they come"
+)
+LARGEST_SIZE = 4096
 SGD = {"optimiser": "sgd", "weight_decay": 5e-4}
 
 
@@ -32,8 +43,12 @@ class TimmOptions:
     )
     pretrained: bool = option(
         False,
-        help="timm's own ImageNet weights (downloaded), those of the name's tag; needs 1,000 classes in timm's order",
+        help="timm's own weights (downloaded), those of the name's tag, with their normalisation and size; needs their "
+        "classes in their order, ImageNet's 1,000 for most. On where the name is timm:NAME",
     )
+    mean: tuple[float, ...] = option((), help=MEAN_HELP, names=MEANS, at_least=0, at_most=1, architecture=True)
+    std: tuple[float, ...] = option((), help=STD_HELP, names=STDS, at_least=SMALLEST_STD, at_most=1, architecture=True)
+    size: int | None = option(None, help=SIZE_HELP, at_least=0, at_most=LARGEST_SIZE, architecture=True)
 
 
 @options
