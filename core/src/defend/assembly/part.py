@@ -8,6 +8,7 @@ from typing import Any
 
 import attrs
 
+from defend.errors import ConfigError
 from defend.options import describe
 from defend.plugins import Found, Registry, registry
 from defend.stages import Stage
@@ -75,7 +76,8 @@ class Part:
     def say_command(self, dataset: str) -> str:
         """Return the command that trains it."""
         fixed = {option.name for option in describe(self.found.spec.config) if option.architecture}
-        fixed -= {self.found.spec.member_option}
+        # a name may stand for published weights, which a training would start from
+        fixed = (fixed | {"pretrained"}) - {self.found.spec.member_option}
         architecture = {key: value for key, value in self.options.items() if key in fixed}
         around = ""
         if self.victim is not None:
@@ -99,9 +101,16 @@ def find_part(
 
     Raises:
         UnknownNameError: nothing of that name is installed.
+        ConfigError: published weights and a file were asked for, or an option is wrong.
     """
     found = (plugins or registry()).find(stage, name)
     behind = None if victim is None else tuned_behind(purifier, weights)
+    if weights is not None and getattr(found.config(options or {}), "pretrained", False):
+        if "pretrained" in (options or {}):
+            raise ConfigError(
+                f"{stage} {name}: pretrained=true takes published weights, and {weights!r} was named: give one"
+            )
+        options = {**(options or {}), "pretrained": False}  # the name stands for the network alone
     return Part(
         stage=stage,
         name=name,

@@ -30,7 +30,8 @@ def make_notes(
         built: its parts, with the cards of their weights.
         records: of the rows that are finished.
     """
-    notes = (_note_victim(config, plugins), *_note_weights(built, records), _note_rounding(config, rows))
+    tag = plugins.find("victim", config.victim).note(built["victim"].config)
+    notes = (tag, *_note_weights(built, records), _note_rounding(config, rows))
     return tuple(note for note in notes if note)
 
 
@@ -51,11 +52,6 @@ def _note_weights(built: Mapping[str, Built], records: Sequence[RowRecord]) -> l
             )
         notes.append(note)
     return notes
-
-
-def _note_victim(config: RunConfig, plugins: Registry) -> str:
-    found = plugins.find("victim", config.victim)
-    return found.note(found.config(config.options.get("victim", {})))
 
 
 def _note_rounding(config: RunConfig, rows: Sequence[PlannedRow]) -> str:

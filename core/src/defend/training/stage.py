@@ -28,7 +28,7 @@ from defend.util.tensors import content_hash
 from defend.values.run_config import check_seed
 from defend.weights.card import Card, new_card
 from defend.weights.files import save
-from defend.weights.find import cached_path, tuned_name
+from defend.weights.find import cached_path, plain, tuned_name
 
 
 def train_stage(
@@ -96,7 +96,7 @@ def train_stage(
         "code": code_version(spec.train.partition(":")[0], spec.config.__module__, type(training).__module__),
     }
     key = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:16]
-    folder = cache_dir() / "training" / f"{stage}-{filed_as}-{dataset.filed_as}-{key}"
+    folder = cache_dir() / "training" / f"{stage}-{plain(filed_as)}-{dataset.filed_as}-{key}"
     figures = fit(training, dataset, attrs.evolve(how, device=device, folder=folder), identity)
     card = new_card(
         found,

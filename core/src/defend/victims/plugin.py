@@ -1,4 +1,4 @@
-"""timm's models behind the victim hook. Imports neither timm nor torch."""
+"""timm's and torchvision's models behind the victim hook. Imports neither of them, nor torch."""
 
 from __future__ import annotations
 
@@ -52,6 +52,21 @@ class TimmOptions:
 
 
 @options
+class TorchvisionOptions:
+    """Options of a torchvision victim."""
+
+    model: str = option("resnet18", help="torchvision's model name", architecture=True)
+    pretrained: bool = option(
+        True,
+        help="torchvision's default weights (downloaded) with their normalisation and size, which need their classes "
+        "in their order; off where a weights file is named",
+    )
+    mean: tuple[float, ...] = option((), help=MEAN_HELP, names=MEANS, at_least=0, at_most=1, architecture=True)
+    std: tuple[float, ...] = option((), help=STD_HELP, names=STDS, at_least=SMALLEST_STD, at_most=1, architecture=True)
+    size: int | None = option(None, help=SIZE_HELP, at_least=0, at_most=LARGEST_SIZE, architecture=True)
+
+
+@options
 class VictimRecipe:
     """How a victim is trained: a one-cycle rate, shifts, and flips where they keep the class."""
 
@@ -73,11 +88,11 @@ class VictimRecipe:
 
 @hookimpl
 def defend_victims() -> Sequence[StageSpec]:
-    """One family: every model of timm."""
+    """Families: every model of timm, those that timm finds on Hugging Face's hub, every classifier of torchvision."""
     return [
         StageSpec(
             name="timm",
-            summary="any timm model by its name, for example resnet18",
+            summary="any timm model by its name, for example resnet18; timm:NAME[.TAG] with its published weights",
             build="defend.victims.network:build",
             config=TimmOptions,
             paper=Paper(
@@ -97,7 +112,29 @@ def defend_victims() -> Sequence[StageSpec]:
             weights="defend.victims.weights",
             members="defend.victims.plugin:timm_models",
             tags="defend.victims.plugin:timm_tags",
-        )
+            published={"pretrained": True},
+        ),
+        StageSpec(
+            name="hf-hub",
+            summary="a timm model on Hugging Face's hub with its published weights: hf-hub:ORG/NAME",
+            build="defend.victims.network:build_from_hub",
+            config=TimmOptions,
+            train="defend.victims.network:train_from_hub",
+            recipe=VictimRecipe,
+            pattern=r"[\w.-]+/[\w.-]+(@[\w./-]+)?",
+            published={"pretrained": True},
+            prefixed=True,
+        ),
+        StageSpec(
+            name="torchvision",
+            summary="a classifier of torchvision with its published weights, for example torchvision:resnet18",
+            build="defend.victims.vision:build",
+            config=TorchvisionOptions,
+            train="defend.victims.vision:train",
+            recipe=VictimRecipe,
+            members="defend.victims.plugin:torchvision_models",
+            prefixed=True,
+        ),
     ]
 
 
@@ -109,7 +146,18 @@ def timm_models() -> tuple[str, ...]:
         PluginError: timm is not installed.
     """
     marked = re.compile(r"^@register_model\s+def (\w+)\(", re.MULTILINE)
-    return tuple(sorted({name for source in _sources() for name in marked.findall(source)}))
+    return tuple(sorted({name for source in _sources("timm") for name in marked.findall(source)}))
+
+
+@functools.cache
+def torchvision_models() -> tuple[str, ...]:
+    """Return the names of torchvision's classifiers, read from its files as those of timm are.
+
+    Raises:
+        PluginError: torchvision is not installed.
+    """
+    marked = re.compile(r"^@register_model\(\)\n(?:(?!def ).*\n)*def (\w+)\(", re.MULTILINE)
+    return tuple(sorted({name for source in _sources("torchvision") for name in marked.findall(source)}))
 
 
 @functools.cache
@@ -121,13 +169,16 @@ def timm_tags() -> tuple[str, ...]:
     """
     known = set(timm_models())
     keyed = re.compile(r"""^\s*['"]((\w+)\.\w+)['"]\s*:""", re.MULTILINE)
-    return tuple(sorted({whole for source in _sources() for whole, model in keyed.findall(source) if model in known}))
+    return tuple(
+        sorted({whole for source in _sources("timm") for whole, model in keyed.findall(source) if model in known})
+    )
 
 
 @functools.cache
-def _sources() -> tuple[str, ...]:
-    found = importlib.util.find_spec("timm")
+def _sources(library: str) -> tuple[str, ...]:
+    """Return the text of the files that a library's models stand in."""
+    found = importlib.util.find_spec(library)
     if found is None or found.origin is None:
-        raise PluginError("timm is not installed: pip install timm")
+        raise PluginError(f"{library} is not installed: pip install {library}")
     files = sorted((Path(found.origin).parent / "models").glob("*.py"))
     return tuple(file.read_text(encoding="utf-8") for file in files)

@@ -22,7 +22,12 @@ def file_name(stage: str, name: str, dataset: str, edition: str = "") -> str:
 
     `dataset` is what the data set files its weights under (`ImageDataset.filed_as`, `Task.filing`): for most its name.
     """
-    return f"{stage}-{name}-{dataset}{EDITION if edition else ''}{edition}.safetensors"
+    return f"{stage}-{plain(name)}-{dataset}{EDITION if edition else ''}{edition}.safetensors"
+
+
+def plain(name: str) -> str:
+    """Return a stage's name as it stands in the names of files: "hf-hub:org/net" as hf-hub_org_net."""
+    return name.replace(":", "_").replace("/", "_")
 
 
 def cached_path(stage: str, name: str, dataset: str, edition: str = "") -> Path:
@@ -92,7 +97,7 @@ class Available:
 
 def available(stage: str, name: str | None, packages: Iterable[str]) -> Iterator[Available]:
     """Yield every readable weights file of a stage (of any name if None), the user's before those in `packages`."""
-    prefix = f"{stage}-" if name is None else f"{stage}-{name}-"
+    prefix = f"{stage}-" if name is None else f"{stage}-{plain(name)}-"
     cached = sorted((cache_dir() / "weights").glob("*.safetensors"))
     for shipped, paths in ((False, cached), (True, _find_shipped(packages))):
         for path in paths:
