@@ -32,9 +32,11 @@ def option(
     at_least: float | None = None,
     at_most: float | None = None,
     architecture: bool = False,
+    names: Mapping[str, Any] | None = None,
 ) -> Any:
     """Declare one field of an option class.
 
+    `names` are words that may be typed for a value, and what they stand for.
     `architecture=True` marks what trained weights depend on: where weights are found, their card
     decides such a field, and asking for another value is an error.
     """
@@ -54,7 +56,13 @@ def option(
                 accepted = _range(at_least, at_most) or "a number"
                 raise ConfigError(f"{attribute.name}={value!r} is out of range: expected {accepted}")
 
-    metadata = {"help": help, "choices": choices, "range": _range(at_least, at_most), "architecture": architecture}
+    metadata = {
+        "help": help,
+        "choices": choices,
+        "range": _range(at_least, at_most),
+        "architecture": architecture,
+        "names": names or {},
+    }
     return attrs.field(default=default, validator=check, metadata=metadata)
 
 
@@ -89,7 +97,8 @@ def describe(cls: type) -> list[OptionInfo]:
     found = []
     for field in attrs.fields(cls):
         choices = field.metadata.get("choices")
-        accepted = ", ".join(map(str, choices)) if choices else field.metadata.get("range", "")
+        words = choices or (*field.metadata.get("names", ()), field.metadata.get("range", ""))
+        accepted = ", ".join(str(word) for word in words if word != "")
         found.append(
             OptionInfo(
                 name=field.name,
@@ -116,14 +125,19 @@ def make(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     """
     hints = typing.get_type_hints(cls)
     names = list(hints)
+    words = {field.name: field.metadata.get("names") or {} for field in attrs.fields(cls)}  # type: ignore[arg-type]
     parsed = {}
     for key, value in values.items():
         if key not in names:
             raise ConfigError(f"unknown option {key!r} of {where}: {did_you_mean(key, names)}")
+        if isinstance(value, str) and value.lower() in words.get(key, {}):
+            parsed[key] = words[key][value.lower()]
+            continue
         try:
             parsed[key] = parse(value, hints[key])
         except ValueError as error:
-            raise ConfigError(f"{where}: {key}={value!r} is not {error}") from None
+            named = f", or one of {', '.join(words[key])}" if words.get(key) else ""
+            raise ConfigError(f"{where}: {key}={value!r} is not {error}{named}") from None
     try:
         return cls(**parsed)
     except ConfigError as error:

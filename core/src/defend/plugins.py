@@ -55,6 +55,7 @@ class Found:
         entry: the entry.
         member: which of it, where it is a family.
         tag: which of the member's published weights was named, "" where none was; it counts with `pretrained` alone.
+        published: whether the name asked for published weights, see `StageSpec.published`.
         packages: those whose data may hold its shipped weights, see `Registry.packages`.
     """
 
@@ -62,6 +63,7 @@ class Found:
     member: str | None
     packages: tuple[str, ...] = ()
     tag: str = ""
+    published: bool = False
 
     @property
     def spec(self) -> StageSpec:
@@ -76,7 +78,7 @@ class Found:
 
     def config(self, values: Mapping[str, Any]) -> Any:
         """Build the stage's options, the family member filled in."""
-        chosen = dict(values)
+        chosen = {**(self.spec.published if self.published else {}), **values}
         if self.member is not None:
             whole = f"{self.member}.{self.tag}" if self.tag else self.member
             asked = chosen.get(self.spec.member_option, self.member)
@@ -231,23 +233,29 @@ class Registry:
         """
         self.refuse_claimed(stage, name)
         entries = self._entries[stage]
-        if name in entries and entries[name].spec.members is not None:
+        if name in entries and entries[name].spec.is_family:
             raise ConfigError(f"{stage} {name!r} is a family: name one of its members ({entries[name].spec.summary})")
         prefix, _, member = name.rpartition(":")
         if prefix not in entries and (custom := self._find_custom(stage, name)) is not None:
             return custom
-        choices = [known for known, entry in entries.items() if entry.spec.members is None]
+        choices = [known for known, entry in entries.items() if not entry.spec.is_family]
         answering = [Found(entries[name], None, self.packages(entries[name]))] if name in entries else []
         for entry in entries.values():
-            if entry.spec.members is None:
+            if not entry.spec.is_family:
                 continue
             names = self.names_of(entry)
-            if name in names or (prefix == entry.spec.name and member in names):
-                answering.append(Found(entry, member, self.packages(entry)))
+            published = prefix == entry.spec.name and bool(entry.spec.published)
+            if entry.spec.pattern is not None:
+                if alike := entry.spec.match(name):
+                    answering.append(Found(entry, alike, self.packages(entry), published=True))
+                elif name.startswith(f"{entry.spec.name}:"):
+                    raise ConfigError(f"{stage} {name!r} is none: expected {entry.spec.summary}")
+            elif name in names or (prefix == entry.spec.name and member in names):
+                answering.append(Found(entry, member, self.packages(entry), published=published))
             elif entry.spec.tags is not None and "." in member and prefix in ("", entry.spec.name):
                 base, tag = entry.spec.split_tag(member)
                 if tag:
-                    answering.append(Found(entry, base, self.packages(entry), tag))
+                    answering.append(Found(entry, base, self.packages(entry), tag, published))
                 choices += entry.spec.tagged()
             elif prefix == entry.spec.name and not names:
                 raise ConfigError(f"{stage} {name!r} is not installed: {entry.spec.summary}")
@@ -323,9 +331,10 @@ def _several(stage: str, name: str, answering: list[Found]) -> str:
     )
     family = next(found for found in answering if found.member is not None)
     last = next(found for found in answering if found is not family)
+    own = " (with its published weights: pretrained=false takes others)" if family.spec.published else ""
     return (
-        f"{stage} {name!r} is offered by both {origins}: name {family.spec.name}:{name} for the family's, or uninstall "
-        f"one (pip uninstall {last.entry.origin})"
+        f"{stage} {name!r} is offered by both {origins}: name {family.spec.name}:{name} for the family's{own}, or "
+        f"uninstall one (pip uninstall {last.entry.origin})"
     )
 
 

@@ -75,8 +75,10 @@ def _lazy_reference(_: Any, attribute: attrs.Attribute[Any], value: Any) -> None
         raise ValueError(f"{attribute.name}={value!r} is not of the form 'package.module:function'")
 
 
-def _name(_: Any, __: Any, value: Any) -> None:
-    if not isinstance(value, str) or not re.fullmatch(r"[a-z0-9][a-z0-9_]*", value):
+def _name(spec: Any, __: Any, value: Any) -> None:
+    # weights files are named with dashes between the parts of their names, of which a prefix is none
+    allowed = r"[a-z0-9][a-z0-9_-]*" if spec.prefixed else r"[a-z0-9][a-z0-9_]*"
+    if not isinstance(value, str) or not re.fullmatch(allowed, value):
         raise ValueError(f"name={value!r} is not lower-case letters, digits and underscores")
 
 
@@ -108,6 +110,10 @@ class StageSpec:
             returning them. `member_option` is the option that receives the chosen one.
         tags: for a family whose members have published weights: "module:function" returning "MEMBER.TAG" for each. Such
             a name is the member's network; which of its weights is meant counts where the option `pretrained` is on.
+        pattern: for a family whose members nobody can list: a regular expression that their names match.
+        published: for a family whose members have published weights: the options that are on, unless set otherwise,
+            where a member is called "family:member", for example {"pretrained": True}. An option `pretrained` takes
+            weights from elsewhere; it is off where a weights file is named.
         prefixed: a member is called "family:member" and answers to nothing shorter; where there are no members, the
             family's library is not installed, and the summary says what it needs.
         threats: attacks only: the threats under which this attack makes sense.
@@ -129,16 +135,29 @@ class StageSpec:
     members: str | None = attrs.field(default=None, validator=_lazy_reference)
     member_option: str = "model"
     tags: str | None = attrs.field(default=None, validator=_lazy_reference)
+    pattern: str | None = None
+    published: Mapping[str, Any] = attrs.field(factory=dict)
     prefixed: bool = False
     threats: tuple[str, ...] = ("oblivious", "adaptive")
     counter_attacks: tuple[str, ...] = ()
 
+    @property
+    def is_family(self) -> bool:
+        """Whether it answers to its members' names, and not to its own."""
+        return self.members is not None or self.pattern is not None
+
     def names(self) -> tuple[str, ...]:
-        """Return what the stage answers to: its own name, or its members' as the user types them."""
+        """Return what the stage answers to: its own name, or its members' as the user types them, as far as listed."""
         if self.members is None:
-            return (self.name,)
+            return () if self.is_family else (self.name,)
         known = self.resolve(self.members)()
         return tuple(f"{self.name}:{member}" for member in known) if self.prefixed else tuple(known)
+
+    def match(self, name: str) -> str:
+        """Return the member that "family:member" names in a family that lists none, "" where it names none."""
+        family, _, member = name.partition(":")
+        known = self.pattern is not None and family == self.name and re.fullmatch(self.pattern, member)
+        return member if known else ""
 
     def tagged(self) -> tuple[str, ...]:
         """Return the members' names with the tags of their published weights, "MEMBER.TAG"."""

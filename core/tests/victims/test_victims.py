@@ -32,7 +32,7 @@ class TestMobilenet(VictimContract):
 
 
 class TestVisionTransformer(VictimContract):
-    name = "timm:test_vit"
+    name = "test_vit"
     task = COLOUR
 
 

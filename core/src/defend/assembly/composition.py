@@ -16,7 +16,7 @@ from defend.plugins import Registry, registry
 from defend.stages import Task
 from defend.values.editions import edition_of
 from defend.values.run_config import RunConfig, split_names
-from defend.weights.card import read_card
+from defend.weights.foreign import hash_of
 
 
 @attrs.frozen
@@ -148,7 +148,7 @@ class Composition:
     def hash_weights(self, filing: str) -> dict[str, str]:
         """Return the content hashes of the weights that would be loaded now, by the parts' keys."""
         paths = {part.key: part.find_weights(filing) for part in self.parts}
-        return {key: read_card(path).content_sha256 for key, path in paths.items() if path is not None}
+        return {key: hash_of(path) for key, path in paths.items() if path is not None}
 
     def build(self, task: Task, victim: Built | None = None) -> dict[str, Built]:
         """Build all parts for a task and load their weights, by key.

@@ -20,7 +20,7 @@ from defend.stages import Task
 from defend.util.files import cache_dir
 from defend.util.processes import resolve_device
 from defend.values.editions import edition_of, is_file
-from defend.weights.card import read_card
+from defend.weights.card import has_card, read_card
 from defend.weights.find import available, locate
 
 MOST_SOURCES = 2
@@ -78,7 +78,10 @@ def find_task(composition: Composition, source: DataSource) -> tuple[Task, tuple
         path = _only(victim.found, source.name, edition_of(victim.weights))
     own = path is not None and path.parent == cache_dir() / "weights"
     # what this user trained under the name of a data set may be of another folder than the one that is named now
-    if victim.needs_weights and path is not None and (is_file(victim.weights) or source.data_dir is None or not own):
+    known = is_file(victim.weights) or source.data_dir is None or not own
+    # nothing but the data set says what the user's own weights are for
+    foreign = path is not None and is_file(victim.weights) and not has_card(path)
+    if victim.needs_weights and path is not None and known and not foreign:
         card = read_card(path)
         return card.task(), card.task().class_names
     opened = source.open(composition.plugins)

@@ -9,6 +9,7 @@ from typing import Any
 import attrs
 
 from defend.custom.spec import CustomSpec
+from defend.errors import ConfigError
 from defend.options import describe
 from defend.plugins import Found, Registry, registry
 from defend.stages import Stage
@@ -85,7 +86,8 @@ class Part:
     def say_command(self, dataset: str) -> str:
         """Return the command that trains it."""
         fixed = {option.name for option in describe(self.found.spec.config) if option.architecture}
-        fixed -= {self.found.spec.member_option}
+        # a name may stand for published weights, which a training would start from
+        fixed = (fixed | {"pretrained"}) - {self.found.spec.member_option}
         architecture = {key: value for key, value in self.options.items() if key in fixed}
         around = ""
         if self.victim is not None:
@@ -109,9 +111,16 @@ def find_part(
 
     Raises:
         UnknownNameError: nothing of that name is installed.
+        ConfigError: published weights and a file were asked for, or an option is wrong.
     """
     found = (plugins or registry()).find(stage, name)
     behind = None if victim is None else tuned_behind(purifier, weights)
+    if weights is not None and getattr(found.config(options or {}), "pretrained", False):
+        if "pretrained" in (options or {}):
+            raise ConfigError(
+                f"{stage} {name}: pretrained=true takes published weights, and {weights!r} was named: give one"
+            )
+        options = {**(options or {}), "pretrained": False}  # the name stands for the network alone
     return Part(
         stage=stage,
         name=name,
@@ -128,5 +137,10 @@ def say_training(
     stage: str, name: str, dataset: str, options: Mapping[str, Any] | None = None, edition: str = ""
 ) -> str:
     """Return the command that trains a stage on a data set."""
-    chosen = "".join(f" --set {key}={value}" for key, value in (options or {}).items())
+    chosen = "".join(f" --set {key}={_typed(value)}" for key, value in (options or {}).items())
     return f"defend train {stage} {name} --dataset {dataset}{f' --edition {edition}' if edition else ''}{chosen}"
+
+
+def _typed(value: Any) -> str:
+    """Return an option's value as it is typed after --set."""
+    return ",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)

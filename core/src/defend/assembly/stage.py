@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,11 @@ from defend.errors import ContractError, WeightsError
 from defend.options import describe
 from defend.plugins import Found, Registry
 from defend.stages import Stage, Task
-from defend.weights.card import Card, read_card
+from defend.values.editions import is_file
+from defend.weights.card import READ, Card, has_card, read_card
 from defend.weights.files import load
 from defend.weights.find import mismatch, near, stages_of
+from defend.weights.foreign import adopt
 from defend.weights.origin import Origin
 
 
@@ -71,7 +74,8 @@ def build_part(part: Part, task: Task, bare: nn.Module | None = None) -> Built:
     Raises:
         ConfigError: a wrong option.
         WeightsError: no weights for this data set (the message gives the command that trains them), or weights that do
-            not fit: for other images, another architecture, another victim or purifier.
+            not fit: for other images, another architecture, another victim or purifier. A file that was named may be
+            the user's own, without a card: it is read as `defend.weights.foreign` says.
     """
     found, options = part.found, dict(part.options)
     config = found.config(options)
@@ -79,7 +83,8 @@ def build_part(part: Part, task: Task, bare: nn.Module | None = None) -> Built:
     if path is None and part.needs_weights:
         raise WeightsError(_say_missing(part, task))
     card = None
-    if path is not None:
+    foreign = path is not None and is_file(part.weights) and not has_card(path)
+    if path is not None and not foreign:
         card = read_card(path)
         _check_card(card, part, task, path)
         # weights fit one architecture alone, so what nobody asked for is as their card has it
@@ -88,7 +93,12 @@ def build_part(part: Part, task: Task, bare: nn.Module | None = None) -> Built:
     if part.victim is not None:
         # errors of a tuned victim name the victim, not the tuner
         module.stage_name = part.victim  # type: ignore[assignment]
-    if path is not None:
+    if path is not None and foreign:
+        made_for = {} if part.victim is None else {"victim": part.victim, "purifier": part.behind}
+        card = adopt(path, module, found, config, task, **made_for)
+        if card.recipe[READ]:
+            warnings.warn(f"weights {str(path)!r} were read so: {card.recipe[READ]}", stacklevel=2)
+    elif path is not None:
         load(path, module, stages_of(found), found.name)
     origin = None if path is None else part.find_origin(path, task.filing)
     return Built(module.eval(), config, path, card, origin, isinstance(found.spec, CustomSpec))
@@ -158,15 +168,18 @@ def check_outputs(module: nn.Module, task: Task, what: str) -> None:
 def _with_architecture(found: Found, options: Mapping[str, Any], card: Card, path: Path, task: Task) -> dict[str, Any]:
     """Fill in the architecture that the card gives; another one that was asked for is refused."""
     asked, merged = found.config(options), dict(options)
-    for option in describe(found.spec.config):
-        if not option.architecture or option.name not in card.config:
-            continue
-        kept = card.config[option.name]
-        # JSON knows no tuples
+    fixed = [option for option in describe(found.spec.config) if option.architecture]
+    for option in fixed:
+        # a card from before there was such an option is of its default; JSON knows no tuples
+        kept = card.config.get(option.name, option.default)
         kept = tuple(kept) if isinstance(kept, list) else kept
         wanted = getattr(asked, option.name)
         if option.name in options and wanted != kept:
-            command = say_training(found.entry.stage, found.name, task.dataset, {option.name: wanted})
+            others = {
+                each.name: getattr(asked, each.name) for each in fixed if getattr(asked, each.name) != each.default
+            }
+            others.pop(found.spec.member_option, None)
+            command = say_training(found.entry.stage, found.name, task.dataset, others)
             raise WeightsError(
                 f"weights {str(path)!r} have {option.name}={kept}, and {wanted} was asked for: run `{command}`"
             )

@@ -12,8 +12,8 @@ from defend.values.threats import DEFENDED, UNDEFENDED
 
 MARGIN = 0.05  # what a clean accuracy may lack of the one in the card before chance is asked
 CAUSES = (
-    "normalisation that the victim needs and does not do itself, classes in another order than the data set's, images "
-    "of another size than it was trained on, or weights for something else"
+    "normalisation that the victim needs and does not do itself (--mean, --std), classes in another order than the "
+    "data set's, images of another size than it was trained on, or weights for something else, be it for another stem"
 )
 TITLES = {UNDEFENDED: "the bare victim", DEFENDED: "the defence"}
 REJECTED = -1
@@ -54,7 +54,7 @@ def above_chance(case: Case, found: Findings) -> None:
         low, high = wilson(held, n)
         found.numbers[arm] = {"accuracy": held / n, "ci95": [low, high], "n": n, "chance": chance}
         said = f"{TITLES[arm]} is right on {percent(held / n)} of {n} clean images, where chance is {percent(chance)}"
-        if low > chance or (0 < chance < 1 and beyond(good, chance)):
+        if beats_chance(case.clean, arm):
             found.add("pass", said)
         # not even halfway from chance to perfection is left open
         elif high < (1 + chance) / 2:
@@ -83,10 +83,16 @@ def as_promised(case: Case, found: Findings) -> None:
 
 def _causes(case: Case, arm: str) -> str:
     assert case.clean is not None
-    bare, chance = right(case.clean, UNDEFENDED), _chance(case.clean, UNDEFENDED)
-    if arm == DEFENDED and 0 < chance < 1 and beyond(bare, chance):
+    if arm == DEFENDED and beats_chance(case.clean, UNDEFENDED):
         return "a purifier that destroys what the victim needs, or a detector that rejects clean images"
     return CAUSES
+
+
+def beats_chance(clean: RowRecord, arm: str) -> bool:
+    """Whether an arm is right on clean images more often than chance leaves open."""
+    good, chance = right(clean, arm), _chance(clean, arm)
+    low, _ = wilson(sum(good.values()), len(good))
+    return low > chance or (0 < chance < 1 and beyond(good, chance))
 
 
 def _chance(clean: RowRecord, arm: str) -> float:

@@ -39,7 +39,9 @@ PARTS = (
     option("--finetune NAME", "Use the victim as a fine-tuner adapted it, for example dae."),
     option("--dataset NAME", "Data set (default digits)."),
     DATA_DIR,
-    option("--victim-weights FILE", "The victim's weights, instead of those found by name."),
+    option("--victim-weights FILE", "The victim's weights, instead of those found by name; your own .pth too."),
+    option("--mean MEAN", "What the victim subtracts: 0.49,0.48,0.45, or imagenet, cifar10, half, none."),
+    option("--std STD", "What it divides by, alike (default: the data set's own)."),
     option("--purifier-weights FILE", "The purifier's weights; NAME=FILE where several.", multiple=True),
     DETECTOR_WEIGHTS,
     option("--finetune-weights FILE", "The tuned victim's weights; bare: of the one tuned alone."),
@@ -60,6 +62,26 @@ def take_weights(values: dict[str, Any]) -> dict[str, str]:
     return {stage: path for stage, path in found.items() if path is not None}
 
 
+def take_options(settings: Sequence[str], values: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the options by stage that `--set` gives, and those that have a flag of their own among PARTS.
+
+    Raises:
+        ConfigError: a setting that is none, or one that was given both ways.
+    """
+    from defend.values.toml import parse_settings
+
+    options = parse_settings(settings)
+    for name in ("mean", "std"):
+        value = values.pop(name)
+        if value is None:
+            continue
+        own = options.setdefault("victim", {})
+        if name in own:
+            raise ConfigError(f"--{name} is short for --set victim.{name}: give one of the two")
+        own[name] = value
+    return options
+
+
 def resolve_defence(
     victim: str, settings: Sequence[str], values: dict[str, Any], *, strictly: bool = False
 ) -> tuple[Composition, DataSource]:
@@ -71,9 +93,8 @@ def resolve_defence(
     """
     from defend.assembly.composition import Composition
     from defend.assembly.load import DataSource
-    from defend.values.toml import parse_settings
 
-    options, weights, purifiers = parse_settings(settings), take_weights(values), values.pop("purifiers")
+    options, weights, purifiers = take_options(settings, values), take_weights(values), values.pop("purifiers")
     if len(purifiers) > 1:
         raise ConfigError(
             f"--purifier was given {len(purifiers)} times: this command takes one, or a sequence NAME,NAME"

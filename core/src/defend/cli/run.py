@@ -11,7 +11,19 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from defend.cli.exits import GATE, INTERRUPTED
-from defend.cli.flags import DEVICE, JSON, PARTS, PATH, QUIET, SEED, SET, TRAIN_MISSING, print_json, take_weights
+from defend.cli.flags import (
+    DEVICE,
+    JSON,
+    PARTS,
+    PATH,
+    QUIET,
+    SEED,
+    SET,
+    TRAIN_MISSING,
+    print_json,
+    take_options,
+    take_weights,
+)
 from defend.cli.usage import OUTPUT, command, option
 from defend.errors import ConfigError, ContractError, StageError, WriteError
 from defend.report import progress
@@ -146,7 +158,7 @@ def _asked(settings: tuple[str, ...], file: Path | None, values: dict[str, Any])
 
     from defend.values.budgets import parse_sweep
     from defend.values.references import anchor
-    from defend.values.toml import alternatives, anchor_paths, parse_settings, run_config, with_out
+    from defend.values.toml import alternatives, anchor_paths, run_config, with_out
 
     weights = take_weights(values)
     purifiers = tuple(anchor(each, Path.cwd()) for each in values.pop("purifiers"))
@@ -154,7 +166,8 @@ def _asked(settings: tuple[str, ...], file: Path | None, values: dict[str, Any])
     values |= {name: values[name] or None for name in ("attacks", "threats", "sources")}
     if values["eps"] is not None:
         *values["sweep"], values["eps"] = parse_sweep(values["eps"])
-    flags = {**values, "options": parse_settings(settings) or None, "weights": weights or None}
+    options = take_options(settings, values)
+    flags = {**values, "options": options or None, "weights": weights or None}
     config = run_config(anchor_paths(flags, Path.cwd()), file)
     if file is not None and not values["out"]:
         config = attrs.evolve(config, out=None)  # a rerun gets a folder of its own

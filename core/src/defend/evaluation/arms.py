@@ -137,6 +137,8 @@ def _sources(
     found = {}
     for name in names:
         other = Composition.of(name, plugins=plugins)
+        if not config.sources and other.parts[0].pretrained:  # it was found by its weights here
+            other = Composition.of(name, options={"victim": {"pretrained": False}}, plugins=plugins)
         if config.train_missing:
             train_missing(other, dataset, watcher, seed=config.seed, device=config.device)
         module = other.build(dataset.task())["victim"].module

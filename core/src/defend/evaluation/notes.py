@@ -5,27 +5,58 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from defend.assembly.stage import Built
+from defend.checks.clean import CAUSES, beats_chance
 from defend.plugins import Registry
-from defend.records.rows import PlannedRow
+from defend.records.rows import PlannedRow, RowRecord, right
+from defend.util.metrics import share
 from defend.values.run_config import RunConfig
-from defend.values.threats import knows_the_defence
+from defend.values.threats import UNDEFENDED, knows_the_defence
+from defend.weights.card import READ
 from defend.weights.origin import warn_of
 
 
 def make_notes(
-    config: RunConfig, rows: Sequence[PlannedRow], plugins: Registry, weights: Mapping[str, Mapping[str, Any]]
+    config: RunConfig,
+    rows: Sequence[PlannedRow],
+    plugins: Registry,
+    built: Mapping[str, Built],
+    records: Sequence[RowRecord],
+    weights: Mapping[str, Mapping[str, Any]],
 ) -> tuple[str, ...]:
     """Return the notes of a run's report, none where there is nothing to say.
 
-    `weights` are what the report says of them, by part.
+    Args:
+        config: of the run.
+        rows: that it plans.
+        plugins: what is installed.
+        built: its parts, with the cards of their weights.
+        records: of the rows that are finished.
+        weights: what the report says of them, by part.
     """
+    tag = plugins.find("victim", config.victim).note(built["victim"].config)
     own = [warn_of(part, known) for part, known in weights.items()]
-    return tuple(note for note in (_note_victim(config, plugins), *own, _note_rounding(config, rows)) if note)
+    notes = (tag, *_note_weights(built, records), *own, _note_rounding(config, rows))
+    return tuple(note for note in notes if note)
 
 
-def _note_victim(config: RunConfig, plugins: Registry) -> str:
-    found = plugins.find("victim", config.victim)
-    return found.note(found.config(config.options.get("victim", {})))
+def _note_weights(built: Mapping[str, Built], records: Sequence[RowRecord]) -> list[str]:
+    """Say what is known of weights that the user brought, which is what was measured here."""
+    notes = []
+    for part, value in built.items():
+        if value.card is None or not value.card.foreign:
+            continue
+        how = f", read so: {value.card.recipe[READ]}" if value.card.recipe.get(READ) else ""
+        note = f"The weights of {part} {value.card.name} are from {value.card.foreign!r}{how}"
+        clean = next((each for each in records if each.plan.attack is None and part == "victim"), None)
+        if clean is not None:
+            accuracy, n = share(right(clean, UNDEFENDED)), len(clean.labels)
+            chance = "" if beats_chance(clean, UNDEFENDED) else f", which is chance. Usual causes: {CAUSES}"
+            note += (
+                f". Their accuracy was not known before; here it is {100 * accuracy:.1f} % of {n} clean images{chance}"
+            )
+        notes.append(note)
+    return notes
 
 
 def _note_rounding(config: RunConfig, rows: Sequence[PlannedRow]) -> str:

@@ -28,7 +28,13 @@ def describe(name: str, dataset: ImageDataset, judged: int, built: Mapping[str, 
     }
     twins = dataset.duplicates()
     warnings = []
-    if others := [part for part, said in seen.items() if said == "unknown" and built[part].card is not None]:
+    cards = {part: value.card for part, value in built.items() if value.card is not None}
+    if own := [f"{part} ({card.foreign!r})" for part, card in cards.items() if card.foreign]:
+        warnings.append(
+            f"training could have seen the test images: it is not known what the weights of {', '.join(own)} were "
+            "trained on"
+        )
+    if others := [part for part, card in cards.items() if seen[part] == "unknown" and not card.foreign]:
         warnings.append(
             f"training could have seen the test images: the weights of {', '.join(others)} were trained on other "
             f"images than the training split of this {name}"
@@ -67,7 +73,7 @@ def _images(n: int, origin: Origin | None, val: Origin | None, unseen: bool) -> 
 
 def _find_seen(built: Built, dataset: ImageDataset, origin: Origin | None) -> str:
     card = built.card
-    if card is None or card.filing != dataset.filed_as:
+    if card is None or card.foreign or card.filing != dataset.filed_as:
         return "unknown"
     # test images that a seed cut off from train: weights may be from another cut, which trained on some of them
     cut = origin is not None and origin.seed is not None

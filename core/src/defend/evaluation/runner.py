@@ -278,7 +278,7 @@ class _Run:
             calibration=defence.calibration,
             checks=checks,
             left_out={**defence.left_out, **find_undone(config, rows, self.plugins)},
-            notes=make_notes(config, rows, self.plugins, describe_weights(defence.built)),
+            notes=make_notes(config, rows, self.plugins, defence.built, own, describe_weights(defence.built)),
             partial=self.partial or len(own) < len(rows),
             random=judge.random,
         )

@@ -138,7 +138,7 @@ def _short(value: Any) -> str:
 def _description(plugins: Registry, entry: Entry, name: str) -> dict[str, Any]:
     spec = entry.spec
     member, tag = spec.split_tag(name) if spec.tags else ("", "")
-    wanted = None if name == spec.name and spec.members else member or name
+    wanted = None if name == spec.name and spec.is_family else member or name
     return {
         "stage": entry.stage,
         "name": name,
@@ -176,8 +176,8 @@ def _description(plugins: Registry, entry: Entry, name: str) -> dict[str, Any]:
 def _weights_of(plugins: Registry, entry: Entry, own: bool = False) -> list[str]:
     """Name the data sets that a stage has weights for; with `own` those whose weights are the user's."""
     # a family, or a fine-tuner of many victims, has weights under several names
-    named = entry.spec.members is not None or entry.stage == "finetuner"
-    known = _known_weights(plugins, entry, None if entry.spec.members else entry.spec.name)
+    named = entry.spec.is_family or entry.stage == "finetuner"
+    known = _known_weights(plugins, entry, None if entry.spec.is_family else entry.spec.name)
     return sorted(
         {
             f"{_filed_as(found.card)}/{found.filed_for}" if named else found.filed_for
@@ -204,7 +204,9 @@ def _filed_as(card: Card) -> str:
 
 
 def _member(plugins: Registry, entry: Entry, name: str) -> bool:
-    if entry.spec.members is None:
+    if not entry.spec.is_family:
         return False
+    if entry.spec.pattern is not None:
+        return bool(entry.spec.match(name))
     tagged = entry.spec.tags is not None and bool(entry.spec.split_tag(name)[1])
     return name in plugins.names_of(entry) or tagged

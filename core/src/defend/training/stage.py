@@ -33,7 +33,7 @@ from defend.util.tensors import content_hash
 from defend.values.run_config import check_seed
 from defend.weights.card import Card, new_card
 from defend.weights.files import save
-from defend.weights.find import cached_path, tuned_name
+from defend.weights.find import cached_path, plain, tuned_name
 
 VICTIM_OPTIONS = ("victim", "classifier")
 """What a recipe calls the victim that its training looks at, where it looks at one."""
@@ -108,7 +108,7 @@ def train_stage(
     key = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:16]
     path = out or cached_path(stage, filed_as, dataset.filed_as, edition)
     check_writable(path, "weights")
-    filed = f"{stage}-{filed_as}-{dataset.filed_as}-{key}"
+    filed = f"{stage}-{plain(filed_as)}-{dataset.filed_as}-{key}"
     folder = place_plainly(cache_dir() / "training", filed, f"the training of {stage} {name}")
 
     def describe_weights(figures: Mapping[str, float], **more: str) -> Card:

@@ -1,4 +1,4 @@
-"""timm's models behind the victim hook. Imports neither timm nor torch."""
+"""timm's and torchvision's models behind the victim hook. Imports neither of them, nor torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,18 @@ from defend.errors import PluginError
 from defend.hookspecs import hookimpl
 from defend.options import option, options
 from defend.stages import Paper, StageSpec
+from defend.victims.normalisation import MEANS, SMALLEST_STD, STDS
 
+MEAN_HELP = (
+    "what the victim subtracts from images in [0,1] before its network sees them: a name, or one number a channel; "
+    "give std too. () or dataset: the data set's own, or that of published weights"
+)
+STD_HELP = "what it divides by after that; see mean"
+SIZE_HELP = (
+    "side in pixels to which the victim scales images before its network sees them; 0: as they come; none: that of "
+    "published weights, else as they come"
+)
+LARGEST_SIZE = 4096
 SGD = {"optimiser": "sgd", "weight_decay": 5e-4}
 
 
@@ -32,8 +43,27 @@ class TimmOptions:
     )
     pretrained: bool = option(
         False,
-        help="timm's own ImageNet weights (downloaded), those of the name's tag; needs 1,000 classes in timm's order",
+        help="timm's own weights (downloaded), those of the name's tag, with their normalisation and size; needs their "
+        "classes in their order, ImageNet's 1,000 for most. On where the name is timm:NAME",
     )
+    mean: tuple[float, ...] = option((), help=MEAN_HELP, names=MEANS, at_least=0, at_most=1, architecture=True)
+    std: tuple[float, ...] = option((), help=STD_HELP, names=STDS, at_least=SMALLEST_STD, at_most=1, architecture=True)
+    size: int | None = option(None, help=SIZE_HELP, at_least=0, at_most=LARGEST_SIZE, architecture=True)
+
+
+@options
+class TorchvisionOptions:
+    """Options of a torchvision victim."""
+
+    model: str = option("resnet18", help="torchvision's model name", architecture=True)
+    pretrained: bool = option(
+        True,
+        help="torchvision's default weights (downloaded) with their normalisation and size, which need their classes "
+        "in their order; off where a weights file is named",
+    )
+    mean: tuple[float, ...] = option((), help=MEAN_HELP, names=MEANS, at_least=0, at_most=1, architecture=True)
+    std: tuple[float, ...] = option((), help=STD_HELP, names=STDS, at_least=SMALLEST_STD, at_most=1, architecture=True)
+    size: int | None = option(None, help=SIZE_HELP, at_least=0, at_most=LARGEST_SIZE, architecture=True)
 
 
 @options
@@ -58,11 +88,11 @@ class VictimRecipe:
 
 @hookimpl
 def defend_victims() -> Sequence[StageSpec]:
-    """One family: every model of timm."""
+    """Families: every model of timm, those that timm finds on Hugging Face's hub, every classifier of torchvision."""
     return [
         StageSpec(
             name="timm",
-            summary="any timm model by its name, for example resnet18",
+            summary="any timm model by its name, for example resnet18; timm:NAME[.TAG] with its published weights",
             build="defend.victims.network:build",
             config=TimmOptions,
             paper=Paper(
@@ -82,7 +112,29 @@ def defend_victims() -> Sequence[StageSpec]:
             weights="defend.victims.weights",
             members="defend.victims.plugin:timm_models",
             tags="defend.victims.plugin:timm_tags",
-        )
+            published={"pretrained": True},
+        ),
+        StageSpec(
+            name="hf-hub",
+            summary="a timm model on Hugging Face's hub with its published weights: hf-hub:ORG/NAME",
+            build="defend.victims.network:build_from_hub",
+            config=TimmOptions,
+            train="defend.victims.network:train_from_hub",
+            recipe=VictimRecipe,
+            pattern=r"[\w.-]+/[\w.-]+(@[\w./-]+)?",
+            published={"pretrained": True},
+            prefixed=True,
+        ),
+        StageSpec(
+            name="torchvision",
+            summary="a classifier of torchvision with its published weights, for example torchvision:resnet18",
+            build="defend.victims.vision:build",
+            config=TorchvisionOptions,
+            train="defend.victims.vision:train",
+            recipe=VictimRecipe,
+            members="defend.victims.plugin:torchvision_models",
+            prefixed=True,
+        ),
     ]
 
 
@@ -94,7 +146,18 @@ def timm_models() -> tuple[str, ...]:
         PluginError: timm is not installed.
     """
     marked = re.compile(r"^@register_model\s+def (\w+)\(", re.MULTILINE)
-    return tuple(sorted({name for source in _sources() for name in marked.findall(source)}))
+    return tuple(sorted({name for source in _sources("timm") for name in marked.findall(source)}))
+
+
+@functools.cache
+def torchvision_models() -> tuple[str, ...]:
+    """Return the names of torchvision's classifiers, read from its files as those of timm are.
+
+    Raises:
+        PluginError: torchvision is not installed.
+    """
+    marked = re.compile(r"^@register_model\(\)\n(?:(?!def ).*\n)*def (\w+)\(", re.MULTILINE)
+    return tuple(sorted({name for source in _sources("torchvision") for name in marked.findall(source)}))
 
 
 @functools.cache
@@ -106,13 +169,16 @@ def timm_tags() -> tuple[str, ...]:
     """
     known = set(timm_models())
     keyed = re.compile(r"""^\s*['"]((\w+)\.\w+)['"]\s*:""", re.MULTILINE)
-    return tuple(sorted({whole for source in _sources() for whole, model in keyed.findall(source) if model in known}))
+    return tuple(
+        sorted({whole for source in _sources("timm") for whole, model in keyed.findall(source) if model in known})
+    )
 
 
 @functools.cache
-def _sources() -> tuple[str, ...]:
-    found = importlib.util.find_spec("timm")
+def _sources(library: str) -> tuple[str, ...]:
+    """Return the text of the files that a library's models stand in."""
+    found = importlib.util.find_spec(library)
     if found is None or found.origin is None:
-        raise PluginError("timm is not installed: pip install timm")
+        raise PluginError(f"{library} is not installed: pip install {library}")
     files = sorted((Path(found.origin).parent / "models").glob("*.py"))
     return tuple(file.read_text(encoding="utf-8") for file in files)

@@ -8,23 +8,27 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from defend.boundary.answers import unwrap
 from defend.datasets.base import Batch, ImageDataset
 from defend.errors import ConfigError
 from defend.stages import Task
 from defend.train import Loss, Optimiser, Training
+from defend.victims.normalisation import SMALLEST_STD, choose_normalisation
 from defend.victims.plugin import VictimRecipe
 
-GREY, HALF, SMALLEST_STD = 0.5, 0.5, 1e-3
 MOMENTUM = 0.9
 
 
 class NormalisedVictim(nn.Module):
-    """Normalise, then classify.
+    """Scale and normalise, then classify.
 
     Args:
-        network: takes normalised images [B,C,H,W], returns logits [B,classes].
-        mean, std: one number a channel, in [0,1] units; a std under 1e-3 (a constant channel) is raised to it.
+        network: takes normalised images [B,C,H,W], returns logits [B,classes]. A user's own weights are loaded into it.
+        mean, std: one number a channel of the network, in [0,1] units; a std under 1e-3 (a constant channel) is raised
+            to it. Grey images before a network of three channels are its three.
         margin: black (zero) pixels to add left, right, above and below, before normalisation.
+        size: rows and columns to scale images to first (bilinear, and without aliasing where they shrink); None as they
+            come.
     """
 
     mean: Tensor
@@ -36,24 +40,33 @@ class NormalisedVictim(nn.Module):
         mean: tuple[float, ...],
         std: tuple[float, ...],
         margin: tuple[int, int, int, int] = (0, 0, 0, 0),
+        size: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
-        self.network, self._margin = network, margin
+        self.network, self._margin, self._size = network, margin, size
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std).clamp_min(SMALLEST_STD).view(1, -1, 1, 1))
 
     @classmethod
-    def for_task(cls, network: nn.Module, task: Task, side: int = 0) -> NormalisedVictim:
-        """Normalise by the training images' statistics, or around grey where they are unknown.
+    def for_task(
+        cls, network: nn.Module, task: Task, side: int = 0, size: tuple[int, int] | None = None
+    ) -> NormalisedVictim:
+        """Normalise by the task's statistics, or around grey where they are unknown.
 
-        Images of fewer rows or columns than `side` get a margin up to it, an odd pixel at the right or below.
+        Images are scaled to `size` where they have another. Those of fewer rows or columns than `side` get a margin up
+        to it, an odd pixel at the right or below.
         """
-        rows, columns = (max(side - size, 0) for size in (task.height, task.width))
+        own = (task.height, task.width)
+        rows, columns = (max(side - each, 0) for each in size or own)
         margin = (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2)
-        return cls(network, task.mean or (GREY,) * task.channels, task.std or (HALF,) * task.channels, margin)
+        mean, std = choose_normalisation(task.mean, task.std, task, channels=len(task.mean) or None)
+        return cls(network, mean, std, margin, None if size == own else size)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits [B,classes] of images [B,C,H,W] in [0,1]."""
+        if self._size is not None:
+            shrinks = min(self._size) < max(images.shape[-2:])
+            images = F.interpolate(images, self._size, mode="bilinear", align_corners=False, antialias=shrinks)
         if any(self._margin):
             images = F.pad(images, self._margin)
         logits: Tensor = self.network((images - self.mean) / self.std)
@@ -101,7 +114,7 @@ class VictimTraining(Training):
 
     def losses(self, batch: Batch) -> Iterator[Loss]:
         images = cut_out(augment(batch.images, self._recipe.shift, self._flips), self._recipe.cutout)
-        logits = self.modules["victim"](images)
+        logits = unwrap(self.modules["victim"](images))  # some answer more while they train: Inception's auxiliary head
         right = (logits.detach().argmax(1) == batch.labels).float().mean()
         loss = F.cross_entropy(logits, batch.labels, label_smoothing=self._recipe.label_smoothing)
         yield Loss("victim", loss, {"accuracy": right})

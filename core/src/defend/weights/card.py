@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 
 CARD_FORMAT = 1
+FROM, READ = "from", "read"  # of the recipe of weights that no `defend train` wrote: their file, and how it was read
 
 
 @attrs.frozen(kw_only=True)
@@ -31,7 +32,7 @@ class Card:
         config: its architecture options.
         dataset: {"name", "sha256" of the training split, "shape", "classes" (names), "mean", "std", "flips"}, and
             "filed_as" where the name does not say which images they are.
-        recipe: the training options, seed and versions.
+        recipe: the training options, seed and versions; of the user's own weights the file that they are from.
         figures: what was measured, for example {"test_accuracy": 0.996}.
         licence: SPDX identifier.
         content_sha256: the hash of all tensors, checked at loading.
@@ -69,6 +70,11 @@ class Card:
         """What files are named after that were trained on the same images."""
         return str(self.dataset.get("filed_as") or self.dataset["name"])
 
+    @property
+    def foreign(self) -> str:
+        """The file that the user's own weights are from, of which nobody knows what they were trained on; else ""."""
+        return str(self.recipe.get(FROM, ""))
+
 
 def new_card(
     found: Found,
@@ -80,23 +86,11 @@ def new_card(
     made_for: Mapping[str, Any] | None = None,
 ) -> Card:
     """Describe weights that were just made: the stage's architecture options, the data set, and what is given."""
-    architecture = {option.name for option in describe(found.spec.config) if option.architecture}
-    kept = {key: value for key, value in attrs.asdict(config).items() if key in architecture}
-    task = dataset.task()
     return Card(
         stage=found.entry.stage,
         name=found.name,
-        config={**kept, **(made_for or {})},
-        dataset={
-            "name": dataset.name,
-            "sha256": dataset.sha256("train"),
-            "shape": list(dataset.shape),
-            "classes": list(dataset.classes),
-            "mean": list(task.mean),
-            "std": list(task.std),
-            "flips": dataset.flips,
-            **({"filed_as": task.filed_as} if task.filed_as else {}),
-        },
+        config={**architecture_of(found, config), **(made_for or {})},
+        dataset={**describe_task(dataset.task(), dataset.classes), "sha256": dataset.sha256("train")},
         recipe=recipe,
         figures=figures,
     )
@@ -128,6 +122,47 @@ def _hold(what: str, values: Iterable[Any], kind: type | tuple[type, ...]) -> No
             raise TypeError(f"of {what} one is {str(value)[:60]!r}")
 
 
+def architecture_of(found: Found, config: Any) -> dict[str, Any]:
+    """Return the options of a stage that its weights depend on."""
+    architecture = {option.name for option in describe(found.spec.config) if option.architecture}
+    return {key: value for key, value in attrs.asdict(config).items() if key in architecture}
+
+
+def describe_task(task: Task, classes: Sequence[str] = ()) -> dict[str, Any]:
+    """Return what a card says of a task's data set, but for the hash of its images."""
+    return {
+        "name": task.dataset,
+        "shape": [task.channels, task.height, task.width],
+        "classes": list(classes or task.class_names or map(str, range(task.classes))),
+        "mean": list(task.mean),
+        "std": list(task.std),
+        "flips": task.flips,
+        **({"filed_as": task.filed_as} if task.filed_as else {}),
+    }
+
+
+def has_card(path: Path) -> bool:
+    """Whether a weights file has a card; one that has none is the user's own, see `defend.weights.foreign`.
+
+    Raises:
+        WeightsError: it cannot be read, or ends in .safetensors and is no such file.
+    """
+    try:
+        return _read_text(path) is not None
+    except ValueError as error:
+        if path.suffix == ".safetensors":
+            raise WeightsError(f"weights {str(path)!r} are {error}: train anew or fetch it again") from None
+        return False
+
+
+def _read_text(path: Path) -> str | None:
+    try:
+        with path.open("rb") as file:
+            return read_metadata(file).get("defend.card")
+    except OSError as error:
+        raise WeightsError(f"weights {str(path)!r} cannot be read: {error.strerror}") from None
+
+
 def read_card(path: Path) -> Card:
     """Read the card of a weights file from its header.
 
@@ -135,14 +170,14 @@ def read_card(path: Path) -> Card:
         WeightsError: not safetensors, cut short, or without a card of a known format.
     """
     try:
-        with path.open("rb") as file:
-            text = read_metadata(file).get("defend.card")
-    except OSError as error:
-        raise WeightsError(f"weights {str(path)!r} cannot be read: {error.strerror}") from None
+        text = _read_text(path)
     except ValueError as error:
         raise WeightsError(f"weights {str(path)!r} are {error}: train anew or fetch it again") from None
     if text is None:
-        raise WeightsError(f"weights {str(path)!r} have no card: they were not written by `defend train`")
+        raise WeightsError(
+            f"weights {str(path)!r} have no card: they were not written by `defend train`. Your own are taken from a "
+            "file that is named, as by --victim-weights"
+        )
     try:
         values = parse_json(text)
         if (kept := values.get("format")) != CARD_FORMAT:

@@ -14,6 +14,7 @@ from defend.plugins import Found
 from defend.stages import Task
 from defend.util.files import cache_dir, list_folder, place_plainly
 from defend.values.editions import EDITION, edition_of, is_bare, is_file
+from defend.values.references import shorten
 from defend.weights.card import Card, read_card
 
 
@@ -22,7 +23,12 @@ def file_name(stage: str, name: str, dataset: str, edition: str = "") -> str:
 
     `dataset` is what the data set files its weights under (`ImageDataset.filed_as`, `Task.filing`): for most its name.
     """
-    return f"{stage}-{name}-{dataset}{EDITION if edition else ''}{edition}.safetensors"
+    return f"{stage}-{plain(name)}-{dataset}{EDITION if edition else ''}{edition}.safetensors"
+
+
+def plain(name: str) -> str:
+    """Return a stage's name as it stands in the names of files: "hf-hub:org/net" as hf-hub_org_net."""
+    return name.replace(":", "_").replace("/", "_")
 
 
 def cached_path(stage: str, name: str, dataset: str, edition: str = "") -> Path:
@@ -38,7 +44,7 @@ def cached_path(stage: str, name: str, dataset: str, edition: str = "") -> Path:
 
 def tuned_name(finetuner: str, victim: str, purifier: str | None) -> str:
     """Return what a fine-tuned victim is filed under: fine-tuner, victim and purifier, as in dae-resnet20-dae."""
-    return f"{finetuner}-{victim}-{(purifier or 'none').replace(',', '+')}"
+    return f"{finetuner}-{shorten(victim)}-{shorten(purifier or 'none').replace(',', '+')}"
 
 
 def locate(
@@ -105,7 +111,7 @@ class Available:
 
 def available(stage: str, name: str | None, packages: Iterable[str]) -> Iterator[Available]:
     """Yield every readable weights file of a stage (of any name if None), the user's before those in `packages`."""
-    prefix = f"{stage}-" if name is None else f"{stage}-{name}-"
+    prefix = f"{stage}-" if name is None else f"{stage}-{plain(name)}-"
     cached = [path for path in list_folder(cache_dir() / "weights") if path.suffix == ".safetensors"]
     for shipped, paths in ((False, cached), (True, find_shipped(packages))):
         for path in paths:
