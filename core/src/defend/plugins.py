@@ -6,6 +6,7 @@ import contextlib
 import functools
 import importlib.metadata
 import importlib.util
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal
 
@@ -250,7 +251,8 @@ class Registry:
         if answering:
             return answering[0]
         broken = "".join(f"; note: {failure.plugin} failed to load: {failure.cause}" for failure in self.failures)
-        raise UnknownNameError(stage, name, choices, broken)
+        beside = f"; the folder of this name is ./{name}" if stage == "dataset" and os.path.isdir(name) else ""
+        raise UnknownNameError(stage, name, choices, beside + broken)
 
     def names_of(self, entry: Entry) -> tuple[str, ...]:
         """Return what a family answers to; nothing, and its failure is noted, where it cannot say."""

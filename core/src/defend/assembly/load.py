@@ -20,6 +20,7 @@ from defend.stages import Task
 from defend.util.files import cache_dir
 from defend.util.processes import resolve_device
 from defend.values.editions import edition_of, is_file
+from defend.values.sources import name_source
 from defend.weights.card import read_card
 from defend.weights.find import available, locate
 
@@ -28,11 +29,18 @@ MOST_SOURCES = 2
 
 @attrs.frozen
 class DataSource:
-    """Which images: a data set's name, the folder where its files lie, and its options."""
+    """Which images: a data set's name, the folder where its files lie, and its options.
+
+    A folder or a file for a name becomes both, see `defend.values.sources`.
+    """
 
     name: str = "digits"
     data_dir: str | None = None
     options: Mapping[str, Any] = attrs.field(factory=dict)
+
+    def __attrs_post_init__(self) -> None:
+        for key, value in zip(("name", "data_dir"), name_source(self.name, self.data_dir), strict=True):
+            object.__setattr__(self, key, value)  # the class is frozen
 
     def open(self, plugins: Registry | None = None) -> ImageDataset:
         """Open it; see `open_dataset`."""
@@ -45,13 +53,14 @@ def open_dataset(
     """Open a data set by name.
 
     Args:
-        name: for example "digits".
+        name: for example "digits"; or a folder, a file or "hf:NAME", see `defend.values.sources`.
         data_dir: where its files lie, for those that have files.
         options: its options.
 
     Raises:
         UnknownNameError, ConfigError, DataError.
     """
+    name, data_dir = name_source(name, data_dir)
     found = (plugins or registry()).find("dataset", name)
     values = dict(options or {})
     # data sets without files have no such option, and would refuse it

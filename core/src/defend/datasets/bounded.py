@@ -160,6 +160,10 @@ class BoundedDataset(ImageDataset):
             raise ContractError(f"{self._who}: task is {str(said)[:120]}, expected one of {wanted}")
         return said
 
+    def has(self, split: Split) -> bool:
+        with self._calling(f"has {split}"):
+            return bool(self._dataset.has(split))
+
     def origin(self, split: Split) -> Origin | None:
         with self._calling(f"origin of {split}"):
             return self._dataset.origin(split)

@@ -8,13 +8,27 @@ from defend.hookspecs import hookimpl
 from defend.options import option, options
 from defend.stages import StageSpec
 
+EVERYTHING = "all"
+SPLIT_HELP = (
+    'the split or sub-folder that is judged (usually test); "all" judges everything, and leaves none to train on'
+)
+HOLD_OUT_HELP = "hold images out for a split that has none of its own (usually); off, it has none"
+CLASS_NAMES_HELP = "a file of the model's classes in its own order, one name a line; one may have no images"
+
 
 @options
 class FolderOptions:
     """Options of `imagefolder`."""
 
-    data_dir: str | None = option(None, help="the folder: ROOT/CLASS/*.png, or ROOT/{train,val,test}/CLASS/*.png")
-    image_size: int = option(224, help="images are resized and centre-cropped to this side", at_least=8, at_most=2048)
+    data_dir: str | None = option(
+        None, help="the folder: ROOT/CLASS/*.png, or ROOT/{train,val,test}/CLASS/*.png; or a .csv of path,label"
+    )
+    image_size: int | None = option(
+        None, help="side that images are scaled and centre-cropped to; none: the files' own", at_least=8, at_most=2048
+    )
+    split: str | None = option(None, help=SPLIT_HELP)
+    hold_out: bool = option(True, help=HOLD_OUT_HELP)
+    class_names: str | None = option(None, help=CLASS_NAMES_HELP)
     workers: int = option(2, help="processes that decode images", at_least=0)
 
 
@@ -25,6 +39,7 @@ class ImageNetOptions:
     data_dir: str | None = option(None, help="the folder: ROOT/train/WNID/*.JPEG and ROOT/val/WNID/*.JPEG")
     resize: int = option(256, help="images' shorter side before the crop", at_least=8, at_most=2048)
     image_size: int = option(224, help="images are centre-cropped to this side", at_least=8, at_most=2048)
+    class_names: str | None = option(None, help=CLASS_NAMES_HELP)
     workers: int = option(2, help="processes that decode images", at_least=0)
 
 
@@ -64,7 +79,7 @@ def defend_datasets() -> Sequence[StageSpec]:
         ),
         StageSpec(
             name="imagefolder",
-            summary="your own images, one folder a class, streamed from --data-dir",
+            summary="your own images, one folder a class, or a .csv of path,label; streamed from --data-dir",
             build="defend.datasets.folder:build",
             config=FolderOptions,
         ),

@@ -10,6 +10,7 @@ import attrs
 from defend.errors import ConfigError, did_you_mean
 from defend.options import fraction
 from defend.values.budgets import parse_eps, parse_sweep
+from defend.values.sources import name_source
 
 Precision = Literal["auto", "exact", "fp32", "bf16"]
 PRECISIONS: tuple[Precision, ...] = ("auto", "exact", "fp32", "bf16")
@@ -102,7 +103,8 @@ class RunConfig:
         finetune: the fine-tuner whose tuned weights replace the victim's, or None.
         fpr: calibrate the detector for this false-positive rate on held-out clean images; None keeps the threshold
             that came with its weights, and takes 0.01 if it has none.
-        dataset: data set name; `data_dir` is where its files lie (imagefolder: the folder itself).
+        dataset: data set name; `data_dir` is where its files lie (imagefolder: the folder itself). A folder or a file
+            ("./pets", "pets.csv", "mine.npz", "hf:NAME") becomes both (`values.sources`).
         attacks: attack names, each run under every threat in `threats` that fits it; None: noise, FGSM and PGD, or
             what `values.threats` names for each rung where threats were chosen or with `thorough`.
         threats: who attacks (`values.threats`); "ladder" is all that fit. None: noise, oblivious, adaptive (and
@@ -158,6 +160,10 @@ class RunConfig:
     options: Mapping[str, Mapping[str, Any]] = attrs.field(factory=dict)
     weights: Mapping[str, str] = attrs.field(factory=dict)
     out: str | None = None
+
+    def __attrs_post_init__(self) -> None:
+        for key, value in zip(("dataset", "data_dir"), name_source(self.dataset, self.data_dir), strict=True):
+            object.__setattr__(self, key, value)  # the class is frozen
 
     @property
     def purifiers(self) -> tuple[str, ...]:

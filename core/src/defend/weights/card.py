@@ -29,8 +29,8 @@ class Card:
     Attributes:
         stage, name: which stage these weights are for.
         config: its architecture options.
-        dataset: {"name", "sha256" of the training split, "shape", "classes" (names), "mean", "std", "flips"}, and
-            "filed_as" where the name does not say which images they are.
+        dataset: {"name", "sha256" of the training split, "" without one, "shape", "classes" (names), "mean", "std",
+            "flips"}, and "filed_as" where the name does not say which images they are.
         recipe: the training options, seed and versions.
         figures: what was measured, for example {"test_accuracy": 0.996}.
         licence: SPDX identifier.
@@ -89,7 +89,7 @@ def new_card(
         config={**kept, **(made_for or {})},
         dataset={
             "name": dataset.name,
-            "sha256": dataset.sha256("train"),
+            "sha256": dataset.sha256("train") if dataset.has("train") else "",
             "shape": list(dataset.shape),
             "classes": list(dataset.classes),
             "mean": list(task.mean),
