@@ -17,23 +17,18 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from defend.datasets.base import Batch, Duplicates, ImageDataset, Origin, Split, channel_statistics
 from defend.datasets.classes import read_class_names
-from defend.datasets.decoding import Decoder, Decoders
+from defend.datasets.decoding import Decoder, Decoders, stack
 from defend.datasets.digests import digests_of
 from defend.datasets.listing import Listing, Names, check_link, is_hidden, list_images
 from defend.datasets.plugin import EVERYTHING, FolderOptions, ImageNetOptions
 from defend.datasets.sizes import SAMPLE, choose_side, sizes_of
-from defend.datasets.splitting import share_out
+from defend.datasets.splitting import SPLIT_NAMES, USUAL_SHARES, name_split, share_out
 from defend.datasets.table import list_table
 from defend.errors import DataError, did_you_mean
 from defend.values.sources import TABLES
 
 STATISTICS_SAMPLE = 512
 STATISTICS_BATCH = 64
-SPLIT_NAMES: Mapping[Split, tuple[str, ...]] = {
-    "train": ("train", "training"),
-    "val": ("val", "valid", "validation"),
-    "test": ("test", "testing"),
-}
 MOST_NAMED = 5
 STANDARD = (1000, 224)
 """ImageNet's classes, and the side of its images for most networks: what weights for "imagenet" are made for."""
@@ -57,7 +52,7 @@ def build(config: FolderOptions) -> FolderDataset:
         return FolderDataset(root.parent, own, config.image_size, config.workers, shares=shares, what=root)
     folders = _splits(check_root(root), config.split) or {"train": root}
     own = {split: list_images(folder, root, names) for split, folder in folders.items()}
-    in_place = config.split is None and folders.get("test", root).name.lower() in SPLIT_NAMES["val"]
+    in_place = config.split is None and name_split(folders.get("test", root).name) == "val"
     return FolderDataset(root, own, config.image_size, config.workers, shares=shares, stands_in=in_place)
 
 
@@ -120,8 +115,8 @@ def _find_splits(root: Path) -> tuple[dict[Split, list[Path]], list[Path]]:
     except OSError as error:
         raise DataError(f"data folder {str(root)!r} cannot be read: {error.strerror}") from None
     found: dict[Split, list[Path]] = {}
-    for split, words in SPLIT_NAMES.items():
-        if there := [folder for folder in inside if folder.name.lower() in words]:
+    for split in SPLIT_NAMES:
+        if there := [folder for folder in inside if name_split(folder.name) == split]:
             found[split] = there
     named = [folder for there in found.values() for folder in there]
     return found, [folder for folder in inside if folder not in named]
@@ -179,8 +174,7 @@ class FolderDataset(ImageDataset):
 
     name = "imagefolder"
     flips = True
-    shares: Mapping[Split, int] = {"test": 5, "val": 10}
-    """One in how many images of train is held out; val's are taken of what test leaves."""
+    shares: Mapping[Split, int] = USUAL_SHARES
 
     def __init__(
         self,
@@ -233,7 +227,7 @@ class FolderDataset(ImageDataset):
             places = torch.linspace(0, count - 1, min(count, SAMPLE)).long().tolist()
             image_size = choose_side(sizes_of(map(self._names.path, places)), self._what)
         self.shape = (3, image_size, image_size)
-        self._decoders = Decoders(Decoder(self._names, image_size, resize or image_size), workers)
+        self._decoders = Decoders(Decoder(self._names, image_size, resize or image_size), workers, stack)
         self._digests: dict[Split, bytes] = {}
         self._hashes: dict[Split, str] = {}
         self._duplicates: Duplicates | None = None

@@ -33,6 +33,35 @@ class FolderOptions:
 
 
 @options
+class ArraysOptions:
+    """Options of `arrays`."""
+
+    data_dir: str | None = option(
+        None, help="a .npz of images and labels (x_test and y_test, ...), or a .npy beside its labels'"
+    )
+    split: str | None = option(None, help=SPLIT_HELP)
+    hold_out: bool = option(True, help=HOLD_OUT_HELP)
+    class_names: str | None = option(None, help=CLASS_NAMES_HELP)
+
+
+@options
+class HubOptions:
+    """Options of `hf`."""
+
+    data_dir: str | None = option(None, help="its name, for example ylecun/mnist; --dataset hf:NAME is short for it")
+    subset: str | None = option(None, help="the configuration of the data set, where it has several")
+    image_column: str | None = option(None, help="the column of images (usually the first that holds some)")
+    label_column: str | None = option(None, help="the column of labels (usually the first of class labels)")
+    image_size: int | None = option(
+        None, help="side that images are scaled and centre-cropped to; none: their own", at_least=8, at_most=2048
+    )
+    split: str | None = option(None, help=SPLIT_HELP)
+    hold_out: bool = option(True, help=HOLD_OUT_HELP)
+    class_names: str | None = option(None, help=CLASS_NAMES_HELP)
+    workers: int = option(2, help="processes that decode images", at_least=0)
+
+
+@options
 class ImageNetOptions:
     """Options of `imagenet`."""
 
@@ -52,7 +81,7 @@ class DownloadedOptions:
 
 @hookimpl
 def defend_datasets() -> Sequence[StageSpec]:
-    """digits, mnist, fashion_mnist, cifar10, imagefolder, imagenet."""
+    """digits, mnist, fashion_mnist, cifar10, imagefolder, arrays, hf, imagenet."""
     return [
         StageSpec(
             name="digits",
@@ -82,6 +111,18 @@ def defend_datasets() -> Sequence[StageSpec]:
             summary="your own images, one folder a class, or a .csv of path,label; streamed from --data-dir",
             build="defend.datasets.folder:build",
             config=FolderOptions,
+        ),
+        StageSpec(
+            name="arrays",
+            summary="your own images and labels as arrays: --dataset FILE.npz, or .npy",
+            build="defend.datasets.arrays:build",
+            config=ArraysOptions,
+        ),
+        StageSpec(
+            name="hf",
+            summary="a data set of images through the library datasets: --dataset hf:NAME",
+            build="defend.datasets.hub:build",
+            config=HubOptions,
         ),
         StageSpec(
             name="imagenet",

@@ -12,6 +12,13 @@ from defend.datasets.base import SPLIT_SEED, Split, hold_out, stratified_order
 
 VAL_SHARE = 5
 """One in how many of the images that were given is held out for val, where there is no train to hold it out of."""
+USUAL_SHARES: Mapping[Split, int] = {"test": 5, "val": 10}
+"""One in how many images of train is held out; val's are taken of what test leaves."""
+SPLIT_NAMES: Mapping[Split, tuple[str, ...]] = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation"),
+    "test": ("test", "testing"),
+}
 MOST_VAL, LEAST_VAL_OF_CLASS = 1000, 2
 
 
@@ -28,6 +35,11 @@ class Part:
     source: Split
     places: Tensor
     seed: int | None = None
+
+
+def name_split(name: str) -> Split | None:
+    """Return the split that a folder, an array or a part of a data set is of by its name, None of none."""
+    return next((split for split, words in SPLIT_NAMES.items() if name.lower() in words), None)
 
 
 def share_out(labels: Mapping[Split, Tensor], shares: Mapping[Split, int], seed: int = SPLIT_SEED) -> dict[Split, Part]:
