@@ -51,6 +51,8 @@ def test_list_names_every_stage_and_its_weights(defend):
         "fashion_mnist",
         "cifar10",
         "imagefolder",
+        "arrays",
+        "hf",
         "imagenet",
     }
     table = defend("list").out

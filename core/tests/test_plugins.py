@@ -90,7 +90,16 @@ def test_a_plugin_without_hooks_offers_nothing(site):
 
 def test_core_offers_its_own_stages_through_the_same_hooks():
     registry = Registry(entry_points=[])
-    assert names(registry, "dataset") == ["cifar10", "digits", "fashion_mnist", "imagefolder", "imagenet", "mnist"]
+    assert names(registry, "dataset") == [
+        "arrays",
+        "cifar10",
+        "digits",
+        "fashion_mnist",
+        "hf",
+        "imagefolder",
+        "imagenet",
+        "mnist",
+    ]
     assert {"noise", "fgsm", "pgd"} <= set(names(registry, "attack"))
     assert {entry.origin for entry in registry.all_entries()} == {"defend-core"}
 

@@ -8,6 +8,7 @@ import copy
 import functools
 import importlib.metadata
 import importlib.util
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal
 
@@ -265,7 +266,8 @@ class Registry:
         if answering:
             return answering[0]
         broken = "".join(f"; note: {failure.plugin} failed to load: {failure.cause}" for failure in self.failures)
-        raise UnknownNameError(stage, name, choices, broken)
+        beside = f"; the folder of this name is ./{name}" if stage == "dataset" and os.path.isdir(name) else ""
+        raise UnknownNameError(stage, name, choices, beside + broken)
 
     def _find_custom(self, stage: Stage, name: str) -> Found | None:
         """Return what a reference names, once and for all; None of another name."""

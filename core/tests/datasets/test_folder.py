@@ -116,15 +116,15 @@ def test_without_a_test_folder_val_is_what_is_tested_on(tmp_path):
     images = opened(tmp_path)
     assert greys(images, "test") == [100, 101, 102, 103, 104, 105]
     assert greys(images, "train", "val") == list(range(40))
-    assert attrs.astuple(images.origin("test")) == ("Val", 6, 6, None, True)
-    assert attrs.astuple(images.origin("val")) == ("train", 4, 40, 0, False)
+    assert attrs.astuple(images.origin("test")) == ("Val", 6, 6, None, True, False)
+    assert attrs.astuple(images.origin("val")) == ("train", 4, 40, 0, False, False)
 
 
 def test_what_a_seed_cut_off_says_so(tmp_path):
     fill(tmp_path, 10)
-    assert attrs.astuple(opened(tmp_path).origin("test")) == ("", 4, 20, 0, False)
+    assert attrs.astuple(opened(tmp_path).origin("test")) == ("", 4, 20, 0, False, False)
     fill(tmp_path / "all" / "train", 10)
-    assert attrs.astuple(opened(tmp_path / "all").origin("test")) == ("train", 4, 20, 0, False)
+    assert attrs.astuple(opened(tmp_path / "all").origin("test")) == ("train", 4, 20, 0, False, False)
     assert open_dataset("digits").origin("test").of == 1797
 
 
@@ -457,7 +457,7 @@ def with_test(what):
         ({"labels": {split: torch.zeros(6, 1).long() for split in SPLITS}}, "6 images and labels of shape [6, 1]"),
         ({"labels": {split: torch.zeros(6) for split in SPLITS}}, "labels of type torch.float32"),
         ({"labels": {"train": torch.zeros(6).long()}}, "images or labels alone of test, val"),
-        ({"images": {split: torch.zeros(0, 1, 8, 8).byte() for split in SPLITS}}, "has no training images"),
+        ({"images": {split: torch.zeros(0, 1, 8, 8).byte() for split in SPLITS}}, "has no images"),
         ({"images": with_test(torch.zeros(6, 3, 8, 8).byte())}, "test: images of shape [6, 3, 8, 8]"),
         ({"images": with_test(torch.zeros(6, 1, 8, 8).long())}, "test: images of type torch.int64"),
         ({"images": with_test(torch.full((6, 1, 8, 8), 2.0))}, "test: images from 2 to 2, expected [0,1]"),

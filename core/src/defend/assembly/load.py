@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from defend.assembly.composition import Composition
 from defend.datasets.base import ImageDataset
 from defend.datasets.bounded import ensure_bounded
+from defend.datasets.given import gather
 from defend.defence import Defence
 from defend.errors import ConfigError, ContractError, WeightsError
 from defend.options import describe
@@ -20,6 +22,7 @@ from defend.stages import Task
 from defend.util.files import cache_dir
 from defend.util.processes import resolve_device
 from defend.values.editions import edition_of, is_file
+from defend.values.sources import name_source
 from defend.weights.card import has_card, read_card
 from defend.weights.find import available, locate
 
@@ -28,11 +31,18 @@ MOST_SOURCES = 2
 
 @attrs.frozen
 class DataSource:
-    """Which images: a data set's name, the folder where its files lie, and its options."""
+    """Which images: a data set's name, the folder where its files lie, and its options.
+
+    A folder or a file for a name becomes both, see `defend.values.sources`.
+    """
 
     name: str = "digits"
     data_dir: str | None = None
     options: Mapping[str, Any] = attrs.field(factory=dict)
+
+    def __attrs_post_init__(self) -> None:
+        for key, value in zip(("name", "data_dir"), name_source(self.name, self.data_dir), strict=True):
+            object.__setattr__(self, key, value)  # the class is frozen
 
     def open(self, plugins: Registry | None = None) -> ImageDataset:
         """Open it; see `open_dataset`."""
@@ -40,18 +50,22 @@ class DataSource:
 
 
 def open_dataset(
-    name: str, data_dir: str | None = None, options: Mapping[str, Any] | None = None, plugins: Registry | None = None
+    name: str | os.PathLike[str],
+    data_dir: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    plugins: Registry | None = None,
 ) -> ImageDataset:
     """Open a data set by name.
 
     Args:
-        name: for example "digits".
+        name: for example "digits"; or a folder, a file or "hf:NAME", see `defend.values.sources`.
         data_dir: where its files lie, for those that have files.
         options: its options.
 
     Raises:
         UnknownNameError, ConfigError, DataError.
     """
+    name, data_dir = name_source(name, data_dir)
     found = (plugins or registry()).find("dataset", name)
     values = dict(options or {})
     # data sets without files have no such option, and would refuse it
@@ -63,6 +77,39 @@ def open_dataset(
             f"data set {name} built {type(dataset).__name__}, expected a defend.datasets.base.ImageDataset"
         )
     return ensure_bounded(dataset)
+
+
+def as_dataset(
+    data: Any,
+    *,
+    val: Any = None,
+    train: Any = None,
+    classes: int | Sequence[str] | None = None,
+    name: str = "given",
+    seed: int = 0,
+) -> ImageDataset:
+    """Return what a user has as a data set.
+
+    Args:
+        data: a name ("cifar10"), a folder or a file, as `--dataset` takes them; or objects, see
+            `defend.datasets.given.gather`: what is given is the test split.
+        val, train: held-out images and training images, likewise; of a folder or a file, all images in it. Without val,
+            a seeded part of `data` is held out; without train, nothing can be trained on it.
+        classes, name, seed: see `gather`.
+
+    Raises:
+        DefendError: what was given is no data set; the message says what to pass.
+    """
+    if isinstance(data, (str, os.PathLike)):
+        data = open_dataset(data)
+    parts = [_open_whole(each) if isinstance(each, (str, os.PathLike)) else each for each in (val, train)]
+    return ensure_bounded(gather(data, val=parts[0], train=parts[1], classes=classes, name=name, seed=seed))
+
+
+def _open_whole(name: str | os.PathLike[str]) -> ImageDataset:
+    """Open a data set whose images are all of one split; one that has a name of its own keeps its splits."""
+    named = name_source(name)[0] == name
+    return open_dataset(name, options=None if named else {"split": "all", "hold_out": False})
 
 
 def find_task(composition: Composition, source: DataSource) -> tuple[Task, tuple[str, ...]]:

@@ -24,8 +24,14 @@ def name_of(module: object) -> str:
     return str(getattr(module, "stage_name", type(module).__name__))
 
 
-def as_images(images: Tensor) -> Tensor:
+UNDO = "undo the normalisation, which belongs into the victim"
+
+
+def as_images(images: Tensor, undo: str = UNDO) -> Tensor:
     """Return images [B,C,H,W] that are what the contract says: floats, finite, in [0,1]; rounding outside is clipped.
+
+    Args:
+        undo: what to try where they look normalised.
 
     Raises:
         DataError: they are not; what to do.
@@ -47,7 +53,7 @@ def as_images(images: Tensor) -> Tensor:
         bad = int((~torch.isfinite(images)).flatten(1).any(1).sum())
         raise DataError(f"{bad} of {len(images)} images are not finite (NaN or infinite), expected [0,1]")
     if low < -slack or high > 1 + slack:
-        cure = "divide by 255" if high > 2 and low >= 0 else "undo the normalisation, which belongs into the victim"
+        cure = "divide by 255" if high > 2 and low >= 0 else undo
         raise DataError(f"images reach from {low:.6g} to {high:.6g}, expected [0,1]: {cure}")
     return images if low >= 0 and high <= 1 else images.clamp(0, 1)
 

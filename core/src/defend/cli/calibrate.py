@@ -20,7 +20,12 @@ from defend.report.progress import open_console, show_count, show_waiting
             DETECTOR_WEIGHTS,
             option("--fpr RATE", "Clean images to reject.", type=float, default=0.01, show_default=True),
             option("--purifier NAME[,NAME]", "The purifier that will stand before the victim."),
-            option("--dataset NAME", "Whose validation split is scored.", default="digits", show_default=True),
+            option(
+                "--dataset NAME",
+                "Name, folder or file whose validation split is scored.",
+                default="digits",
+                show_default=True,
+            ),
             DATA_DIR,
             SET,
             SEED,
@@ -48,10 +53,13 @@ def calibrate_command(
     the same for one run.
     """
     from defend.plugins import registry
+    from defend.values.sources import name_source
     from defend.values.toml import parse_settings
 
+    dataset, data_dir = name_source(dataset, data_dir)
     registry().find("dataset", dataset)
     registry().find("detector", detector)
+    options = parse_settings(settings)
     console = open_console(stderr=True)
     with show_waiting(console, quiet):
         from defend.assembly.calibrate import calibrate_part
@@ -61,10 +69,11 @@ def calibrate_command(
         composition = Composition.of(
             purifier=purifier,
             detector=detector,
-            options=parse_settings(settings),
+            options=options,
             weights={"detector": detector_weights} if detector_weights else {},
         )
-        images = open_dataset(dataset, data_dir)
+        composition.check_keys("options", options, {"dataset"}, "this defence")
+        images = open_dataset(dataset, data_dir, options.get("dataset"))
     with show_count(console, f"scoring {dataset}", len(images.labels("val")), quiet) as progress:
         path, calibration = calibrate_part(
             composition, images, fpr, device=device or "auto", progress=progress, **given(values)

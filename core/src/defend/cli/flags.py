@@ -37,7 +37,7 @@ PARTS = (
     ),
     option("--detector NAME", "Detector, for example puvae."),
     option("--finetune NAME", "Use the victim as a fine-tuner adapted it, for example dae."),
-    option("--dataset NAME", "Data set (default digits)."),
+    option("--dataset NAME", "Data set (default digits), or a folder, .csv, .npz or hf:NAME."),
     DATA_DIR,
     option("--victim-weights FILE", "The victim's weights, instead of those found by name; your own .pth too."),
     option("--mean MEAN", "What the victim subtracts: 0.49,0.48,0.45, or imagenet, cifar10, half, none."),

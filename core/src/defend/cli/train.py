@@ -29,7 +29,12 @@ PRECISIONS = click.Choice(["no", "bf16"])
         "What is trained": [
             option("--victim NAME", "The victim to adapt, or whose gradients or losses the training uses."),
             option("--purifier NAME[,NAME]", "Fine-tuners: the purifier that stands before it."),
-            option("--dataset NAME", "What to train on.", default="digits", show_default=True),
+            option(
+                "--dataset NAME",
+                "What to train on: a name, a folder, .csv, .npz or hf:NAME.",
+                default="digits",
+                show_default=True,
+            ),
             DATA_DIR,
             option("--edition NAME", "Other weights of the same stage; see `defend show NAME`.", default=""),
             SET,
@@ -66,9 +71,11 @@ def train_command(
     For several processes: torchrun --nproc-per-node 2 -m defend train ...
     """
     from defend.plugins import registry
+    from defend.values.sources import name_source
 
     if out is not None and not out.parent.is_dir():
         raise ConfigError(f"--out {str(out)!r}: folder {str(out.parent)!r} does not exist")
+    dataset, data_dir = name_source(dataset, data_dir)
     registry().find("dataset", dataset)
     found = registry().find(stage, name)
     options, dataset_options = _settings(stage, settings)

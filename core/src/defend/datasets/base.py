@@ -44,8 +44,10 @@ class Origin:
         folder: the folder that they lie in, below the root; "" is the root itself, or no folder.
         n: how many they are.
         of: how many there were before a part of them was held out.
-        seed: by which they were cut off from others; None where they are a whole of their own.
+        seed: by which they were cut off from others; None where they are a whole of their own, or what a part was
+            held out of.
         stands_in: whether they are those of another split, which the folder does not have: val's for test.
+        given: whether they were handed over as they are, as objects or as the images to judge.
     """
 
     folder: str
@@ -53,6 +55,7 @@ class Origin:
     of: int
     seed: int | None = None
     stands_in: bool = False
+    given: bool = False
 
 
 @attrs.frozen
@@ -72,6 +75,8 @@ class Duplicates:
 
 class ImageDataset(abc.ABC):
     """Labelled images in three splits: train, val (held out of train) and test (the official one).
+
+    What a user gives may have no train, and its val is then held out of what was given (`has`).
 
     Attributes:
         name: what the user types.
@@ -99,7 +104,15 @@ class ImageDataset(abc.ABC):
 
     @abc.abstractmethod
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Return mean and standard deviation of each channel over train, in [0,1] units."""
+        """Return mean and standard deviation of each channel over train, in [0,1] units; over val without one."""
+
+    def has(self, split: Split) -> bool:
+        """Whether it has images of a split; all three, if not said otherwise."""
+        return True
+
+    def fitted_on(self) -> Split:
+        """Return the split that statistics and the name of weights come from: train, or the next that there is."""
+        return next((split for split in SPLITS if self.has(split)), "test")
 
     @property
     def filed_as(self) -> str:
@@ -152,8 +165,8 @@ class MemoryDataset(ImageDataset):
         cut: the splits that were cut off from one whole by `hold_out`.
 
     Raises:
-        DataError: no training images; images and labels of different number; images of another shape than train's,
-            not finite, or outside [0,1]; or a label that no class name stands for.
+        DataError: no images at all; images and labels of different number; images of another shape than the first
+            split's, not finite, or outside [0,1]; or a label that no class name stands for.
     """
 
     def __init__(
@@ -166,13 +179,14 @@ class MemoryDataset(ImageDataset):
         cut: Sequence[Split] = (),
     ) -> None:
         self.name, self.classes, self.flips = name, tuple(classes), flips
-        if not len(images.get("train", ())):
-            raise DataError(f"data set {name} has no training images: expected uint8 [N,C,H,W] for 'train'")
+        if not any(map(len, images.values())):
+            raise DataError(f"data set {name} has no images: expected uint8 [N,C,H,W] for 'train' or 'test'")
         if differing := sorted(set(images) ^ set(labels)):
             raise DataError(f"data set {name} has images or labels alone of {', '.join(differing)}: expected both")
-        shape = images["train"].shape
+        first: Split = "train" if "train" in images else next(iter(images))
+        shape = images[first].shape
         for split in images:
-            _check(f"data set {name}, {split}", images[split], labels[split], shape, len(self.classes))
+            _check(f"data set {name}, {split}", images[split], labels[split], (first, shape), len(self.classes))
         _, channels, height, width = shape
         self.shape = (channels, height, width)
         self._images = {split: each if each.dtype == torch.uint8 else each.float() for split, each in images.items()}
@@ -180,21 +194,27 @@ class MemoryDataset(ImageDataset):
         self._cut = tuple(cut)
         self._resident: dict[tuple[Split, torch.device], Tensor] = {}
 
+    def has(self, split: Split) -> bool:
+        return bool(len(self._labels.get(split, ())))
+
     def labels(self, split: Split) -> Tensor:
         """Return all labels of a split, int64 [N].
 
         Raises:
             DataError: it has no such split.
         """
+        return self._labels[self._need(split)]
+
+    def _need(self, split: Split) -> Split:
         if split not in self._labels:
             raise DataError(f"data set {self.name} has no {split} images: it has {', '.join(self._labels)}")
-        return self._labels[split]
+        return split
 
     def pixels(self, split: Split, device: torch.device) -> Tensor:
         """Return a whole split as it is held (uint8, or floats in [0,1]), [N,C,H,W], on `device`; moved there once."""
         place = (split, device)
         if place not in self._resident:
-            self._resident[place] = self._images[split].to(device)
+            self._resident[place] = self._images[self._need(split)].to(device)
         return self._resident[place]
 
     def batches(self, split: Split, keys: Tensor, batch_size: int, device: torch.device) -> Iterator[Batch]:
@@ -210,25 +230,26 @@ class MemoryDataset(ImageDataset):
 
     @functools.cache  # noqa: B019 - a data set lives as long as the process
     def sha256(self, split: Split) -> str:
-        digest = hashlib.sha256(self._images[split].cpu().numpy().tobytes())
+        digest = hashlib.sha256(self._images[self._need(split)].cpu().numpy().tobytes())
         digest.update(self._labels[split].cpu().numpy().tobytes())
         return digest.hexdigest()
 
     @functools.cache  # noqa: B019
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        images = self._images["train"]
+        images = self._images[self.fitted_on()]
         if images.dtype == torch.uint8:
             return channel_statistics([images])
         std, mean = torch.std_mean(images.double(), (0, 2, 3), correction=0)
         return tuple(round(float(m), 4) for m in mean), tuple(round(float(s), 4) for s in std)
 
 
-def _check(what: str, images: Tensor, labels: Tensor, shape: torch.Size, classes: int) -> None:
+def _check(what: str, images: Tensor, labels: Tensor, like: tuple[Split, torch.Size], classes: int) -> None:
     """Refuse images and labels of a split that no evaluation could mean."""
+    first, shape = like
     if images.ndim != 4 or images.shape[1:] != shape[1:]:
         raise DataError(
-            f"{what}: images of shape {list(images.shape)}, expected [N,C,H,W], in every split as in train "
-            f"{list(shape)}"
+            f"{what}: images of shape {list(images.shape)}, expected [N,C,H,W], in every split as in "
+            f"{first} {list(shape)}"
         )
     if len(labels) != len(images) or labels.ndim != 1:
         raise DataError(f"{what}: {len(images)} images and labels of shape {list(labels.shape)}, expected one an image")

@@ -164,6 +164,10 @@ class BoundedDataset(ImageDataset):
         self._check_statistics(said.mean, said.std)
         return said
 
+    def has(self, split: Split) -> bool:
+        with self._calling(f"has {split}"):
+            return bool(self._dataset.has(split))
+
     def origin(self, split: Split) -> Origin | None:
         with self._calling(f"origin of {split}"):
             return self._dataset.origin(split)

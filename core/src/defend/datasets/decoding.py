@@ -1,13 +1,14 @@
-"""Image files to batches, in worker processes that begin where a batch begins."""
+"""Image files, or others' data sets, to batches, in worker processes that begin where a batch begins."""
 
 from __future__ import annotations
 
 import atexit
+import functools
 import os
 import signal
 import weakref
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +18,8 @@ from torchvision.transforms import v2
 from defend.datasets.listing import Names
 from defend.errors import DataError
 from defend.util.images import read_image
+
+T = TypeVar("T")
 
 
 class Decoder(Dataset[Tensor | DataError]):
@@ -53,39 +56,54 @@ class _Plan(Sampler[list[int]]):
         return (batch.tolist() for batch in self.batches)
 
 
-class Decoders:
+class Decoders(Generic[T]):
     """Decodes batches of files: in processes of its own, a few batches ahead of their use.
 
     Processes that have finished a pass wait for the next, as starting them may take seconds; a pass that is left
     early ends its processes.
+
+    Args:
+        items: an image by its place, or the error that there is none.
+        workers: how many processes, no more than there are cores; 0 decodes in this one.
+        collate: makes a batch of what `items` gave, or the first error.
+        begin: called in each new process with its number.
+        context: how processes are started, torch's own way if None.
     """
 
-    def __init__(self, decoder: Decoder, workers: int) -> None:
-        self._decoder = decoder
+    def __init__(
+        self,
+        items: Dataset[Any],
+        workers: int,
+        collate: Callable[[list[Any]], T | DataError],
+        begin: Callable[[int], None] | None = None,
+        context: Any = None,
+    ) -> None:
+        self._items, self._collate = items, collate
         self._workers = min(workers, _cores())
-        self._waiting: dict[bool, tuple[_Plan, DataLoader[Tensor | DataError]]] = {}
+        self._begin, self._context = functools.partial(_begin, begin), context if self._workers else None
+        self._waiting: dict[bool, tuple[_Plan, DataLoader[Any]]] = {}
 
     def end(self) -> None:
         """End the processes that wait for another pass."""
         self._waiting.clear()
 
-    def decode(self, batches: Sequence[Tensor], pinned: bool) -> Iterator[Tensor]:
-        """Yield uint8 [B,C,H,W] for batches of places of files, int64 [B]; what workers decode may be page-locked.
+    def decode(self, batches: Sequence[Tensor], pinned: bool) -> Iterator[T]:
+        """Yield what `collate` makes for batches of places, int64 [B]; what workers decode may be page-locked.
 
         Raises:
             DataError: an image is damaged.
         """
         # not for one batch: starting processes may take seconds
         alone = self._workers == 0 or len(batches) == 1
-        for pixels in self._here(batches) if alone else self._there(batches, pinned):
-            if isinstance(pixels, DataError):
-                raise pixels
-            yield pixels
+        for made in self._here(batches) if alone else self._there(batches, pinned):
+            if isinstance(made, DataError):
+                raise made
+            yield made
 
-    def _here(self, batches: Sequence[Tensor]) -> Iterator[Tensor | DataError]:
-        return (_collate([self._decoder[place] for place in batch.tolist()]) for batch in batches)
+    def _here(self, batches: Sequence[Tensor]) -> Iterator[T | DataError]:
+        return (self._collate([self._items[place] for place in batch.tolist()]) for batch in batches)
 
-    def _there(self, batches: Sequence[Tensor], pinned: bool) -> Iterator[Tensor | DataError]:
+    def _there(self, batches: Sequence[Tensor], pinned: bool) -> Iterator[T | DataError]:
         # taken out while in use: another pass at the same time starts processes of its own
         plan, loader = self._waiting.pop(pinned) if pinned in self._waiting else self._start(pinned)
         plan.batches = batches
@@ -95,25 +113,26 @@ class Decoders:
         finally:
             del loader  # which ends its processes, unless they wait for the next pass
 
-    def _start(self, pinned: bool) -> tuple[_Plan, DataLoader[Tensor | DataError]]:
+    def _start(self, pinned: bool) -> tuple[_Plan, DataLoader[Any]]:
         if not _STARTED:
             atexit.register(_end_all)
         _STARTED.add(self)
         plan = _Plan()
-        loader: DataLoader[Tensor | DataError] = DataLoader(
-            self._decoder,
+        loader: DataLoader[Any] = DataLoader(
+            self._items,
             batch_sampler=plan,
-            collate_fn=_collate,
+            collate_fn=self._collate,
             num_workers=self._workers,
             persistent_workers=True,
             pin_memory=pinned,
-            worker_init_fn=_begin,
+            worker_init_fn=self._begin,
+            multiprocessing_context=self._context,
             generator=torch.Generator(),  # workers draw nothing, so torch's own generator stays where it is
         )
         return plan, loader
 
 
-_STARTED: weakref.WeakSet[Decoders] = weakref.WeakSet()
+_STARTED: weakref.WeakSet[Decoders[Any]] = weakref.WeakSet()
 
 
 def _end_all() -> None:
@@ -125,13 +144,15 @@ def _end_all() -> None:
         each.end()
 
 
-def _begin(_: int) -> None:
+def _begin(others: Callable[[int], None] | None, number: int) -> None:
     """Ignore Ctrl-C: the main process ends its workers then. It sends them SIGTERM, which must kill them.
 
     Without the second line a worker may inherit what the main process does at a SIGTERM.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if others is not None:
+        others(number)
 
 
 def _cores() -> int:
@@ -139,7 +160,8 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _collate(parts: list[Tensor | DataError]) -> Tensor | DataError:
+def stack(parts: list[Tensor | DataError]) -> Tensor | DataError:
+    """Return a batch of images uint8 [C,H,W] as [B,C,H,W], or the first error among them."""
     for part in parts:
         if isinstance(part, DataError):
             return part

@@ -15,67 +15,92 @@ import torch
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from defend.datasets.base import (
-    SPLIT_SEED,
-    Batch,
-    Duplicates,
-    ImageDataset,
-    Origin,
-    Split,
-    channel_statistics,
-    hold_out,
-)
-from defend.datasets.decoding import Decoder, Decoders
+from defend.datasets.base import Batch, Duplicates, ImageDataset, Origin, Split, channel_statistics
+from defend.datasets.classes import read_class_names
+from defend.datasets.decoding import Decoder, Decoders, stack
 from defend.datasets.digests import digests_of
-from defend.datasets.listing import Names, check_link, is_hidden, list_images
-from defend.datasets.plugin import FolderOptions, ImageNetOptions
-from defend.errors import DataError
+from defend.datasets.listing import Listing, Names, check_link, is_hidden, list_images
+from defend.datasets.plugin import EVERYTHING, FolderOptions, ImageNetOptions
+from defend.datasets.sizes import SAMPLE, choose_side, sizes_of
+from defend.datasets.splitting import SPLIT_NAMES, USUAL_SHARES, name_split, share_out
+from defend.datasets.table import list_table
+from defend.errors import DataError, did_you_mean
+from defend.values.sources import TABLES
 
 STATISTICS_SAMPLE = 512
 STATISTICS_BATCH = 64
-SPLIT_NAMES: Mapping[Split, tuple[str, ...]] = {
-    "train": ("train", "training"),
-    "val": ("val", "valid", "validation"),
-    "test": ("test", "testing"),
-}
 MOST_NAMED = 5
 STANDARD = (1000, 224)
 """ImageNet's classes, and the side of its images for most networks: what weights for "imagenet" are made for."""
 
 
 def build(config: FolderOptions) -> FolderDataset:
-    """Read the folder's class names and file list; images are decoded when they are asked for.
+    """Read the folder's class names and file list, or a table's; images are decoded when they are asked for.
 
     Raises:
-        DataError: a folder that is missing, empty, or has fewer than two classes; or folders of splits without train.
+        DataError: a folder that is missing, empty, or has fewer than two classes; folders of splits without train; or a
+            table or list of class names that is not one.
     """
     if config.data_dir is None:
         raise DataError("imagefolder needs --data-dir: a folder with one folder of images a class")
-    root = Path(config.data_dir)
+    root, names = Path(config.data_dir), read_class_names(config.class_names)
+    shares = FolderDataset.shares if config.hold_out else {}
+    if root.is_file() and root.name.lower().endswith(TABLES):
+        if config.split not in (None, EVERYTHING):
+            raise DataError(f"table {str(root)!r} has no split {config.split!r}: expected dataset.split={EVERYTHING}")
+        own: dict[Split, Listing] = {"test" if config.split else "train": list_table(root, names)}
+        return FolderDataset(root.parent, own, config.image_size, config.workers, shares=shares, what=root)
+    folders = _splits(check_root(root), config.split) or {"train": root}
+    own = {split: list_images(folder, root, names) for split, folder in folders.items()}
+    in_place = config.split is None and name_split(folders.get("test", root).name) == "val"
+    return FolderDataset(root, own, config.image_size, config.workers, shares=shares, stands_in=in_place)
+
+
+def check_root(root: Path) -> Path:
+    """Return the folder that the user named.
+
+    Raises:
+        DataError: there is none.
+    """
     if not root.is_dir():
-        raise DataError(f"data folder {str(root)!r} does not exist: name one with --data-dir")
-    return FolderDataset(root, _splits(root) or {"train": root}, config.image_size, config.workers)
+        kind = f"data folder {str(root)!r} is a file" if root.exists() else f"data folder {str(root)!r} does not exist"
+        raise DataError(f"{kind}: name one with --data-dir, or a .csv of path,label")
+    return root
 
 
-def _splits(root: Path) -> dict[Split, Path]:
+def _splits(root: Path, judged: str | None) -> dict[Split, Path]:
     """Return the folders that a root has for its splits, however they are written; none where its folders are classes.
 
-    Without one for test, val is what the user tests on.
+    Without one for test, val is what the user tests on. `judged` names the folder that is, or that the whole root is;
+    what else there is of val and train goes with it.
     """
+    if judged == EVERYTHING:
+        return {"test": root}
     found, others = _find_splits(root)
     every = [folder for there in found.values() for folder in there]
-    if not every or (len(every) == 1 and others and _holds_images_alone(every[0])):
+    if judged is None and (not every or (len(every) == 1 and others and _holds_images_alone(every[0]))):
         return {}  # one folder of images among others may be a class called "train"
     for split, there in found.items():
-        if len(there) > 1:
+        if len(there) > 1 and (judged is None or judged not in [folder.name for folder in there]):
             names = " and ".join(repr(folder.name) for folder in there)
             raise DataError(f"{str(root)!r} has {names}, which both mean {split}: expected one of them")
+    splits = {split: there[0] for split, there in found.items()}
+    if judged is not None:
+        named = [folder for folder in [*every, *others] if folder.name == judged]
+        if not named:
+            raise DataError(
+                f"{str(root)!r} has no folder {judged!r} to judge (dataset.split): "
+                f"{did_you_mean(judged, [*(folder.name for folder in [*every, *others]), EVERYTHING])}"
+            )
+        return {split: splits[split] for split in ("train", "val") if splits.get(split, named[0]) != named[0]} | {
+            "test": named[0]
+        }
     if "train" not in found:
         names = " and ".join(repr(folder.name) for folder in every)
         raise DataError(
-            f"{str(root)!r} has {names} and no 'train': expected ROOT/train/CLASS/ beside them, or class folders alone"
+            f"{str(root)!r} has {names} and no 'train': expected ROOT/train/CLASS/ beside them, or class folders alone "
+            f"(to judge one without training images: --set dataset.split={every[0].name})"
         )
-    splits = {split: there[0] for split, there in found.items()}
     return splits if "test" in splits or "val" not in splits else {"train": splits["train"], "test": splits["val"]}
 
 
@@ -90,8 +115,8 @@ def _find_splits(root: Path) -> tuple[dict[Split, list[Path]], list[Path]]:
     except OSError as error:
         raise DataError(f"data folder {str(root)!r} cannot be read: {error.strerror}") from None
     found: dict[Split, list[Path]] = {}
-    for split, words in SPLIT_NAMES.items():
-        if there := [folder for folder in inside if folder.name.lower() in words]:
+    for split in SPLIT_NAMES:
+        if there := [folder for folder in inside if name_split(folder.name) == split]:
             found[split] = there
     named = [folder for there in found.values() for folder in there]
     return found, [folder for folder in inside if folder not in named]
@@ -114,7 +139,7 @@ def build_imagenet(config: ImageNetOptions) -> FolderDataset:
         raise DataError("imagenet needs --data-dir: a folder with train/WNID/*.JPEG and val/WNID/*.JPEG")
     if config.resize < config.image_size:
         raise DataError(f"imagenet: resize={config.resize} is below image_size={config.image_size}: no crop fits in it")
-    root = Path(config.data_dir)
+    root, names = Path(config.data_dir), read_class_names(config.class_names)
     found = _find_splits(root)[0] if root.is_dir() else {}
     folders: dict[Split, Path] = {
         "train": found.get("train", [root / "train"])[0],
@@ -123,98 +148,118 @@ def build_imagenet(config: ImageNetOptions) -> FolderDataset:
     for folder in (root, *folders.values()):
         if not folder.is_dir():
             raise DataError(f"{str(folder)!r} does not exist: imagenet is train/WNID/*.JPEG and val/WNID/*.JPEG")
-    return ImageNetDataset(root, folders, config.image_size, config.workers, config.resize)
+    own = {split: list_images(folder, root, names) for split, folder in folders.items()}
+    return ImageNetDataset(root, own, config.image_size, config.workers, config.resize)
 
 
 class FolderDataset(ImageDataset):
     """Images on disk, resized and centre-cropped to a square of `image_size`, in RGB.
 
-    Where test (or val) has no folder of its own, a stratified share of train becomes test, and one of the rest val.
+    Where test (or val) has no images of its own, a stratified share of train becomes test, and one of the rest val.
+    Without train, val is held out of test. See `splitting.share_out`.
 
     Args:
-        root: the folder that all others are in.
-        folders: those that the splits have of their own; train always.
-        image_size: pixels a side.
+        root: the folder that all names are below.
+        own: the images that the splits have of their own; train or test always.
+        image_size: pixels a side; None takes the files' own (`sizes.choose_side`).
         workers: processes that decode, no more than there are cores to run on; 0 decodes in this process.
         resize: the shorter side in pixels before the crop, if not `image_size`.
+        shares: which splits are held out, and one in how many of train; the class's own if None.
+        stands_in: whether the images of test are those of a folder for val, as there is none for test.
+        what: what messages name, if not `root`.
 
     Raises:
-        DataError: a folder is missing, empty or has fewer than two classes; splits with different classes; too
-            few images to hold some out; or a link that leads nowhere.
+        DataError: splits with different classes, or too few images to hold some out.
     """
 
     name = "imagefolder"
     flips = True
-    shares: Mapping[Split, int] = {"test": 5, "val": 10}
-    """One in how many images of train is held out; val's are taken of what test leaves."""
+    shares: Mapping[Split, int] = USUAL_SHARES
 
     def __init__(
-        self, root: Path, folders: Mapping[Split, Path], image_size: int, workers: int, resize: int | None = None
+        self,
+        root: Path,
+        own: Mapping[Split, Listing],
+        image_size: int | None,
+        workers: int,
+        resize: int | None = None,
+        *,
+        shares: Mapping[Split, int] | None = None,
+        stands_in: bool = False,
+        what: Path | None = None,
     ) -> None:
-        self.shape = (3, image_size, image_size)
-        if not root.is_dir():
-            raise DataError(f"data folder {str(root)!r} does not exist: name one with --data-dir")
-        own = {split: list_images(folder, root) for split, folder in folders.items()}
-        self.classes = own["train"].classes
-        for split, folder in folders.items():
-            if own[split].classes != self.classes:
-                differing = sorted(set(own[split].classes) ^ set(self.classes))
+        first = next(iter(own))
+        self.classes, self._what = own[first].classes, str(what or root)
+        for listing in own.values():
+            if listing.classes != self.classes:
+                differing = sorted(set(listing.classes) ^ set(self.classes))
+                one, other = str(root / listing.folder), str(root / own[first].folder)
                 raise DataError(
-                    f"{str(folder)!r} has other classes than {str(folders['train'])!r}: only one of them has "
+                    f"{one!r} has other classes than {other!r}: only one of them has "
                     f"{', '.join(map(repr, differing[:MOST_NAMED]))}{' and others' * (len(differing) > MOST_NAMED)}"
                 )
-        self._labels: dict[Split, Tensor] = {split: listing.labels for split, listing in own.items()}
-        self._files: dict[Split, Tensor] = {}  # places in the list of all files, int64
-        first = 0
+        starts, count = {}, 0  # of each split's own files in the list of all
         for split, listing in own.items():
-            self._files[split] = torch.arange(first, first + len(listing.labels))
-            first += len(listing.labels)
+            starts[split] = count
+            count += len(listing.labels)
+        parts = share_out(
+            {split: listing.labels for split, listing in own.items()}, self.shares if shares is None else shares
+        )
+        self._labels: dict[Split, Tensor] = {
+            split: own[part.source].labels[part.places] for split, part in parts.items()
+        }
+        self._files: dict[Split, Tensor] = {split: starts[part.source] + part.places for split, part in parts.items()}
+        if not all(map(len, self._labels.values())):
+            raise DataError(f"{self._what!r} has {count} images: too few to hold some out for val and test")
         self._origins: dict[Split, Origin] = {
             split: Origin(
-                folder.name if folder != root else "",
-                len(own[split].labels),
-                len(own[split].labels),
-                # for ImageNet val is the test split itself, and stands in for none
-                stands_in=split == "test" and "test" in self.shares and folder.name.lower() in SPLIT_NAMES["val"],
+                own[part.source].folder,
+                len(part.places),
+                len(own[part.source].labels),
+                part.seed,
+                stands_in=split == "test" and stands_in,
+                given="train" not in own and not own[part.source].folder,
             )
-            for split, folder in folders.items()
+            for split, part in parts.items()
         }
-        for split, share in self.shares.items():
-            if split not in own:
-                self._hold_out(split, share)
-        if len(self._labels["train"]) == 0:
-            raise DataError(f"{str(root)!r} has {first} images: too few to hold some out for val and test")
         self._names = Names(root, list(own.values()))
-        self._decoders = Decoders(Decoder(self._names, image_size, resize or image_size), workers)
+        if image_size is None:
+            places = torch.linspace(0, count - 1, min(count, SAMPLE)).long().tolist()
+            image_size = choose_side(sizes_of(map(self._names.path, places)), self._what)
+        self.shape = (3, image_size, image_size)
+        self._decoders = Decoders(Decoder(self._names, image_size, resize or image_size), workers, stack)
         self._digests: dict[Split, bytes] = {}
         self._hashes: dict[Split, str] = {}
         self._duplicates: Duplicates | None = None
         self._filed_as: str | None = None
         self._statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
-    def _hold_out(self, split: Split, share: int) -> None:
-        """Move one in `share` images from train to another split."""
-        files, labels = self._files["train"], self._labels["train"]
-        kept, held = hold_out(labels, max(len(files) // share, 1))
-        self._files[split], self._labels[split] = files[held], labels[held]
-        self._files["train"], self._labels["train"] = files[kept], labels[kept]
-        whole = self._origins["train"]
-        self._origins[split] = Origin(whole.folder, len(held), whole.of, SPLIT_SEED)
-        self._origins["train"] = Origin(whole.folder, len(kept), whole.of, SPLIT_SEED)
-
     @property
     def filed_as(self) -> str:
-        """The name, and what tells this folder from others: its classes, its size, its training images."""
+        """The name, and what tells this folder from others: its classes, its size, its training (or other) images."""
         if self._filed_as is None:
-            made_for = repr((self.name, self.classes, self.shape, self.sha256("train")))
+            made_for = repr((self.name, self.classes, self.shape, self.sha256(self.fitted_on())))
             self._filed_as = f"{self.name}-{hashlib.sha256(made_for.encode()).hexdigest()[:10]}"
         return self._filed_as
 
+    def has(self, split: Split) -> bool:
+        return split in self._labels
+
     def labels(self, split: Split) -> Tensor:
+        """Return all labels of a split, int64 [N].
+
+        Raises:
+            DataError: it has none.
+        """
+        if split not in self._labels:
+            raise DataError(
+                f"{self._what!r} has no {split} images as it is asked for, but {', '.join(self._labels)}: leave out "
+                f"--set dataset.split and dataset.hold_out, or add a folder {split!r}"
+            )
         return self._labels[split]
 
     def batches(self, split: Split, keys: Tensor, batch_size: int, device: torch.device) -> Iterator[Batch]:
-        labels, keys = self._labels[split], keys.cpu()
+        labels, keys = self.labels(split), keys.cpu()
         start = 0
         pinned = device.type == "cuda"  # so that the copy to the device does not wait for it
         for pixels in self._decoders.decode(self._files[split][keys].split(batch_size), pinned):
@@ -241,6 +286,7 @@ class FolderDataset(ImageDataset):
             DataError: a file that cannot be read.
         """
         if split not in self._digests:
+            self.labels(split)  # or there is no such split
             places = self._files[split].tolist()
             self._digests[split] = digests_of([self._names.path(place) for place in places])
         return self._digests[split]
@@ -255,7 +301,8 @@ class FolderDataset(ImageDataset):
 
     def _twins(self) -> Duplicates:
         known: dict[bytes, tuple[Split, int]] = {}
-        for split in ("val", "train"):
+        others: tuple[Split, ...] = ("val", "train")
+        for split in filter(self.has, others):
             contents = self.digests(split)
             known |= {contents[32 * at : 32 * at + 32]: (split, at) for at in range(len(contents) // 32)}
         contents, count = self.digests("test"), 0
@@ -274,7 +321,8 @@ class FolderDataset(ImageDataset):
 
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         if self._statistics is None:
-            files = self._files["train"][self.keys("train", STATISTICS_SAMPLE)]
+            split = self.fitted_on()
+            files = self._files[split][self.keys(split, STATISTICS_SAMPLE)]
             self._statistics = channel_statistics(list(self._decoders.decode(files.split(STATISTICS_BATCH), False)))
         return self._statistics
 

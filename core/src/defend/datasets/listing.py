@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from defend.datasets.classes import number_classes
 from defend.errors import DataError
 
 LITTER = ("__macosx", "__pycache__", "@eadir", "$recycle.bin", "system volume information", "lost+found")
@@ -23,12 +24,16 @@ LITTER = ("__macosx", "__pycache__", "@eadir", "$recycle.bin", "system volume in
 
 @attrs.frozen(eq=False)
 class Listing:
-    """The images of one folder, in order: their names below the root joined to one, the names' lengths, labels."""
+    """The images of one folder, in order: their names below the root joined to one, the names' lengths, labels.
+
+    `folder` is the folder's own name, "" where it is the root or a table.
+    """
 
     classes: tuple[str, ...]
     joined: bytearray
     lengths: Tensor
     labels: Tensor
+    folder: str = ""
 
 
 class Names:
@@ -60,26 +65,29 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name.lower() in LITTER
 
 
-def list_images(folder: Path, root: Path) -> Listing:
+def list_images(folder: Path, root: Path, class_names: Sequence[str] = ()) -> Listing:
     """Find the images of every class, in the order of torchvision's `ImageFolder`, and name them from the root.
 
+    Labels are by `class_names` where there are any: each folder is one of them, and one without a folder has no images.
     Hidden names are passed over at any depth (see `is_hidden`), and a folder or file that several links lead to is
     taken once.
 
     Raises:
-        DataError: no folder of classes, fewer than two of them, one without images, or a link that leads nowhere.
+        DataError: no folder of classes, fewer than two of them, one without images or not among the names, or a link
+            that leads nowhere.
     """
     joined, lengths, labels = bytearray(), array.array("q"), array.array("q")
     empty = []
     try:
         classes = list_classes(folder)
+        numbers = number_classes(classes, class_names, f"folder {str(folder)!r}")
         # no link leads out of a class into what is another's, or the whole
         walls = {_identity(above) for above in (folder.resolve(), *folder.resolve().parents)}
         for name in classes:
             if (own := _identity(folder / name)) in walls:
                 raise DataError(f"class folder {str(folder / name)!r} is a link to another class, or to what it is in")
             walls.add(own)
-        for label, name in enumerate(classes):
+        for name in classes:
             before = len(labels)
             for place, files in _walk(folder / name, set(walls)):
                 below = os.path.relpath(place, root)
@@ -87,7 +95,7 @@ def list_images(folder: Path, root: Path) -> Listing:
                     encoded = os.fsencode(os.path.join(below, file))
                     joined += encoded
                     lengths.append(len(encoded))
-                    labels.append(label)
+                    labels.append(numbers[name])
             if len(labels) == before:
                 empty.append(name)
         if empty:
@@ -98,9 +106,10 @@ def list_images(folder: Path, root: Path) -> Listing:
     except OSError as error:
         cause = " ".join(str(error).split())
         raise DataError(f"{str(folder)!r} is not an image folder (one sub-folder of images a class): {cause}") from None
-    if len(classes) < 2:
+    named = tuple(class_names or classes)
+    if len(named) < 2:
         raise DataError(f"{str(folder)!r} has one class ({classes[0]!r}): a classifier needs two or more")
-    return Listing(tuple(classes), joined, _int64(lengths), _int64(labels))
+    return Listing(named, joined, _int64(lengths), _int64(labels), folder.name if folder != root else "")
 
 
 def list_classes(folder: Path) -> list[str]:

@@ -60,10 +60,12 @@ def _images(n: int, origin: Origin | None, val: Origin | None, unseen: bool) -> 
         folder, cut, seed, of, said = None, False, None, n, f"all {n} of the data set's own test split"
     else:
         folder, cut, seed, of = origin.folder, origin.seed is not None, origin.seed, origin.of
-        where = f" of the folder {folder!r}" if folder else ""
+        where = f" of the folder {folder!r}" if folder else " that were given" if origin.given else ""
         said = f"{n} of all {of} images{where}, cut off from train by seed {seed}" if cut else f"the {n} images{where}"
         if cut and folder:
             said += " as there is no folder of test images"
+        if not cut and n < of and val is not None and val.seed is not None:
+            said = f"{n} of the {of} images{where}; {of - n} others, cut off by seed {val.seed}, are held out"
         if origin.stands_in:
             said += ", as there is no 'test'"
             said += f"; what is held out for validation is cut off from train by seed {val.seed}" if val else ""
@@ -73,7 +75,7 @@ def _images(n: int, origin: Origin | None, val: Origin | None, unseen: bool) -> 
 
 def _find_seen(built: Built, dataset: ImageDataset, origin: Origin | None) -> str:
     card = built.card
-    if card is None or card.foreign or card.filing != dataset.filed_as:
+    if card is None or card.foreign or card.filing != dataset.filed_as or not card.dataset.get("sha256"):
         return "unknown"
     # test images that a seed cut off from train: weights may be from another cut, which trained on some of them
     cut = origin is not None and origin.seed is not None

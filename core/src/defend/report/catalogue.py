@@ -91,13 +91,13 @@ def print_description(console: Console, shown: dict[str, Any]) -> None:
         console.print(
             f'Paper: "{paper["title"]}", {", ".join(part for part in parts if part)}', highlight=False, markup=False
         )
-    prefix = "" if shown["stage"] == "dataset" else shown["name"] if shown["stage"] == "attack" else shown["stage"]
+    prefix = shown["name"] if shown["stage"] == "attack" else shown["stage"]
     for title, key in (("Options", "options"), ("Training options", "training")):
         if not shown[key]:
             continue
         how = (
             f"--set {prefix}.NAME=VALUE with `defend run`"
-            if key == "options" and prefix
+            if key == "options"
             else "--set NAME=VALUE with `defend train`"
         )
         console.print(f"\n{title} ({how}):", highlight=False, markup=False)

@@ -26,6 +26,7 @@ UPRIGHT = {
 }
 """What undoes a camera's orientation, by the value of its EXIF tag."""
 ORIENTATION = 0x0112
+GREY = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 SPARE = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")  # chunks of a PNG that hold no pixels
 
@@ -66,17 +67,31 @@ def _read(path: Path, channels: int) -> Tensor:
     image = _open(path)
     if min(image.size) < SMALLEST:
         raise DataError(f"image {str(path)!r} is {image.width}x{image.height}: expected at least {SMALLEST}x{SMALLEST}")
+    return to_pixels(image, f"image {str(path)!r}", channels)
+
+
+def to_pixels(image: Image.Image, what: str, channels: int | None = None) -> Tensor:
+    """Turn a decoded image into uint8 [channels,H,W]; 16-bit is scaled, transparency laid over white.
+
+    Args:
+        what: what an error calls the image.
+        channels: 1 or 3; None takes the image's own, 1 where it is grey.
+
+    Raises:
+        DataError: it holds numbers that are not finite.
+    """
+    grey = image.mode in GREY if channels is None else channels == 1
     if image.mode.startswith(("I", "F")):  # 16-bit grey and wider
         values = np.asarray(image, dtype=np.float64)
         if not np.isfinite(values).all():
-            raise DataError(f"image {str(path)!r} holds values that are not finite (NaN or infinity)")
+            raise DataError(f"{what} holds values that are not finite (NaN or infinity)")
         # floats have no range of their own: from 0 to 1, or to the largest of them
         top = 65535.0 if image.mode.startswith("I") else max(float(values.max()), 1.0)
         image = Image.fromarray((values.clip(0, top) * (255 / top)).round().astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    pixels = np.array(image.convert("L" if channels == 1 else "RGB"))
+    pixels = np.array(image.convert("L" if grey else "RGB"))
     tensor = torch.from_numpy(pixels)
     return tensor[None] if tensor.ndim == 2 else tensor.permute(2, 0, 1).contiguous()
 

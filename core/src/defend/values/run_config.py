@@ -10,6 +10,7 @@ import attrs
 from defend.errors import ConfigError, did_you_mean
 from defend.options import fraction
 from defend.values.budgets import parse_eps, parse_sweep
+from defend.values.sources import name_source
 
 Precision = Literal["auto", "exact", "fp32", "bf16"]
 PRECISIONS: tuple[Precision, ...] = ("auto", "exact", "fp32", "bf16")
@@ -114,7 +115,8 @@ class RunConfig:
         finetune: the fine-tuner whose tuned weights replace the victim's, or None.
         fpr: calibrate the detector for this false-positive rate on held-out clean images; None keeps the threshold
             that came with its weights, and takes 0.01 if it has none.
-        dataset: data set name; `data_dir` is where its files lie (imagefolder: the folder itself).
+        dataset: data set name; `data_dir` is where its files lie (imagefolder: the folder itself). A folder or a file
+            ("./pets", "pets.csv", "mine.npz", "hf:NAME") becomes both (`values.sources`).
         attacks: attack names, each run under every threat in `threats` that fits it; None: noise, FGSM and PGD, or
             what `values.threats` names for each rung where threats were chosen or with `thorough`.
         threats: who attacks (`values.threats`); "ladder" is all that fit. None: noise, oblivious, adaptive (and
@@ -172,7 +174,9 @@ class RunConfig:
     out: str | None = None
 
     def __attrs_post_init__(self) -> None:
-        """Refuse text that no TOML file holds: a run is made again from its config.toml."""
+        """Name the source of the images; refuse text that no TOML file holds, as a run is made again from config.toml."""
+        for key, value in zip(("dataset", "data_dir"), name_source(self.dataset, self.data_dir), strict=True):
+            object.__setattr__(self, key, value)  # the class is frozen
         for name, text in _texts("", attrs.asdict(self)):
             if "\0" in text or text != text.encode(errors="replace").decode():
                 raise ConfigError(f"{name} is {text!r}: expected text without null characters, in UTF-8")

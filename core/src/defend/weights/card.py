@@ -30,8 +30,8 @@ class Card:
     Attributes:
         stage, name: which stage these weights are for.
         config: its architecture options.
-        dataset: {"name", "sha256" of the training split, "shape", "classes" (names), "mean", "std", "flips"}, and
-            "filed_as" where the name does not say which images they are.
+        dataset: {"name", "sha256" of the training split, "" without one, "shape", "classes" (names), "mean", "std",
+            "flips"}, and "filed_as" where the name does not say which images they are.
         recipe: the training options, seed and versions; of the user's own weights the file that they are from.
         figures: what was measured, for example {"test_accuracy": 0.996}.
         licence: SPDX identifier.
@@ -90,7 +90,10 @@ def new_card(
         stage=found.entry.stage,
         name=found.name,
         config={**architecture_of(found, config), **(made_for or {})},
-        dataset={**describe_task(dataset.task(), dataset.classes), "sha256": dataset.sha256("train")},
+        dataset={
+            **describe_task(dataset.task(), dataset.classes),
+            "sha256": dataset.sha256("train") if dataset.has("train") else "",
+        },
         recipe=recipe,
         figures=figures,
     )

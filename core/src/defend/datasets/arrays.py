@@ -1,0 +1,146 @@
+"""The user's own arrays: a .npz with images and labels under the usual names, or two .npy files. Never pickled ones."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.lib.npyio import NpzFile
+
+from defend.boundary.calls import say_cause
+from defend.datasets.base import Split
+from defend.datasets.classes import read_class_names
+from defend.datasets.given import GivenDataset
+from defend.datasets.given_sources import Arrays, Source
+from defend.datasets.plugin import EVERYTHING, ArraysOptions
+from defend.datasets.splitting import USUAL_SHARES, name_split, share_out
+from defend.errors import DataError, did_you_mean
+
+IMAGES = ("images", "image", "x", "data", "imgs", "img", "arr_0")
+LABELS = ("labels", "label", "y", "targets", "target", "arr_1")
+USUAL = "images and labels, x and y, x_train, y_train, x_test and y_test, or arr_0 and arr_1"
+WHOLE = ""  # what is of no split by its name
+MISSING: Mapping[Split, str] = {
+    "train": "expected x_train and y_train in the file, or --set dataset.split left out",
+    "val": "expected x_val and y_val in the file, or --set dataset.hold_out left out",
+    "test": "expected x_test and y_test in the file, or --set dataset.hold_out left out",
+}
+
+
+def build(config: ArraysOptions) -> GivenDataset:
+    """Read a file's arrays; those of a .npy stay on disk until an image is asked for.
+
+    Raises:
+        DataError: a file that is missing, damaged or holds objects; names that say neither images nor labels; or arrays
+            that are not images and labels.
+    """
+    if config.data_dir is None:
+        raise DataError("arrays needs --data-dir: a .npz, or a .npy of images with one of labels beside it")
+    path = Path(config.data_dir)
+    found = _read_pair(path) if path.suffix.lower() == ".npy" else _read_archive(path)
+    own = _choose(found, config.split, path)
+    sources: dict[Split, Source] = {
+        split: Arrays(images, labels, f"{str(path)!r}, {split}") for split, (images, labels) in own.items()
+    }
+    labels = {split: source.labels for split, source in sources.items()}
+    parts = share_out(labels, USUAL_SHARES if config.hold_out else {})
+    return GivenDataset("arrays", sources, parts, read_class_names(config.class_names) or None, missing=MISSING)
+
+
+def _choose(found: dict[str, tuple[Any, Any]], judged: str | None, path: Path) -> dict[Split, tuple[Any, Any]]:
+    """Return the arrays of each split; those without one are train, which others are held out of."""
+    if judged is None or (judged == EVERYTHING and list(found) == [WHOLE]):
+        whole: Split = "train" if judged is None else "test"
+        own: dict[Split, tuple[Any, Any]] = {}
+        for name, pair in found.items():
+            split = name_split(name) or whole
+            if split in own:
+                raise DataError(f"{str(path)!r} has images and labels for {split} twice: expected {USUAL}")
+            own[split] = pair
+        return own
+    if judged not in found:
+        known = [name for name in found if name] or [EVERYTHING]
+        raise DataError(f"{str(path)!r} has no split {judged!r} (dataset.split): {did_you_mean(judged, known)}")
+    others = {split: pair for name, pair in found.items() if name != judged and (split := name_split(name)) is not None}
+    return {split: pair for split, pair in others.items() if split != "test"} | {"test": found[judged]}
+
+
+def _read_archive(path: Path) -> dict[str, tuple[Any, Any]]:
+    # opened here, as numpy leaves a damaged file open
+    with _reading(path), path.open("rb") as file:
+        archive = np.load(file, allow_pickle=False)
+        if not isinstance(archive, NpzFile):
+            raise DataError(f"{str(path)!r} holds one array, and no .npz does: name it .npy, beside one of labels")
+        places: dict[str, dict[str, str]] = {}
+        for name in archive.files:
+            split, kind = _parse(name)
+            if kind is not None:
+                places.setdefault(split, {}).setdefault(kind, name)
+        pairs = {split: known for split, known in places.items() if len(known) == len(("images", "labels"))}
+        if not pairs:
+            raise DataError(f"{str(path)!r} holds {', '.join(archive.files)[:200] or 'nothing'}: expected {USUAL}")
+        return {
+            split: (_member(archive, known["images"], path), _member(archive, known["labels"], path))
+            for split, known in pairs.items()
+        }
+
+
+def _parse(name: str) -> tuple[str, str | None]:
+    """Return the split that an array's name says, and whether it is of images or labels; None of neither."""
+    words = re.split(r"(?<!arr)[_\-. ]+", name.lower())
+    kinds = {word: kind for kind, known in (("images", IMAGES), ("labels", LABELS)) for word in known}
+    said = [kinds[word] for word in words if word in kinds]
+    splits = [word for word in words if name_split(word) is not None]
+    if len(said) != 1 or len(splits) > 1 or len(splits) + 1 != len(words):
+        return WHOLE, None
+    return (splits or [WHOLE])[0], said[0]
+
+
+def _read_pair(path: Path) -> dict[str, tuple[Any, Any]]:
+    """Read a .npy of images, and the labels that lie beside it under the same name, but for one word."""
+    words = re.split(r"([_\-. ]+)", path.stem)
+    beside = [
+        path.with_name("".join([*words[:at], label, *words[at + 1 :]]) + path.suffix)
+        for at, word in enumerate(words)
+        if word.lower() in IMAGES
+        for label in LABELS
+    ]
+    labels = next((each for each in beside if each.is_file()), None)
+    if labels is None:
+        raise DataError(
+            f"{str(path)!r}: there are no labels beside it; expected a pair such as x_test.npy and y_test.npy, or "
+            "images.npy and labels.npy"
+        )
+    split = next((word for word in map(str.lower, words) if name_split(word) is not None), WHOLE)
+    return {split: (_opened(path), _opened(labels))}
+
+
+def _opened(path: Path) -> Any:
+    with _reading(path):
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+
+
+def _member(archive: Any, name: str, path: Path) -> Any:
+    with _reading(path, f", {name}"):
+        return archive[name]
+
+
+@contextlib.contextmanager
+def _reading(path: Path, what: str = "") -> Iterator[None]:
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:  # of damaged files numpy and zipfile raise whatever they like
+        if isinstance(error, OSError) and error.strerror:
+            raise DataError(f"{str(path)!r} cannot be read: {error.strerror}") from None
+        text = say_cause(error)
+        objects = (
+            "holds Python objects, which are never loaded: save plain arrays, np.savez(FILE, images=..., labels=...)"
+        )
+        said = objects if "pickle" in text or "Python objects" in text else f"is damaged, or no file of arrays ({text})"
+        raise DataError(f"{str(path)!r}{what} {said}") from None

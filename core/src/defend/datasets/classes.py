@@ -1,0 +1,56 @@
+"""The classes of a data set, in the order that its labels count them in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from defend.errors import DataError, did_you_mean
+
+
+def number_classes(found: Sequence[str], class_names: Sequence[str], where: str) -> dict[str, int]:
+    """Return each class's label: its place among the names that the user gave, or in the order found without any.
+
+    Raises:
+        DataError: one is not among the names.
+    """
+    numbers = {name: label for label, name in enumerate(class_names or found)}
+    if strange := [name for name in found if name not in numbers]:
+        others = f" and {len(strange) - 1} more" if len(strange) > 1 else ""
+        raise DataError(
+            f"{where} has a class {strange[0]!r}{others} that class_names does not: {did_you_mean(strange[0], numbers)}"
+        )
+    return numbers
+
+
+def read_class_names(path: str | None) -> tuple[str, ...]:
+    """Read the model's classes in its own order, one name a line; none where there is no file.
+
+    Raises:
+        DataError: a file that cannot be read, is empty, or names a class twice.
+    """
+    if path is None:
+        return ()
+    lines = [line.strip() for line in read_lines(Path(path), "class names")]
+    names = tuple(lines[: max((at for at, line in enumerate(lines, 1) if line), default=0)])
+    for at, name in enumerate(names, 1):
+        if not name or names.index(name) + 1 != at:
+            said = f"is line {names.index(name) + 1} again ({name!r})" if name else "is empty"
+            raise DataError(f"class names {path!r}: line {at} {said}, expected one name a line, in the model's order")
+    if not names:
+        raise DataError(f"class names {path!r}: the file is empty, expected one name a line, in the model's order")
+    return names
+
+
+def read_lines(path: Path, what: str) -> list[str]:
+    """Return a text file's lines.
+
+    Raises:
+        DataError: it cannot be read, or is no text; `what` says what was expected.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig").splitlines()
+    except OSError as error:
+        raise DataError(f"{what} {str(path)!r} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise DataError(f"{what} {str(path)!r} is no text in UTF-8: save it as such") from None
