@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -170,9 +171,9 @@ def _as_attack(spec: CustomSpec, thing: Any) -> Any:
 def _as_dataset(spec: CustomSpec, thing: Any) -> ImageDataset:
     if isinstance(thing, ImageDataset):
         return thing
-    from defend.datasets.given import as_dataset
+    from defend.datasets.given import gather
 
-    return as_dataset(thing, name=spec.name)
+    return gather(thing, name=re.sub(r"\W+", "_", spec.name))
 
 
 def _grey(module: nn.Module, task: Task) -> Tensor:

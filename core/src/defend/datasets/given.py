@@ -14,7 +14,7 @@ from torch import Tensor
 from defend.datasets.base import SPLITS, Batch, Duplicates, ImageDataset, Origin, Split
 from defend.datasets.digests import SIZE
 from defend.datasets.given_sources import CPU, Source, SplitOf, find_source
-from defend.datasets.splitting import Part, share_out
+from defend.datasets.splitting import USUAL_SHARES, Part, share_out
 from defend.errors import ConfigError, DataError, did_you_mean
 
 STATISTICS_SAMPLE = 512
@@ -71,6 +71,40 @@ def gather(
     if "train" in sources:
         parts["train"] = Part("train", torch.arange(len(sources["train"].labels)))
     return GivenDataset(name, sources, parts, classes)
+
+
+def gather_training(
+    data: Any, *, val: Any = None, classes: int | Sequence[str] | None = None, name: str = "given", seed: int = 0
+) -> ImageDataset:
+    """Return what a user has as a data set to train on: a fifth is held out to measure by, and a tenth for val.
+
+    Args:
+        data: what is trained on, see `gather`; an `ImageDataset` keeps its splits.
+        val: images held out for thresholds and selection, likewise, in the place of a part of `data`.
+        classes, name, seed: see `gather`.
+
+    Raises:
+        DataError, ConfigError: as `gather`.
+    """
+    if isinstance(data, ImageDataset) and val is None and classes is None:
+        return data
+    sources: dict[Split, Source] = {"train": find_source(data, "train", f"data set {name}")}
+    if val is not None:
+        sources["val"] = find_source(val, "val", f"data set {name}, val")
+    labels = {split: source.labels for split, source in sources.items()}
+    return GivenDataset(name, sources, share_out(labels, USUAL_SHARES, seed), classes)
+
+
+def gather_held_out(data: Any, name: str = "given") -> ImageDataset:
+    """Return what a user has as a data set whose val split is all of it; an `ImageDataset` keeps its own.
+
+    Raises:
+        DataError, ConfigError: as `gather`.
+    """
+    if isinstance(data, ImageDataset):
+        return data
+    source = find_source(data, "val", f"data set {name}")
+    return GivenDataset(name, {"val": source}, {"val": Part("val", torch.arange(len(source.labels)))})
 
 
 class GivenDataset(ImageDataset):

@@ -16,9 +16,9 @@ import attrs
 from rich.console import Console
 from torch import nn
 
+from defend.assembly.load import as_dataset
 from defend.assembly.prepare import copy_module
 from defend.datasets.base import ImageDataset
-from defend.datasets.given import as_dataset
 from defend.defence import Defence
 from defend.errors import ConfigError, DefendError, did_you_mean
 from defend.evaluation.runner import run_arms
@@ -94,7 +94,7 @@ def evaluate(
     finetune: str | None = None,
     val: Any = None,
     train: Any = None,
-    classes: Sequence[str] | None = None,
+    classes: int | Sequence[str] | None = None,
     mean: Sequence[float] | float | None = None,
     std: Sequence[float] | float | None = None,
     out: str | Path | None = None,
@@ -111,7 +111,7 @@ def evaluate(
         finetune: the fine-tuner whose tuned weights replace the model's, or None.
         val: held-out images for thresholds and trials, like `data`; None holds a seeded part of `data` out.
         train: training images, like `data`, where a part asks for them.
-        classes: class names, by label, where the data has none.
+        classes: class names by label, or how many there are, where the data does not say.
         mean, std: one number a channel, or one for all, if the model wants normalised images: it is wrapped, so that
             gradients pass through the normalisation.
         out: the run folder; None keeps nothing beyond the returned object.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from torch import nn
 from defend.assembly.calibrate import DEFAULT_FPR
 from defend.assembly.calibrate import calibrate as set_threshold
 from defend.assembly.composition import Composition
-from defend.datasets.given import as_dataset
+from defend.assembly.load import open_dataset
+from defend.datasets.bounded import ensure_bounded
+from defend.datasets.given import gather_held_out, gather_training
 from defend.defence import Defence
 from defend.plugins import using
 from defend.report.progress import TrainingBar, open_console
@@ -35,6 +38,7 @@ def train(
     victim: Any = None,
     purifier: Any = None,
     val: Any = None,
+    classes: int | Sequence[str] | None = None,
     options: Mapping[str, Any] | None = None,
     out: str | Path | None = None,
     seed: int = 0,
@@ -48,7 +52,8 @@ def train(
         data: the training images, see `defend.evaluate`.
         victim: the model whose gradients or losses the training uses, or that is fine-tuned: a module or a name.
         purifier: of a fine-tuner: what stands before the victim, a module or a name.
-        val: held-out images, like `data`; None holds a seeded part of `data` out.
+        val: held-out images, like `data`; None holds a seeded part of `data` out, beside another to measure by.
+        classes: class names by label, or how many there are, where the data does not say.
         options: of the stage and of its recipe, for example {"epochs": 10}.
         out: the weights file; None keeps the weights in the returned module alone.
         seed: of everything random.
@@ -61,7 +66,7 @@ def train(
     Raises:
         DefendError: what is wrong, in one line.
     """
-    images = as_dataset(data, val=val, train=data)
+    images = ensure_bounded(gather_training(_opened(data), val=_opened(val), classes=classes, seed=seed))
     names, plugins = find_names({"victim": victim, "purifier": purifier}, images)
     chosen, adapted = dict(options or {}), None
     parts: dict[str, Any] = {ARGUMENTS[stage]: name}
@@ -102,6 +107,11 @@ def calibrate(
     Raises:
         ConfigError: there is no detector, or a rate that so few images cannot show.
     """
-    images = as_dataset(data, val=data)
+    images = ensure_bounded(gather_held_out(_opened(data)))
     where = resolve_device(device)
     return set_threshold(defence.to(where), images, fpr, device=where, batch_size=batch_size, seed=seed)
+
+
+def _opened(data: Any) -> Any:
+    """Return a data set by its name or path, and all else as it is."""
+    return open_dataset(data) if isinstance(data, (str, os.PathLike)) else data

@@ -174,7 +174,7 @@ class RunConfig:
     out: str | None = None
 
     def __attrs_post_init__(self) -> None:
-        """Name the source of the images; refuse text that no TOML file holds, as a run is made again from config.toml."""
+        """Name the source of the images, and refuse text that no TOML file holds: config.toml makes a run again."""
         for key, value in zip(("dataset", "data_dir"), name_source(self.dataset, self.data_dir), strict=True):
             object.__setattr__(self, key, value)  # the class is frozen
         for name, text in _texts("", attrs.asdict(self)):

@@ -30,7 +30,7 @@ def name_source(name: str | os.PathLike[str], data_dir: str | None = None) -> tu
         kind, place = HUB, name.removeprefix(f"{HUB}:")
         if not place:
             raise ConfigError(f"dataset {name!r} names nothing: expected hf:NAME, for example hf:ylecun/mnist")
-    elif not is_path(name):
+    elif not is_path(name) or name.rpartition(":")[0].endswith(".py"):  # a reference, see `defend.values.references`
         return name, data_dir
     else:
         kind, place = ARRAYS if name.lower().endswith(ARRAY_FILES) else FOLDER, os.path.expanduser(name)

@@ -21,6 +21,7 @@ from defend.options import parse
 from defend.values.editions import is_file
 from defend.values.references import anchor, shorten
 from defend.values.run_config import RunConfig
+from defend.values.sources import is_path, name_source
 
 _converter = cattrs.Converter(omit_if_default=True)
 
@@ -86,7 +87,9 @@ def anchor_paths(values: Mapping[str, Any], folder: Path, only_there: bool = Fal
 
     found = dict(values)
     for key, value in values.items():
-        if key in ("victim", "purifier", "detector", "finetune", "dataset"):
+        if key == "dataset" and isinstance(value, str) and name_source(value)[0] != value and is_path(value):
+            found[key] = root(value)
+        elif key in ("victim", "purifier", "detector", "finetune", "dataset"):
             found[key] = name(value)
         elif key in ("attacks", "sources") and isinstance(value, (list, tuple)):
             found[key] = [name(each) for each in value]
