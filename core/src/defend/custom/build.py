@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from defend.boundary.answers import ask, unwrap
+from defend.boundary.answers import Answering, ask, unwrap
 from defend.boundary.calls import Calling
 from defend.custom.spec import CustomSpec, takes_task
 from defend.datasets.base import ImageDataset
@@ -197,9 +197,13 @@ def _try(stage: str, module: nn.Module, task: Task, name: str, seed: int = 0) ->
 
 
 def _as_victim(spec: CustomSpec, module: nn.Module, task: Task) -> nn.Module:
-    answer = unwrap(_try("victim", module, task, spec.name))
+    raw = _try("victim", module, task, spec.name)
+    answer = unwrap(raw)
     one = isinstance(answer, Tensor) and answer.shape in ((2,), (2, 1)) and answer.is_floating_point()
-    return OneLogit(module) if one and task.classes == 2 else module
+    if one and task.classes == 2:
+        return OneLogit(module)
+    # trainings of plugins ask the victim themselves, and expect a tensor
+    return module if raw is answer else Answering(module)
 
 
 def _as_purifier(spec: CustomSpec, module: nn.Module, task: Task) -> nn.Module:

@@ -1,0 +1,141 @@
+"""Objects of a session: evaluated, trained for and calibrated without a package, and left as they were."""
+
+import pytest
+import torch
+from torch import nn
+
+import defend
+from defend.defence import Defence
+from defend.errors import ConfigError, DataError
+from defend.plugins import registry
+from defend.testing.toys import TASK, TinyVictim, images
+
+QUICK = {
+    "limit": 12,
+    "adaptive_limit": 4,
+    "attacks": ["fgsm"],
+    "checks": "none",
+    "progress": False,
+    "precision": "fp32",
+}
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return TinyVictim(TASK).train()
+
+
+@pytest.fixture
+def data(model):
+    batch = images(TASK, 40)
+    with torch.no_grad():
+        return batch, model(batch).argmax(1)
+
+
+class Blur(nn.Module):
+    random = False
+
+    def __init__(self):
+        super().__init__()
+        self.passes = 0
+
+    def forward(self, batch):
+        self.passes += 1
+        return nn.functional.avg_pool2d(batch, 3, 1, 1)
+
+
+class Score(nn.Module):
+    random = False
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("threshold", torch.tensor(float("inf")))
+
+    def forward(self, batch, purified):
+        return (batch - purified).flatten(1).abs().sum(1)
+
+
+def test_a_model_is_evaluated_and_left_as_it_was(model, data, tmp_path):
+    blur = Blur()
+    found = defend.evaluate(
+        model, data, purifier=blur, out=tmp_path / "mine", threats=["oblivious", "adaptive"], **QUICK
+    )
+    assert [(row.attack, row.threat, row.n) for row in found.rows] == [
+        ("none", "none", 12),
+        ("fgsm", "oblivious", 12),
+        ("fgsm", "adaptive", 4),
+    ]
+    assert found.worst_case is not None and not found.partial and found.failed == ()
+    assert model.training and not hasattr(model, "stage_name") and blur.passes == 0
+    assert found.folder == tmp_path / "mine" and (found.folder / "report.json").is_file()
+    assert "Blur + TinyVictim on given" in str(found)
+    assert "held out" in str(found)
+
+
+def test_without_a_folder_everything_is_gone_with_the_object(model, data, tmp_path):
+    found = defend.evaluate(model, data, threats=["oblivious"], **QUICK)
+    folder = found.folder
+    assert found.page(tmp_path / "page.html").is_file()
+    assert found._repr_html_().startswith("<iframe srcdoc=")
+    del found
+    assert not folder.exists()
+
+
+def test_a_defence_is_taken_apart_and_names_work_beside_objects(model, data):
+    whole = Defence(model, Blur())
+    found = defend.evaluate(whole, data, threats=["oblivious"], **QUICK)
+    assert (found.report.config.victim, found.report.config.purifier) == ("TinyVictim", "Blur")
+    with pytest.raises(ConfigError, match="has parts of its own"):
+        defend.evaluate(whole, data, purifier=Blur(), **QUICK)
+    named = defend.evaluate("resnet18", "digits", purifier=Blur(), threats=["oblivious"], **QUICK)
+    assert named.report.dataset.name == "digits"
+
+
+def test_a_model_that_wants_normalised_images_is_wrapped(model, data):
+    class Normalised(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = model
+
+        def forward(self, batch):
+            return self.inner(batch * 0.2 + 0.3)
+
+    rows = [
+        defend.evaluate(each, data, threats=["oblivious"], **more, **QUICK).rows
+        for each, more in ((model, {}), (Normalised(), {"mean": 0.3, "std": 0.2}))
+    ]
+    assert [row.defended.accuracy for row in rows[0]] == [row.defended.accuracy for row in rows[1]]
+    with pytest.raises(ConfigError, match="std is missing"):
+        defend.evaluate(model, data, mean=0.5, **QUICK)
+
+
+def test_what_is_wrong_is_told(model, data):
+    with pytest.raises(ConfigError, match=r"unknown argument 'epz' of evaluate: did you mean 'eps'"):
+        defend.evaluate(model, data, epz=0.1)
+    with pytest.raises(DataError, match="dictionary"):
+        defend.evaluate(model, {"image": data[0], "label": data[1]})
+
+
+def test_a_part_is_trained_in_front_of_the_model(model, data):
+    trained = defend.train("purifier", "dae", data, victim=model, options={"epochs": 1}, progress=False)
+    assert trained(data[0][:2]).shape == data[0][:2].shape
+    assert not trained.training and model.training
+    found = defend.evaluate(model, data, purifier=trained, threats=["oblivious"], **QUICK)
+    assert found.report.config.purifier == "dae"
+    with pytest.raises(ConfigError, match="the training of purifier apudae uses no victim"):
+        defend.train("purifier", "apudae", data, victim=model, progress=False)
+
+
+def test_a_detector_is_calibrated_on_images_that_are_given(model, data):
+    whole = Defence(model.eval(), Blur(), Score())
+    said = defend.calibrate(whole, data, fpr=0.1)
+    assert said.n == 40
+    rejected = ~whole.judge(data[0]).accepted
+    assert float(rejected.double().mean()) == said.measured <= 0.1
+
+
+def test_registries_of_sessions_are_their_own(model, data):
+    defend.evaluate(model, data, threats=["oblivious"], **QUICK)
+    with pytest.raises(defend.DefendError):
+        registry().find("victim", "TinyVictim")
