@@ -7,12 +7,15 @@ import subprocess
 import sys
 import tomllib
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 import defend as package
+from defend.plugins import registry
 from defend.util.images import write_image
+from defend.weights.find import locate
 
 QUICK = ("--victim", "resnet18", "--purifier", "apudae", "--limit", "10", "--adaptive-limit", "4", "--quiet")
 FEW = ("--set", "purifier.steps=3", "--set", "pgd.steps=3", "--set", "apudae_a.steps=2")
@@ -269,3 +272,42 @@ def test_a_detached_defence_is_an_ordinary_module():
     assert torch.equal(verdict.labels, labels)
     assert verdict.accepted.all()
     assert not defence.training
+
+
+def test_a_file_of_arrays_goes_through_every_command(defend, tmp_path):
+    """And the options of the data set reach them all."""
+    digits = package.dataset("digits")
+    parts = {split: digits.tensors(split) for split in ("val", "test")}
+    arrays = {
+        f"{kind}_{split}": part.numpy() for split, pair in parts.items() for kind, part in zip("xy", pair, strict=True)
+    }
+    np.savez(tmp_path / "mine.npz", **arrays)
+    images = ("--dataset", tmp_path / "mine.npz", "--set", "dataset.split=val")
+    shipped = {
+        stage: str(locate(registry().find(stage, name), "digits"))
+        for stage, name in (("purifier", "puvae"), ("victim", "resnet18"))
+    }
+    victim = ("--victim", "resnet18", "--victim-weights", shipped["victim"])
+    calibrated = defend(
+        "calibrate", "--detector", "puvae", "--detector-weights", shipped["purifier"], *images, "--fpr", 0.05, "--json"
+    )
+    assert calibrated.code == 0 and calibrated.json["n"] == 40, calibrated.error
+    Image.fromarray((arrays["x_test"][0, 0] * 255).astype(np.uint8)).save(tmp_path / "digit.png")
+    said = defend("predict", tmp_path / "digit.png", *victim, *images, "--json")
+    assert said.code == 0 and said.json[0]["undefended"]["label"] == str(arrays["y_test"][0]), said.error
+    quick = ("--attack", "noise", "--checks", "none", "--limit", 8, "--quiet", "--json", "--out", tmp_path / "run")
+    run = defend("run", *victim, *images, *quick)
+    assert run.code == 0, run.error
+    assert run.json["dataset"]["images"]["said"].startswith("160 of the 200 images that were given; 40 others")
+    again = defend(
+        "run", "--config", tmp_path / "run" / "config.toml", "--json", "--quiet", "--out", tmp_path / "again"
+    )
+    assert again.json["dataset"] == run.json["dataset"]
+    untrained = defend("train", "victim", "resnet18", *images)
+    assert untrained.code == 2 and "has no train images" in untrained.error
+    wrong = defend("calibrate", "--detector", "puvae", "--set", "datset.split=val")
+    assert wrong.code == 2 and "options for 'datset'" in wrong.error
+
+
+def test_options_of_a_data_set_are_shown_as_they_are_typed(defend):
+    assert "--set dataset.NAME=VALUE with `defend run`" in defend("show", "imagefolder").out

@@ -65,8 +65,11 @@ def _choose(found: dict[str, tuple[Any, Any]], judged: str | None, path: Path) -
     if judged not in found:
         known = [name for name in found if name] or [EVERYTHING]
         raise DataError(f"{str(path)!r} has no split {judged!r} (dataset.split): {did_you_mean(judged, known)}")
-    others = {split: pair for name, pair in found.items() if name != judged and (split := name_split(name)) is not None}
-    return {split: pair for split, pair in others.items() if split != "test"} | {"test": found[judged]}
+    chosen: dict[Split, tuple[Any, Any]] = {"test": found[judged]}
+    for name, pair in found.items():
+        if name != judged and (other := name_split(name)) is not None:
+            chosen.setdefault(other, pair)  # another test is not judged
+    return chosen
 
 
 def _read_archive(path: Path) -> dict[str, tuple[Any, Any]]:

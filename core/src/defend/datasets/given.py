@@ -66,7 +66,7 @@ def gather(
             given = data
         if given is not None:
             sources[split] = find_source(given, split, f"data set {name}, {split}")
-    judged = {split: source.labels for split, source in sources.items() if split != "train"}
+    judged: dict[Split, Tensor] = {split: source.labels for split, source in sources.items() if split != "train"}
     parts = share_out(judged, {"val": 1}, seed)
     if "train" in sources:
         parts["train"] = Part("train", torch.arange(len(sources["train"].labels)))
@@ -228,7 +228,7 @@ class GivenDataset(ImageDataset):
 def _name_classes(name: str, sources: Mapping[Split, Source], wanted: int | Sequence[str] | None) -> tuple[str, ...]:
     """Return the class names: those that are wanted, else those that came with the images, else numbers."""
     highest = max(int(source.labels.max()) for source in sources.values())
-    if isinstance(wanted, int) and not isinstance(wanted, bool):
+    if isinstance(wanted, int):
         names = tuple(map(str, range(wanted)))
     elif wanted is not None:
         listed = isinstance(wanted, Sequence) and not isinstance(wanted, str)

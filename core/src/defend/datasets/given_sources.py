@@ -166,19 +166,18 @@ class Items(Source):
         self, numbered: Numbered, collate: Callable[[list[Any]], Any] | None, sample: Tensor
     ) -> tuple[Tensor, Tensor, int | None]:
         """Read a few images twice; colour among grey PIL images makes all of them colour."""
-        for channels in (None, 3) if collate is None else (None,):
-            batcher = _Batcher(self._who, collate, channels)
-            made = [batcher([numbered[place] for place in sample.tolist()]) for _ in range(2)]
-            if channels is not None or not isinstance(made[0], DataError):
-                break
-        for each in made:
-            if isinstance(each, DataError):
-                raise each
-        (images, labels), again = made[0], made[1]
-        assert not isinstance(again, DataError)
-        if not (torch.equal(images, again[0]) and torch.equal(labels, again[1])):
+        items = [numbered[place] for place in sample.tolist()]
+        made = _Batcher(self._who, collate, None)(items)
+        if isinstance(made, DataError) and collate is None:  # grey and colour do not go together
+            made = _Batcher(self._who, collate, 3)(items)
+        if isinstance(made, DataError):
+            raise made
+        images, labels = made
+        channels = 3 if images.shape[1] == 3 else None
+        again = _Batcher(self._who, collate, channels)([numbered[place] for place in sample.tolist()])
+        if isinstance(again, DataError) or not all(map(torch.equal, made, again)):
             raise self._changed("an image")
-        return images, labels, 3 if images.shape[1] == 3 else None
+        return images, labels, channels
 
     def _changed(self, what: str) -> DataError:
         return DataError(
@@ -330,8 +329,8 @@ def _of_loader(loader: DataLoader[Any], who: str) -> Items:
         raise DataError(
             f"{who} is a DataLoader with batch_size=None: pass its dataset, or one that makes batches itself"
         )
-    own = type(loader.batch_sampler) is BatchSampler
-    sampler: Any = loader.batch_sampler.sampler if own else loader.batch_sampler
+    batches: Any = loader.batch_sampler
+    sampler: Any = batches.sampler if type(batches) is BatchSampler else batches
     count = _length(loader.dataset, who)
     once = type(sampler) is SequentialSampler or (type(sampler) is RandomSampler and not sampler.replacement)
     whole = once and len(sampler) == count
@@ -385,8 +384,9 @@ def said_classes(dataset: Any) -> tuple[str, ...]:
         said = getattr(dataset, "classes", None)
     except Exception:  # somebody else's code
         return ()
-    named = isinstance(said, (list, tuple)) and all(isinstance(each, str) for each in said)
-    return tuple(said) if named else ()
+    if not isinstance(said, (list, tuple)) or not all(isinstance(each, str) for each in said):
+        return ()
+    return tuple(said)
 
 
 def _shape(images: Tensor) -> tuple[int, int, int]:

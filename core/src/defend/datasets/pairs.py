@@ -97,7 +97,7 @@ def to_labels(given: Any, who: str) -> Tensor:
         given = given.detach().cpu()
         if given.is_floating_point() or given.is_complex() or given.dtype == torch.bool:
             raise DataError(f"{who}: labels are {given.dtype}, {wanted}: pass labels.long()")
-        labels = given.long()
+        labels: Tensor = given.long()
     else:
         try:
             if isinstance(given, (list, tuple)):
