@@ -1,11 +1,10 @@
 """Weights that no `defend train` wrote: the user's own state, read, unwrapped and given a card.
 
-torch's files are read by `torch.load(weights_only=True)` alone, the others as safetensors: nothing is unpickled.
+torch's files are read with `weights_only=True` and in no other way, the others as safetensors: nothing is unpickled.
 """
 
 from __future__ import annotations
 
-import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -121,26 +120,20 @@ def _read_torch(path: Path) -> Any:
         raise WeightsError(f"weights {str(path)!r} cannot be read: {error.strerror or error}") from None
     except MemoryError:
         raise
-    except pickle.UnpicklingError as error:
+    except Exception as error:  # a file of anything else fails in many ways
+        # torch's own words advise to trust the file
         if held := re.search(r"GLOBAL ([\w.]+)", str(error)):
-            # the advice in torch's own message is to trust the file
             raise WeightsError(
                 f"weights {str(path)!r} hold more than tensors ({held[1]}), and nothing is unpickled: {SAVE_INSTEAD}"
             ) from None
-        raise WeightsError(_say_unreadable(path)) from None
-    except Exception as error:  # a file of anything else fails in many ways
         if "TorchScript" in str(error):
             raise WeightsError(
                 f"weights {str(path)!r} are a TorchScript archive, which holds code: {SAVE_INSTEAD}"
             ) from None
-        raise WeightsError(_say_unreadable(path)) from None
-
-
-def _say_unreadable(path: Path) -> str:
-    return (
-        f"weights {str(path)!r} are neither a file of torch.save nor of safetensors that can be read without "
-        f"unpickling, or cut short: {SAVE_INSTEAD}"
-    )
+        raise WeightsError(
+            f"weights {str(path)!r} are neither a file of torch.save nor of safetensors that can be read without "
+            f"unpickling, or cut short: {SAVE_INSTEAD}"
+        ) from None
 
 
 def _unwrap(path: Path, held: Any) -> tuple[Mapping[Any, Any], tuple[str, ...]]:
