@@ -26,7 +26,7 @@ def start() -> NoReturn:
     if output is not None and output.failure is not None:
         sys.stderr.write(f"error: standard output cannot be written: {output.failure.strerror}\n")
         code = code or WRONG_INPUT
-    sys.exit(code)  # type: ignore[arg-type]
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -174,7 +174,8 @@ def _gradient(victim: nn.Module, images: Tensor, labels: Tensor, logits: Tensor)
         )
         return
     with Calling(f"victim {name_of(victim)}", "its backward pass"):
-        (slope,) = torch.autograd.grad(F.cross_entropy(answer, labels, reduction="sum"), source, allow_unused=True)
+        found = torch.autograd.grad(F.cross_entropy(answer, labels, reduction="sum"), source, allow_unused=True)
+    slope: Tensor | None = found[0]
     if slope is None:
         yield Finding("gradient", "fail", "the answer does not depend on the images", "look at its forward")
         return

@@ -32,11 +32,11 @@ def open_output() -> _Lenient | None:
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 - for as long as the process
     # only what Python opened at its start: another object closes its file when nobody holds it any more
-    if sys.stdout is not sys.__stdout__ or sys.stdout.isatty():
+    before = sys.__stdout__
+    if before is None or sys.stdout is not before or before.isatty():
         return None
     with contextlib.suppress(OSError, ValueError):
-        raw = _Lenient(sys.stdout.fileno(), "w", closefd=False)
-        before = sys.stdout
+        raw = _Lenient(before.fileno(), "w", closefd=False)
         sys.stdout = io.TextIOWrapper(io.BufferedWriter(raw), before.encoding, before.errors)
         return raw
     return None

@@ -28,7 +28,13 @@ def describe(name: str, dataset: ImageDataset, judged: int, built: Mapping[str, 
     }
     twins = dataset.duplicates()
     warnings = []
-    if others := [part for part, said in seen.items() if said == "unknown" and built[part].card is not None]:
+    cards = {part: value.card for part, value in built.items() if value.card is not None}
+    if own := [f"{part} ({card.foreign!r})" for part, card in cards.items() if card.foreign]:
+        warnings.append(
+            f"training could have seen the test images: it is not known what the weights of {', '.join(own)} were "
+            "trained on"
+        )
+    if others := [part for part, card in cards.items() if seen[part] == "unknown" and not card.foreign]:
         known = f"were trained on other images than the training split of this {name}"
         if not dataset.has("train"):
             known = f"do not say on which, and this {name} has no training split"

@@ -136,7 +136,8 @@ def evaluate(
             raise ConfigError(f"unknown argument {key!r} of evaluate: {did_you_mean(key, known)}")
     folder, kept = _make_folder(out)
     # an empty folder of its own is no run folder yet
-    config = RunConfig(**names, finetune=finetune, out=str(folder / "run" if kept else folder), **settings)
+    asked: dict[str, Any] = {**names, **settings}
+    config = RunConfig(**asked, finetune=finetune, out=str(folder / "run" if kept else folder))
     watcher = RunBar(open_console(stderr=True), quiet=not progress)
     try:
         with using(plugins):
@@ -181,8 +182,8 @@ def _normalise(model: Any, mean: Sequence[float] | float | None, std: Sequence[f
         raise ConfigError("mean and std are for a model that is an nn.Module: a name takes options={'victim': {...}}")
     if mean is None or std is None:
         raise ConfigError(f"{'mean' if mean is None else 'std'} is missing: pass mean and std together")
-    both = [(each,) if isinstance(each, (int, float)) else tuple(map(float, each)) for each in (mean, std)]
-    wrapped = NormalisedVictim(_copy(model), *both).train(model.training)
+    each, width = ((one,) if isinstance(one, (int, float)) else tuple(map(float, one)) for one in (mean, std))
+    wrapped = NormalisedVictim(_copy(model), each, width).train(model.training)
     wrapped.stage_name = type(model).__name__  # type: ignore[assignment]
     return wrapped
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import attrs
 import timm
@@ -44,7 +45,7 @@ def build(config: TimmOptions, task: Task) -> NormalisedVictim:
         published = settings.mean, settings.std
         arguments["pretrained"] = True
     mean, std = choose_normalisation(config.mean, config.std, task, published=published)
-    size = choose_size(config.size, task, settings.input_size[-2:] if published else None)
+    size = choose_size(config.size, task, settings.input_size[-2:] if settings is not None and published else None)
     if settings is not None and settings.fixed_input_size:
         arguments["img_size"] = size
     stem = config.stem
@@ -140,7 +141,8 @@ def _line(error: Exception) -> str:
 
 def build_from_hub(config: TimmOptions, task: Task) -> NormalisedVictim:
     """Build a model that timm finds on Hugging Face's hub, `config.model` being ORG/NAME; see `build`."""
-    return build(attrs.evolve(config, model=f"{HUB}{config.model}"), task)
+    own: Any = config
+    return build(attrs.evolve(own, model=f"{HUB}{config.model}"), task)
 
 
 def train_from_hub(config: TimmOptions, recipe: VictimRecipe, task: Task) -> VictimTraining:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from typing import Any
 
 import attrs
 from torch import Tensor
@@ -30,7 +31,8 @@ def build(config: TorchvisionOptions, task: Task) -> NormalisedVictim:
     name = f"torchvision:{config.model}"
     if task.channels not in (1, CHANNELS):
         raise ConfigError(f"{name} takes images of 3 channels, or grey ones, and {task.dataset} has {task.channels}")
-    published = models.get_model_weights(config.model).DEFAULT if config.pretrained else None
+    every: Any = models.get_model_weights(config.model)
+    published = every.DEFAULT if config.pretrained else None
     if published is not None:
         check_classes(name, len(published.meta["categories"]), task)
     with warnings.catch_warnings():  # of how some will be initialised in another version
@@ -40,7 +42,7 @@ def build(config: TorchvisionOptions, task: Task) -> NormalisedVictim:
     if published is not None:
         network.load_state_dict(_download(name, published))
         if hasattr(network, "transform_input"):  # Inception's and GoogLeNet's were trained with another normalisation
-            network.transform_input = True
+            setattr(network, "transform_input", True)  # noqa: B010 - mypy takes it for a tensor
         preset = published.transforms()
         normalised, side = (tuple(preset.mean), tuple(preset.std)), (preset.crop_size * 2)[:2]
     mean, std = choose_normalisation(config.mean, config.std, task, published=normalised, channels=CHANNELS)
