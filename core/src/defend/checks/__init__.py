@@ -32,7 +32,7 @@ from defend.boundary.held import as_before
 from defend.checks import batch, clean, climbs, detection, ladder, probes, records
 from defend.checks.common import Case, Findings, Level, NoGradientError, Promise, Subject, plain
 from defend.checks.records import LEAK, label_leak
-from defend.errors import DefendError
+from defend.errors import DefendError, StageError
 from defend.records.rows import RowRecord
 from defend.values.report import Check
 
@@ -100,9 +100,12 @@ def _guard(part: CheckPart, case: Case, found: Findings) -> None:
             for defence in asked:
                 stack.enter_context(as_before(defence, "a check"))
             part(case, found)
-    except DefendError as error:  # a stage broke its contract
-        found.add("fail", str(error))
-    except Exception as error:
+    except Exception as failure:
+        if isinstance(failure, DefendError) and not isinstance(failure, StageError):  # a stage broke its contract
+            found.add("fail", str(failure))
+            return
+        # what a stage's own code raised: it may be written for other images, or for another type
+        error = failure.__cause__ or failure if isinstance(failure, StageError) else failure
         text = " ".join(str(error).split())
         # autograd's own errors are RuntimeErrors that speak of grad; a defence that raises them cannot be
         # differentiated

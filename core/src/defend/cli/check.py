@@ -41,7 +41,7 @@ def check_command(
     quiet: bool,
     device: str | None,
 ) -> int:
-    """Look at a victim for a few seconds: is it one, and what is to be done?
+    """Look at a victim for a few seconds, and say what is to be mended.
 
     VICTIM is a name, FILE.py:NAME or MODULE:NAME. Looked at: its answer, normalisation, training mode, gradient,
     logits or probabilities, repetition. Exits with 3 where something must be mended.
