@@ -289,7 +289,7 @@ class Registry:
             return thing, self
         called = name or getattr(thing, "stage_name", None) or getattr(thing, "__name__", None) or type(thing).__name__
         other = copy.copy(self)
-        spec = spec_of_thing(stage, str(called), thing)
+        spec = spec_of_thing(stage, stage if "<" in str(called) else str(called), thing)  # a lambda has no name
         other._entries = {**self._entries, stage: {**self._entries[stage], spec.name: Entry(stage, spec, "your own")}}
         return spec.name, other
 
