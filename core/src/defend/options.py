@@ -129,7 +129,9 @@ def make(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     parsed = {}
     for key, value in values.items():
         if key not in names:
-            raise ConfigError(f"unknown option {key!r} of {where}: {did_you_mean(key, names)}")
+            raise ConfigError(
+                f"unknown option {key!r} of {where}: {did_you_mean(key, names) if names else 'it has none'}"
+            )
         if isinstance(value, str) and value.lower() in words.get(key, {}):
             parsed[key] = words[key][value.lower()]
             continue

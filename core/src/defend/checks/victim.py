@@ -15,14 +15,10 @@ from defend.boundary.answers import ask, logits_of
 from defend.boundary.calls import Calling
 from defend.boundary.given import name_of
 from defend.checks.common import Status
+from defend.datasets.normalisation import MEANS, STDS
 from defend.errors import DefendError
 
-# mean and std of ImageNet's and CIFAR-10's training images, as torchvision and the field's repositories have them
-USUAL = {
-    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
-    "half": ((0.5,), (0.5,)),
-}
+USUAL = {name: (MEANS[name], STDS[name]) for name in ("imagenet", "cifar10", "half")}
 PLAINLY = 0.15  # more of the images right: no chance at a hundred images
 ROUNDING = 1e-4
 

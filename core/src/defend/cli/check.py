@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import attrs
 import click
 
 from defend.cli.exits import GATE
-from defend.cli.flags import DATA_DIR, DEVICE, JSON, QUIET, SET, print_json
+from defend.cli.flags import DATA_DIR, DEVICE, JSON, OF_VICTIM, QUIET, SET, print_json, take_options
 from defend.cli.usage import OUTPUT, command, option
 from defend.report.progress import open_console, show_waiting
 
@@ -23,7 +24,7 @@ COLOURS = {"pass": "green", "warn": "yellow", "fail": "red", "skip": "dim"}
         "What is looked at": [
             option("--dataset NAME", "Whose held-out images it is asked about.", default="digits", show_default=True),
             DATA_DIR,
-            option("--victim-weights FILE", "Its weights, instead of those found by name."),
+            *OF_VICTIM,
             SET,
         ],
         OUTPUT: [JSON, QUIET],
@@ -40,6 +41,7 @@ def check_command(
     as_json: bool,
     quiet: bool,
     device: str | None,
+    **values: Any,
 ) -> int:
     """Look at a victim for a few seconds, and say what is to be mended.
 
@@ -47,7 +49,8 @@ def check_command(
     logits or probabilities, repetition. Exits with 3 where something must be mended.
     """
     with show_waiting(open_console(stderr=True), quiet or as_json):
-        findings = _find(victim, dataset, data_dir, victim_weights, settings, device or "auto")
+        options = take_options(settings, values)
+        findings = _find(victim, dataset, data_dir, victim_weights, options, device or "auto")
     if as_json:
         print_json([attrs.asdict(each) for each in findings])
     else:
@@ -60,7 +63,7 @@ def _find(
     dataset: str,
     data_dir: str | None,
     weights: str | None,
-    settings: tuple[str, ...],
+    options: Mapping[str, Mapping[str, Any]],
     device: str,
 ) -> list[Any]:
     from defend.assembly.composition import Composition
@@ -69,9 +72,7 @@ def _find(
     from defend.checks.victim import inspect
     from defend.util.processes import resolve_device
     from defend.values.references import anchor
-    from defend.values.toml import parse_settings
 
-    options = parse_settings(settings)
     composition = Composition.of(
         anchor(victim, Path.cwd()), options=options, weights={"victim": weights} if weights else {}
     )

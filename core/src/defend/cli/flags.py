@@ -27,6 +27,11 @@ SEED = option("--seed N", "Seed of everything random (default 0).", type=click.I
 TRAIN_MISSING = option("--train-missing", "Train weights that do not exist yet.", default=None)
 WEIGHTS_OUT = option("--out FILE", "Weights file (default: the user's cache).", type=PATH)
 ONE_VICTIM = option("--victim NAME", "Victim, for example resnet18.", required=True)
+OF_VICTIM = (
+    option("--victim-weights FILE", "The victim's weights, instead of those found by name; your own .pth too."),
+    option("--mean MEAN", "What the victim subtracts: 0.49,0.48,0.45, or imagenet, cifar10, half, none."),
+    option("--std STD", "What it divides by, alike (default: the data set's own)."),
+)
 DETECTOR_WEIGHTS = option("--detector-weights FILE", "The detector's weights.")
 PARTS = (
     option(
@@ -39,9 +44,7 @@ PARTS = (
     option("--finetune NAME", "Use the victim as a fine-tuner adapted it, for example dae."),
     option("--dataset NAME", "Data set (default digits), or a folder, .csv, .npz or hf:NAME."),
     DATA_DIR,
-    option("--victim-weights FILE", "The victim's weights, instead of those found by name; your own .pth too."),
-    option("--mean MEAN", "What the victim subtracts: 0.49,0.48,0.45, or imagenet, cifar10, half, none."),
-    option("--std STD", "What it divides by, alike (default: the data set's own)."),
+    *OF_VICTIM,
     option("--purifier-weights FILE", "The purifier's weights; NAME=FILE where several.", multiple=True),
     DETECTOR_WEIGHTS,
     option("--finetune-weights FILE", "The tuned victim's weights; bare: of the one tuned alone."),

@@ -16,8 +16,10 @@ from torch.overrides import TorchFunctionMode
 
 from defend.boundary.answers import Answering, ask, unwrap
 from defend.boundary.calls import Calling
-from defend.custom.spec import CustomSpec, takes_task
+from defend.custom.spec import NORMALISATION, TASK, CustomSpec, takes
 from defend.datasets.base import ImageDataset
+from defend.datasets.normalisation import choose_normalisation
+from defend.datasets.normalised import NormalisedVictim
 from defend.errors import ContractError, StageError
 from defend.randomness import batch_seed, normal_like, uniform_like
 from defend.stages import Task
@@ -142,8 +144,9 @@ def build(spec: CustomSpec, config: Any, task: Task | None = None) -> Any:
     thing = spec.thing
     if spec.makes:
         given = attrs.asdict(config, recurse=False) if attrs.has(type(config)) else {}
-        if task is not None and takes_task(thing):
-            given["task"] = task
+        given = {name: value for name, value in given.items() if takes(thing, name)}
+        if task is not None and takes(thing, TASK):
+            given[TASK] = task
         with Calling(f"{spec.stage} {spec.name}", "build"):
             thing = thing(**given)
     if spec.stage == "attack":
@@ -156,7 +159,12 @@ def build(spec: CustomSpec, config: Any, task: Task | None = None) -> Any:
     assert task is not None
     if spec.stage == "purifier":
         return _as_purifier(spec, module, task)
-    return _as_victim(spec, module, task) if spec.stage == "victim" else module
+    if spec.stage != "victim":
+        return module
+    mean, std = (() if takes(spec.thing, name) else getattr(config, name, ()) for name in NORMALISATION)
+    if mean or std:
+        module = NormalisedVictim(module, *choose_normalisation(mean, std, task)).train(module.training)
+    return _as_victim(spec, module, task)
 
 
 def _as_attack(spec: CustomSpec, thing: Any) -> Any:

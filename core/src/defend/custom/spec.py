@@ -11,8 +11,9 @@ from typing import Any
 import attrs
 
 from defend.custom.reference import load_reference
+from defend.datasets.normalisation import MEANS, SMALLEST_STD, STDS
 from defend.errors import ConfigError
-from defend.options import NoOptions, option, options
+from defend.options import option, options
 from defend.stages import Stage, StageSpec
 from defend.values.references import shorten
 
@@ -20,6 +21,11 @@ TASK = "task"  # the argument of a user's function that receives the `Task`
 IMAGES = ("images", "image", "x", "inputs", "input", "batch", "imgs")
 """What the one argument of a function is called that is a stage itself, and does not make one."""
 PLAIN = (bool, int, float, str)
+NORMALISATION = {
+    "mean": option((), help="what the model subtracts from images, by channel, or a name", names=MEANS),
+    "std": option((), help="what it divides them by, likewise", names=STDS, at_least=SMALLEST_STD),
+}
+"""Options of every victim: it is wrapped where they are given, unless it has arguments of these names."""
 
 
 @attrs.frozen(kw_only=True)
@@ -57,7 +63,12 @@ def spec_of_reference(stage: Stage, text: str) -> CustomSpec:
 def spec_of_thing(stage: Stage, name: str, thing: Any) -> CustomSpec:
     """Return the spec of an object, a class or a function, called `name` in reports and errors."""
     spec = CustomSpec(name=name, stage=stage, thing=thing, threats=_threats(thing))
-    return attrs.evolve(spec, config=_options_of(thing, name)) if spec.makes else spec
+    fields, hints = _fields_of(thing, name) if spec.makes else ({}, {})
+    if stage == "victim":
+        fields, hints = NORMALISATION | fields, dict.fromkeys(NORMALISATION, tuple[float, ...]) | hints
+    if not fields:
+        return spec
+    return attrs.evolve(spec, config=options(type("CustomOptions", (), {"__annotations__": hints, **fields})))
 
 
 def _threats(thing: Any) -> tuple[str, ...]:
@@ -70,9 +81,9 @@ def takes_images(thing: Any) -> bool:
     return bool(needed) and needed[0].name in IMAGES
 
 
-def takes_task(thing: Any) -> bool:
-    """Whether a function or class wants the `Task` that the stage is built for."""
-    return any(each.name == TASK for each in _parameters(thing))
+def takes(thing: Any, argument: str) -> bool:
+    """Whether a function or class has an argument of that name."""
+    return any(each.name == argument for each in _parameters(thing))
 
 
 def _parameters(thing: Any) -> list[inspect.Parameter]:
@@ -83,8 +94,8 @@ def _parameters(thing: Any) -> list[inspect.Parameter]:
     return [each for each in found if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)]
 
 
-def _options_of(thing: Any, name: str) -> type:
-    """Return an option class of a function's arguments, so that `--set victim.width=64` sets one.
+def _fields_of(thing: Any, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return options of a function's arguments and their types, so that `--set victim.width=64` sets one.
 
     Raises:
         ConfigError: one has no default, so that nothing can be built.
@@ -104,10 +115,7 @@ def _options_of(thing: Any, name: str) -> type:
             continue  # as it is: no text stands for it
         fields[each.name] = attrs.field() if each.default is each.empty else option(each.default, help="your own")
         hints[each.name] = kind
-    if not fields:
-        return NoOptions
-    made = type("CustomOptions", (), {"__annotations__": hints, **fields})
-    return options(made)
+    return fields, hints
 
 
 def _kind_of(parameter: inspect.Parameter, thing: Any) -> Any:

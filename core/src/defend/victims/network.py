@@ -13,10 +13,10 @@ import timm.models
 import torch
 from timm.models import PretrainedCfg
 
+from defend.datasets.normalisation import choose_normalisation
 from defend.errors import ConfigError, WeightsError
 from defend.stages import Task
 from defend.victims import small
-from defend.victims.normalisation import choose_normalisation
 from defend.victims.plugin import TimmOptions, VictimRecipe
 from defend.victims.training import NormalisedVictim, VictimTraining
 

@@ -8,11 +8,11 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from defend.datasets.normalisation import MEANS, SMALLEST_STD, STDS
 from defend.errors import PluginError
 from defend.hookspecs import hookimpl
 from defend.options import option, options
 from defend.stages import Paper, StageSpec
-from defend.victims.normalisation import MEANS, SMALLEST_STD, STDS
 
 MEAN_HELP = (
     "what the victim subtracts from images in [0,1] before its network sees them: a name, or one number a channel; "

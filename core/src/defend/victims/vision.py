@@ -10,10 +10,10 @@ import attrs
 from torch import Tensor
 from torchvision import models
 
+from defend.datasets.normalisation import choose_normalisation
 from defend.errors import ConfigError, WeightsError
 from defend.stages import Task
 from defend.victims.network import check_classes, check_size, choose_size, say_undownloaded
-from defend.victims.normalisation import choose_normalisation
 from defend.victims.plugin import TorchvisionOptions, VictimRecipe
 from defend.victims.training import NormalisedVictim, VictimTraining
 

@@ -6,12 +6,12 @@ import torch
 from torch.nn import functional as F
 
 from defend.assembly.stage import build_stage
+from defend.datasets.normalisation import MEANS, STDS, choose_normalisation
 from defend.errors import ConfigError, WeightsError
 from defend.plugins import Registry
 from defend.stages import Task
 from defend.testing.toys import TASK, images
 from defend.victims.network import build as build_network
-from defend.victims.normalisation import MEANS, STDS, choose_normalisation
 from defend.victims.training import NormalisedVictim
 
 COLOUR = Task("tiles", 3, 32, 32, 5, (0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
