@@ -95,6 +95,11 @@ if TYPE_CHECKING:
         OUTPUT: [
             option("--out DIR", "Run folder (default runs/TIME-VICTIM-PURIFIER)."),
             option("--gate", "Exit with 3 if a check fails."),
+            option(
+                "--at-least SHARE",
+                "Exit with 3 if the worst case leaves less, for example 0.3.",
+                type=click.FloatRange(0, 1),
+            ),
             JSON,
             QUIET,
         ],
@@ -119,6 +124,7 @@ def run_command(
     as_json: bool,
     quiet: bool,
     gate: bool,
+    at_least: float | None,
     **values: Any,
 ) -> int:
     """Attack a victim with and without its defence, and report what is left.
@@ -139,7 +145,7 @@ def run_command(
             return 0
     if gate and configs[0].checks == "none":
         raise ConfigError("--gate needs checks, and --checks none leaves them out: expected basic or full")
-    return run_configs(configs, as_json=as_json, quiet=quiet, gate=gate, resume=resume is not None)
+    return run_configs(configs, as_json=as_json, quiet=quiet, gate=gate, at_least=at_least, resume=resume is not None)
 
 
 def _unfinished(folder: Path, values: dict[str, Any]) -> list[RunConfig]:
@@ -177,9 +183,24 @@ def _asked(settings: tuple[str, ...], file: Path | None, values: dict[str, Any])
 
 
 def run_configs(
-    configs: Sequence[RunConfig], *, as_json: bool, quiet: bool, gate: bool = False, resume: bool = False
+    configs: Sequence[RunConfig],
+    *,
+    as_json: bool,
+    quiet: bool,
+    gate: bool = False,
+    at_least: float | None = None,
+    resume: bool = False,
 ) -> int:
-    """Run configs, one an arm, each with a run folder; print what is left and return the exit code."""
+    """Run configs, one an arm, each with a run folder; print what is left and return the exit code.
+
+    Args:
+        configs: of the arms.
+        as_json: print JSON.
+        quiet: show no progress.
+        gate: exit with 3 where a check fails.
+        at_least: exit with 3 where the worst case of an arm is lower, or there is none.
+        resume: go on with what was begun.
+    """
     first = place()[0] == 0  # of several processes, one speaks
     console = progress.open_console(stderr=True)
     outcomes = _run(configs, console, quiet=quiet, resume=resume, first=first)
@@ -195,6 +216,15 @@ def run_configs(
         if first:
             console.print(f"gate: {len(failed)} failed ({names})", highlight=False, style="red")
         return GATE  # of every process, whatever the launcher makes of them
+    left = [each.report.worst_case for each in outcomes]
+    lowest = min((0.0 if case is None else case.accuracy for case in left), default=0.0)
+    if at_least is not None and lowest < at_least:
+        if first:
+            said = (
+                f"gate: the worst case leaves {100 * lowest:.1f} %, and at least {100 * at_least:.1f} % was asked for"
+            )
+            console.print(said, highlight=False, style="red")
+        return GATE
     return 0
 
 

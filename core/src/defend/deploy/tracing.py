@@ -17,6 +17,10 @@ from defend.errors import ConfigError
 TRACED = 2  # images that the graph is traced with; torch.export takes one for a constant
 LARGEST_BATCH = 2**31 - 1  # without a bound, torch 2.6 asks stages to take 2**63 - 1
 LONGEST_CAUSE = 200
+BY_VALUE = (
+    "; a stage decides by what numbers are, which no graph holds, as torchvision's Normalize does: leave that out of the "
+    "model, and pass --mean and --std"
+)
 
 
 class Answers(nn.Module):
@@ -88,4 +92,5 @@ def explain(error: BaseException) -> str:
         error = error.__cause__
     lines = [line.strip(" -\t") for line in str(error).splitlines() if line.strip(" -\t")]
     line = next((line for line in lines if "constant (" in line), lines[0] if lines else "no message")
-    return f"{type(error).__name__}: {line[:LONGEST_CAUSE]}"
+    by_value = type(error).__name__ == "GuardOnDataDependentSymNode"
+    return f"{type(error).__name__}: {line[:LONGEST_CAUSE]}{BY_VALUE if by_value else ''}"
