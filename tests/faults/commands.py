@@ -138,8 +138,8 @@ COMMANDS = {
         Command(
             "train",
             "train purifier dae --set epochs=2 --set train_subset=60 --quiet",
-            23,
-            8,
+            27,
+            9,
             _weights("purifier-dae-digits.safetensors"),
         ),
         Command("calibrate", "calibrate --detector puvae --quiet", 7, 2, _weights("detector-puvae-digits.safetensors")),
@@ -157,8 +157,8 @@ COMMANDS = {
         Command(
             "predict",
             "predict r/examples-fgsm-oblivious.png --victim resnet18 --purifier dae --save p --json",
-            3,
-            1,
+            5,
+            2,
             _tree("p/*"),
             after="run",
         ),

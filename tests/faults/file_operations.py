@@ -106,7 +106,7 @@ def _inject(command: Command, fault: Callable[[], object], folder: Path, *, sure
 
 def _judge(command: Command, answer: Answer, folder: Path) -> str:
     """Say what is wrong with a command that failed, and with what goes on."""
-    if not re.search(r"'[^']+' (could not|cannot) be (written|made|deleted|read)", answer.line):
+    if not re.search(r"('[^']+'|temporary files) (could not|cannot|can) be (written|made|deleted|read)", answer.line):
         return f"names no path or what failed: {answer.line}"
     begun = command.resumes and any((folder / command.resumes).rglob("config*"))
     if begun and "--resume" not in answer.line:

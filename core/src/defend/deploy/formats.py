@@ -6,6 +6,7 @@ import importlib
 import io
 import json
 import math
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -106,13 +107,20 @@ def check_path(out: Path) -> None:
     """Refuse a file that cannot be written as asked, before anything slow.
 
     Raises:
-        ConfigError: another suffix than `SUFFIXES`, a missing folder, or packages that .onnx needs.
+        ConfigError: another suffix than `SUFFIXES`, a missing folder, none for temporary files, or packages that .onnx
+            needs.
     """
     if out.suffix not in SUFFIXES:
         raise ConfigError(f"--out {str(out)!r} ends in {out.suffix!r}: expected one of {', '.join(SUFFIXES)}")
     if not out.parent.is_dir() or out.is_dir():
         cause = "is a folder" if out.is_dir() else f"lies in {str(out.parent)!r}, which does not exist"
         raise ConfigError(f"--out {str(out)!r} {cause}: expected a file in a folder that exists")
+    try:
+        tempfile.gettempdir()
+    except OSError as error:
+        raise ConfigError(
+            f"no folder for temporary files can be written, as torch's tracing needs one ({error.strerror}): set TMPDIR"
+        ) from None
     if out.suffix == ".onnx":
         for name in ONNX_PACKAGES:
             _import(name)

@@ -116,16 +116,20 @@ class Journal:
         It is renamed first, in one step. A process killed while it deletes then leaves no half of a journal, which
         would be resumed, or taken for one that was lost.
         """
-        sweep(self._folder.parent, age=0)
+        folder, done = self._folder.parent, self._folder.with_name(f".{FOLDER}.finished.part")  # a name that is swept
+        sweep(folder, age=0)
+        why = "some of it is still there"
         try:
-            self._folder.replace(self._folder.with_name(f".{FOLDER}.finished.part"))  # a name that is swept
+            self._folder.replace(done)
         except OSError as error:
+            why = error.strerror or str(error)
+        sweep(folder, age=0)
+        left = next((each for each in (self._folder, done) if each.exists()), None)
+        if left is not None:
             warnings.warn(
-                f"the run is complete, and its journal {str(self._folder)!r} cannot be deleted ({error.strerror}): "
-                "delete that folder",
+                f"the run is complete, and its journal {str(left)!r} cannot be deleted ({why}): delete that folder",
                 stacklevel=2,
             )
-        sweep(self._folder.parent, age=0)
 
     def _file(self, row: int, place: int) -> Path:
         return self._folder / f"{row:03d}-{place:06d}{BATCH}"
