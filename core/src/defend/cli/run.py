@@ -8,11 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from defend.cli import progress
 from defend.cli.exits import GATE, INTERRUPTED
 from defend.cli.flags import DEVICE, JSON, PARTS, PATH, QUIET, SEED, SET, TRAIN_MISSING, print_json, take_weights
+from defend.cli.say import say
 from defend.cli.usage import OUTPUT, command, option
 from defend.errors import ConfigError
 from defend.util.launch import place
@@ -120,7 +119,7 @@ def run_command(
     else:
         configs = _unfinished(resume, {**values, "settings": settings, "file": file})
         if not configs:
-            click.echo(f"{resume} is complete, there is nothing to resume. A page of it: defend report {resume}")
+            say(f"{resume} is complete, there is nothing to resume. A page of it: defend report {resume}")
             return 0
     if gate and configs[0].checks == "none":
         raise ConfigError("--gate needs checks, and --checks none leaves them out: expected basic or full")
@@ -170,7 +169,7 @@ def run_configs(
         _print(configs, outcomes, as_json)
     if any(each.report.partial for each in outcomes):
         if first:
-            click.echo(f"interrupted: defend run --resume {configs[0].out} goes on where it stopped", err=True)
+            say(f"interrupted: defend run --resume {configs[0].out} goes on where it stopped", err=True)
         return INTERRUPTED
     failed = [check for each in outcomes for check in each.report.failed]
     if gate and failed:
@@ -195,7 +194,7 @@ def _run(
         return run_arms(configs, watcher, resume=resume)
     except KeyboardInterrupt:
         if configs[0].out and first and Path(configs[0].out, "config.toml").is_file():
-            click.echo(f"what was finished is kept: defend run --resume {configs[0].out}", err=True)
+            say(f"what was finished is kept: defend run --resume {configs[0].out}", err=True)
         raise
     finally:
         watcher.end()
@@ -211,7 +210,7 @@ def _print(configs: Sequence[RunConfig], outcomes: Sequence[Outcome], as_json: b
 
     (config,), (outcome,) = configs, outcomes
     if as_json:
-        click.echo(to_json(outcome.report), nl=False)
+        say(to_json(outcome.report), nl=False)
         return
     out = progress.open_console()
     render(outcome.report, out)
