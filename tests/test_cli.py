@@ -314,7 +314,19 @@ def test_options_of_a_data_set_are_shown_as_they_are_typed(defend):
 
 
 def test_a_worst_case_below_what_was_asked_for_shuts_the_gate(defend):
-    run = ("run", "--victim", "resnet18", "--limit", "4", "--attack", "fgsm", "--threat", "oblivious", "--checks", "none")
+    run = (
+        "run",
+        "--victim",
+        "resnet18",
+        "--limit",
+        "4",
+        "--attack",
+        "fgsm",
+        "--threat",
+        "oblivious",
+        "--checks",
+        "none",
+    )
     shut = defend(*run, "--quiet", "--out", "a", "--at-least", "1")
     assert (shut.code, "gate: the worst case leaves" in shut.error) == (3, True)
     assert defend(*run, "--quiet", "--out", "b", "--at-least", "0").code == 0

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 
-import click
-
 from defend.cli.flags import JSON, print_json
+from defend.cli.say import say
 from defend.cli.usage import OUTPUT, command, option
 from defend.errors import ConfigError
 from defend.report.progress import open_console, show_count
@@ -36,20 +35,20 @@ def cache_command(clear: bool, verify: bool, forget: str | None, as_json: bool) 
         if clear or verify:
             raise ConfigError(f"--forget {forget!r} was given with another thing to do: give one")
         gone = origin.forget(forget)
-        click.echo(json.dumps({"forgotten": str(gone)}) if as_json else f"Deleted {gone}")
+        say(json.dumps({"forgotten": str(gone)}) if as_json else f"Deleted {gone}")
         return
     store = Store.users()
     if clear:
         freed = store.clear()
-        click.echo(json.dumps({"freed": freed}) if as_json else f"Freed {size(freed)} in {store.folder}")
+        say(json.dumps({"freed": freed}) if as_json else f"Freed {size(freed)} in {store.folder}")
     elif verify:
         with show_count(open_console(stderr=True), "checking", len(store.entries()), quiet=as_json) as progress:
             found = store.verify(progress)
         if as_json:
-            click.echo(json.dumps({"checked": found.checked, "damaged": found.damaged, "freed": found.freed}))
+            say(json.dumps({"checked": found.checked, "damaged": found.damaged, "freed": found.freed}))
             return
         what = f"{found.damaged} damaged, deleted ({size(found.freed)})" if found.damaged else "none damaged"
-        click.echo(f"Checked {found.checked} batches in {store.folder}: {what}")
+        say(f"Checked {found.checked} batches in {store.folder}: {what}")
     else:
         own = origin.list_own(registry().all_packages())
         if as_json:

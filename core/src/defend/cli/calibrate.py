@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import attrs
-import click
 
 from defend.cli.flags import DATA_DIR, DETECTOR_WEIGHTS, DEVICE, JSON, QUIET, SEED, SET, WEIGHTS_OUT, given, print_json
+from defend.cli.say import say
 from defend.cli.usage import OUTPUT, command, option
 from defend.report.progress import open_console, show_count, show_waiting
 
@@ -81,7 +81,7 @@ def calibrate_command(
     if as_json:
         print_json({"path": str(path), **attrs.asdict(calibration)})
         return
-    click.echo(
+    say(
         f"Threshold {calibration.threshold:.5g}: rejects {100 * calibration.measured:.2f} % of {calibration.n} "
         f"held-out clean images (asked: at most {100 * fpr:g} %). Written to {path}"
     )

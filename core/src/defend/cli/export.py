@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import click
-
 from defend.cli.flags import JSON, ONE_VICTIM, PARTS, PATH, SET, print_json, resolve_defence
+from defend.cli.say import say
 from defend.cli.usage import OUTPUT, command, option
 from defend.report.progress import open_console, show_waiting
 
@@ -31,6 +30,6 @@ def export_command(victim: str, out: Path, settings: tuple[str, ...], as_json: b
     shapes = {name: str(shape).replace("'", "") for name, shape in {**made.inputs, **made.outputs}.items()}
     outputs = ", ".join(f"{name} {shapes[name]}" for name in made.outputs)
     found = ", ".join(f"{name} {most:.2g}" for name, most in made.parity.items())
-    click.echo(f"Written to {made.path} ({made.size / 1e6:.1f} MB): images {shapes['images']} in [0,1] to {outputs}")
+    say(f"Written to {made.path} ({made.size / 1e6:.1f} MB): images {shapes['images']} in [0,1] to {outputs}")
     sizes = " and ".join(map(str, made.batches))
-    click.echo(f"Largest difference from the defence, on test images in batches of {sizes}: {found}")
+    say(f"Largest difference from the defence, on test images in batches of {sizes}: {found}")

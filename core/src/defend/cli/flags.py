@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from defend.cli.say import say
 from defend.cli.usage import option
 from defend.errors import ConfigError
 
@@ -118,4 +119,4 @@ def given(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def print_json(value: Any) -> None:
     """Print what `--json` asks for, to be read by people too."""
-    click.echo(json.dumps(value, indent=1))
+    say(json.dumps(value, indent=1))

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from defend.cli.flags import JSON, PATH, print_json
+from defend.cli.say import say
 from defend.cli.usage import OUTPUT, command, option
 
 STAGE = option("--stage STAGE", "purifier, detector, victim, attack, finetuner, dataset.", required=True)
@@ -27,4 +28,4 @@ def new_plugin_command(name: str, stage: str, folder: Path, as_json: bool) -> No
         print_json([str(file) for file in files])
         return
     made = folder / name
-    click.echo(f"Written: {len(files)} files in {made}. Next: pip install -e {made} && pytest {made}")
+    say(f"Written: {len(files)} files in {made}. Next: pip install -e {made} && pytest {made}")

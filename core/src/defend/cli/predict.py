@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from defend.cli.flags import DEVICE, JSON, ONE_VICTIM, PARTS, PATH, SET, print_json, resolve_defence
+from defend.cli.say import say
 from defend.cli.usage import OUTPUT, command, option
 from defend.report.progress import open_console, show_waiting
 
@@ -45,7 +46,7 @@ def predict_command(
         return
     _print_table(rows)
     if save is not None:
-        click.echo(f"Purified images written to {save}")
+        say(f"Purified images written to {save}")
 
 
 def _print_table(rows: Iterable[Mapping[str, Any]]) -> None:

@@ -11,6 +11,7 @@ import click
 
 from defend.cli.flags import DATA_DIR, DEVICE, JSON, PATH, QUIET, SEED, TRAIN_MISSING, print_json
 from defend.cli.run import run_configs
+from defend.cli.say import say
 from defend.cli.usage import OUTPUT, command, option
 from defend.errors import ConfigError
 from defend.report.progress import open_console
@@ -164,4 +165,4 @@ def _keep(recipe: Recipe, runs: Sequence[Path], folder: Path, as_json: bool) -> 
 
 
 def _say_written(file: Path, what: str, as_json: bool) -> None:
-    click.echo(json.dumps({"path": str(file)}) if as_json else f"Written to {file}: {what}")
+    say(json.dumps({"path": str(file)}) if as_json else f"Written to {file}: {what}")

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from defend.cli.flags import JSON, PATH, print_json
+from defend.cli.say import say
 from defend.cli.usage import OUTPUT, command, option
 from defend.report.progress import open_console, show_waiting
 
@@ -29,4 +30,4 @@ def report_command(runs: tuple[Path, ...], out: Path | None, as_json: bool) -> N
         print_json([str(file) for file in (written.page, *written.figures)])
         return
     folders = dict.fromkeys(str(file.parent) for file in written.figures)
-    click.echo(f"Written to {written.page}, and {len(written.figures)} figures (PNG, SVG) to {', '.join(folders)}")
+    say(f"Written to {written.page}, and {len(written.figures)} figures (PNG, SVG) to {', '.join(folders)}")

@@ -11,6 +11,7 @@ import click
 
 from defend.cli.exits import INTERRUPTED, WRONG_INPUT
 from defend.cli.flags import DATA_DIR, DEVICE, JSON, PATH, QUIET, SEED, TRAIN_MISSING, given, print_json
+from defend.cli.say import say
 from defend.cli.usage import OUTPUT, command, option
 from defend.errors import ConfigError, DefendError
 from defend.report import progress
@@ -131,7 +132,7 @@ def _kept(chosen: Sequence[Table]) -> Measured:
 def _write_readme(chosen: Sequence[Table], file: Path) -> int:
     from defend.report.reproduction import write_readme
 
-    click.echo(f"Written to {file}: {', '.join(write_readme(file, chosen))}")
+    say(f"Written to {file}: {', '.join(write_readme(file, chosen))}")
     return 0
 
 
@@ -141,7 +142,7 @@ def _write_page(measured: Measured, file: Path) -> int:
     if len(measured) > 1:
         raise ConfigError(f"--page {str(file)!r} holds one table: name one, for example {measured[0][0].name}")
     write_page(*measured[0], file)
-    click.echo(f"Written to {file}")
+    say(f"Written to {file}")
     return 0
 
 
@@ -195,9 +196,9 @@ def _measure(
             break
     failed = _show(measured, as_json)
     for table, _ in () if as_json else measured:
-        click.echo(f"Page: {out / page_name(table)}; beside it the result as JSON, and a folder for each run")
+        say(f"Page: {out / page_name(table)}; beside it the result as JSON, and a folder for each run")
     if any(result.partial for _, result in measured):
-        click.echo("interrupted: the same command goes on where it stopped", err=True)
+        say("interrupted: the same command goes on where it stopped", err=True)
         return INTERRUPTED
     return wrong or failed
 

@@ -24,6 +24,7 @@ from defend.cli.flags import (
     take_options,
     take_weights,
 )
+from defend.cli.say import say
 from defend.cli.usage import OUTPUT, command, option
 from defend.errors import ConfigError, ContractError, StageError, WriteError
 from defend.report import progress
@@ -141,7 +142,7 @@ def run_command(
         configs = _unfinished(resume, {**values, "settings": settings, "file": file})
         if not configs:
             tidy(resume)
-            click.echo(f"{resume} is complete, there is nothing to resume. A page of it: defend report {resume}")
+            say(f"{resume} is complete, there is nothing to resume. A page of it: defend report {resume}")
             return 0
     if gate and configs[0].checks == "none":
         raise ConfigError("--gate needs checks, and --checks none leaves them out: expected basic or full")
@@ -208,7 +209,7 @@ def run_configs(
         _print(configs, outcomes, as_json)
     if any(each.report.partial for each in outcomes):
         if first:
-            click.echo(f"interrupted: defend run --resume {configs[0].out} goes on where it stopped", err=True)
+            say(f"interrupted: defend run --resume {configs[0].out} goes on where it stopped", err=True)
         return INTERRUPTED
     failed = [check for each in outcomes for check in each.report.failed]
     if gate and failed:
@@ -244,9 +245,9 @@ def _run(
     except (KeyboardInterrupt, Exception) as error:
         # a stage that failed is changed before anybody goes on, and a run goes on with the same code alone; what cannot
         # be written says so itself
-        said = isinstance(error, (StageError, ContractError, WriteError))
-        if first and not said and configs[0].out and is_unfinished(Path(configs[0].out)):
-            click.echo(f"what was finished is kept: defend run --resume {configs[0].out}", err=True)
+        told = isinstance(error, (StageError, ContractError, WriteError))
+        if first and not told and configs[0].out and is_unfinished(Path(configs[0].out)):
+            say(f"what was finished is kept: defend run --resume {configs[0].out}", err=True)
         raise
     finally:
         watcher.end()
@@ -262,7 +263,7 @@ def _print(configs: Sequence[RunConfig], outcomes: Sequence[Outcome], as_json: b
 
     (config,), (outcome,) = configs, outcomes
     if as_json:
-        click.echo(to_json(outcome.report), nl=False)
+        say(to_json(outcome.report), nl=False)
         return
     out = progress.open_console()
     render(outcome.report, out)

@@ -10,6 +10,7 @@ import click
 
 from defend.cli.exits import INTERRUPTED
 from defend.cli.flags import DATA_DIR, DEVICE, JSON, QUIET, SEED, SET, WEIGHTS_OUT, given, print_json
+from defend.cli.say import say
 from defend.cli.usage import OUTPUT, command, option
 from defend.errors import ConfigError
 from defend.report.progress import TrainingBar, open_console, show_waiting
@@ -95,7 +96,7 @@ def train_command(
     note = found.note(found.config({key: value for key, value in options.items() if key in known})) if found.tag else ""
     for said in (note, twins.sentence() if twins is not None and twins.n else ""):
         if said:
-            click.echo(f"warning: {said}", err=True)
+            say(f"warning: {said}", err=True)
     try:
         with TrainingBar(console, f"{stage} {name} on {dataset}", quiet) as progress:
             path, card = train_stage(
@@ -109,7 +110,7 @@ def train_command(
                 out=out,
             )
     except KeyboardInterrupt:
-        click.echo("interrupted: the same command goes on from the last checkpoint", err=True)
+        say("interrupted: the same command goes on from the last checkpoint", err=True)
         return INTERRUPTED
     if place()[0] != 0:
         return 0
@@ -117,10 +118,10 @@ def train_command(
         print_json({"path": str(path), "card": attrs.asdict(card)})
         return 0
     figures = ", ".join(f"{key} {value:.4g}" for key, value in card.figures.items())
-    click.echo(f"Written to {path} ({path.stat().st_size / 1e6:.1f} MB): {figures}")
+    say(f"Written to {path} ({path.stat().st_size / 1e6:.1f} MB): {figures}")
     if hides := find_origin(path, found.packages).hides:
         back = forgetting(path.name)
-        click.echo(f"From now on they are taken in the place of those shipped with {hides}; to go back: {back}")
+        say(f"From now on they are taken in the place of those shipped with {hides}; to go back: {back}")
     return 0
 
 

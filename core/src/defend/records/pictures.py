@@ -35,7 +35,8 @@ def draw_examples(record: RowRecord, path: Path) -> None:
         (f"left over x{AMPLIFY}", 0.5 + AMPLIFY * (purified - example.clean), None),
     ]
     count, labels = len(example.labels), example.labels.tolist()
-    with mpl.rc_context({"font.size": 8}):
+    # a name from outside is no formula
+    with mpl.rc_context({"font.size": 8, "text.parse_math": False}):
         figure = Figure(figsize=(CELL * (count + 1), CELL * (1 + GAP) * len(strips) + 0.4))
         FigureCanvasAgg(figure)
         axis = figure.add_axes((0.0, 0.0, 1.0, 1.0))  # one for everything: an axis an image would take a second
