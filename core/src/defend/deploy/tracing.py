@@ -18,8 +18,8 @@ TRACED = 2  # images that the graph is traced with; torch.export takes one for a
 LARGEST_BATCH = 2**31 - 1  # without a bound, torch 2.6 asks stages to take 2**63 - 1
 LONGEST_CAUSE = 200
 BY_VALUE = (
-    "; a stage decides by what numbers are, which no graph holds, as torchvision's Normalize does: leave that out of the "
-    "model, and pass --mean and --std"
+    "; a stage decides by what numbers are, which no graph holds, as torchvision's Normalize does: leave that out of "
+    "the model, and pass --mean and --std"
 )
 
 
