@@ -20,7 +20,7 @@ def main() -> int:
     known = groups.names()
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
     parser.add_argument("groups", nargs="*", metavar="GROUP", help=f"one of {', '.join(known)} (default: all)")
-    parser.add_argument("--quick", action="store_true", help="only those that pytest injects")
+    parser.add_argument("--quick", action="store_true", help="only the quick ones, of which pytest injects one a kind")
     parser.add_argument("--only", default="", help="only injections whose name holds this text")
     parser.add_argument("--workers", type=int, default=2, help="injections at once (default 2)")
     asked = parser.parse_args()

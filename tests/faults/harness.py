@@ -30,7 +30,7 @@ class Injection:
         name: which one, for people.
         inject: given an empty folder, breaks it, and returns "" if all went well, else what was wrong in one line; a
             line that begins with LOST tells of something computed that is gone.
-        quick: whether it is one of those that every test run injects.
+        quick: whether it is one of those of which every test run injects one a kind.
     """
 
     kind: str
