@@ -12,6 +12,7 @@ import pytest
 from defend.errors import ConfigError, DataError, DefendError, WeightsError
 from defend.evaluation.runner import run
 from defend.plugins import registry
+from defend.records.unfinished import seal
 from defend.records.watcher import Watcher
 from defend.report import reproduction
 from defend.reproduce import results
@@ -485,7 +486,8 @@ def test_a_cut_run_of_something_else_is_not_gone_on_with(toys, measure, tmp_path
     about = json.loads(path.read_text())
     assert about["fingerprint"]["batch size"] == 8  # finished batches are counted
     about["fingerprint"]["weights file"] = [{"victim": "0" * 64}]
-    path.write_text(json.dumps(about))
+    del about["digest"]
+    path.write_text(seal(about))
     result = measure(toys[2])
     assert "begun with another weights file" in result.failed["None"]
     assert result.failed["None"].endswith("; or delete the folder, and the same command measures it again")

@@ -42,7 +42,7 @@ RUN = ("run", "--victim", "resnet18", "--limit", "4", "--quiet")
         (("run", "--victim", "resnet34"), ("`defend train victim resnet34 --dataset digits`", "--train-missing")),
         ((*RUN, "--victim-weights", "none.safetensors"), ("none.safetensors", "does not exist")),
         ((*RUN, "--dataset", "imagefolder"), ("--data-dir",)),
-        ((*RUN, "--dataset", "cifar10", "--data-dir", "nowhere"), ("'nowhere'", "does not exist")),
+        ((*RUN, "--dataset", "cifar10", "--data-dir", "nowhere"), ("nowhere'", "does not exist")),
         ((*RUN, "--config", "missing.toml"), ("missing.toml", "cannot be read")),
     ],
 )

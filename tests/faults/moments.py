@@ -17,6 +17,8 @@ from tests.faults import disk
 from tests.faults.commands import COMMANDS, Command
 from tests.faults.harness import LOST, Injection
 
+from defend.util.lock import NAME as LOCK
+
 KILLED = 137
 DAYS = 2 * 24 * 3600  # after which what nobody finished is nobody's
 QUICK = {
@@ -62,5 +64,5 @@ def _inject(command: Command, fault: Callable[[], object], folder: Path) -> str:
 
 
 def _begun(folder: Path) -> bool:
-    """Whether something was written of a run."""
-    return any(path.is_file() and path.suffix != ".part" for path in folder.rglob("*"))
+    """Whether something was written of a run; who holds its folder is none of it."""
+    return any(path.is_file() and path.suffix != ".part" and path.name != LOCK for path in folder.rglob("*"))

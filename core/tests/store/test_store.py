@@ -608,7 +608,8 @@ def test_an_entry_may_vanish_at_any_time(kept):
 def test_a_folder_that_cannot_be_made_is_no_error(tmp_path):
     (tmp_path / "file").touch()
     store = Store(tmp_path / "file" / "store", ROOMY)
-    assert not store.put(key(), TENSORS, ABOUT)
+    with pytest.warns(UserWarning, match="are not kept for other runs"):
+        assert not store.put(key(), TENSORS, ABOUT)
     assert store.get(key()) is None
     assert store.entries() == []
 
@@ -622,7 +623,8 @@ def test_a_read_only_store_serves(kept, monkeypatch):
     monkeypatch.setattr(os, "utime", refused)
     monkeypatch.setattr(tempfile, "mkstemp", refused)
     assert same_bits(store.get(key())["images"], TENSORS["images"])
-    assert not store.put(key(1), TENSORS, ABOUT)
+    with pytest.warns(UserWarning, match="are not kept for other runs: .* Read-only file system"):
+        assert not store.put(key(1), TENSORS, ABOUT)
     assert store.damaged == 0
 
 
@@ -632,7 +634,8 @@ def test_a_read_only_folder_is_no_error(kept):
     for folder in (store.folder, path.parent):
         folder.chmod(0o555)
     try:
-        assert not store.put(key(1), TENSORS, ABOUT)
+        with pytest.warns(UserWarning, match="are not kept for other runs"):
+            assert not store.put(key(1), TENSORS, ABOUT)
         assert store.get(key()) is not None
         assert store.clear() == 0
     finally:
@@ -644,7 +647,8 @@ def test_a_full_disk_is_no_error_and_leaves_nothing(store):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))  # Python ignores the signal: writing fails
     try:
-        done = store.put(key(), TENSORS, ABOUT)
+        with pytest.warns(UserWarning, match="are not kept for other runs: .* File too large"):
+            done = store.put(key(), TENSORS, ABOUT)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert not done

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from defend.assembly.stage import build_stage
 from defend.datasets.base import Batch, MemoryDataset
-from defend.errors import ConfigError, WeightsError
+from defend.errors import ContractError, WeightsError
 from defend.records.watcher import TrainingWatcher
 from defend.stages import Task
 from defend.testing.toys import TASK, TinyVictim, images
@@ -104,9 +104,9 @@ def test_published_rates_are_reported_where_there_are_images_enough():
 
 def test_the_grid_rule_takes_from_the_grid_or_fails():
     # an untrained network's errors are far above .25 on these images, so all are rejected
-    with pytest.raises(ConfigError, match="threshold_rule=quantile"):
-        fit(described(epochs=1, threshold_rule="grid", lr=0.0), tiny(), FitSettings(), {})
-    generous = fit(described(epochs=1, threshold_rule="grid", lr=0.0, fpr=1.0), tiny(), FitSettings(), {})
+    with pytest.raises(ContractError, match="threshold_rule=quantile"):
+        fit(described(epochs=1, threshold_rule="grid", lr=1e-7), tiny(), FitSettings(), {})
+    generous = fit(described(epochs=1, threshold_rule="grid", lr=1e-7, fpr=1.0), tiny(), FitSettings(), {})
     assert generous["threshold"] == pytest.approx(0.05)
 
 

@@ -17,10 +17,7 @@ from defend.errors import ConfigError
 TRACED = 2  # images that the graph is traced with; torch.export takes one for a constant
 LARGEST_BATCH = 2**31 - 1  # without a bound, torch 2.6 asks stages to take 2**63 - 1
 LONGEST_CAUSE = 200
-BY_VALUE = (
-    "; a stage decides by what numbers are, which no graph holds, as torchvision's Normalize does: leave that out of "
-    "the model, and pass --mean and --std"
-)
+BY_VALUE = "; what looks at values is no graph, as torchvision's Normalize: pass --mean and --std in its place"
 
 
 class Answers(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
@@ -9,8 +10,9 @@ from typing import Any
 
 import attrs
 
-from defend.errors import ConfigError
+from defend.errors import ConfigError, DefendError
 from defend.records.reading import arms_of, is_partial, is_run
+from defend.util import lock
 from defend.util.documents import digest, parse_json
 from defend.util.files import list_folder, place_under, sweep
 from defend.values.run_config import RunConfig
@@ -72,6 +74,9 @@ def tidy(folder: Path) -> None:
     """Delete what a process left that was killed in the end, in a complete run's folder or in those of its arms."""
     for one in (folder, *arms_of(folder)):
         sweep(one, age=0)
+        if (one / lock.NAME).exists():  # of a process that is gone: who holds it next takes it away
+            with contextlib.suppress(DefendError), lock.hold(one, f"run folder {str(one)!r}", "wait"):
+                pass
 
 
 def anew(folder: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -128,7 +129,8 @@ def _hold(what: str, values: Iterable[Any], kind: type | tuple[type, ...]) -> No
 def architecture_of(found: Found, config: Any) -> dict[str, Any]:
     """Return the options of a stage that its weights depend on."""
     architecture = {option.name for option in describe(found.spec.config) if option.architecture}
-    return {key: value for key, value in attrs.asdict(config).items() if key in architecture}
+    kept = {key: value for key, value in attrs.asdict(config).items() if key in architecture}
+    return dict(json.loads(json.dumps(kept)))  # as it is read back: tuples are lists
 
 
 def describe_task(task: Task, classes: Sequence[str] = ()) -> dict[str, Any]:
