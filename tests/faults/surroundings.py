@@ -47,8 +47,14 @@ def _start(
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        preexec_fn=before,
+        preexec_fn=functools.partial(_prepare, before),
     )
+
+
+def _prepare(before: Callable[[], object] | None) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # which this process may have been started without
+    if before is not None:
+        before()
 
 
 def _end(process: subprocess.Popen[str], seconds: float = 240) -> Answer:

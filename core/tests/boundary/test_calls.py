@@ -43,6 +43,24 @@ def test_what_the_host_understands_passes_as_it_is(raised):
     assert error.value is raised
 
 
+@pytest.fixture
+def heard():
+    """Python's own handler, whatever this process was started with."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_where_ctrl_c_is_ignored_none_is_the_users():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with interrupts.listening(), pytest.raises(StageError), Calling("purifier p", "forward"):
+            raise KeyboardInterrupt
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heard")
 def test_a_stage_that_interrupts_by_itself_is_told_apart_from_the_user():
     with pytest.raises(KeyboardInterrupt), Calling("purifier p", "forward"):
         raise KeyboardInterrupt  # nobody listens: it may be the user's

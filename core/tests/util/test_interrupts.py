@@ -9,6 +9,14 @@ import pytest
 from defend.util import interrupts
 
 
+@pytest.fixture(autouse=True)
+def heard():
+    """Python's own handler, whatever this process was started with; children inherit what is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def test_the_usual_handler_is_back_after_the_block():
     before = signal.getsignal(signal.SIGINT)
     with interrupts.listening():

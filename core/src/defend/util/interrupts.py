@@ -53,10 +53,11 @@ def listen() -> None:
     """Take Ctrl-C and SIGTERM for the user's wish from now on, in a process of the program's own.
 
     Outside of `careful` they end it at once: what is under way then, imports above all, may swallow a
-    KeyboardInterrupt, or turn it into something else.
+    KeyboardInterrupt, or turn it into something else. A signal that whoever started the process ignores stays ignored.
     """
     for number in SIGNALS:
-        signal.signal(number, _hear)
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _hear)
     _ears.listening, _ears.alone, _ears.asked = True, True, False
 
 
@@ -85,16 +86,18 @@ def is_users(error: BaseException) -> bool:
 @contextlib.contextmanager
 def listening() -> Iterator[None]:
     """Listen to Ctrl-C within the block, where nobody does yet and Python lets us."""
-    usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    if _ears.listening or not usual or threading.current_thread() is not threading.main_thread():
+    before = signal.getsignal(signal.SIGINT)
+    known = before in (signal.default_int_handler, signal.SIG_IGN)  # ignored: then none is the user's
+    if _ears.listening or not known or threading.current_thread() is not threading.main_thread():
         yield
         return
-    signal.signal(signal.SIGINT, _hear)
+    if before is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, _hear)
     _ears.listening, _ears.asked = True, False
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGINT, before)
         _ears.listening = _ears.asked = False
 
 
