@@ -69,7 +69,7 @@ def test_plugins_hold_no_tool_settings(plugin):
 
 
 def test_nothing_is_unpickled():
-    forbidden = re.compile(r"torch\.load\(|pickle\.load|allow_pickle|import pickle|joblib")
+    forbidden = re.compile(r"torch\.load\(|pickle\.load|allow_pickle(?!=False)|import pickle|joblib")
     tensors_alone = 'torch.load(path, map_location="cpu", weights_only=True)'  # of files that users have, in one place
     found = [path.stem for path in SOURCES if tensors_alone in path.read_text()]
     assert found == ["foreign"]
