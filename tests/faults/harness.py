@@ -64,7 +64,7 @@ class Answer:
             return f"a traceback: {self._last()}"
         if "internal error" in self.error:
             return self.line
-        if self.error.count("error:") - self.error.count("Error:") > 1 and self.error.count("\nerror:") > 0:
+        if sum(line.startswith("error:") for line in self.error.splitlines()) > 1:
             return f"more than one error: {self.error!r}"
         if self.code not in (0, 3) and not self.line:
             return f"exit {self.code} without a line that says why"

@@ -29,6 +29,7 @@ def injections() -> Iterator[Injection]:
     for arguments in (("list",), ("--help",), ("show", "apudae"), ("list", "--json"), RUN):
         name = " ".join(arguments[:2])
         yield Injection("output", f"{name} | head -1", functools.partial(_go_away, arguments), arguments == ("list",))
+        yield Injection("output", f"{name} 2>&1 | head -1", functools.partial(_go_away, arguments, both=True))
         yield Injection("output", f"{name} > /dev/full", functools.partial(_fill, arguments), arguments == ("list",))
         yield Injection("output", f"{name} >&-", functools.partial(_close, arguments), arguments == ("list",))
     for size in (0.5, 1, 1.5, 2, 2.5, 3, 3.5, 4, 5):
@@ -36,7 +37,11 @@ def injections() -> Iterator[Injection]:
 
 
 def _start(
-    folder: Path, *arguments: str, output: int | None = subprocess.PIPE, before: Callable[[], object] | None = None
+    folder: Path,
+    *arguments: str,
+    output: int | None = subprocess.PIPE,
+    error: int = subprocess.PIPE,
+    before: Callable[[], object] | None = None,
 ) -> subprocess.Popen[str]:
     own = {"DEFEND_CACHE_DIR": str(folder / "cache"), "NO_COLOR": "1", "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
@@ -44,7 +49,7 @@ def _start(
         cwd=folder,
         env={**os.environ, **own},
         stdout=output,
-        stderr=subprocess.PIPE,
+        stderr=error,
         text=True,
         start_new_session=True,
         preexec_fn=functools.partial(_prepare, before),
@@ -77,8 +82,8 @@ def _interrupt(number: signal.Signals, after: float, folder: Path) -> str:
     return answer.misbehaved(code=130, words=("interrupted",))
 
 
-def _go_away(arguments: tuple[str, ...], folder: Path) -> str:
-    process = _start(folder, *arguments)
+def _go_away(arguments: tuple[str, ...], folder: Path, both: bool = False) -> str:
+    process = _start(folder, *arguments, error=subprocess.STDOUT if both else subprocess.PIPE)
     assert process.stdout is not None
     process.stdout.readline()
     process.stdout.close()

@@ -15,7 +15,7 @@ def start() -> NoReturn:
     from defend.cli import main, streams
     from defend.cli.exits import WRONG_INPUT
 
-    output = streams.open_output()
+    output = streams.open_streams()
     code: object = 0
     try:
         main()
@@ -23,6 +23,7 @@ def start() -> NoReturn:
         code = stopped.code
     interrupts.ignore()
     sys.stdout.flush()
+    sys.stderr.flush()
     if output is not None and output.failure is not None:
         sys.stderr.write(f"error: standard output cannot be written: {output.failure.strerror}\n")
         code = code or WRONG_INPUT

@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from defend.assembly.part import Part, find_part, say_training
-from defend.boundary.answers import ask, unwrap
+from defend.boundary.answers import unwrap
 from defend.boundary.calls import Calling
+from defend.boundary.trial import try_grey
 from defend.custom.spec import CustomSpec
 from defend.errors import ContractError, WeightsError
 from defend.options import describe
@@ -140,7 +141,6 @@ def _check_card(card: Card, part: Part, task: Task, path: Path) -> None:
         )
 
 
-@torch.no_grad()
 def check_outputs(module: nn.Module, task: Task, what: str) -> None:
     """Refuse a victim that answers for more or fewer classes than the data set has.
 
@@ -149,15 +149,7 @@ def check_outputs(module: nn.Module, task: Task, what: str) -> None:
     Raises:
         ContractError: another number of outputs than of classes.
     """
-    where = next((each.device for each in (*module.parameters(), *module.buffers())), torch.device("cpu"))
-    grey = torch.full((2, task.channels, task.height, task.width), 0.5, device=where)
-    # asking a random victim moves no draws outside
-    with torch.random.fork_rng([where] if where.type == "cuda" else []):
-        try:
-            said = ask("victim", module, grey)
-        except Exception:
-            return
-    said = unwrap(said)
+    said = unwrap(try_grey("victim", module, (task.channels, task.height, task.width)))
     if isinstance(said, torch.Tensor) and said.ndim == 2 and said.shape[1] != task.classes:
         raise ContractError(
             f"{what} answers for {said.shape[1]} classes, and {task.dataset} has {task.classes}: its outputs must be "

@@ -15,7 +15,6 @@ from defend.cli.usage import OUTPUT, command, option
 from defend.report.progress import open_console, show_waiting
 
 IMAGES = 100
-COLOURS = {"pass": "green", "warn": "yellow", "fail": "red", "skip": "dim"}
 
 
 @command(
@@ -90,6 +89,8 @@ def _find(
 def _print(findings: list[Any]) -> None:
     from rich.table import Table
     from rich.text import Text
+
+    from defend.report.terminal import COLOURS
 
     table = Table("looked at", "", "what was found, and what to do")
     for each in findings:

@@ -94,8 +94,6 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         _fail(str(error), WRONG_INPUT, debug)
     except (KeyboardInterrupt, click.Abort):
         _fail("interrupted", INTERRUPTED, debug)
-    except BrokenPipeError:  # of a caller's own stream: the program's never raise, see `streams`
-        sys.exit(0)
     except OSError as error:
         if error.strerror is None or out_of_memory(error):
             _unforeseen(error, debug)

@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from defend.boundary.answers import Answering, ask, unwrap
+from defend.boundary.answers import Answering, unwrap
 from defend.boundary.calls import Calling
+from defend.boundary.trial import try_grey
 from defend.custom.spec import NORMALISATION, TASK, CustomSpec, takes
 from defend.datasets.base import ImageDataset
 from defend.datasets.normalisation import choose_normalisation
 from defend.datasets.normalised import NormalisedVictim
-from defend.errors import ContractError, StageError
+from defend.errors import ContractError
 from defend.randomness import batch_seed, normal_like, uniform_like
 from defend.stages import Task
 
@@ -158,13 +159,13 @@ def build(spec: CustomSpec, config: Any, task: Task | None = None) -> Any:
         raise ContractError(f"{spec.stage} {spec.name} is {type(thing).__name__}, expected an nn.Module or a function")
     assert task is not None
     if spec.stage == "purifier":
-        return _as_purifier(spec, module, task)
+        return _as_purifier(module, task)
     if spec.stage != "victim":
         return module
     mean, std = (() if takes(spec.thing, name) else getattr(config, name, ()) for name in NORMALISATION)
     if mean or std:
         module = NormalisedVictim(module, *choose_normalisation(mean, std, task)).train(module.training)
-    return _as_victim(spec, module, task)
+    return _as_victim(module, task)
 
 
 def _as_attack(spec: CustomSpec, thing: Any) -> Any:
@@ -184,28 +185,8 @@ def _as_dataset(spec: CustomSpec, thing: Any) -> ImageDataset:
     return gather(thing, name=re.sub(r"\W+", "_", spec.name))
 
 
-def _grey(module: nn.Module, task: Task) -> Tensor:
-    where = next((each.device for each in (*module.parameters(), *module.buffers())), torch.device("cpu"))
-    return torch.full((2, task.channels, task.height, task.width), 0.5, device=where)
-
-
-@torch.no_grad()
-def _try(stage: str, module: nn.Module, task: Task, name: str, seed: int = 0) -> Any:
-    """Ask a module once, in eval mode; its mode and all draws outside stay. None where it fails: a run will say how."""
-    images, was = _grey(module, task), module.training
-    module.stage_name = name  # type: ignore[assignment]
-    with torch.random.fork_rng([images.device] if images.is_cuda else []):
-        torch.manual_seed(seed)
-        try:
-            return ask(stage, module.eval(), images)
-        except StageError:
-            return None
-        finally:
-            module.train(was)
-
-
-def _as_victim(spec: CustomSpec, module: nn.Module, task: Task) -> nn.Module:
-    raw = _try("victim", module, task, spec.name)
+def _as_victim(module: nn.Module, task: Task) -> nn.Module:
+    raw = try_grey("victim", module, (task.channels, task.height, task.width))
     answer = unwrap(raw)
     one = isinstance(answer, Tensor) and answer.shape in ((2,), (2, 1)) and answer.is_floating_point()
     if one and task.classes == 2:
@@ -214,11 +195,11 @@ def _as_victim(spec: CustomSpec, module: nn.Module, task: Task) -> nn.Module:
     return module if raw is answer else Answering(module)
 
 
-def _as_purifier(spec: CustomSpec, module: nn.Module, task: Task) -> nn.Module:
+def _as_purifier(module: nn.Module, task: Task) -> nn.Module:
     """Return a purifier that says whether it draws: one that does not say so itself is asked twice."""
     if hasattr(module, "random"):
         return module
-    first, second = (_try("purifier", module, task, spec.name, seed) for seed in range(2))
+    first, second = (try_grey("purifier", module, (task.channels, task.height, task.width), seed) for seed in range(2))
     drawn = isinstance(first, Tensor) and isinstance(second, Tensor) and not torch.equal(first, second)
     if drawn:
         return Drawing(module)

@@ -11,9 +11,9 @@ from typing import Any
 import attrs
 
 from defend.custom.reference import load_reference
-from defend.datasets.normalisation import MEANS, SMALLEST_STD, STDS
+from defend.datasets.normalisation import NormalisationOptions
 from defend.errors import ConfigError
-from defend.options import option, options
+from defend.options import NoOptions, option, options
 from defend.stages import Stage, StageSpec
 from defend.values.references import shorten
 
@@ -21,11 +21,7 @@ TASK = "task"  # the argument of a user's function that receives the `Task`
 IMAGES = ("images", "image", "x", "inputs", "input", "batch", "imgs")
 """What the one argument of a function is called that is a stage itself, and does not make one."""
 PLAIN = (bool, int, float, str)
-NORMALISATION = {
-    "mean": option((), help="what the model subtracts from images, by channel, or a name", names=MEANS),
-    "std": option((), help="what it divides them by, likewise", names=STDS, at_least=SMALLEST_STD),
-}
-"""Options of every victim: it is wrapped where they are given, unless it has arguments of these names."""
+NORMALISATION = ("mean", "std")  # a victim is wrapped where they are given, unless it has arguments of these names
 
 
 @attrs.frozen(kw_only=True)
@@ -64,11 +60,8 @@ def spec_of_thing(stage: Stage, name: str, thing: Any) -> CustomSpec:
     """Return the spec of an object, a class or a function, called `name` in reports and errors."""
     spec = CustomSpec(name=name, stage=stage, thing=thing, threats=_threats(thing))
     fields, hints = _fields_of(thing, name) if spec.makes else ({}, {})
-    if stage == "victim":
-        fields, hints = NORMALISATION | fields, dict.fromkeys(NORMALISATION, tuple[float, ...]) | hints
-    if not fields:
-        return spec
-    return attrs.evolve(spec, config=options(type("CustomOptions", (), {"__annotations__": hints, **fields})))
+    base = NormalisationOptions if stage == "victim" else NoOptions
+    return attrs.evolve(spec, config=options(type("CustomOptions", (base,), {"__annotations__": hints, **fields})))
 
 
 def _threats(thing: Any) -> tuple[str, ...]:

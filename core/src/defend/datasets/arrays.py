@@ -16,9 +16,9 @@ from defend.datasets.base import Split
 from defend.datasets.classes import read_class_names
 from defend.datasets.given import GivenDataset
 from defend.datasets.given_sources import Arrays, Source
-from defend.datasets.plugin import EVERYTHING, ArraysOptions
-from defend.datasets.splitting import USUAL_SHARES, name_split, share_out
-from defend.errors import DataError, did_you_mean
+from defend.datasets.plugin import ArraysOptions
+from defend.datasets.splitting import USUAL_SHARES, choose_splits, name_split, share_out
+from defend.errors import DataError
 
 IMAGES = ("images", "image", "x", "data", "imgs", "img", "arr_0")
 LABELS = ("labels", "label", "y", "targets", "target", "arr_1")
@@ -42,34 +42,13 @@ def build(config: ArraysOptions) -> GivenDataset:
         raise DataError("arrays needs --data-dir: a .npz, or a .npy of images with one of labels beside it")
     path = Path(config.data_dir)
     found = _read_pair(path) if path.suffix.lower() == ".npy" else _read_archive(path)
-    own = _choose(found, config.split, path)
+    own = choose_splits(found, config.split, repr(str(path)))
     sources: dict[Split, Source] = {
         split: Arrays(images, labels, f"{str(path)!r}, {split}") for split, (images, labels) in own.items()
     }
     labels = {split: source.labels for split, source in sources.items()}
     parts = share_out(labels, USUAL_SHARES if config.hold_out else {})
     return GivenDataset("arrays", sources, parts, read_class_names(config.class_names) or None, missing=MISSING)
-
-
-def _choose(found: dict[str, tuple[Any, Any]], judged: str | None, path: Path) -> dict[Split, tuple[Any, Any]]:
-    """Return the arrays of each split; those without one are train, which others are held out of."""
-    if judged is None or (judged == EVERYTHING and list(found) == [WHOLE]):
-        whole: Split = "train" if judged is None else "test"
-        own: dict[Split, tuple[Any, Any]] = {}
-        for name, pair in found.items():
-            split = name_split(name) or whole
-            if split in own:
-                raise DataError(f"{str(path)!r} has images and labels for {split} twice: expected {USUAL}")
-            own[split] = pair
-        return own
-    if judged not in found:
-        known = [name for name in found if name] or [EVERYTHING]
-        raise DataError(f"{str(path)!r} has no split {judged!r} (dataset.split): {did_you_mean(judged, known)}")
-    chosen: dict[Split, tuple[Any, Any]] = {"test": found[judged]}
-    for name, pair in found.items():
-        if name != judged and (other := name_split(name)) is not None:
-            chosen.setdefault(other, pair)  # another test is not judged
-    return chosen
 
 
 def _read_archive(path: Path) -> dict[str, tuple[Any, Any]]:

@@ -17,9 +17,9 @@ from defend.datasets.base import Split
 from defend.datasets.classes import number_classes, read_class_names
 from defend.datasets.given import GivenDataset
 from defend.datasets.given_sources import Items, Source
-from defend.datasets.plugin import EVERYTHING, HubOptions
+from defend.datasets.plugin import HubOptions
 from defend.datasets.sizes import SAMPLE, choose_side
-from defend.datasets.splitting import USUAL_SHARES, name_split, share_out
+from defend.datasets.splitting import USUAL_SHARES, choose_splits, share_out
 from defend.errors import ConfigError, DataError, did_you_mean
 from defend.util.images import GREY, to_pixels
 
@@ -42,7 +42,7 @@ def build(config: HubOptions) -> GivenDataset:
         raise DataError("hf needs a name: --dataset hf:NAME, for example hf:ylecun/mnist")
     what = f"hf:{config.data_dir}"
     loaded = _load(config.data_dir, config.subset, what)
-    own = _choose(loaded, config.split, what)
+    own: dict[Split, Any] = choose_splits(loaded, config.split, what)
     first = next(iter(own.values()))
     image = config.image_column or _find_images(first.features, what)
     label = config.label_column or _find_labels(first.features, image, what)
@@ -75,22 +75,6 @@ def _load(name: str, subset: str | None, what: str) -> Any:
             "save the images as folders"
         ) from None
     return loaded if isinstance(loaded, dict) else {"train": loaded}
-
-
-def _choose(loaded: Mapping[str, Any], judged: str | None, what: str) -> dict[Split, Any]:
-    """Return the rows of each split; where no name says which, they are train, which others are held out of."""
-    if judged is not None and judged not in loaded and not (judged == EVERYTHING and len(loaded) == 1):
-        raise DataError(f"{what} has no split {judged!r} (dataset.split): {did_you_mean(judged, list(loaded))}")
-    if judged is not None:
-        chosen = judged if judged in loaded else next(iter(loaded))
-        others = {name_split(name): rows for name, rows in loaded.items() if name != chosen}
-        return {split: rows for split, rows in others.items() if split in ("train", "val")} | {"test": loaded[chosen]}
-    own = {split: rows for name, rows in loaded.items() if (split := name_split(name)) is not None}
-    if not own and len(loaded) == 1:
-        return {"train": next(iter(loaded.values()))}
-    if "train" not in own and "test" not in own:
-        raise DataError(f"{what} has the splits {', '.join(loaded)}: say which is judged with --set dataset.split=NAME")
-    return own
 
 
 def _find_images(features: Mapping[str, Any], what: str) -> str:

@@ -14,6 +14,7 @@ In [0,1] units, one number a channel. Imports no torch.
 from __future__ import annotations
 
 from defend.errors import ConfigError
+from defend.options import option, options
 from defend.stages import Task
 
 MEANS: dict[str, tuple[float, ...]] = {
@@ -31,7 +32,20 @@ STDS: dict[str, tuple[float, ...]] = {
     "none": (1.0,),
 }
 SMALLEST_STD = 1e-3
+STD_HELP = "what it divides by after that; see mean"
+MEAN_HELP = (
+    "what the victim subtracts from images in [0,1] before its network sees them: a name, or one number a channel; "
+    "give std too. () or dataset: the data set's own, or that of published weights"
+)
 UNKNOWN = (0.5,)  # grey, and to [-1,1], where a data set tells no statistics
+
+
+@options
+class NormalisationOptions:
+    """The options of every victim that normalises as it is asked to; without a default of their own, ()."""
+
+    mean: tuple[float, ...] = option((), help=MEAN_HELP, names=MEANS, at_least=0, at_most=1, architecture=True)
+    std: tuple[float, ...] = option((), help=STD_HELP, names=STDS, at_least=SMALLEST_STD, at_most=1, architecture=True)
 
 
 def choose_normalisation(

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TypeVar
 
 import attrs
 import torch
 from torch import Tensor
 
 from defend.datasets.base import SPLIT_SEED, Split, hold_out, stratified_order
+from defend.datasets.plugin import EVERYTHING
+from defend.errors import DataError, did_you_mean
+
+T = TypeVar("T")
 
 VAL_SHARE = 5
 """One in how many of the images that were given is held out for val, where there is no train to hold it out of."""
@@ -40,6 +45,48 @@ class Part:
 def name_split(name: str) -> Split | None:
     """Return the split that a folder, an array or a part of a data set is of by its name, None of none."""
     return next((split for split, words in SPLIT_NAMES.items() if name.lower() in words), None)
+
+
+def choose_splits(found: Mapping[str, T], judged: str | None, what: str) -> dict[Split, T]:
+    """Return what each split is, of parts by the names that a file or a hub has for them.
+
+    A lone part that is of no split by its name is train, which others are held out of; with "all" for `judged`, test.
+    One without a name, beside others, is train too.
+
+    Args:
+        found: the parts by name.
+        judged: the part to judge, or "all" of one that has no others; None takes that which is called test.
+        what: whose they are, for the error.
+
+    Raises:
+        DataError: there is no such part, two are of one split, or none says which it is.
+    """
+    lone = next(iter(found)) if len(found) == 1 else None
+    if judged is not None:
+        chosen = judged if judged in found else lone if judged == EVERYTHING else None
+        if chosen is None:
+            known = [name for name in found if name] or [EVERYTHING]
+            raise DataError(f"{what} has no split {judged!r} (dataset.split): {did_you_mean(judged, known)}")
+        others = {name: part for name, part in found.items() if name and name != chosen and name_split(name) != "test"}
+        return {**_by_split(others, what), "test": found[chosen]}
+    own = _by_split(found, what)
+    if not own and lone is not None:
+        return {"train": found[lone]}
+    if not {"train", "test"} & set(own):
+        listed = ", ".join(name or "one without a name" for name in found)
+        raise DataError(f"{what} has the splits {listed}: say which is judged with --set dataset.split=NAME")
+    return own
+
+
+def _by_split(found: Mapping[str, T], what: str) -> dict[Split, T]:
+    own: dict[Split, T] = {}
+    for name, part in found.items():
+        split = name_split(name) if name else "train"
+        if split in own:
+            raise DataError(f"{what} has images and labels for {split} twice: expected one part a split")
+        if split is not None:
+            own[split] = part
+    return own
 
 
 def share_out(labels: Mapping[Split, Tensor], shares: Mapping[Split, int], seed: int = SPLIT_SEED) -> dict[Split, Part]:

@@ -172,13 +172,7 @@ def write_page(paths: Sequence[Path], out: Path | None = None) -> Written:
     if out is not None and (out.is_dir() or not out.parent.is_dir()):
         why = "is a folder" if out.is_dir() else f"folder {str(out.parent)!r} does not exist"
         raise ConfigError(f"--out {str(out)!r}: {why}; name a file, for example report.html")
-    results = [read_results(folder) for folder in folders]
-    compared = compare([each.run for each in results]) if len(results) > 1 else None
-    labels = compared.labels if compared else (results[0].run.label,)
-    sections = [
-        Section(each, place, label) for place, (each, label) in enumerate(zip(results, labels, strict=True), start=1)
-    ]
-    places = leaderboard(results, compared) if compared else []
+    sections, compared, places = _read(folders)
     if out is None and not os.access(page.parent, os.W_OK):
         raise ConfigError(f"{str(page.parent)!r} cannot be written to: name a page elsewhere, --out report.html")
     write_text(page, render(sections, compared, places), "page")
@@ -187,6 +181,26 @@ def write_page(paths: Sequence[Path], out: Path | None = None) -> Written:
         chart = board(places, f"{page.stem}-leaderboard")
         figures += [] if chart is None else paper.write(chart, page.parent)
     return Written(page, tuple(figures))
+
+
+def render_page(folder: Path) -> str:
+    """Return the page of one run, and write nothing.
+
+    Raises:
+        DataError: no run folder, or a damaged one.
+    """
+    return render(*_read([folder]))
+
+
+def _read(folders: Sequence[Path]) -> tuple[list[Section], Comparison | None, Sequence[Place]]:
+    """Read what a page shows: each run, how they compare, and in which order they stand."""
+    results = [read_results(folder) for folder in folders]
+    compared = compare([each.run for each in results]) if len(results) > 1 else None
+    labels = compared.labels if compared else (results[0].run.label,)
+    sections = [
+        Section(each, place, label) for place, (each, label) in enumerate(zip(results, labels, strict=True), start=1)
+    ]
+    return sections, compared, leaderboard(results, compared) if compared else []
 
 
 def _place_figures(section: Section, page: Path) -> Path:

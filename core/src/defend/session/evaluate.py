@@ -23,7 +23,7 @@ from defend.defence import Defence
 from defend.errors import ConfigError, DefendError, did_you_mean
 from defend.evaluation.runner import run_arms
 from defend.plugins import Registry, registry, using
-from defend.report.page import write_page
+from defend.report.page import render_page, write_page
 from defend.report.progress import RunBar, open_console
 from defend.report.terminal import render
 from defend.values.report import Check, Report, Row, WorstCase
@@ -80,9 +80,8 @@ class Evaluation:
 
     def _repr_html_(self) -> str:
         """Return the page in a frame of its own, so that a notebook's style and the page's leave each other alone."""
-        with tempfile.TemporaryDirectory() as folder:
-            page = self.page(Path(folder) / "report.html").read_text(encoding="utf-8")
-        return f'<iframe srcdoc="{html.escape(page)}" style="width:100%;height:{HEIGHT}px;border:0"></iframe>'
+        page = html.escape(render_page(self.folder))
+        return f'<iframe srcdoc="{page}" style="width:100%;height:{HEIGHT}px;border:0"></iframe>'
 
 
 def evaluate(

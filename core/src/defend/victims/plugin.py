@@ -8,17 +8,12 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from defend.datasets.normalisation import MEANS, SMALLEST_STD, STDS
+from defend.datasets.normalisation import NormalisationOptions
 from defend.errors import PluginError
 from defend.hookspecs import hookimpl
 from defend.options import option, options
 from defend.stages import Paper, StageSpec
 
-MEAN_HELP = (
-    "what the victim subtracts from images in [0,1] before its network sees them: a name, or one number a channel; "
-    "give std too. () or dataset: the data set's own, or that of published weights"
-)
-STD_HELP = "what it divides by after that; see mean"
 SIZE_HELP = (
     "side in pixels to which the victim scales images before its network sees them; 0: as they come; none: that of "
     "published weights, else as they come"
@@ -28,7 +23,14 @@ SGD = {"optimiser": "sgd", "weight_decay": 5e-4}
 
 
 @options
-class TimmOptions:
+class NetworkOptions(NormalisationOptions):
+    """What timm's and torchvision's models have in common."""
+
+    size: int | None = option(None, help=SIZE_HELP, at_least=0, at_most=LARGEST_SIZE, architecture=True)
+
+
+@options
+class TimmOptions(NetworkOptions):
     """Options of a timm victim."""
 
     model: str = option("resnet18", help="timm's model name", architecture=True)
@@ -46,13 +48,10 @@ class TimmOptions:
         help="timm's own weights (downloaded), those of the name's tag, with their normalisation and size; needs their "
         "classes in their order, ImageNet's 1,000 for most. On where the name is timm:NAME",
     )
-    mean: tuple[float, ...] = option((), help=MEAN_HELP, names=MEANS, at_least=0, at_most=1, architecture=True)
-    std: tuple[float, ...] = option((), help=STD_HELP, names=STDS, at_least=SMALLEST_STD, at_most=1, architecture=True)
-    size: int | None = option(None, help=SIZE_HELP, at_least=0, at_most=LARGEST_SIZE, architecture=True)
 
 
 @options
-class TorchvisionOptions:
+class TorchvisionOptions(NetworkOptions):
     """Options of a torchvision victim."""
 
     model: str = option("resnet18", help="torchvision's model name", architecture=True)
@@ -61,9 +60,6 @@ class TorchvisionOptions:
         help="torchvision's default weights (downloaded) with their normalisation and size, which need their classes "
         "in their order; off where a weights file is named",
     )
-    mean: tuple[float, ...] = option((), help=MEAN_HELP, names=MEANS, at_least=0, at_most=1, architecture=True)
-    std: tuple[float, ...] = option((), help=STD_HELP, names=STDS, at_least=SMALLEST_STD, at_most=1, architecture=True)
-    size: int | None = option(None, help=SIZE_HELP, at_least=0, at_most=LARGEST_SIZE, architecture=True)
 
 
 @options

@@ -1,0 +1,30 @@
+"""One look at what a stage answers, before anything depends on it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from defend.boundary.answers import ask
+from defend.errors import DefendError
+
+
+@torch.no_grad()
+def try_grey(stage: str, module: nn.Module, shape: tuple[int, int, int], seed: int = 0) -> Any:
+    """Return what a module answers to two grey images of a shape (channels, height, width), in eval mode.
+
+    Its modes and all draws outside stay as they were. None where it fails: whoever uses it will be told how.
+    """
+    where = next((each.device for each in (*module.parameters(), *module.buffers())), torch.device("cpu"))
+    modes = [(part, part.training) for part in module.modules()]
+    with torch.random.fork_rng([where] if where.type == "cuda" else []):
+        torch.manual_seed(seed)
+        try:
+            return ask(stage, module.eval(), torch.full((2, *shape), 0.5, device=where))
+        except DefendError:
+            return None
+        finally:
+            for part, mode in modes:
+                part.training = mode
