@@ -49,8 +49,9 @@ class Task:
 
     `mean` and `std` are the training images' per channel, in [0,1] units; `flips` says whether a
     mirrored image is still of its class. `class_names` are the classes by label, empty where unknown. `filed_as` is
-    what weights are filed under where the data set's name does not say which images it has, else "". Neither decides
-    what is built, so that tasks with others are equal.
+    what weights are filed under where the data set's name does not say which images it has, else "". `typed` are the
+    words by which a command names the data set: none where its name does, None where no command can. None of the three
+    decides what is built, so that tasks with others are equal.
     """
 
     dataset: str
@@ -63,6 +64,7 @@ class Task:
     flips: bool = False
     class_names: tuple[str, ...] = attrs.field(default=(), eq=False)
     filed_as: str = attrs.field(default="", eq=False)
+    typed: tuple[str, ...] | None = attrs.field(default=(), eq=False)
 
     @property
     def filing(self) -> str:

@@ -48,6 +48,8 @@ class Training(abc.ABC):
         frozen: networks that the losses use and nothing trains, by name: `fit` brings them to the device, in
             eval mode and without parameter gradients.
 
+    `fpr` is the false-positive rate that `finish` calibrates for, None where it calibrates nothing: too few held-out
+    images to show it are told before the first step.
     `epoch` is the epoch at hand, counted from 0, for a training that goes in stages. A `data` that takes long tells
     `making` how many of its images are made: (done, in all).
     """
@@ -64,6 +66,7 @@ class Training(abc.ABC):
         self.stage, self.modules, self.frozen = stage, modules, frozen or {}
         self.epochs, self.batch_size = epochs, batch_size
         self.epoch = 0
+        self.fpr: float | None = None
         self.making: Callable[[int, int], None] = lambda done, total: None
 
     @abc.abstractmethod

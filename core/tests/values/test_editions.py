@@ -219,6 +219,6 @@ def test_a_run_trains_the_edition_that_is_missing(plugins, weights):
 def test_what_is_a_file_and_what_an_edition():
     assert edition_of("+wide") == "wide"
     assert edition_of("weights/+wide") == edition_of("") == edition_of(None) == ""
-    assert say_training("purifier", "smooth", "tiny", {"width": 4}, "wide") == (
+    assert say_training("purifier", "smooth", ("--dataset", "tiny"), {"width": 4}, "wide") == (
         "defend train purifier smooth --dataset tiny --edition wide --set width=4"
     )

@@ -15,7 +15,7 @@ from defend.datasets.base import ImageDataset, Split
 from defend.defence import Defence
 from defend.errors import ConfigError
 from defend.randomness import keyed
-from defend.util.metrics import threshold_at
+from defend.util.metrics import check_rate, threshold_at
 from defend.util.processes import resolve_device
 from defend.values.report import Calibration
 from defend.weights.card import new_card
@@ -50,6 +50,7 @@ def calibrate(
     detector = defence.detector
     if detector is None:
         raise ConfigError("there is no detector to calibrate: add --detector")
+    check_rate(fpr, len(dataset.labels(SPLIT)))
     together = clean_scores(defence, dataset, device=device, batch_size=batch_size, seed=seed, progress=progress)
     threshold = threshold_at(together, fpr)
     set_threshold(detector, threshold)

@@ -78,17 +78,27 @@ class Composition:
         parts = []
         if victim is not None:
             parts.append(find_part("victim", victim, options.get("victim"), weights.get("victim"), plugins=plugins))
+        front = tuple(parts)
         for name in names:
             own = {**options.get("purifier", {}), **options.get(name, {})}
             file, key = weights.get(name, weights.get("purifier")), name if len(names) > 1 else "purifier"
-            parts.append(find_part("purifier", name, own, file, key=key, plugins=plugins))
+            parts.append(find_part("purifier", name, own, file, key=key, around=front, plugins=plugins))
         if finetune is not None:
             own, file = dict(options.get("finetuner", {})), weights.get("finetuner")
-            tuner = find_part("finetuner", finetune, own, file, victim=victim, purifier=purifier, plugins=plugins)
+            tuner = find_part(
+                "finetuner",
+                finetune,
+                own,
+                file,
+                victim=victim,
+                purifier=purifier,
+                around=tuple(parts),
+                plugins=plugins,
+            )
             parts.append(tuner)
         if detector is not None:
             own, file = dict(options.get("detector", {})), weights.get("detector")
-            parts.append(find_part("detector", detector, own, file, plugins=plugins))
+            parts.append(find_part("detector", detector, own, file, around=front, plugins=plugins))
         return cls(tuple(parts), purifier, plugins)
 
     @classmethod
@@ -130,19 +140,21 @@ class Composition:
                 listed = ", ".join(sorted({*known, *also}) if also else known)
                 raise ConfigError(f"{kind} for {key!r}, which {where} does not have: expected one of {listed}")
 
-    def list_missing(self, dataset: str, filing: str = "") -> list[Missing]:
+    def list_missing(self, dataset: str, filing: str = "", typed: tuple[str, ...] | None = ()) -> list[Missing]:
         """Return the parts whose weights are not there, with what trains them.
 
         Args:
             dataset: its name.
             filing: what it files weights under; its name if "".
+            typed: the words that name it in a command, see `Task`.
         """
         missing = []
         for part in self.parts:
             if part.is_missing(filing or dataset):
                 edition = edition_of(part.weights)
                 trained_on = f"{dataset}+{edition}" if edition else dataset
-                missing.append(Missing(part, part.say_command(dataset), part.found.spec.costs.get(trained_on, "")))
+                command = part.say_command(dataset, filing, typed)
+                missing.append(Missing(part, command, part.found.spec.costs.get(trained_on, "")))
         return missing
 
     def hash_weights(self, filing: str) -> dict[str, str]:

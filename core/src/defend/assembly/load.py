@@ -21,6 +21,7 @@ from defend.plugins import Found, Registry, registry
 from defend.stages import Task
 from defend.util.files import cache_dir
 from defend.util.processes import resolve_device
+from defend.values.commands import type_source
 from defend.values.editions import edition_of, is_file
 from defend.values.sources import name_source
 from defend.weights.card import has_card, read_card
@@ -76,6 +77,7 @@ def open_dataset(
         raise ContractError(
             f"data set {name} built {type(dataset).__name__}, expected a defend.datasets.base.ImageDataset"
         )
+    dataset.typed = type_source(name, data_dir, options)
     return ensure_bounded(dataset)
 
 

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import attrs
 
 from defend.custom.spec import CustomSpec
-from defend.errors import ConfigError
+from defend.errors import ConfigError, UnknownNameError
 from defend.options import describe
 from defend.plugins import Found, Registry, registry
 from defend.stages import Stage
+from defend.values.commands import say_command, type_settings
 from defend.values.editions import edition_of, is_file, tuned_behind
 from defend.weights.find import locate, tuned_name
 from defend.weights.origin import Origin, find_origin
+
+VICTIM_OPTIONS = ("victim", "classifier")
+"""What a recipe calls the victim that its training looks at, where it looks at one."""
+SOURCES_OPTION = "sources"
+"""What a recipe calls the victims whose attacks it trains on."""
 
 
 @attrs.frozen(kw_only=True)
@@ -29,6 +36,8 @@ class Part:
         weights: a file, "+EDITION", "bare" of a fine-tuner's, or None for the usual ones.
         key: what options, weights and reports call it: its stage, or its name where a defence has several purifiers.
         victim, behind: of a fine-tuner: the victim that it adapted, and the purifiers that stood before it meanwhile.
+        around: the other parts that a command names which trains this one: of a purifier or detector the victim that it
+            stands before, of a fine-tuner that victim and its purifiers.
     """
 
     stage: Stage
@@ -39,6 +48,7 @@ class Part:
     key: str = ""
     victim: str | None = None
     behind: str | None = None
+    around: tuple[Part, ...] = ()
 
     @property
     def filed_as(self) -> str:
@@ -83,17 +93,77 @@ class Part:
         """Whether it needs weights and has none for what a data set files them under."""
         return self.needs_weights and self.find_weights(filing) is None
 
-    def say_command(self, dataset: str) -> str:
-        """Return the command that trains it."""
+    def aims_at(self, dataset: str, filing: str) -> Part | None:
+        """Return the victim before which it stands, where its training looks at one and its own has no weights there.
+
+        `dataset` is a name, `filing` what it files weights under.
+        """
+        if self.stage == "finetuner" or not self.around:
+            return None
+        trained = self.found if self.trained_as == self.stage else registry().find(self.trained_as, self.name)
+        return self.around[0] if lacking(list_victims(trained, dataset, edition_of(self.weights)), filing) else None
+
+    def say_command(self, dataset: str, filing: str = "", typed: tuple[str, ...] | None = ()) -> str:
+        """Return the command that trains it; the call, where no command can name the images (`typed` is None).
+
+        `filing` is what the data set files weights under, `typed` the words that name it, see `Task`.
+        """
         fixed = {option.name for option in describe(self.found.spec.config) if option.architecture}
         # a name may stand for published weights, which a training would start from
         fixed = (fixed | {"pretrained"}) - {self.found.spec.member_option}
         architecture = {key: value for key, value in self.options.items() if key in fixed}
-        around = ""
-        if self.victim is not None:
-            around = f" --victim {self.victim}" + (f" --purifier {self.behind}" if self.behind else "")
+        around: tuple[Part, ...] = ()
+        if self.stage == "finetuner":
             architecture = {}
-        return say_training(self.trained_as, self.name, dataset, architecture, edition_of(self.weights)) + around
+            around = self.around if self.behind else self.around[:1]  # one that was tuned alone knows no purifier
+        elif (victim := self.aims_at(dataset, filing or dataset)) is not None:
+            around = (victim,)
+        if typed is None:
+            front = "".join(f", {part.stage}={part.name}" for part in around)
+            return f"defend.train({self.trained_as!r}, {self.name!r}, images{front})"
+        words = type_parts(around)
+        return say_training(
+            self.trained_as, self.name, typed or ("--dataset", dataset), architecture, edition_of(self.weights), words
+        )
+
+
+def type_parts(parts: Sequence[Part]) -> tuple[str, ...]:
+    """Return the words that name victim, purifiers and detector in a command, with their weights and options."""
+    words: list[str] = []
+    for stage in ("victim", "purifier", "detector"):
+        several = [part for part in parts if part.stage == stage]
+        if several:
+            words += (f"--{stage}", ",".join(part.name for part in several))
+        for part in several:
+            if part.weights is not None:
+                named = part.weights if part.key == stage else f"{part.key}={part.weights}"
+                words += (f"--{stage}-weights", named)
+            words += type_settings(part.key, part.options)
+    return tuple(words)
+
+
+def list_victims(
+    found: Found, dataset: str, edition: str = "", options: Mapping[str, Any] | None = None
+) -> tuple[str, ...]:
+    """Return the victims, by name, that the training of a stage looks at, by its recipe and the user's options."""
+    chosen = {**found.spec.recipes.get(dataset, {}), **found.spec.editions.get(edition, {}), **(options or {})}
+    names: list[str] = []
+    for known in describe(found.spec.recipe):
+        if known.name in (*VICTIM_OPTIONS, SOURCES_OPTION):
+            value = chosen.get(known.name, known.default)
+            names += value.split(",") if isinstance(value, str) else value or ()
+    return tuple(dict.fromkeys(names))
+
+
+def lacking(names: Iterable[str], filing: str, plugins: Registry | None = None) -> list[Part]:
+    """Return the victims of these names that have no weights for a data set; those that nobody knows are left out."""
+    found = []
+    for name in names:
+        with contextlib.suppress(UnknownNameError):  # whoever builds it says so best
+            part = find_part("victim", name, plugins=plugins)
+            if part.is_missing(filing):
+                found.append(part)
+    return found
 
 
 def find_part(
@@ -105,6 +175,7 @@ def find_part(
     key: str = "",
     victim: str | None = None,
     purifier: str | None = None,
+    around: tuple[Part, ...] = (),
     plugins: Registry | None = None,
 ) -> Part:
     """Look one part up; of a fine-tuner with the victim that it adapts, and the purifiers before that.
@@ -130,17 +201,26 @@ def find_part(
         key=key or stage,
         victim=victim,
         behind=behind,
+        around=around,
     )
 
 
 def say_training(
-    stage: str, name: str, dataset: str, options: Mapping[str, Any] | None = None, edition: str = ""
+    stage: str,
+    name: str,
+    typed: Iterable[str],
+    options: Mapping[str, Any] | None = None,
+    edition: str = "",
+    around: Iterable[str] = (),
 ) -> str:
-    """Return the command that trains a stage on a data set."""
-    chosen = "".join(f" --set {key}={_typed(value)}" for key, value in (options or {}).items())
-    return f"defend train {stage} {name} --dataset {dataset}{f' --edition {edition}' if edition else ''}{chosen}"
+    """Return the command that trains a stage.
 
-
-def _typed(value: Any) -> str:
-    """Return an option's value as it is typed after --set."""
-    return ",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
+    Args:
+        stage, name: which.
+        typed: the words that name the data set.
+        options: of the stage.
+        edition: which edition, "" for the usual weights.
+        around: the words that name the other parts.
+    """
+    chosen = ("--edition", edition) if edition else ()
+    return say_command("train", stage, name, *typed, *around, *chosen, *type_settings("", options or {}))

@@ -11,7 +11,7 @@ import attrs
 import torch
 from torch import nn
 
-from defend.assembly.part import Part, find_part, say_training
+from defend.assembly.part import Part, find_part
 from defend.boundary.answers import unwrap
 from defend.boundary.calls import Calling
 from defend.boundary.trial import try_grey
@@ -89,7 +89,7 @@ def build_part(part: Part, task: Task, bare: nn.Module | None = None) -> Built:
         card = read_card(path)
         _check_card(card, part, task, path)
         # weights fit one architecture alone, so what nobody asked for is as their card has it
-        config = found.config(_with_architecture(found, options, card, path, task))
+        config = found.config(_with_architecture(part, card, path, task))
     module = build_module(found, config, task, *(() if bare is None else (bare,)))
     if part.victim is not None:
         # errors of a tuned victim name the victim, not the tuner
@@ -121,7 +121,8 @@ def _say_missing(part: Part, task: Task) -> str:
     what = f"{part.stage} {part.name}"
     if part.victim is not None:
         what = f"{part.victim} fine-tuned by {part.name} behind {part.behind or 'no purifier'}"
-    how = f"run `{part.say_command(task.dataset)}`, or add --train-missing"
+    command = part.say_command(task.dataset, task.filing, task.typed)
+    how = f"run `{command}`, or add --train-missing" if task.typed is not None else f"train it with `{command}`"
     other = near(part.found, task, None if part.victim is None else part.filed_as)
     return f"no weights {'for' if part.victim is None else 'of'} {what} on {task.filing}: {how}{other}"
 
@@ -157,8 +158,9 @@ def check_outputs(module: nn.Module, task: Task, what: str) -> None:
         )
 
 
-def _with_architecture(found: Found, options: Mapping[str, Any], card: Card, path: Path, task: Task) -> dict[str, Any]:
+def _with_architecture(part: Part, card: Card, path: Path, task: Task) -> dict[str, Any]:
     """Fill in the architecture that the card gives; another one that was asked for is refused."""
+    found, options = part.found, part.options
     asked, merged = found.config(options), dict(options)
     fixed = [option for option in describe(found.spec.config) if option.architecture]
     for option in fixed:
@@ -167,11 +169,7 @@ def _with_architecture(found: Found, options: Mapping[str, Any], card: Card, pat
         kept = tuple(kept) if isinstance(kept, list) else kept
         wanted = getattr(asked, option.name)
         if option.name in options and wanted != kept:
-            others = {
-                each.name: getattr(asked, each.name) for each in fixed if getattr(asked, each.name) != each.default
-            }
-            others.pop(found.spec.member_option, None)
-            command = say_training(found.entry.stage, found.name, task.dataset, others)
+            command = part.say_command(task.dataset, task.filing, task.typed)
             raise WeightsError(
                 f"weights {str(path)!r} have {option.name}={kept}, and {wanted} was asked for: run `{command}`"
             )

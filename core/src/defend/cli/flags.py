@@ -33,6 +33,7 @@ OF_VICTIM = (
     option("--mean MEAN", "What the victim subtracts: 0.49,0.48,0.45, or imagenet, cifar10, half, none."),
     option("--std STD", "What it divides by, alike (default: the data set's own)."),
 )
+PURIFIER_WEIGHTS = option("--purifier-weights FILE", "The purifier's weights; NAME=FILE where several.", multiple=True)
 DETECTOR_WEIGHTS = option("--detector-weights FILE", "The detector's weights.")
 PARTS = (
     option(
@@ -46,7 +47,7 @@ PARTS = (
     option("--dataset NAME", "Data set (default digits), or a folder, .csv, .npz or hf:NAME."),
     DATA_DIR,
     *OF_VICTIM,
-    option("--purifier-weights FILE", "The purifier's weights; NAME=FILE where several.", multiple=True),
+    PURIFIER_WEIGHTS,
     DETECTOR_WEIGHTS,
     option("--finetune-weights FILE", "The tuned victim's weights; bare: of the one tuned alone."),
 )
@@ -57,8 +58,8 @@ def take_weights(values: dict[str, Any]) -> dict[str, str]:
     """Take the weight files out of a command's values, by stage, or by the purifier's name in NAME=FILE."""
     found = {
         "victim": values.pop("victim_weights"),
-        "detector": values.pop("detector_weights"),
-        "finetuner": values.pop("finetune_weights"),
+        "detector": values.pop("detector_weights", None),
+        "finetuner": values.pop("finetune_weights", None),
     }
     for text in values.pop("purifier_weights"):
         name, equals, path = text.partition("=")
@@ -75,15 +76,23 @@ def take_options(settings: Sequence[str], values: dict[str, Any]) -> dict[str, d
     from defend.values.toml import parse_settings
 
     options = parse_settings(settings)
+    take_normalisation(values, options.setdefault("victim", {}))
+    return {stage: chosen for stage, chosen in options.items() if chosen}
+
+
+def take_normalisation(values: dict[str, Any], options: dict[str, Any]) -> None:
+    """Move --mean and --std out of a command's values into the victim's options.
+
+    Raises:
+        ConfigError: one that was given both ways.
+    """
     for name in ("mean", "std"):
         value = values.pop(name)
         if value is None:
             continue
-        own = options.setdefault("victim", {})
-        if name in own:
+        if name in options:
             raise ConfigError(f"--{name} is short for --set victim.{name}: give one of the two")
-        own[name] = value
-    return options
+        options[name] = value
 
 
 def resolve_defence(

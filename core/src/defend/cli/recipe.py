@@ -15,6 +15,7 @@ from defend.cli.say import say
 from defend.cli.usage import OUTPUT, command, option
 from defend.errors import ConfigError
 from defend.report.progress import open_console
+from defend.values.commands import say_command
 
 if TYPE_CHECKING:
     from defend.recipes import Recipe
@@ -145,7 +146,7 @@ def _write_toml(recipe: Recipe, file: Path, as_json: bool) -> None:
     from defend.reproduce import ladders
 
     ladders.write_toml(recipe, file)
-    _say_written(file, f"defend run --config {file}", as_json)
+    _say_written(file, say_command("run", "--config", file), as_json)
 
 
 def _write_readme(recipe: Recipe, file: Path, as_json: bool) -> None:

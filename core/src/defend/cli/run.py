@@ -8,8 +8,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from defend.cli.exits import GATE, INTERRUPTED
 from defend.cli.flags import (
     DEVICE,
@@ -29,6 +27,9 @@ from defend.cli.usage import OUTPUT, command, option
 from defend.errors import ConfigError, ContractError, StageError, WriteError
 from defend.report import progress
 from defend.util.launch import place
+from defend.values.commands import say_command
+from defend.values.floors import Floor, list_below, parse_floors
+from defend.values.run_config import NONE
 from defend.values.threats import THREATS
 
 if TYPE_CHECKING:
@@ -97,9 +98,10 @@ if TYPE_CHECKING:
             option("--out DIR", "Run folder (default runs/TIME-VICTIM-PURIFIER)."),
             option("--gate", "Exit with 3 if a check fails."),
             option(
-                "--at-least SHARE",
-                "Exit with 3 if the worst case leaves less, for example 0.3.",
-                type=click.FloatRange(0, 1),
+                "--at-least [ROW=]SHARE",
+                "Exit with 3 if the worst case leaves less, for example 0.3; or a row: pgd/adaptive=0.3, clean=0.9. "
+                "Repeatable.",
+                multiple=True,
             ),
             JSON,
             QUIET,
@@ -125,7 +127,7 @@ def run_command(
     as_json: bool,
     quiet: bool,
     gate: bool,
-    at_least: float | None,
+    at_least: tuple[str, ...],
     **values: Any,
 ) -> int:
     """Attack a victim with and without its defence, and report what is left.
@@ -134,6 +136,7 @@ def run_command(
     records.csv (every image), pictures. Options of a part: --set purifier.steps=10 --set pgd.steps=40.
     --purifier given twice makes two arms, compared on the same images.
     """
+    from defend.plugins import registry
     from defend.records.unfinished import tidy
 
     if resume is None:
@@ -142,11 +145,15 @@ def run_command(
         configs = _unfinished(resume, {**values, "settings": settings, "file": file})
         if not configs:
             tidy(resume)
-            say(f"{resume} is complete, there is nothing to resume. A page of it: defend report {resume}")
+            say(f"{resume} is complete, there is nothing to resume. A page of it: {say_command('report', resume)}")
             return 0
+    floors = parse_floors(at_least)
+    for floor in floors:
+        if floor.attack is not None:
+            registry().find("attack", floor.attack)
     if gate and configs[0].checks == "none":
         raise ConfigError("--gate needs checks, and --checks none leaves them out: expected basic or full")
-    return run_configs(configs, as_json=as_json, quiet=quiet, gate=gate, at_least=at_least, resume=resume is not None)
+    return run_configs(configs, as_json=as_json, quiet=quiet, gate=gate, floors=floors, resume=resume is not None)
 
 
 def _unfinished(folder: Path, values: dict[str, Any]) -> list[RunConfig]:
@@ -189,7 +196,7 @@ def run_configs(
     as_json: bool,
     quiet: bool,
     gate: bool = False,
-    at_least: float | None = None,
+    floors: Sequence[Floor] = (),
     resume: bool = False,
 ) -> int:
     """Run configs, one an arm, each with a run folder; print what is left and return the exit code.
@@ -199,7 +206,7 @@ def run_configs(
         as_json: print JSON.
         quiet: show no progress.
         gate: exit with 3 where a check fails.
-        at_least: exit with 3 where the worst case of an arm is lower, or there is none.
+        floors: exit with 3 where the worst case of an arm, or a row, leaves less.
         resume: go on with what was begun.
     """
     first = place()[0] == 0  # of several processes, one speaks
@@ -209,7 +216,7 @@ def run_configs(
         _print(configs, outcomes, as_json)
     if any(each.report.partial for each in outcomes):
         if first:
-            say(f"interrupted: defend run --resume {configs[0].out} goes on where it stopped", err=True)
+            say(f"interrupted: {say_command('run', '--resume', configs[0].out)} goes on where it stopped", err=True)
         return INTERRUPTED
     failed = [check for each in outcomes for check in each.report.failed]
     if gate and failed:
@@ -217,14 +224,9 @@ def run_configs(
         if first:
             console.print(f"gate: {len(failed)} failed ({names})", highlight=False, style="red")
         return GATE  # of every process, whatever the launcher makes of them
-    left = [each.report.worst_case for each in outcomes]
-    lowest = min((0.0 if case is None else case.accuracy for case in left), default=0.0)
-    if at_least is not None and lowest < at_least:
+    if low := [said for each in outcomes for said in list_below(each.report, floors)]:
         if first:
-            said = (
-                f"gate: the worst case leaves {100 * lowest:.1f} %, and at least {100 * at_least:.1f} % was asked for"
-            )
-            console.print(said, highlight=False, style="red")
+            console.print(f"gate: {'; '.join(low)}", highlight=False, markup=False, style="red")
         return GATE
     return 0
 
@@ -247,7 +249,7 @@ def _run(
         # be written says so itself
         told = isinstance(error, (StageError, ContractError, WriteError))
         if first and not told and configs[0].out and is_unfinished(Path(configs[0].out)):
-            say(f"what was finished is kept: defend run --resume {configs[0].out}", err=True)
+            say(f"what was finished is kept: {say_command('run', '--resume', configs[0].out)}", err=True)
         raise
     finally:
         watcher.end()
@@ -269,7 +271,7 @@ def _print(configs: Sequence[RunConfig], outcomes: Sequence[Outcome], as_json: b
     render(outcome.report, out)
     written = f"Written to {config.out}: report.json, records.csv, pictures, config.toml"
     out.print(written, highlight=False, markup=False)
-    out.print(f"A page to share: defend report {config.out}", highlight=False)
+    out.print(f"A page to share: {say_command('report', config.out)}", highlight=False, markup=False)
 
 
 def _print_comparison(configs: Sequence[RunConfig], outcomes: Sequence[Outcome], as_json: bool) -> None:
@@ -277,7 +279,7 @@ def _print_comparison(configs: Sequence[RunConfig], outcomes: Sequence[Outcome],
     from defend.records.run import from_records
     from defend.report import comparison
 
-    several = [str(config.purifier) for config in configs]
+    several = [config.purifier or NONE for config in configs]
     compared = compare(
         [from_records(name, each.report, each.records) for name, each in zip(several, outcomes, strict=True)]
     )

@@ -9,11 +9,26 @@ import attrs
 import click
 
 from defend.cli.exits import INTERRUPTED
-from defend.cli.flags import DATA_DIR, DEVICE, JSON, QUIET, SEED, SET, WEIGHTS_OUT, given, print_json
+from defend.cli.flags import (
+    DATA_DIR,
+    DEVICE,
+    JSON,
+    OF_VICTIM,
+    PURIFIER_WEIGHTS,
+    QUIET,
+    SEED,
+    SET,
+    TRAIN_MISSING,
+    WEIGHTS_OUT,
+    given,
+    print_json,
+    take_normalisation,
+    take_weights,
+)
 from defend.cli.say import say
 from defend.cli.usage import OUTPUT, command, option
 from defend.errors import ConfigError
-from defend.report.progress import TrainingBar, open_console, show_waiting
+from defend.report.progress import RunBar, TrainingBar, open_console, show_waiting
 from defend.util.launch import place
 from defend.values.references import anchor
 
@@ -29,7 +44,10 @@ PRECISIONS = click.Choice(["no", "bf16"])
     {
         "What is trained": [
             option("--victim NAME", "The victim to adapt, or whose gradients or losses the training uses."),
+            *OF_VICTIM,
             option("--purifier NAME[,NAME]", "Fine-tuners: the purifier that stands before it."),
+            PURIFIER_WEIGHTS,
+            TRAIN_MISSING,
             option(
                 "--dataset NAME",
                 "What to train on: a name, a folder, .csv, .npz or hf:NAME.",
@@ -55,6 +73,7 @@ def train_command(
     name: str,
     victim: str | None,
     purifier: str | None,
+    train_missing: bool | None,
     dataset: str,
     edition: str,
     data_dir: str | None,
@@ -68,10 +87,10 @@ def train_command(
     """Train a stage and write its weights, with their card. Cut off, it goes on where it was.
 
     Options of the architecture and of the training: --set epochs=10 --set lr=1e-3, see `defend show NAME`;
-    of the data set: --set dataset.image_size=64.
+    of the data set: --set dataset.image_size=64; of the victim that it looks at: --set victim.stem=standard.
     For several processes: torchrun --nproc-per-node 2 -m defend train ...
     """
-    from defend.plugins import registry
+    from defend.plugins import registry, using
     from defend.values.sources import name_source
 
     if out is not None and not out.parent.is_dir():
@@ -79,7 +98,9 @@ def train_command(
     dataset, data_dir = name_source(dataset, data_dir)
     registry().find("dataset", dataset)
     found = registry().find(stage, name)
-    options, dataset_options = _settings(stage, settings)
+    options, others = _settings(stage, settings)
+    take_normalisation(values, options if stage == "victim" else others.setdefault("victim", {}))
+    weights = take_weights(values)
     victim, purifier = (each and anchor(each, Path.cwd()) for each in (victim, purifier))
     console = open_console(stderr=True)
     with show_waiting(console, quiet):
@@ -87,27 +108,35 @@ def train_command(
         from defend.assembly.load import open_dataset
         from defend.options import describe
         from defend.training.loop import FitSettings
-        from defend.training.stage import aim_at, train_stage
+        from defend.training.missing import prepare_training
+        from defend.training.stage import train_stage
         from defend.weights.origin import find_origin, forgetting
 
-        images = open_dataset(dataset, data_dir, dataset_options)
+        around = Composition.of(victim, purifier, options=others, weights=weights)
+        around.check_keys("options", (key for key in others if others[key]), {"dataset"}, "this training")
+        around.check_keys("weights", weights, (), "this training")
+        images = open_dataset(dataset, data_dir, others.get("dataset"))
         twins = images.duplicates()
     known = {option.name for option in describe(found.spec.config)}
     note = found.note(found.config({key: value for key, value in options.items() if key in known})) if found.tag else ""
     for said in (note, twins.sentence() if twins is not None and twins.n else ""):
         if said:
             say(f"warning: {said}", err=True)
+    how = FitSettings(device=device or "auto", **given(values))
     try:
-        with TrainingBar(console, f"{stage} {name} on {dataset}", quiet) as progress:
+        told = RunBar(console, quiet) if train_missing else None
+        aimed = prepare_training(found, around, images, options, edition, told, how)
+        with using(aimed.plugins), TrainingBar(console, f"{stage} {name} on {dataset}", quiet) as progress:
             path, card = train_stage(
                 stage,
                 name,
                 images,
-                adapted=None if victim is None or stage != "finetuner" else Composition.of(victim, purifier),
-                options=options if victim is None or stage == "finetuner" else aim_at(found, victim, options),
+                adapted=aimed.adapted,
+                options=aimed.options,
                 edition=edition,
-                settings=FitSettings(device=device or "auto", progress=progress, **given(values)),
+                settings=attrs.evolve(how, progress=progress),
                 out=out,
+                plugins=aimed.plugins,
             )
     except KeyboardInterrupt:
         say("interrupted: the same command goes on from the last checkpoint", err=True)
@@ -125,14 +154,15 @@ def train_command(
     return 0
 
 
-def _settings(stage: Stage, settings: tuple[str, ...]) -> tuple[dict[str, str], dict[str, str]]:
-    """Read `--set` arguments into options of the stage, and of the data set."""
+def _settings(stage: Stage, settings: tuple[str, ...]) -> tuple[dict[str, str], dict[str, dict[str, Any]]]:
+    """Read `--set` arguments into options of the stage, and of the parts that are named before a dot."""
     options: dict[str, str] = {}
-    dataset_options: dict[str, str] = {}
+    others: dict[str, dict[str, Any]] = {}
     for setting in settings:
         key, equals, value = (part.strip() for part in setting.partition("="))
         if not equals or not key:
             raise ConfigError(f"--set {setting!r} is not KEY=VALUE, for example epochs=10")
-        chosen = dataset_options if key.startswith("dataset.") else options
-        chosen[key.removeprefix(f"{stage}.").removeprefix("dataset.")] = value
-    return options, dataset_options
+        part, dot, own = key.rpartition(".")
+        chosen = others.setdefault(part, {}) if dot and part != stage else options
+        chosen[own] = value
+    return options, others

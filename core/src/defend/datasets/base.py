@@ -83,12 +83,14 @@ class ImageDataset(abc.ABC):
         classes: class names, by label.
         shape: (channels, height, width).
         flips: whether a mirrored image is still of its class (training augmentation).
+        typed: the words by which a command names it; none where its name does, None where no command can.
     """
 
     name: str
     classes: tuple[str, ...]
     shape: tuple[int, int, int]
     flips: bool = False
+    typed: tuple[str, ...] | None = ()
 
     @abc.abstractmethod
     def labels(self, split: Split) -> Tensor:
@@ -123,7 +125,9 @@ class ImageDataset(abc.ABC):
         """Return what a network is built for."""
         mean, std = self.statistics()
         filed_as = "" if self.filed_as == self.name else self.filed_as
-        return Task(self.name, *self.shape, len(self.classes), mean, std, self.flips, self.classes, filed_as)
+        return Task(
+            self.name, *self.shape, len(self.classes), mean, std, self.flips, self.classes, filed_as, self.typed
+        )
 
     def origin(self, split: Split) -> Origin | None:
         """Return where a split's images come from, None where they are the data set's own official ones."""

@@ -32,6 +32,7 @@ class BoundedDataset(ImageDataset):
         self._who, self._dataset = f"data set {type(dataset).__name__}", dataset
         with self._calling("its attributes"):
             name, classes, shape, flips = dataset.name, dataset.classes, dataset.shape, dataset.flips
+            self.typed = dataset.typed
         if not isinstance(name, str) or not name:
             raise ContractError(f"{self._who} has the name {name!r}, expected a text")
         self._who = f"data set {name}"

@@ -130,6 +130,7 @@ class GivenDataset(ImageDataset):
         missing: Mapping[Split, str] = CURES,
     ) -> None:
         self.name, self._missing, self._sources, self._parts = name, missing, dict(sources), dict(parts)
+        self.typed = None
         first, source = next(iter(sources.items()))
         for split, other in sources.items():
             if other.shape != source.shape:

@@ -21,6 +21,7 @@ from defend import __version__
 from defend.assembly.calibrate import is_calibrated
 from defend.assembly.composition import Composition
 from defend.assembly.load import DataSource
+from defend.assembly.part import type_parts
 from defend.assembly.stage import Built, build_module, build_stage
 from defend.defence import Defence
 from defend.deploy.formats import CHECKED, Exported, check_path, write_file
@@ -29,6 +30,7 @@ from defend.errors import ConfigError, DefendError
 from defend.gradients import differentiates_inside
 from defend.plugins import Found, registry
 from defend.stages import Task
+from defend.values.commands import say_command, type_source
 
 RANDOM = "draws random numbers"
 OPTIMISES = "optimises at test time (its forward pass takes gradients)"
@@ -56,10 +58,13 @@ def export_defence(out: Path, composition: Composition, source: DataSource) -> E
     _check_fixed(whole, composition, built, images.task(), sample)
     names = {part.stage: part.name for part in composition.parts} | {"purifier": composition.purifier}
     if whole.detector is not None and not is_calibrated(whole.detector):
-        behind = f" --purifier {composition.purifier}" if composition.purifier else ""
+        command = say_command(
+            *("calibrate", *type_parts(composition.of_stage("purifier") + composition.of_stage("detector"))),
+            *type_source(source.name, source.data_dir, source.options),
+        )
         raise ConfigError(
             f"detector {names['detector']} has no threshold for {source.name}, and would accept every image: "
-            f"run `defend calibrate --detector {names['detector']}{behind} --dataset {source.name}` first"
+            f"run `{command}` first"
         )
     labels = {part.key: part.name if part.stage == "purifier" else part.stage for part in composition.parts}
     options = {part.key: part.options for part in composition.parts} | {"dataset": source.options}

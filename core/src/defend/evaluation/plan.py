@@ -9,6 +9,7 @@ from typing import Any
 import attrs
 from torch import Tensor
 
+from defend.assembly.part import say_training
 from defend.attacks.balls import usual_l2
 from defend.datasets.base import ImageDataset
 from defend.errors import ConfigError
@@ -21,6 +22,7 @@ from defend.values.threats import DEFENDED, NO_SOURCES, THREATS, UNDEFENDED, Thr
 
 QUICK: Mapping[str, int] = {"steps": 10, "queries": 200}
 """What a quick run takes of expensive attacks; single-step ones, which have neither, it takes only if named."""
+USUAL_SOURCES = ("resnet18", "vgg11_bn")
 STEP_SIZE = "step_size"
 EARLY_STOP = "early_stop"  # the option of an attack that leaves an image as it is once it is fooled
 
@@ -71,7 +73,7 @@ def plan(defences: Sequence[ArmNames], dataset: ImageDataset, plugins: Registry)
             rows += _rows(kind, variant, attacked, facing, plugins, fewer if costly else keys, dataset.task())
         # of the ladder, threats that do not fit are told in the report; one that was named is an error
         if kind in find_insisted(config) and len(rows) == before:
-            raise ConfigError(_cannot(kind, config, bool(faced)))
+            raise ConfigError(_cannot(kind, config, dataset, bool(faced)))
     if config.attacks is not None and len(rows) == 1:
         raise ConfigError("; ".join(f"{what}: {why}" for what, why in find_undone(config, rows, plugins).items()))
     return rows
@@ -115,16 +117,18 @@ def _suits(attack: Found, kind: str) -> bool:
     return not {kind, THREATS[kind].suits}.isdisjoint(attack.spec.threats)
 
 
-def _cannot(kind: str, config: RunConfig, fits: bool) -> str:
+def _cannot(kind: str, config: RunConfig, dataset: ImageDataset, fits: bool) -> str:
     if fits:
         given = ", ".join(config.attacks or ())
         return f"threat {kind!r} has no attack: none of {given} makes sense under it; leave --attack out for its own"
     needs = THREATS[kind].needs
     if needs:
         return f"threat {kind!r} needs a {needs}, and this run has none: add one, or leave the threat out"
+    other = next(name for name in USUAL_SOURCES if name != config.victim)
+    command = say_training("victim", other, dataset.typed or ("--dataset", dataset.name))
     return (
-        f"threat {kind!r} needs another victim with weights for {config.dataset}, and there is none: name one with "
-        f"--source, trained by `defend train victim NAME --dataset {config.dataset}`"
+        f"threat {kind!r} needs another victim with weights for {config.dataset}, and there is none: train one, for "
+        f"example `{command}`, and name it with --source"
     )
 
 

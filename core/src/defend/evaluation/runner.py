@@ -37,6 +37,7 @@ from defend.store.store import Store
 from defend.util import interrupts
 from defend.util.files import sweep
 from defend.util.processes import Processes, join, resolve_device
+from defend.values.commands import say_command
 from defend.values.report import Report
 from defend.values.run_config import RunConfig
 from defend.values.threats import DEFENDED, NO_SOURCES, UNDEFENDED, choose_threats
@@ -148,6 +149,9 @@ class _Run:
         store = Store.users() if config.store and config.out else None  # without a folder, a run leaves no trace
         # before the data set is read and anything is trained, so that a wrong name is told at once
         compositions = [_resolve(each, plugins) for each in configs]
+        if dataset is not None:  # its name is what the report and config.toml say
+            configs = [attrs.evolve(each, dataset=dataset.name) for each in configs]
+            config = configs[0]
         self.dataset = _read(config, plugins, watcher) if dataset is None else ensure_bounded(dataset)
         self.defences = build_all(configs, compositions, self.dataset, watcher, self.device)
         self.rows = plan([defence.names for defence in self.defences], self.dataset, plugins)
@@ -212,7 +216,9 @@ class _Run:
         except KeyboardInterrupt:  # between rows
             self.partial = True
         except ProcessLostError as error:
-            kept = f"; what was finished is kept: defend run --resume {self.outs[0]}" if self.outs[0] else ""
+            kept = (
+                f"; what was finished is kept: {say_command('run', '--resume', self.outs[0])}" if self.outs[0] else ""
+            )
             raise ProcessLostError(f"{error}{kept}") from None
         finally:
             self.watcher.end()

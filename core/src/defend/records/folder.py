@@ -20,6 +20,7 @@ from defend.records.unfinished import FOLDER, is_unfinished
 from defend.util.files import number_twin, place_under, write_bytes, write_text
 from defend.util.lock import hold
 from defend.util.sealed import to_sealed
+from defend.values.commands import say_command
 from defend.values.report import Report
 from defend.values.run_config import RunConfig
 from defend.values.threats import DEFENDED, UNDEFENDED
@@ -72,7 +73,9 @@ def _refuse_others(folder: Path, resume: bool, goes_on: bool) -> None:
         raise ConfigError(f"run folder {name!r} already holds a run: name another with --out")
     # another process may have gone on with it, and come to its end, while this one was getting ready
     if resume and goes_on and is_run(folder) and not (is_partial(folder) or (folder / FOLDER).is_dir()):
-        raise ConfigError(f"the run in {name!r} is complete meanwhile: a page of it is made by defend report {name}")
+        raise ConfigError(
+            f"the run in {name!r} is complete meanwhile: a page of it is made by {say_command('report', name)}"
+        )
 
 
 def write_config(folder: Path, config: RunConfig) -> None:

@@ -14,6 +14,7 @@ from defend.errors import DataError
 from defend.util.cells import from_cell
 from defend.util.documents import digest
 from defend.util.statistics import mcnemar, paired_interval, wilson
+from defend.values.commands import say_command
 from defend.values.threats import DEFENDED, UNDEFENDED
 
 DIGESTS = "digests"  # of report.json: a SHA-256 of each of its other parts, by key
@@ -106,7 +107,7 @@ def check_digests(report: Mapping[str, Any], path: Path) -> None:
         if digest(report[key]) != wanted:
             raise DataError(
                 f"{str(path)!r} was edited: {key!r} is not what the run wrote; its figures are no longer the run's, "
-                f"make it again with `defend run --config {path.parent / 'config.toml'}`"
+                f"make it again with `{say_command('run', '--config', path.parent / 'config.toml')}`"
             )
 
 

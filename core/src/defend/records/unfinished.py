@@ -15,6 +15,7 @@ from defend.records.reading import arms_of, is_partial, is_run
 from defend.util import lock
 from defend.util.documents import digest, parse_json
 from defend.util.files import list_folder, place_under, sweep
+from defend.values.commands import say_command
 from defend.values.run_config import RunConfig
 from defend.values.toml import read_toml, run_config
 
@@ -66,7 +67,7 @@ def way_on(config: RunConfig) -> str:
     """Say how a run goes on that could not write: from what is in its folder, or from the beginning."""
     unfinished = Path(str(config.out)) / FOLDER
     if config.out and ((unfinished / ABOUT).is_file() or (unfinished / ANNOUNCED).is_file()):
-        return f"what was finished is kept: defend run --resume {config.out}"
+        return f"what was finished is kept: {say_command('run', '--resume', config.out)}"
     return "nothing was computed yet: mend that, or name another folder with --out, and begin again"
 
 
@@ -81,7 +82,7 @@ def tidy(folder: Path) -> None:
 
 def anew(folder: Path) -> str:
     """Return the command that begins a run again, with the settings kept in its folder."""
-    return f"defend run --config {folder / 'config.toml'}"
+    return say_command("run", "--config", folder / "config.toml")
 
 
 def _place(texts: Sequence[str], begun: Path, folder: Path) -> list[RunConfig]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import shlex
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -37,6 +36,7 @@ from defend.report.html import environment
 from defend.report.leaderboard import Place, leaderboard
 from defend.report.terminal import ARM_TITLES, NORMS, basis, loose, more_steps
 from defend.util.files import make_folder, number_twin, place_under, write_text
+from defend.values.commands import say_command
 from defend.values.report import Row
 from defend.values.threats import THREATS, knows_the_defence
 from defend.weights.origin import describe
@@ -150,7 +150,7 @@ class Section:
     @property
     def rerun(self) -> str:
         """The command that makes the run again."""
-        return f"defend run --config {shlex.quote(str(self.results.folder / 'config.toml'))}"
+        return say_command("run", "--config", self.results.folder / "config.toml")
 
 
 def write_page(paths: Sequence[Path], out: Path | None = None) -> Written:

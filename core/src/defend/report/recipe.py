@@ -18,6 +18,7 @@ from defend.report.terminal import NORMS, of_norms
 from defend.report.text import over_passes, percent, row_title, with_interval
 from defend.reproduce.ladders import Compared, Figure, Ladder, LadderRow
 from defend.util.distributions import install
+from defend.values.commands import say_command
 from defend.values.report import ArmResult, WorstCase
 from defend.values.threats import knows_the_defence
 from defend.values.toml import to_toml
@@ -105,9 +106,8 @@ def render(recipe: Recipe, ladder: Ladder | None, console: Console) -> None:
         lines.append(
             Text(f"\nMeasured by `{ladder.command}`, {ladder.device}, {_versions(ladder)}, seed {ladder.seed}", "dim")
         )
-    lines.append(
-        Text(f"Use it: defend.load_recipe({recipe.name!r}). Measure it again: defend recipe {recipe.name} --run", "dim")
-    )
+    again = say_command("recipe", recipe.name, "--run")
+    lines.append(Text(f"Use it: defend.load_recipe({recipe.name!r}). Measure it again: {again}", "dim"))
     console.print(Group(*lines), soft_wrap=False)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from defend.report.text import interval, over_passes, percent, row_title, with_interval
+from defend.values.commands import say_command, type_settings
 from defend.values.references import shorten
 from defend.values.report import ArmResult, Report, Row, WorstCase
 from defend.values.threats import DEFENDED, TUNED, UNDEFENDED, UNTUNED, knows_the_defence
@@ -113,15 +113,11 @@ def more_steps(report: Report) -> str:
     """Return the command that takes the attacks further which were still fooling images; "" where there are none."""
     config = report.config
     further = {row.attack: row for row in report.rows if row.curve is not None and loose(row, report.defended)}
-    chosen = "".join(
-        f" --set {name}.{'queries' if row.queries else 'steps'}={4 * row.steps}"
-        for name, row in further.items()
-        if row.steps
-    )
+    steps = {name: ("queries" if row.queries else "steps", 4 * row.steps) for name, row in further.items() if row.steps}
+    chosen = [word for name, (key, many) in steps.items() for word in type_settings(name, {key: many})]
     if not chosen:
         return ""
-    source = shlex.quote(str(Path(config.out, "config.toml"))) if config.out else "CONFIG.toml"
-    return f"defend run --config {source}{chosen}"
+    return say_command("run", "--config", Path(config.out, "config.toml") if config.out else "CONFIG.toml", *chosen)
 
 
 def of_norms(figures: Mapping[str, Any]) -> str:

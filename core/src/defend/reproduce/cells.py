@@ -14,6 +14,7 @@ from defend.reproduce.jobs import Job, MeasureSettings, threat_of
 from defend.reproduce.results import AdaptiveResult, Cell, TableResult, standing
 from defend.tables import Table, TableArm, TableAttack
 from defend.util.statistics import wilson
+from defend.values.commands import say_command
 from defend.values.report import Report
 from defend.values.threats import DEFENDED, THREATS, UNDEFENDED
 
@@ -38,11 +39,11 @@ def make_result(
             cells[attack, arm] = _best(table, attack, table.arm(arm), paper, every, reports)
     latest = list(reports.values())[-1] if reports else None
     made = [(job, reports[job.folder]) for job in every if job.folder in reports]
-    limit = "" if settings.limit is None else f" --limit {settings.limit}"
-    seed = "" if settings.seed == 0 else f" --seed {settings.seed}"
+    limit = () if settings.limit is None else ("--limit", settings.limit)
+    seed = () if settings.seed == 0 else ("--seed", settings.seed)
     return TableResult(
         table=table.name,
-        command=f"defend reproduce {table.name}{limit}{seed}",
+        command=say_command("reproduce", table.name, *limit, *seed),
         dataset={"name": latest.dataset.name, "sha256": latest.dataset.sha256} if latest else {"name": table.dataset},
         cells=tuple(cells[place] for place in table.cells),
         adaptive=tuple(

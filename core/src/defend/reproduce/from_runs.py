@@ -13,6 +13,7 @@ from defend.errors import ConfigError
 from defend.recipes import LOCAL, Recipe, composition, part_keys
 from defend.records.reading import not_a_report, read_run, structured
 from defend.reproduce.ladders import Compared, Figure, Ladder, LadderRow, Status, clean_figure
+from defend.values.commands import say_command
 from defend.values.editions import is_file
 from defend.values.report import Report
 from defend.values.run_config import RunConfig
@@ -94,7 +95,7 @@ def keep(recipe: Recipe, runs: Sequence[Path], out: Path) -> Path:
 def _read(folder: Path) -> _Ran:
     run = read_run(folder)
     if run.partial:
-        raise ConfigError(f"run {str(folder)!r} is not finished: go on with `defend run --resume {folder}`")
+        raise ConfigError(f"run {str(folder)!r} is not finished: go on with `{say_command('run', '--resume', folder)}`")
     if run.report.get("worst_case") is None:
         raise ConfigError(f"run {str(folder)!r} has no worst case: it attacked nothing at its own eps")
     report = structured(run.report, folder)

@@ -18,6 +18,7 @@ from defend.assembly.composition import Composition, Missing
 from defend.evaluation.plan import counter_attacks
 from defend.plugins import Registry
 from defend.tables import Adaptive, Table, TableArm, TableAttack
+from defend.values.commands import type_source
 from defend.values.run_config import RunConfig
 from defend.values.threats import DEFENDED, NO_SOURCES, NOISE, THREATS, USUAL
 from defend.values.toml import to_toml
@@ -58,9 +59,10 @@ class Job:
         return Path(str(self.config.out))
 
 
-def find_missing(table: Table, plugins: Registry) -> dict[str, list[Missing]]:
-    """Return which weights are missing, by arm."""
+def find_missing(table: Table, plugins: Registry, data_dir: str | None = None) -> dict[str, list[Missing]]:
+    """Return which weights are missing, by arm; `data_dir` is where the commands find the data set."""
     found: dict[str, list[Missing]] = {}
+    typed = type_source(table.dataset, data_dir)
     for arm in table.arms:
         if arm.absent or arm.best_of:
             continue
@@ -69,7 +71,7 @@ def find_missing(table: Table, plugins: Registry) -> dict[str, list[Missing]]:
             victim, arm.purifier, arm.detector, arm.finetune, options=arm.options, weights=arm.weights, plugins=plugins
         )
         others = [Composition.of(arm.source, plugins=plugins)] if arm.source else []  # a transfer's is taken as it is
-        gaps = [gap for each in (own, *others) for gap in each.list_missing(table.dataset)]
+        gaps = [gap for each in (own, *others) for gap in each.list_missing(table.dataset, typed=typed)]
         if gaps:
             found[arm.name] = gaps
     return found

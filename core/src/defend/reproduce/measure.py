@@ -47,7 +47,7 @@ def reproduce(
         raise ConfigError("a table is measured in one process: start it without torchrun")
     table.require()
     plugins = plugins or registry()
-    gaps = {} if settings.train_missing else find_missing(table, plugins)
+    gaps = {} if settings.train_missing else find_missing(table, plugins, settings.data_dir)
     ready = [arm for arm in table.arms if not arm.absent and not arm.best_of and arm.name not in gaps]
     if not ready:
         commands = "; ".join(dict.fromkeys(str(gap) for each in gaps.values() for gap in each))

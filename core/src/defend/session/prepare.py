@@ -22,7 +22,8 @@ from defend.report.progress import TrainingBar, open_console
 from defend.session.evaluate import find_names
 from defend.stages import Stage
 from defend.training.loop import FitSettings
-from defend.training.stage import aim_at, train_stage
+from defend.training.missing import prepare_training
+from defend.training.stage import train_stage
 from defend.util.processes import resolve_device
 from defend.values.report import Calibration
 
@@ -68,19 +69,25 @@ def train(
     """
     images = ensure_bounded(gather_training(_opened(data), val=_opened(val), classes=classes, seed=seed))
     names, plugins = find_names({"victim": victim, "purifier": purifier}, images)
-    chosen, adapted = dict(options or {}), None
     parts: dict[str, Any] = {ARGUMENTS[stage]: name}
     with using(plugins), tempfile.TemporaryDirectory() as folder:
         if stage == "finetuner":
             parts |= {"victim": names["victim"], "purifier": names["purifier"]}
-            if victim is not None:
-                adapted = Composition.of(names["victim"], names["purifier"], plugins=plugins)
-        elif names["victim"] is not None:
-            chosen = aim_at(plugins.find(stage, name), names["victim"], chosen)
+        around = Composition.of(names["victim"], names["purifier"], plugins=plugins)
+        aimed = prepare_training(plugins.find(stage, name), around, images, options or {})
         path = Path(folder) / "weights.safetensors" if out is None else Path(out)
         with TrainingBar(open_console(stderr=True), f"{stage} {name}", quiet=not progress) as bar:
             how = FitSettings(seed=seed, device=device, progress=bar)
-            train_stage(stage, name, images, adapted=adapted, options=chosen, settings=how, out=path, plugins=plugins)
+            train_stage(
+                stage,
+                name,
+                images,
+                adapted=aimed.adapted,
+                options=aimed.options,
+                settings=how,
+                out=path,
+                plugins=aimed.plugins,
+            )
         composition = Composition.of(**parts, weights={stage: str(path)}, plugins=plugins)
         return composition.build(images.task())[stage].module.eval()
 

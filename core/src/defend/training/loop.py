@@ -37,6 +37,7 @@ from defend.training.contract import (
     finite,
 )
 from defend.util import interrupts
+from defend.util.metrics import check_rate
 from defend.util.tensors import content_hash
 from defend.weights.files import round_to_stored, to_stored
 
@@ -167,6 +168,9 @@ class _Course:
         self._accelerator = accelerator = _start(settings)
         self._networks = dict(training.modules)
         _place(training, self._networks, accelerator.device)
+        if training.fpr is not None:
+            with blame(self._who, "its false-positive rate"):
+                check_rate(training.fpr, len(dataset.labels("val")))
         training.making = settings.progress.making
         with blame(self._who, "data"):
             self._source = training.data(dataset, accelerator.device)

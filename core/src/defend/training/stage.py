@@ -22,6 +22,7 @@ from defend.plugins import Found, Registry, registry
 from defend.stages import Stage, Task
 from defend.store.fingerprint import code_version
 from defend.train import Training
+from defend.training.aim import check_victims
 from defend.training.checkpoint import CHECKPOINT
 from defend.training.contract import TrainedError
 from defend.training.loop import FitSettings, fit
@@ -34,9 +35,6 @@ from defend.values.run_config import check_seed
 from defend.weights.card import Card, new_card
 from defend.weights.files import save
 from defend.weights.find import cached_path, plain, tuned_name
-
-VICTIM_OPTIONS = ("victim", "classifier")
-"""What a recipe calls the victim that its training looks at, where it looks at one."""
 
 
 def train_stage(
@@ -73,7 +71,8 @@ def train_stage(
     """
     how, dataset = settings or FitSettings(device="auto"), ensure_bounded(dataset)
     check_seed(how.seed)
-    found = (plugins or registry()).find(stage, name)
+    plugins = plugins or registry()
+    found = plugins.find(stage, name)
     spec = found.spec
     if spec.train is None:
         instead = f": it is trained as {spec.weights_of} {name}" if spec.weights_of else ""
@@ -82,6 +81,7 @@ def train_stage(
         needs = "a fine-tuner needs --victim, the victim to adapt"
         raise ConfigError(needs if adapted is None else f"{stage} {name} takes no victim")
     config, recipe = _choose_options(found, dataset.name, edition, options or {})
+    check_victims(found, recipe, dataset, plugins)
 
     device = resolve_device(how.device).type
     # before anything is built: the first weights are drawn from it
@@ -149,21 +149,6 @@ def train_stage(
         there = (folder / CHECKPOINT).is_file()
         way = "what was trained is kept, and the same command goes on from there" if there else "no checkpoint is kept"
         raise WriteError(f"{error}; {way}, with another --out too") from None
-
-
-def aim_at(found: Found, victim: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a training's options with the victim whose gradients or losses it uses.
-
-    Raises:
-        ConfigError: the training uses none, or another one was named.
-    """
-    known = {option.name for option in describe(found.spec.recipe)}
-    asked = next((name for name in VICTIM_OPTIONS if name in known), None)
-    if asked is None:
-        raise ConfigError(f"the training of {found.entry.stage} {found.name} uses no victim: leave it out")
-    if options.get(asked, victim) != victim:
-        raise ConfigError(f"{asked}={options[asked]!r} contradicts victim {victim!r}: name one of them")
-    return {**options, asked: victim}
 
 
 @contextlib.contextmanager

@@ -11,6 +11,23 @@ from torch import Tensor
 from defend.errors import ConfigError
 from defend.util.statistics import wilson
 
+ROUNDING = 1e-9  # 0.29 * 100 is 28.999999999999996 in floats
+
+
+def check_rate(fpr: float, n: int) -> None:
+    """Refuse a false-positive rate that n held-out clean images cannot tell from zero.
+
+    Raises:
+        ConfigError: it is no rate, or there are fewer than 1/fpr images.
+    """
+    if not 0 < fpr < 1:
+        raise ConfigError(f"fpr {fpr:g} is out of range: expected above 0 and below 1, for example 0.01")
+    if fpr * n + ROUNDING < 1:
+        raise ConfigError(
+            f"a false-positive rate of {fpr:g} needs at least {math.ceil(1 / fpr - ROUNDING)} held-out clean images, "
+            f"and there are {n}: ask for {1 / max(n, 1):.2g} or more"
+        )
+
 
 def threshold_at(scores: Tensor, fpr: float) -> float:
     """Return the smallest threshold that rejects at most a share `fpr` of clean images' scores.
@@ -26,15 +43,8 @@ def threshold_at(scores: Tensor, fpr: float) -> float:
             no threshold comes near it.
     """
     n = len(scores)
-    if not 0 < fpr < 1:
-        raise ConfigError(f"fpr {fpr:g} is out of range: expected above 0 and below 1, for example 0.01")
-    # 0.29 * 100 is 28.999999999999996 in floats
-    allowed = math.floor(fpr * n + 1e-9)
-    if allowed < 1:
-        raise ConfigError(
-            f"a false-positive rate of {fpr:g} needs at least {math.ceil(1 / fpr - 1e-9)} held-out clean images, and "
-            f"there are {n}: ask for {1 / max(n, 1):.2g} or more"
-        )
+    check_rate(fpr, n)
+    allowed = math.floor(fpr * n + ROUNDING)
     if not torch.isfinite(scores).all():
         raise ConfigError("the detector's scores of clean images are not finite: no threshold can be set")
     ordered = scores.detach().float().cpu().sort(descending=True).values

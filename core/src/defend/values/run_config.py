@@ -20,6 +20,7 @@ CHECKS = ("none", "basic", "full")
 QUICK_ATTACKS = ("noise", "fgsm", "pgd")
 LADDER = "ladder"
 PASSES = 10
+NONE = "none"  # in the place of a purifier: the arm that has none
 MOST, MOST_SEED = 2**31 - 1, 2**63 - 1
 
 
@@ -72,6 +73,10 @@ def _names_or_none(value: Iterable[str] | None) -> tuple[str, ...] | None:
     return None if value is None else _names(value)
 
 
+def _part_or_none(value: str | None) -> str | None:
+    return None if value == NONE else value
+
+
 def _length(value: Any) -> float | None:
     if value is None:
         return None
@@ -111,7 +116,8 @@ class RunConfig:
     """Everything that decides a run; saved with it as config.toml and able to rerun it.
 
     Attributes:
-        victim, purifier, detector: stage names; None leaves a stage out. Two purifiers in sequence: "dae,apudae".
+        victim, purifier, detector: stage names; None leaves a stage out, as "none" does a purifier. Two purifiers in
+            sequence: "dae,apudae".
         finetune: the fine-tuner whose tuned weights replace the victim's, or None.
         fpr: calibrate the detector for this false-positive rate on held-out clean images; None keeps the threshold
             that came with its weights, and takes 0.01 if it has none.
@@ -145,7 +151,7 @@ class RunConfig:
 
     victim: str
     dataset: str = "digits"
-    purifier: str | None = None
+    purifier: str | None = attrs.field(default=None, converter=_part_or_none)
     detector: str | None = None
     finetune: str | None = None
     fpr: float | None = attrs.field(default=None, validator=_rate)

@@ -171,6 +171,8 @@ def to_toml(config: RunConfig) -> str:
 def alternatives(config: RunConfig, purifiers: Sequence[str]) -> list[RunConfig]:
     """Return one config a purifier (or sequence of them), each an arm with a folder of its own under the config's.
 
+    "none" is the arm without a purifier.
+
     Raises:
         ConfigError: one named twice; or options or weights for "purifier", which cannot mean several.
     """

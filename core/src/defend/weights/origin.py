@@ -15,6 +15,7 @@ import attrs
 
 from defend.errors import ConfigError, DefendError, WeightsError, did_you_mean
 from defend.util.files import cache_dir
+from defend.values.commands import say_command
 from defend.weights.card import Card, read_card
 from defend.weights.find import find_shipped
 
@@ -86,7 +87,7 @@ def warn_of(part: str, known: Mapping[str, Any]) -> str:
 
 def forgetting(file: str) -> str:
     """Return the command that removes weights of the user's own."""
-    return f"defend cache --forget {file}"
+    return say_command("cache", "--forget", file)
 
 
 @attrs.frozen

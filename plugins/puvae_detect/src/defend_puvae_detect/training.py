@@ -36,6 +36,7 @@ class PuvaeTraining(Training):
             frozen={"classifier": classifier},
         )
         self._purifier, self._recipe = purifier, recipe
+        self.fpr = None if recipe.threshold_rule == "grid" else recipe.fpr
 
     def optimisers(self, steps: int) -> dict[str, Optimiser]:
         lr = self._recipe.lr

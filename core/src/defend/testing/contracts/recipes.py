@@ -14,6 +14,7 @@ from defend.report.recipe import markdown
 from defend.reproduce.ladders import Ladder, find, find_kept, load_recipe
 from defend.stages import Task
 from defend.testing.toys import TASK, images
+from defend.values.commands import say_command
 from defend.values.toml import to_toml
 
 
@@ -30,7 +31,7 @@ class RecipeContract:
     def ladder(self) -> Ladder:
         """Return the ladder that came with the recipe."""
         ladder = find_kept(find(self.name))
-        assert ladder is not None, f"recipe {self.name} has no kept ladder: `defend recipe {self.name} RUN... --keep`"
+        assert ladder is not None, f"recipe {self.name} has no kept ladder: defend recipe --keep makes one"
         return ladder
 
     def test_it_is_the_defence_that_was_measured(self) -> None:
@@ -58,4 +59,6 @@ class RecipeContract:
             pytest.skip("no README was named")
         _, _, rest = self.readme.read_text(encoding="utf-8").partition(f"<!-- recipe {self.name} -->")
         written = rest.partition(f"<!-- end {self.name} -->")[0].strip()
-        assert written == markdown(find(self.name), self.ladder()).strip(), f"defend recipe {self.name} --readme FILE"
+        assert written == markdown(find(self.name), self.ladder()).strip(), say_command(
+            "recipe", self.name, "--readme", "FILE"
+        )
