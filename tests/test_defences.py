@@ -318,6 +318,16 @@ def test_crafting_happens_once_for_all_arms():
     ] * 2
 
 
+def test_an_arm_without_a_purifier_takes_no_attacks_on_the_others(defend):
+    answer = defend(*ONE_ROW, "--threat", "adaptive", "--purifier", "none", "--purifier", "round", "--json")
+    assert answer.code == 0, answer.error
+    threats = {row["threat"]: [cell is not None for cell in row["runs"].values()] for row in answer.json["rows"]}
+    assert threats["adaptive"] == [False, True] and threats["oblivious"] == [True, True]
+    assert {row["threat"] for row in answer.json["worst_case"]["over"]} >= {"adaptive", "oblivious"}
+    alone = defend(*ONE_ROW, "--purifier", "none", "--json").json
+    assert alone["config"]["purifier"] is None
+
+
 def test_options_of_several_arms_go_by_name(refused, defend):
     pair = ("--purifier", "soften", "--purifier", "round")
     line = refused(*ONE_ROW, *pair, "--set", "purifier.strength=1")

@@ -401,3 +401,17 @@ def test_plain_data():
     three = to_dict(compare(runs))["worst_case"]
     assert [key["attack"] for key in three["over"]] == ["none", "fgsm"] and three["left_out"] == []
     assert three["runs"]["c"]["accuracy"] == 0.5 and len(three["pairs"]) == 3
+
+
+def test_a_bare_victim_lacks_what_an_attacker_knows_of_a_defence_and_takes_it_from_nobody():
+    bare = run("none", {CLEAN: "1111", PGD: "1000"})
+    defended = run("dae", {CLEAN: "1111", PGD: "1110", ADAPTIVE: "1001"}, config={"purifier": "dae"})
+    comparison = compare([bare, defended])
+    worst = comparison.worst_case
+    assert worst.over == (CLEAN, PGD, ADAPTIVE) and worst.left_out == ()
+    assert [cell.accuracy for cell in worst.cells] == [0.25, 0.25]
+    (note,) = comparison.notes
+    assert note.startswith("none: there is no defence that an attacker could know") and str(ADAPTIVE) in note
+    # two defences are held to the rows that both have
+    other = run("blur", {CLEAN: "1111", PGD: "1110"}, config={"purifier": "blur"})
+    assert compare([other, defended]).worst_case.over == (CLEAN, PGD)

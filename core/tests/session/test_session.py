@@ -6,7 +6,7 @@ from torch import nn
 
 import defend
 from defend.defence import Defence
-from defend.errors import ConfigError, DataError
+from defend.errors import ConfigError, ContractError, DataError
 from defend.plugins import registry
 from defend.testing.toys import TASK, TinyVictim, images
 
@@ -139,3 +139,46 @@ def test_registries_of_sessions_are_their_own(model, data):
     defend.evaluate(model, data, threats=["oblivious"], **QUICK)
     with pytest.raises(defend.DefendError):
         registry().find("victim", "TinyVictim")
+
+
+class RobustBenchModel(nn.Module):
+    """The shape of RobustBench's models: an own normalisation in buffers, an own forward, images in [0,1] to logits."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mu", torch.full((1, 1, 1), 0.3))
+        self.register_buffer("sigma", torch.full((1, 1, 1), 0.38))
+        self.layers = nn.Sequential(nn.Conv2d(1, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 10))
+
+    def forward(self, batch):
+        return self.layers((batch - self.mu) / self.sigma)
+
+
+def test_a_model_of_robustbenchs_shape_is_one_like_any_other(data):
+    torch.manual_seed(0)
+    model = RobustBenchModel()
+    with torch.no_grad():
+        labels = model(data[0]).argmax(1)
+    with pytest.raises(ContractError, match=r"answers for 10 classes.*say so with classes=10"):
+        defend.evaluate(model, (data[0], labels % 4), threats=["oblivious"], **QUICK)
+    found = defend.evaluate(model, (data[0], labels), classes=10, threats=["oblivious"], **QUICK)
+    assert found.rows[0].defended.accuracy == 1 and found.report.config.victim == "RobustBenchModel"
+    assert "no finite" not in str(found) and found.rows[1].gradients["never"] == 0
+
+
+def test_a_run_of_a_data_set_that_is_handed_over_says_its_name(data):
+    from defend.assembly.load import as_dataset
+    from defend.evaluation.runner import run_arms
+    from defend.plugins import using
+
+    images_of_mine = as_dataset(data, name="mine")
+    name, plugins = registry().with_thing("victim", TinyVictim(TASK), "tiny")
+    with using(plugins):
+        config = defend.RunConfig(victim=name, attacks=("fgsm",), threats=("oblivious",), limit=4, checks="none")
+        (outcome,) = run_arms([config], plugins=plugins, dataset=images_of_mine)
+    assert outcome.report.dataset.name == outcome.report.config.dataset == "mine"
+
+
+def test_too_few_held_out_images_are_told_before_a_training(model, data):
+    with pytest.raises(ConfigError, match=r"fpr|false-positive rate of 0.01 needs at least 100 held-out"):
+        defend.train("purifier", "puvae", data, victim=model, progress=False)

@@ -123,6 +123,7 @@ def calibrate_part(
     """
     task, place = dataset.task(), resolve_device(device)
     (part,) = composition.of_stage("detector")
+    composition.warn_of_own(task.filing)
     parts = composition.build(task)
     built, whole = parts["detector"], composition.compose(parts).to(place)
     calibration = calibrate(whole, dataset, fpr, device=place, seed=seed, progress=progress)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
@@ -17,6 +18,7 @@ from defend.stages import Task
 from defend.values.editions import edition_of
 from defend.values.run_config import RunConfig, split_names
 from defend.weights.foreign import hash_of
+from defend.weights.origin import warn_of
 
 
 @attrs.frozen
@@ -161,6 +163,15 @@ class Composition:
         """Return the content hashes of the weights that would be loaded now, by the parts' keys."""
         paths = {part.key: part.find_weights(filing) for part in self.parts}
         return {key: hash_of(path) for key, path in paths.items() if path is not None}
+
+    def warn_of_own(self, filing: str) -> None:
+        """Warn of weights of the user's own that are taken in the place of shipped ones."""
+        for part in self.parts:
+            if (path := part.find_weights(filing)) is not None:
+                origin = part.find_origin(path, filing)
+                known = {"origin": origin.kind, **attrs.asdict(origin)}
+                if said := warn_of(f"{part.stage} {part.name}", known):
+                    warnings.warn(said, stacklevel=2)
 
     def build(self, task: Task, victim: Built | None = None) -> dict[str, Built]:
         """Build all parts for a task and load their weights, by key.

@@ -152,9 +152,14 @@ def check_outputs(module: nn.Module, task: Task, what: str) -> None:
     """
     said = unwrap(try_grey("victim", module, (task.channels, task.height, task.width)))
     if isinstance(said, torch.Tensor) and said.ndim == 2 and said.shape[1] != task.classes:
+        count = said.shape[1]
+        more = ""
+        if count > task.classes:
+            flag = f"classes={count}" if task.typed is None else f"--classes {count}, or a file with their names"
+            more = f"; where the images at hand are not of all of them, say so with {flag}"
         raise ContractError(
-            f"{what} answers for {said.shape[1]} classes, and {task.dataset} has {task.classes}: its outputs must be "
-            "those of the data set's classes, in their order"
+            f"{what} answers for {count} classes, and {task.dataset} has {task.classes}: its outputs must be those of "
+            f"the data set's classes, in their order{more}"
         )
 
 

@@ -18,11 +18,13 @@ if TYPE_CHECKING:
     from defend.assembly.load import DataSource
 
 PATH = click.Path(path_type=Path)
+CLASS_NAMES = "class_names"  # the option of data sets of one's own images that --classes is short for
 
 SET = option("--set KEY=VALUE", "Set an option; see `defend show NAME`. Repeatable.", "settings", multiple=True)
 JSON = option("--json", "Print JSON for machines.", "as_json")
 QUIET = option("--quiet", "No progress.")
 DATA_DIR = option("--data-dir DIR", "Where the data set lies (default: $DEFEND_DATA_DIR).")
+CLASSES = option("--classes N", "How many classes there are, or a file of their names, where the images show fewer.")
 DEVICE = option("--device NAME", "auto (default), cpu, cuda.")
 SEED = option("--seed N", "Seed of everything random (default 0).", type=click.IntRange(0, 2**63 - 1))
 TRAIN_MISSING = option("--train-missing", "Train weights that do not exist yet.", default=None)
@@ -46,6 +48,7 @@ PARTS = (
     option("--finetune NAME", "Use the victim as a fine-tuner adapted it, for example dae."),
     option("--dataset NAME", "Data set (default digits), or a folder, .csv, .npz or hf:NAME."),
     DATA_DIR,
+    CLASSES,
     *OF_VICTIM,
     PURIFIER_WEIGHTS,
     DETECTOR_WEIGHTS,
@@ -77,6 +80,7 @@ def take_options(settings: Sequence[str], values: dict[str, Any]) -> dict[str, d
 
     options = parse_settings(settings)
     take_normalisation(values, options.setdefault("victim", {}))
+    take_classes(values, options.setdefault("dataset", {}))
     return {stage: chosen for stage, chosen in options.items() if chosen}
 
 
@@ -93,6 +97,19 @@ def take_normalisation(values: dict[str, Any], options: dict[str, Any]) -> None:
         if name in options:
             raise ConfigError(f"--{name} is short for --set victim.{name}: give one of the two")
         options[name] = value
+
+
+def take_classes(values: dict[str, Any], options: dict[str, Any]) -> None:
+    """Move --classes out of a command's values into the data set's options.
+
+    Raises:
+        ConfigError: it was given both ways.
+    """
+    value = values.pop("classes")
+    if value is not None and CLASS_NAMES in options:
+        raise ConfigError(f"--classes is short for --set dataset.{CLASS_NAMES}: give one of the two")
+    if value is not None:
+        options[CLASS_NAMES] = value
 
 
 def resolve_defence(

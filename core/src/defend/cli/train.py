@@ -10,6 +10,7 @@ import click
 
 from defend.cli.exits import INTERRUPTED
 from defend.cli.flags import (
+    CLASSES,
     DATA_DIR,
     DEVICE,
     JSON,
@@ -22,6 +23,7 @@ from defend.cli.flags import (
     WEIGHTS_OUT,
     given,
     print_json,
+    take_classes,
     take_normalisation,
     take_weights,
 )
@@ -55,6 +57,7 @@ PRECISIONS = click.Choice(["no", "bf16"])
                 show_default=True,
             ),
             DATA_DIR,
+            CLASSES,
             option("--edition NAME", "Other weights of the same stage; see `defend show NAME`.", default=""),
             SET,
             SEED,
@@ -100,6 +103,7 @@ def train_command(
     found = registry().find(stage, name)
     options, others = _settings(stage, settings)
     take_normalisation(values, options if stage == "victim" else others.setdefault("victim", {}))
+    take_classes(values, others.setdefault("dataset", {}))
     weights = take_weights(values)
     victim, purifier = (each and anchor(each, Path.cwd()) for each in (victim, purifier))
     console = open_console(stderr=True)

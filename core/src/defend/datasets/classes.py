@@ -24,13 +24,17 @@ def number_classes(found: Sequence[str], class_names: Sequence[str], where: str)
 
 
 def read_class_names(path: str | None) -> tuple[str, ...]:
-    """Read the model's classes in its own order, one name a line; none where there is no file.
+    """Read the model's classes in its own order, one name a line of a file; none where none is named.
+
+    A number in the place of a file is how many there are, called "0", "1", ...
 
     Raises:
         DataError: a file that cannot be read, is empty, or names a class twice.
     """
     if path is None:
         return ()
+    if path.isascii() and path.isdecimal() and len(path) < 7:
+        return tuple(map(str, range(int(path))))
     lines = [line.strip() for line in read_lines(Path(path), "class names")]
     names = tuple(lines[: max((at for at, line in enumerate(lines, 1) if line), default=0)])
     for at, name in enumerate(names, 1):

@@ -13,7 +13,9 @@ SPLIT_HELP = (
     'the split or sub-folder that is judged (usually test); "all" judges everything, and leaves none to train on'
 )
 HOLD_OUT_HELP = "hold images out for a split that has none of its own (usually); off, it has none"
-CLASS_NAMES_HELP = "a file of the model's classes in its own order, one name a line; one may have no images"
+CLASS_NAMES_HELP = (
+    "a file of the model's classes in its own order, one name a line, or how many there are; one may have no images"
+)
 
 
 @options

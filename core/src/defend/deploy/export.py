@@ -52,6 +52,7 @@ def export_defence(out: Path, composition: Composition, source: DataSource) -> E
     """
     check_path(out)
     images = source.open(composition.plugins)
+    composition.warn_of_own(images.filed_as)
     built = composition.build(images.task())
     whole = composition.compose(built)
     sample, _ = images.tensors("test", limit=sum(CHECKED))

@@ -57,6 +57,7 @@ def predict(
     if save is not None:
         make_folder(save, "--save")
         sweep(save)
+    composition.warn_of_own(task.filing)
     defence = build_defence(composition, task, device)
     bare = Defence(defence.victim)
     if composition.of_stage("finetuner"):  # undefended means the victim as it was

@@ -46,6 +46,15 @@ class ArmNames:
     aim: float | None = None
     costly: frozenset[str] = frozenset()
 
+    def has(self, row: PlannedRow) -> bool:
+        """Whether a row is this defence's: its arm judges it, and no attacker made it who knows another defence.
+
+        The bare victim judges every row; where it is an arm itself, attacks on the other arms are none of its own.
+        """
+        judge = self.names[DEFENDED]
+        known = {UNDEFENDED, *(attacked for variants in self.faced.values() for attacked in variants.values())}
+        return judge in row.judges and (judge != UNDEFENDED or row.attacked in known)
+
 
 def plan(defences: Sequence[ArmNames], dataset: ImageDataset, plugins: Registry) -> list[PlannedRow]:
     """Return the rows of all defences, in the order of the threats, small budgets before large ones.

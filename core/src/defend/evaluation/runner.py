@@ -228,7 +228,7 @@ class _Run:
     def _write_judged_by(self, planned: PlannedRow) -> None:
         """Write the folders of the defences that a row is of, as they stand now."""
         for out, defence in zip(self.outs, self.defences, strict=True):
-            if out is not None and self.records and defence.names.names[DEFENDED] in planned.judges:
+            if out is not None and self.records and defence.names.has(planned):
                 # the whole report after every row: a fault in a later one loses nothing
                 done = self._report(defence)
                 run_folder.write(out, done.report, done.records)
@@ -261,8 +261,9 @@ class _Run:
         """Report on one defence from what is finished; the checks query the `subject` if there is one."""
         config, names = defence.names.config, defence.names.names
         judge = defence.arms[names[DEFENDED]]
-        own = [restrict(record, names) for record in self.records if names[DEFENDED] in record.arms]
-        rows = [planned for planned in self.rows if names[DEFENDED] in planned.judges]
+        finished = zip(self.rows, self.records, strict=False)  # the last rows may be missing
+        own = [restrict(record, names) for planned, record in finished if defence.names.has(planned)]
+        rows = [planned for planned in self.rows if defence.names.has(planned)]
         checks = check(config, own, subject, self.watcher)  # first, as they count in the run's seconds
         known = Circumstances(
             dataset=self.dataset,

@@ -16,7 +16,7 @@ import attrs
 from defend.errors import ConfigError
 from defend.records.run import Right, RowKey, Run, RunRow
 from defend.util.statistics import holm, mcnemar, paired_interval, wilson
-from defend.values.threats import rank
+from defend.values.threats import THREATS, rank
 
 
 @attrs.frozen
@@ -70,7 +70,8 @@ class ComparedRow:
 class ComparedWorstCase:
     """Per image, right in every row of `over`: the rows that all runs have, on the images common to all of them.
 
-    `left_out` are the rows that only some runs have.
+    A bare victim lacks the rows of attackers who know a defence, as it has none: they count for the others. `left_out`
+    are the rows that only some runs have.
     """
 
     over: tuple[RowKey, ...]
@@ -112,7 +113,7 @@ def compare(runs: Sequence[Run]) -> Comparison:
     found = [{row.key: row for row in run.rows} for run in runs]
     keys = _order(key for rows in found for key in rows)
     table = [[rows.get(key) for rows in found] for key in keys]
-    shared = [key for key in keys if all(key in rows and rows[key].headline for rows in found)]
+    shared = [key for key in keys if _is_shared(key, runs, found)]
     worst = _worst_case(found, shared)
 
     judged: list[list[Right | None]] = [[None if row is None else row.right for row in line] for line in table]
@@ -126,7 +127,7 @@ def compare(runs: Sequence[Run]) -> Comparison:
     )
     worst_case = None
     if worst:
-        partial = [any(rows[key].partial for key in shared) for rows in found]
+        partial = [any(rows[key].partial for key in shared if key in rows) for rows in found]
         worst_case = ComparedWorstCase(
             over=tuple(shared),
             left_out=tuple(
@@ -178,16 +179,29 @@ def _order(keys: Iterable[RowKey]) -> list[RowKey]:
     return sorted(dict.fromkeys(keys), key=lambda key: rank(key.threat))
 
 
+def _is_shared(key: RowKey, runs: Sequence[Run], found: Sequence[Mapping[RowKey, RunRow]]) -> bool:
+    """Whether a row counts in the worst case: all runs have it, but for bare victims where it needs a defence."""
+    needed = key.threat in THREATS and bool(THREATS[key.threat].needs)
+    having = [run for run, rows in zip(runs, found, strict=True) if key in rows and rows[key].headline]
+    needed = needed and not all(map(_is_bare, having))
+    return bool(having) and all(run in having or (needed and _is_bare(run)) for run in runs)
+
+
+def _is_bare(run: Run) -> bool:
+    config = run.report["config"]
+    return not any(config.get(stage) for stage in ("purifier", "detector", "finetune"))
+
+
 def _worst_case(found: Sequence[Mapping[RowKey, RunRow]], shared: Sequence[RowKey]) -> list[Right]:
     """Return for every run whether each image common to all was right in all `shared` rows; [] if that says nothing."""
     # the worst of one row is that row
     if len(shared) < 2:
         return []
-    judged = [rows[key].right for rows in found for key in shared]
-    common = set(judged[0]).intersection(*judged[1:])
+    own = [[rows[key].right for key in shared if key in rows] for rows in found]
+    common = set(own[0][0]).intersection(*itertools.chain(*own)) if all(own) else set()
     if not common:
         return []
-    return [{image: all(rows[key].right[image] for key in shared) for image in sorted(common)} for rows in found]
+    return [{image: all(right[image] for right in rights) for image in sorted(common)} for rights in own]
 
 
 def _differences(lines: Sequence[Sequence[Right | None]]) -> list[tuple[Difference, ...]]:
@@ -267,7 +281,13 @@ def _notes(
             yield f"{labels[place]} was interrupted: rows may be missing, and those marked * are cut short"
     if worst is None:
         yield "no worst case: the runs have fewer than two rows with images in common"
-    elif worst.left_out:
+        return
+    known = [row.key for row in rows if row.key in worst.over and None in row.cells]
+    if known:
+        bare = ", ".join(labels[place] for place in everyone if _is_bare(runs[place]))
+        rows_without = ", ".join(map(str, known))
+        yield f"{bare}: there is no defence that an attacker could know, so its worst case is without {rows_without}"
+    if worst.left_out:
         left = ", ".join(map(str, worst.left_out))
         yield f"the worst case is over what all runs have; without {left}"
 

@@ -1,0 +1,58 @@
+"""The least that a run must leave: what is read, what is below it."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from defend.errors import ConfigError
+from defend.values.floors import Floor, list_below, parse_floors
+
+
+def row(attack, threat, accuracy):
+    return SimpleNamespace(attack=attack, threat=threat, defended=SimpleNamespace(accuracy=accuracy))
+
+
+REPORT = SimpleNamespace(
+    rows=(row("none", "none", 0.9), row("pgd", "oblivious", 0.6), row("pgd", "adaptive", 0.2)),
+    worst_case=SimpleNamespace(accuracy=0.15),
+)
+
+
+def test_a_share_is_of_the_worst_case_and_a_row_is_named():
+    assert parse_floors(["0.3", "pgd/adaptive=0.25", "clean=1"]) == (
+        Floor("worst_case", 0.3),
+        Floor("pgd/adaptive", 0.25),
+        Floor("clean", 1.0),
+    )
+
+
+@pytest.mark.parametrize("text", ["30%", "1.5", "-1", "pgd=", "nan", "pgd/everyone=0.1"])
+def test_what_is_no_floor_is_refused(text):
+    with pytest.raises(ConfigError):
+        parse_floors([text])
+
+
+@pytest.mark.parametrize(
+    ("text", "below"),
+    [
+        ("0.15", 0),
+        ("0.16", 1),
+        ("clean=0.9", 0),
+        ("clean=0.91", 1),
+        ("pgd/oblivious=0.6", 0),
+        ("pgd/adaptive=0.3", 1),
+        ("pgd=0.3", 1),  # all its rows must keep to it
+    ],
+)
+def test_what_is_below_is_told(text, below):
+    assert len(list(list_below(REPORT, parse_floors([text])))) == below
+
+
+def test_a_run_without_a_worst_case_keeps_to_no_floor():
+    nothing = SimpleNamespace(rows=(), worst_case=None)
+    assert len(list(list_below(nothing, parse_floors(["0.01"])))) == 1
+
+
+def test_a_row_that_is_not_there_is_an_error_and_never_kept_to():
+    with pytest.raises(ConfigError, match="known: clean, pgd/oblivious, pgd/adaptive"):
+        list(list_below(REPORT, parse_floors(["square=0.1"])))
