@@ -131,8 +131,9 @@ def find_task(composition: Composition, source: DataSource) -> tuple[Task, tuple
     # nothing but the data set says what the user's own weights are for
     foreign = path is not None and is_file(victim.weights) and not has_card(path)
     if victim.needs_weights and path is not None and known and not foreign:
-        card = read_card(path)
-        return card.task(), card.task().class_names
+        typed = type_source(source.name, source.data_dir, source.options)
+        task = attrs.evolve(read_card(path).task(), typed=typed)
+        return task, task.class_names
     opened = source.open(composition.plugins)
     return opened.task(), opened.classes
 

@@ -130,7 +130,8 @@ def _say_missing(part: Part, task: Task) -> str:
 def _check_card(card: Card, part: Part, task: Task, path: Path) -> None:
     """Refuse weights that were made for other images or classes, or tuned for another victim or purifier."""
     if differs := mismatch(card, task):
-        raise WeightsError(f"weights {str(path)!r} do not fit: {differs}")
+        makes = f"; `{part.say_command(task.dataset, task.filing, task.typed)}` makes some that do"
+        raise WeightsError(f"weights {str(path)!r} do not fit: {differs}{makes if part.needs_weights else ''}")
     if part.victim is None:
         return
     theirs = (card.config.get("victim"), card.config.get("purifier"))
