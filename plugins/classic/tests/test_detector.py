@@ -23,7 +23,7 @@ def test_the_score_is_the_larger_distance_of_probabilities():
     bits, detail = ((answer(batch) - answer(x)).abs().sum(1) for x in ((batch >= 0.5).float(), median))
     judged = Defence(victim, None, Squeeze(1, 2)).judge(batch)
     torch.testing.assert_close(judged.score, torch.maximum(bits, detail))
-    assert judged.accepted.all() and 0 < judged.score.min() and judged.score.max() <= 2
+    assert judged.accepted.all() and judged.score.min() > 0 and judged.score.max() <= 2
 
 
 def test_it_scores_by_the_victim_that_it_stands_before():

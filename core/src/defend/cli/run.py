@@ -81,6 +81,12 @@ if TYPE_CHECKING:
                 "Ask a random defence N times: worst of N, majority vote (default 1; 10 with --thorough).",
                 type=int,
             ),
+            option(
+                "--certify N",
+                "Certify the vote over N draws of a purifier's Gaussian noise, an L2 radius an image: 1,000 for a "
+                "look; the paper's 100,000 show larger ones.",
+                type=int,
+            ),
             option("--checks NAME", "Sanity checks of the evaluation: basic (default), full (minutes), none."),
         ],
         "Settings": [

@@ -11,9 +11,9 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from defend.report.text import interval, over_passes, percent, row_title, with_interval
+from defend.report.text import certified_in_words, interval, over_passes, percent, row_title, with_interval
 from defend.values.references import shorten
-from defend.values.report import ArmResult, Report, Row, WorstCase
+from defend.values.report import ArmResult, Certified, Report, Row, WorstCase
 from defend.values.threats import DEFENDED, TUNED, UNDEFENDED, UNTUNED, knows_the_defence
 from defend.weights.origin import describe
 
@@ -59,6 +59,12 @@ def render(report: Report, console: Console) -> None:
         lines.append(_headline(report))
         if report.worst_case.passes:
             lines.append(Text(over_passes(report.worst_case.passes)))
+    if report.certified is not None:
+        lines += [
+            Text("\nCertified, apart from the rows: the vote is right, and no attack within the radius moves it"),
+            _certified(report.certified),
+            Text(certified_in_words(report.certified), "dim"),
+        ]
     if report.cost is not None and report.defended:
         cost = report.cost
         lines.append(
@@ -186,6 +192,17 @@ def _table(report: Report, intervals: Sequence[str]) -> Table:
         if asked:
             more += [percent(row.passes[name]["accuracy"]) if row.passes else "" for name in ("worst", "majority")]
         table.add_row(*_cells(row, arms, intervals), *more)
+    return table
+
+
+def _certified(found: Certified) -> Table:
+    """Make the table of what holds against every attack: apart from the rows, which are of attacks that were tried."""
+    table = Table()
+    table.add_column("L2 radius", justify="right")
+    table.add_column("n", justify="right")
+    table.add_column("accuracy", justify="right")
+    for point in found.curve:
+        table.add_row(f"{point['radius']:.3f}", str(found.n), with_interval(point["accuracy"], point["ci95"]))
     return table
 
 

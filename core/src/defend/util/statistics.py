@@ -59,6 +59,15 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
+def lower_bound(successes: int, n: int, alpha: float) -> float:
+    """Return the one-sided lower bound of a proportion at confidence 1 - alpha (Clopper and Pearson 1934)."""
+    if successes == 0:
+        return 0.0
+    from scipy.stats import beta
+
+    return float(beta.ppf(alpha, successes, n - successes + 1))
+
+
 def _exact(successes: int, n: int) -> float:
     from scipy.stats import binomtest  # its import takes a second: only where it is needed
 

@@ -2,9 +2,9 @@
 
     minimise over z:  1/2 ||m (z - x)||^2 + w TV(z)
 
-m is 0 where a pixel was left out, else 1. TV is the paper's: the sum of the L2 norms of the differences between every two
-neighbouring rows, and every two neighbouring columns, of every channel. The half square is that of the authors' code; the
-paper writes the norm itself.
+m is 0 where a pixel was left out, else 1. TV is the paper's: the sum of the L2 norms of the differences between every
+two neighbouring rows, and every two neighbouring columns, of every channel. The half square is that of the authors'
+code; the paper writes the norm itself.
 """
 
 from __future__ import annotations
