@@ -134,7 +134,7 @@ def certify(
     sigma, looked = _sigma(defence), False
     for batch in batches:
         if not looked:
-            _examine(noise, sigma, batch.images[:1], seed, batch_size)
+            examine_noise(noise, sigma, batch.images[:1], seed=seed, batch_size=batch_size)
             looked = True
         for image, label, key in zip(batch.images, batch.labels.tolist(), batch.keys.tolist(), strict=True):
             chosen = int(_vote(defence, image, key, SELECTION, seed, "select", batch_size).argmax())
@@ -184,10 +184,16 @@ def _vote(defence: Defence, image: Tensor, key: int, count: int, seed: int, stre
 
 
 @torch.no_grad()
-def _examine(noise: nn.Module, sigma: float, image: Tensor, seed: int, batch_size: int) -> None:
+def examine_noise(noise: nn.Module, sigma: float, image: Tensor, *, seed: int = 0, batch_size: int = 64) -> None:
     """Hold a purifier's noise to what it says: Gaussian, of that size, drawn for itself, whatever the image.
 
     A certificate rests on nothing else, and would look like robustness where it is wrong.
+
+    Args:
+        noise: the purifier, on the image's device.
+        sigma: the standard deviation that it says.
+        image: any, [1,C,H,W] in [0,1].
+        seed, batch_size: of the draws.
 
     Raises:
         ContractError: it is something else.
