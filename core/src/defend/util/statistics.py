@@ -61,11 +61,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 def lower_bound(successes: int, n: int, alpha: float) -> float:
     """Return the one-sided lower bound of a proportion at confidence 1 - alpha (Clopper and Pearson 1934)."""
-    if successes == 0:
-        return 0.0
-    from scipy.stats import beta
+    from scipy.stats import binomtest  # its import takes a second: only where it is needed
 
-    return float(beta.ppf(alpha, successes, n - successes + 1))
+    return float(binomtest(successes, n, alternative="greater").proportion_ci(1 - alpha, method="exact").low)
 
 
 def _exact(successes: int, n: int) -> float:

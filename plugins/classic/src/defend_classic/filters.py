@@ -15,7 +15,7 @@ Rounding = Callable[[Tensor], Tensor]
 
 def reduce_depth(images: Tensor, depth: int, rounding: Rounding = round_straight) -> Tensor:
     """Return images in [0,1] with `depth` bits a channel: round(x (2^d - 1)) / (2^d - 1) (Xu et al. 2018, III.A)."""
-    levels = 2**depth - 1
+    levels = (1 << depth) - 1
     return rounding(images * levels) / levels
 
 

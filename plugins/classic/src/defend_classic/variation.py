@@ -47,7 +47,7 @@ def minimise(images: Tensor, mask: Tensor, weight: float, steps: int) -> Tensor:
 
 def cost(z: Tensor, images: Tensor, mask: Tensor, weight: float) -> Tensor:
     """Return what is minimised, of every image: [B]."""
-    variation = z.diff(dim=2).norm(dim=3).flatten(1).sum(1) + z.diff(dim=3).norm(dim=2).flatten(1).sum(1)
+    variation: Tensor = z.diff(dim=2).norm(dim=3).flatten(1).sum(1) + z.diff(dim=3).norm(dim=2).flatten(1).sum(1)
     return (mask * (z - images)).square().flatten(1).sum(1) / 2 + weight * variation
 
 
