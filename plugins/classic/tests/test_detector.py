@@ -46,7 +46,7 @@ def test_it_scores_by_the_victim_that_it_stands_before():
 
 
 def test_without_a_victim_it_says_so():
-    with pytest.raises(ContractError, match="has no victim: name one"):
+    with pytest.raises(ContractError, match="no victim stands behind it: its threshold is of one victim"):
         Squeeze(1, 2)(images(TASK, 1), images(TASK, 1))
 
 

@@ -279,9 +279,12 @@ def _print(configs: Sequence[RunConfig], outcomes: Sequence[Outcome], as_json: b
 
 
 def _print_comparison(configs: Sequence[RunConfig], outcomes: Sequence[Outcome], as_json: bool) -> None:
+    from rich.console import Group
+
     from defend.records.compare import compare
     from defend.records.run import from_records
     from defend.report import comparison
+    from defend.report.terminal import certificate
 
     several = [str(config.purifier) for config in configs]
     compared = compare(
@@ -292,5 +295,8 @@ def _print_comparison(configs: Sequence[RunConfig], outcomes: Sequence[Outcome],
         return
     out = progress.open_console()
     comparison.render(compared, out)
+    for name, outcome in zip(several, outcomes, strict=True):
+        if outcome.report.certified is not None:
+            out.print(Group(*certificate(outcome.report.certified, name)))
     parent = Path(str(configs[0].out)).parent
     out.print(f"Written to {parent}: a run folder for each of {', '.join(several)}", highlight=False, markup=False)

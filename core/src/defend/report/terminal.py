@@ -60,11 +60,7 @@ def render(report: Report, console: Console) -> None:
         if report.worst_case.passes:
             lines.append(Text(over_passes(report.worst_case.passes)))
     if report.certified is not None:
-        lines += [
-            Text("\nCertified, apart from the rows: the vote is right, and no attack within the radius moves it"),
-            _certified(report.certified),
-            Text(certified_in_words(report.certified), "dim"),
-        ]
+        lines += certificate(report.certified)
     if report.cost is not None and report.defended:
         cost = report.cost
         lines.append(
@@ -195,15 +191,15 @@ def _table(report: Report, intervals: Sequence[str]) -> Table:
     return table
 
 
-def _certified(found: Certified) -> Table:
-    """Make the table of what holds against every attack: apart from the rows, which are of attacks that were tried."""
+def certificate(found: Certified, of: str = "") -> list[Text | Table]:
+    """Return what holds against every attack, apart from the rows of attacks tried; of which arm where there are several."""
     table = Table()
-    table.add_column("L2 radius", justify="right")
-    table.add_column("n", justify="right")
-    table.add_column("accuracy", justify="right")
+    for name in ("L2 radius", "n", "accuracy"):
+        table.add_column(name, justify="right")
     for point in found.curve:
         table.add_row(f"{point['radius']:.3f}", str(found.n), with_interval(point["accuracy"], point["ci95"]))
-    return table
+    said = "apart from the rows: the vote is right, and no attack within the radius moves it"
+    return [Text(f"\nCertified{of and f' of {of}'}, {said}"), table, Text(certified_in_words(found), "dim")]
 
 
 def _note(report: Report) -> str:

@@ -45,8 +45,8 @@ class Squeeze(nn.Module):
         """
         if self.victim is None:
             raise ContractError(
-                "detector squeeze scores by what the victim answers, and has no victim: name one (--victim); its "
-                "threshold is set by defend run --fpr"
+                "detector squeeze scores by what the victim answers, and no victim stands behind it: its threshold is "
+                "of one victim, and set in its run, defend run --victim NAME --detector squeeze --fpr 0.01"
             )
         plain = self.victim(images).softmax(1)
         squeezed = reduce_depth(images, self.depth), take_median(images, self.median)
