@@ -192,7 +192,7 @@ def _table(report: Report, intervals: Sequence[str]) -> Table:
 
 
 def certificate(found: Certified, of: str = "") -> list[Text | Table]:
-    """Return what holds against every attack, apart from the rows of attacks tried; of which arm where there are several."""
+    """Return what holds against every attack, apart from the rows; `of` which arm, where there are several."""
     table = Table()
     for name in ("L2 radius", "n", "accuracy"):
         table.add_column(name, justify="right")
