@@ -18,16 +18,16 @@ def blocks(document, language):
 
 
 @pytest.fixture
-def blur(tmp_path, monkeypatch):
+def haze(tmp_path, monkeypatch):
     """Install CONTRIBUTING.md's plugin as pip would lay it out, from its own text."""
     import tomllib
 
     project = tomllib.loads(blocks("CONTRIBUTING.md", "toml")[0])
     site = tmp_path / "site"
-    info = site / "defend_blur-0.1.0.dist-info"
+    info = site / "defend_haze-0.1.0.dist-info"
     info.mkdir(parents=True)
-    (site / "defend_blur.py").write_text(blocks("CONTRIBUTING.md", "python")[0])
-    (site / "test_blur.py").write_text(blocks("CONTRIBUTING.md", "python")[1])
+    (site / "defend_haze.py").write_text(blocks("CONTRIBUTING.md", "python")[0])
+    (site / "test_haze.py").write_text(blocks("CONTRIBUTING.md", "python")[1])
     name, version = project["project"]["name"], project["project"]["version"]
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
     points = project["project"]["entry-points"]["defend"]
@@ -37,16 +37,16 @@ def blur(tmp_path, monkeypatch):
     forget_installed()
     yield site
     forget_installed()
-    sys.modules.pop("defend_blur", None)
+    sys.modules.pop("defend_haze", None)
 
 
-def test_the_plugin_of_contributing_runs(blur, defend):
-    assert importlib.metadata.version("defend-blur") == "0.1.0"
-    assert "blur" in {entry.spec.name for entry in Registry().entries("purifier")}
+def test_the_plugin_of_contributing_runs(haze, defend):
+    assert importlib.metadata.version("defend-haze") == "0.1.0"
+    assert "haze" in {entry.spec.name for entry in Registry().entries("purifier")}
     answer = defend(
         "run",
         "--purifier",
-        "blur",
+        "haze",
         "--victim",
         "resnet18",
         "--limit",
@@ -59,15 +59,15 @@ def test_the_plugin_of_contributing_runs(blur, defend):
         "--quiet",
     )
     assert answer.code == 0, answer.error
-    assert answer.json["plugins"]["defend-blur"] == "0.1.0"
+    assert answer.json["plugins"]["defend-haze"] == "0.1.0"
     assert {row["threat"] for row in answer.json["rows"]} == {"none", "noise", "oblivious", "adaptive"}
 
 
-def test_the_plugin_of_contributing_passes_its_contract(blur):
+def test_the_plugin_of_contributing_passes_its_contract(haze):
     import subprocess
 
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(blur), str(blur)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=blur)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(haze), str(haze)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=haze)
     assert done.returncode == 0, done.stdout
     assert re.search(r"\b1[0-9] passed", done.stdout), done.stdout
 
@@ -94,6 +94,6 @@ def test_the_readme_starts_with_the_two_commands():
     assert "pip install -r requirements-dev.txt && pytest" in text
 
 
-def test_python_of_the_readme_runs(blur):
+def test_python_of_the_readme_runs(haze):
     for block in blocks("README.md", "python"):
         exec(compile(block, "README.md", "exec"), {})

@@ -1,5 +1,6 @@
 """Real defences as files, from the command line, and read where `defend` is not installed."""
 
+import re
 import subprocess
 import sys
 
@@ -144,7 +145,9 @@ def test_what_optimises_at_test_time_is_refused_with_what_to_use_instead(refused
     names = ("--purifier", "dae,vaegan", "--victim", "resnet20")
     line = refused("export", *names, "--out", tmp_path / "model.pt2")
     assert "purifier vaegan optimises at test time" in line
-    assert "add --set vaegan.mode=recon, or take a single-pass purifier (dae, unet_gan), or use" in line
+    assert re.search(
+        r"add --set vaegan.mode=recon, or take a single-pass purifier \([a-z_, ]*dae[a-z_, ]*\), or use", line
+    )
     assert not list(tmp_path.glob("model*"))
 
 
@@ -155,7 +158,7 @@ def test_what_is_random_is_refused_with_what_to_use_instead(installed, refused, 
     assert "add --set detector.z_noise=0, or use the defence in Python" in line
     line = refused("export", "--purifier", "jitter", *out)  # its noise cannot be turned off
     assert "purifier jitter draws random numbers" in line and "--set" not in line
-    assert "take a single-pass purifier (dae, unet_gan)" in line
+    assert re.search(r"take a single-pass purifier \([a-z_, ]*dae[a-z_, ]*\)", line)
     assert not list(tmp_path.glob("model*"))
 
 

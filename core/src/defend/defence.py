@@ -8,7 +8,16 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from defend.boundary.answers import ask, check_pixels, check_scores, logits_of, pixels_of, scores_of, threshold_of
+from defend.boundary.answers import (
+    ask,
+    check_pixels,
+    check_scores,
+    ensure_bounded,
+    logits_of,
+    pixels_of,
+    scores_of,
+    threshold_of,
+)
 from defend.boundary.calls import Calling
 from defend.boundary.given import as_images, name_of
 from defend.boundary.held import eval_mode
@@ -79,7 +88,7 @@ class Defence(nn.Module):
     is handed changes nothing of the caller's or of another stage.
 
     Raises:
-        ContractError: the detector's `beside()` returned no module.
+        ContractError: the detector's `beside()` or `with_victim()` returned no module.
     """
 
     bounded = True  # keeps to `defend.boundary` by itself
@@ -87,7 +96,7 @@ class Defence(nn.Module):
     def __init__(self, victim: nn.Module, purifier: nn.Module | None = None, detector: nn.Module | None = None) -> None:
         super().__init__()
         self.victim, self.purifier = victim, purifier
-        self.detector: nn.Module | None = detector if detector is None else _beside(detector, purifier)
+        self.detector: nn.Module | None = detector if detector is None else _placed(detector, victim, purifier)
         self.eval()
 
     @property
@@ -179,16 +188,22 @@ def _purify(purifier: nn.Module, images: Tensor) -> Tensor:
     return pixels_of(ask("purifier", purifier, images), images, purifier)
 
 
-def _beside(detector: nn.Module, purifier: nn.Module | None) -> nn.Module:
-    """Return what a detector wants to be used behind a purifier: what its `beside()` returns, or itself."""
-    beside = getattr(detector, "beside", None)
-    if not callable(beside):
+def _placed(detector: nn.Module, victim: nn.Module, purifier: nn.Module | None) -> nn.Module:
+    """Return what a detector wants to be used where it stands: what its `beside()` and `with_victim()` return."""
+    placed = _asked(detector, "beside", purifier)
+    # an identity stands where there is no victim (yet), and its answers are no logits
+    return placed if isinstance(victim, nn.Identity) else _asked(placed, "with_victim", ensure_bounded(victim))
+
+
+def _asked(detector: nn.Module, name: str, neighbour: nn.Module | None) -> nn.Module:
+    ask_for = getattr(detector, name, None)
+    if not callable(ask_for):
         return detector
-    with Calling(f"detector {name_of(detector)}", "beside"):
-        chosen = beside(purifier)
+    with Calling(f"detector {name_of(detector)}", name):
+        chosen = ask_for(neighbour)
     if not isinstance(chosen, nn.Module):
         raise ContractError(
-            f"detector {name_of(detector)}: beside() returned {type(chosen).__name__}, expected the module to use "
-            "behind the purifier: return self where there is nothing lighter"
+            f"detector {name_of(detector)}: {name}() returned {type(chosen).__name__}, expected the module to use "
+            "there: return self where nothing else is needed"
         )
     return chosen

@@ -7,7 +7,7 @@ group "defend" that names the module. Each returns specs and changes nothing; no
 
     @hookimpl
     def defend_purifiers():
-        return [StageSpec(name="blur", summary="Gaussian blur", build="my_blur.purifier:build")]
+        return [StageSpec(name="haze", summary="Gaussian blur", build="my_haze.purifier:build")]
 """
 
 from __future__ import annotations

@@ -214,7 +214,10 @@ class Purifier(Protocol):
     One that can compute the same faster may have a method `prepared()`: it returns a module for evaluation alone,
     with frozen weights, equal up to rounding. The host uses it unless the precision is "exact", and only if it agrees
     with the original on a few images (`defend.assembly.prepare`). What the host reads must stay: `random`, `threshold`,
-    `surrogates()`, `beside()`, and the type where other stages ask for it.
+    `surrogates()`, `beside()`, `smoothing_sigma`, and the type where other stages ask for it.
+
+    One that adds Gaussian noise of one standard deviation to whatever image it is given, and clips or works on that sum
+    alone, says so by an attribute `smoothing_sigma`: `defend run --certify` then certifies the vote over its draws.
     """
 
     random: bool
@@ -229,8 +232,9 @@ class Detector(Protocol):
     It gets the purifier's output too (the images themselves where there is none), [B,C,H,W] each, and
     returns [B]. `threshold` is a buffer, infinite until it is calibrated. A detector may have a method
     `beside(purifier)`, which returns what to use behind that purifier: itself, or a lighter module that
-    takes the purifier's output for the reconstruction it would have computed. It may have `prepared()` too, see
-    `Purifier`.
+    takes the purifier's output for the reconstruction it would have computed. One that scores by what the victim
+    answers has a method `with_victim(victim)`, which returns the module to use before that victim (images to logits
+    [B,K]), with the same `threshold` tensor. A detector may have `prepared()` too, see `Purifier`.
     """
 
     random: bool

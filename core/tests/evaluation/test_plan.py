@@ -68,6 +68,13 @@ def test_the_ladder_is_every_threat_that_fits_weakest_first():
     assert all(row.judges == (UNDEFENDED, DEFENDED) for row in rows)
 
 
+def test_what_is_set_under_a_purifiers_name_is_not_the_attacks_of_that_name():
+    mixed = {"purifier": "noise,other", "options": {"noise": {"sigma": 0.1}}, "threats": ("noise",)}
+    assert named(planned(**mixed)) == [("noise", "noise", "")]
+    with pytest.raises(ConfigError, match="unknown option 'sigma'"):
+        planned(options=mixed["options"], threats=("noise",))
+
+
 def test_thorough_means_the_ladder_with_what_is_recommended():
     rows = {(row.name, row.threat.kind): row for row in planned(thorough=True, attacks=None)}
     assert rows["pgd", "adaptive"].attack._config.restarts == 5

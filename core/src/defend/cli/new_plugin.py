@@ -19,7 +19,7 @@ FOLDER = option("--folder DIR", "Where to make it (default: here).", type=PATH, 
 def new_plugin_command(name: str, stage: str, folder: Path, as_json: bool) -> None:
     """Write a plugin that installs, is listed, and whose contract suite passes: a start for your own.
 
-    For example: defend new-plugin median --stage purifier
+    For example: defend new-plugin sharpen --stage purifier
     """
     from defend.scaffold.create import create
 

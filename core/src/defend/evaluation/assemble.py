@@ -19,7 +19,7 @@ from defend.records.looks import curve_of, gradients_of
 from defend.records.rows import RowRecord, right, worst_case
 from defend.util.metrics import auroc, proportion, share, tpr_at
 from defend.util.statistics import mcnemar, paired_interval, wilson
-from defend.values.report import ArmResult, Calibration, Check, Cost, Report, Row, WorstCase
+from defend.values.report import ArmResult, Calibration, Certified, Check, Cost, Report, Row, WorstCase
 from defend.values.run_config import RunConfig
 from defend.values.threats import DEFENDED, RATES, UNDEFENDED, is_harmless, knows_the_defence
 
@@ -43,7 +43,7 @@ class Circumstances:
 
     `parameters` are those that the defence adds to the victim; `thresholds` the detector's by false-positive rate, set
     on held-out clean images; `left_out` the threats that do not fit the defence, with the reason; `notes` what else a
-    reader should know; `random` whether the defence is.
+    reader should know; `random` whether the defence is; `certified` what holds of it against every attack.
     """
 
     dataset: ImageDataset
@@ -62,6 +62,7 @@ class Circumstances:
     notes: tuple[str, ...] = ()
     partial: bool = False
     random: bool = False
+    certified: Certified | None = None
 
 
 def assemble(config: RunConfig, records: Sequence[RowRecord], known: Circumstances) -> Report:
@@ -93,6 +94,7 @@ def assemble(config: RunConfig, records: Sequence[RowRecord], known: Circumstanc
         partial=known.partial,
         left_out=dict(known.left_out),
         notes=known.notes,
+        certified=known.certified,
     )
 
 

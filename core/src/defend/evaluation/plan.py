@@ -247,7 +247,9 @@ def _options(kind: str, found: Found, config: RunConfig, blind: bool) -> dict[st
     A `blind` one, which something else judges than what it attacks, does not stop early unless told to; where nothing
     was named it takes no more steps than those that know the defence.
     """
-    own, threat = config.options.get(found.name, {}), THREATS[kind]
+    # what is set under a purifier's name is the purifier's, where an attack goes by the same
+    own = {} if found.name in config.purifiers else config.options.get(found.name, {})
+    threat = THREATS[kind]
     known = {option.name: option for option in describe(found.spec.config)}
     usual = dict(threat.options.get(found.name, {}))
     if STEP_SIZE in own:

@@ -20,6 +20,7 @@ from defend.datasets.bounded import ensure_bounded
 from defend.errors import ConfigError, ProcessLostError, WriteError
 from defend.evaluation.arms import BuiltDefence, build_all
 from defend.evaluation.assemble import Circumstances, assemble, describe_weights
+from defend.evaluation.certify import Certifier
 from defend.evaluation.evaluate import EvaluationSettings, Evaluator
 from defend.evaluation.identity import identify
 from defend.evaluation.notes import make_notes
@@ -126,7 +127,8 @@ class _Run:
 
     Attributes:
         records: of the rows that are finished, or cut short.
-        partial: whether one of them is cut short, or the checks are.
+        certifier: what is certified of the defences, where that was asked for.
+        partial: whether a row is cut short, or the certificates or the checks are.
     """
 
     def __init__(
@@ -155,6 +157,7 @@ class _Run:
         self.dataset = _read(config, plugins, watcher) if dataset is None else ensure_bounded(dataset)
         self.defences = build_all(configs, compositions, self.dataset, watcher, self.device)
         self.rows = plan([defence.names for defence in self.defences], self.dataset, plugins)
+        self.certifier = Certifier(self.defences, self.dataset)
         first = self.processes.first
         self.outs: list[Path | None] = [None] * len(configs)
         if first:
@@ -224,6 +227,13 @@ class _Run:
             self.watcher.end()
         if not self.records:
             raise KeyboardInterrupt
+        if not self.partial and self.processes.first:
+            try:
+                self.certifier.run(self.journal, self.watcher, self.evaluator.batch_size, self.device)
+            except KeyboardInterrupt:
+                self.partial = True
+            finally:
+                self.watcher.end()
 
     def _write_judged_by(self, planned: PlannedRow) -> None:
         """Write the folders of the defences that a row is of, as they stand now."""
@@ -284,20 +294,25 @@ class _Run:
             thresholds=defence.thresholds,
             calibration=defence.calibration,
             checks=checks,
-            left_out={**defence.left_out, **find_undone(config, rows, self.plugins)},
+            left_out={
+                **defence.left_out,
+                **find_undone(config, rows, self.plugins),
+                **self.certifier.left_out(defence),
+            },
             notes=make_notes(config, rows, self.plugins, defence.built, own, describe_weights(defence.built)),
             partial=self.partial or len(own) < len(rows),
             random=judge.random,
+            certified=self.certifier.found(defence),
         )
         return Outcome(assemble(config, own, known), own)
 
 
 def _agree(outcomes: list[Outcome], processes: Processes) -> list[Outcome]:
-    """Give every process what process 0 found: its checks alone queried the defence, so its verdict is the run's."""
-    said = processes.tell([(each.report.partial, each.report.checks) for each in outcomes])
+    """Give every process what process 0 found: it alone queried the defence for checks and certificates."""
+    said = processes.tell([(one.report.partial, one.report.checks, one.report.certified) for one in outcomes])
     return [
-        attrs.evolve(each, report=attrs.evolve(each.report, partial=partial, checks=checks))
-        for each, (partial, checks) in zip(outcomes, said, strict=True)
+        attrs.evolve(one, report=attrs.evolve(one.report, partial=partial, checks=checks, certified=certified))
+        for one, (partial, checks, certified) in zip(outcomes, said, strict=True)
     ]
 
 

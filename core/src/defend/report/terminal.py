@@ -10,10 +10,10 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from defend.report.text import interval, over_passes, percent, row_title, with_interval
+from defend.report.text import certified_in_words, interval, over_passes, percent, row_title, with_interval
 from defend.values.commands import say_command, type_settings
 from defend.values.references import shorten
-from defend.values.report import ArmResult, Report, Row, WorstCase
+from defend.values.report import ArmResult, Certified, Report, Row, WorstCase
 from defend.values.threats import DEFENDED, TUNED, UNDEFENDED, UNTUNED, knows_the_defence
 from defend.weights.origin import describe
 
@@ -59,6 +59,8 @@ def render(report: Report, console: Console) -> None:
         lines.append(_headline(report))
         if report.worst_case.passes:
             lines.append(Text(over_passes(report.worst_case.passes)))
+    if report.certified is not None:
+        lines += certificate(report.certified)
     if report.cost is not None and report.defended:
         cost = report.cost
         lines.append(
@@ -183,6 +185,17 @@ def _table(report: Report, intervals: Sequence[str]) -> Table:
             more += [percent(row.passes[name]["accuracy"]) if row.passes else "" for name in ("worst", "majority")]
         table.add_row(*_cells(row, arms, intervals), *more)
     return table
+
+
+def certificate(found: Certified, of: str = "") -> list[Text | Table]:
+    """Return what holds against every attack, apart from the rows; `of` which arm, where there are several."""
+    table = Table()
+    for name in ("L2 radius", "n", "accuracy"):
+        table.add_column(name, justify="right")
+    for point in found.curve:
+        table.add_row(f"{point['radius']:.3f}", str(found.n), with_interval(point["accuracy"], point["ci95"]))
+    said = "apart from the rows: the vote is right, and no attack within the radius moves it"
+    return [Text(f"\nCertified{of and f' of {of}'}, {said}"), table, Text(certified_in_words(found), "dim")]
 
 
 def _note(report: Report) -> str:

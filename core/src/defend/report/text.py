@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from defend.values.report import Certified
+
 
 def percent(share: float | None, nothing: str = "-") -> str:
     """Return a fraction in percent, such as "61.2"; `nothing` where there is none."""
@@ -37,3 +39,15 @@ def over_passes(passes: Mapping[str, Any]) -> str:
     """Say what several passes of a random defence leave, `Row.passes`, in a sentence without its end."""
     worst, majority = (percent(passes[name]["accuracy"]) for name in ("worst", "majority"))
     return f"The defence is random: right in each of {passes['n']} passes {worst} %, by majority {majority} %"
+
+
+def certified_in_words(found: Certified) -> str:
+    """Say what was certified, in sentences: how, of what, and that it is no row of the ladder."""
+    return (
+        f"randomized smoothing (Cohen et al. 2019): the vote over {found.draws:,} draws of Gaussian noise, standard "
+        f"deviation {found.sigma:g}, after {found.selection} others that choose the class. No attack within an image's "
+        f"L2 radius moves the vote; that this is wrong has a chance of at most {found.alpha:g} an image. It is said of "
+        "the vote: the rows and the worst case are of single passes. "
+        f"Of {found.n} images {percent(found.abstained)} % abstain; so many draws can show no radius above "
+        f"{found.largest:.3g}"
+    )

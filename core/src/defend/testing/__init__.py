@@ -2,8 +2,8 @@
 
 from defend.testing import PurifierContract
 
-class TestBlur(PurifierContract):
-name = "blur"
+class TestHaze(PurifierContract):
+name = "haze"
 """
 
 from defend.testing import rigged

@@ -59,6 +59,13 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
+def lower_bound(successes: int, n: int, alpha: float) -> float:
+    """Return the one-sided lower bound of a proportion at confidence 1 - alpha (Clopper and Pearson 1934)."""
+    from scipy.stats import binomtest  # its import takes a second: only where it is needed
+
+    return float(binomtest(successes, n, alternative="greater").proportion_ci(1 - alpha, method="exact").low)
+
+
 def _exact(successes: int, n: int) -> float:
     from scipy.stats import binomtest  # its import takes a second: only where it is needed
 

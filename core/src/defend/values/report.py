@@ -150,6 +150,45 @@ class Calibration:
 
 
 @attrs.frozen
+class CertifiedImage:
+    """What was certified of an image: its place in the split, its label, the class, and a radius.
+
+    No image within that L2 distance of it gets another class by the vote. An abstention has class -1 and radius 0.
+    """
+
+    image: int
+    label: int
+    predicted: int
+    radius: float
+
+
+@attrs.frozen(kw_only=True)
+class Certified:
+    """What randomized smoothing certifies (Cohen et al. 2019): of the vote over the noise, not of single passes.
+
+    Attributes:
+        sigma: standard deviation of the noise.
+        draws, selection: passes an image that counted the class, and others that chose it.
+        alpha: chance that one image's certificate is wrong (Clopper and Pearson's bound on the share of draws).
+        n, abstained: how many images, and the share of which nothing can be said.
+        largest: the L2 radius of an image of which all draws agree: no larger one can be shown with so many.
+        curve: "accuracy" at each "radius", with its "ci95" (Wilson): the share of images whose vote is right and
+            certified at least that far.
+        images: every image's.
+    """
+
+    sigma: float
+    draws: int
+    selection: int
+    alpha: float
+    n: int
+    abstained: float
+    largest: float
+    curve: tuple[Mapping[str, Any], ...]
+    images: tuple[CertifiedImage, ...]
+
+
+@attrs.frozen
 class Cost:
     """What the defence costs per image, in the fastest batch of the clean row, victim included; and its size."""
 
@@ -190,6 +229,7 @@ class Report:
 
     `left_out` are threats that do not fit this defence, and what else was asked for by name and is not among the rows
     ("attack square", "source resnet20"), with the reason; `notes` what else a reader should know, a sentence each.
+    `certified` stands apart from the rows: what holds against every attack, where that was asked for.
     """
 
     versions: Mapping[str, str]
@@ -209,6 +249,7 @@ class Report:
     partial: bool = False
     left_out: Mapping[str, str] = attrs.field(factory=dict)
     notes: tuple[str, ...] = ()
+    certified: Certified | None = None
 
     @property
     def defended(self) -> bool:

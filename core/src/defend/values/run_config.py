@@ -139,6 +139,8 @@ class RunConfig:
         draws: forward passes that the adaptive attacker averages over when the defence is random.
         passes: how often a random defence is asked for the worst of N and the majority vote; None: 10 with
             `thorough`, once in a quick run.
+        certify: certify the vote over so many draws of a purifier's Gaussian noise, on the images of the adaptive rows
+            (`evaluation.certify`); None certifies nothing.
         store: take images that another run attacked from the user's store (`defend cache`), and keep new ones there;
             a run without a folder (`out`) never does.
         checks: "basic", those of the sanity checks that cost little; "full", all; "none".
@@ -166,6 +168,7 @@ class RunConfig:
     thorough: bool = False
     draws: int = attrs.field(default=20, validator=_positive)
     passes: int | None = attrs.field(default=None, validator=_positive)
+    certify: int | None = attrs.field(default=None, validator=_positive)
     checks: str = attrs.field(default="basic", validator=_one_of(CHECKS))
     seed: int = attrs.field(default=0, validator=_seed)
     batch_size: int = attrs.field(default=64, validator=_positive)

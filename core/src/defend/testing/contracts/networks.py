@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from defend.defence import Defence
+from defend.evaluation.certify import examine_noise
 from defend.randomness import keyed
 from defend.testing.contracts.stage import ModuleContract
 from defend.testing.toys import SEED, images
@@ -39,6 +40,12 @@ class PurifierContract(ModuleContract):
         torch.testing.assert_close(without, expected, atol=1e-5, rtol=0, msg=message)
         with torch.inference_mode():
             torch.testing.assert_close(self.run(module, batch), expected, atol=1e-5, rtol=0, msg=message)
+
+    def test_noise_that_is_to_be_certified_is_what_it_says(self) -> None:
+        module = self.stage_module()
+        sigma = getattr(module, "smoothing_sigma", 0)
+        if sigma:
+            examine_noise(module, sigma, images(self.task, 1))
 
     def test_parameters_keep_no_gradient(self) -> None:
         module = self.stage_module()

@@ -1,0 +1,183 @@
+"""Certificates: the bound by hand, the radius by a victim whose own is known, noise that is not what it says."""
+
+import contextlib
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+import defend
+from defend.datasets.base import SPLITS, Batch, MemoryDataset
+from defend.defence import Defence, PurifierSequence
+from defend.errors import ConfigError, ContractError
+from defend.evaluation.certify import ALPHA, Certifier, certify, radius_of, smoothing_of, summarise
+from defend.evaluation.plan import ArmNames
+from defend.randomness import normal_like, uniform_like
+from defend.records.journal import Journal
+from defend.records.rows import REJECTED
+from defend.records.watcher import Watcher
+from defend.stages import Task
+from defend.testing import TASK, TinyVictim, images
+from defend.util.statistics import lower_bound
+from defend.values.report import CertifiedImage
+
+SIGMA = 0.1
+TINY = Task("tiny", 1, 4, 4, 2)
+LABELS = dict.fromkeys(SPLITS, torch.arange(6) % 2)
+
+
+class Noise(nn.Module):
+    random, smoothing_sigma = True, SIGMA
+
+    def forward(self, batch):
+        return (batch + SIGMA * normal_like(batch)).clamp(0, 1)
+
+
+class Half(nn.Module):
+    """Class 1 where the mean is above a half: of an image of P pixels the vote changes at |mean - 1/2| sqrt(P)."""
+
+    def forward(self, batch):
+        margin = batch.flatten(1).mean(1) - 0.5
+        return torch.stack([-margin, margin], 1)
+
+
+def batches(*means, size=4, first=0):
+    grey = torch.tensor(means).view(-1, 1, 1, 1).expand(-1, 1, 4, 4)
+    keys = torch.arange(first, first + len(means))
+    labels = (torch.tensor(means) > 0.5).long()
+    for some in keys.sub(first).split(size):
+        yield Batch(grey[some], labels[some], keys[some])
+
+
+def certified(*means, draws=2000, purifier=None, batch_size=500, **how):
+    found = certify(
+        Defence(Half(), purifier or Noise()), batches(*means, **how), draws=draws, seed=0, batch_size=batch_size
+    )
+    return list(found)
+
+
+@pytest.mark.parametrize(("successes", "n"), [(1, 10), (99, 100), (100, 100), (60, 100)])
+def test_at_the_bound_so_many_come_with_a_chance_of_alpha(successes, n):
+    bound = lower_bound(successes, n, ALPHA)
+    chance = sum(math.comb(n, k) * bound**k * (1 - bound) ** (n - k) for k in range(successes, n + 1))
+    assert chance == pytest.approx(ALPHA, rel=1e-6)
+    assert lower_bound(0, n, ALPHA) == 0
+
+
+def test_the_largest_radius_is_the_papers():
+    # 100,000 draws that all agree certify about 3.8 standard deviations (Cohen et al. 2019, section 3.2.2)
+    assert radius_of(100_000, 100_000, 0.5) == pytest.approx(0.5 * 3.81, abs=0.01)
+    assert radius_of(500, 1000, 0.5) == 0
+
+
+def test_what_is_certified_is_true_and_nearly_all_that_is():
+    means = (0.52, 0.47, 0.56, 0.44)
+    found = certified(*means)
+    for mean, each in zip(means, found, strict=True):
+        true = abs(mean - 0.5) * 4
+        assert each.predicted == each.label == (mean > 0.5)
+        assert 0.7 * true < each.radius < true
+
+
+def test_cut_off_it_goes_on_to_the_same(tmp_path):
+    class Impatient(Watcher):
+        def preparing(self, what):
+            if what.startswith("certifying: 2"):
+                raise KeyboardInterrupt
+
+    config = defend.RunConfig(victim="v", certify=80, limit=4, adaptive_limit=3)
+    data = MemoryDataset("tiny", ["0", "1"], dict.fromkeys(SPLITS, (images(TINY, 6) * 255).byte()), LABELS)
+    judge = SimpleNamespace(names=ArmNames(config, {"defended": "d"}, {}), arms={"d": Defence(Half(), Noise())})
+
+    def run(watcher, folder):
+        certifier, journal = Certifier([judge], data), Journal(folder)
+        journal.announce([])
+        with contextlib.suppress(KeyboardInterrupt):
+            certifier.run(journal, watcher, 32, torch.device("cpu"))
+        return certifier.found(judge)
+
+    whole = run(Watcher(), tmp_path / "whole")
+    assert run(Impatient(), tmp_path / "cut").images == whole.images[:2]
+    assert run(Watcher(), tmp_path / "cut") == whole and whole.n == 3
+
+
+def test_where_draws_disagree_it_abstains():
+    (found,) = certified(0.5001)
+    assert (found.predicted, found.radius) == (REJECTED, 0.0)
+
+
+def test_draws_belong_to_the_image():
+    means = (0.51, 0.52, 0.48)
+    whole = certified(*means, draws=90)
+    assert certified(*means, draws=90, size=1, batch_size=31) == whole
+    assert certified(*means[1:], draws=90, first=1) == whole[1:]
+    assert certified(0.52, draws=90, first=5)[0].radius != whole[1].radius
+
+
+def rigged(noise, **kept):
+    attributes = {"random": True, "smoothing_sigma": SIGMA, **kept}
+    return type("Rigged", (nn.Module,), {**attributes, "forward": lambda _, batch: noise(batch).clamp(0, 1)})()
+
+
+ROW = torch.randn(1, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+RIGGED = {
+    "smaller": rigged(lambda x: x + 0.9 * SIGMA * normal_like(x)),
+    "larger than it says": rigged(lambda x: x + 0.5 * normal_like(x), smoothing_sigma=1.0),
+    "uniform": rigged(lambda x: x + uniform_like(x, -SIGMA, SIGMA) * 3**0.5),
+    "the same for all": rigged(lambda x: x + SIGMA * ROW),
+    "one draw an image": rigged(lambda x: x + SIGMA * normal_like(x[:, :, :1, :1])),
+    "by the image": rigged(lambda x: x + SIGMA * normal_like(x) + 0.1 * (x - 0.5)),
+    "none": rigged(lambda x: x),
+}
+
+
+@pytest.mark.parametrize("name", RIGGED)
+def test_noise_that_is_not_what_it_says_is_refused(name):
+    with pytest.raises(ContractError, match=r"says that it adds Gaussian noise .* a certificate would be wrong"):
+        certified(0.6, 0.7, purifier=RIGGED[name])
+
+
+def test_what_is_no_vote_over_noise_is_not_certified():
+    first, later = PurifierSequence([Noise(), nn.Identity()]), PurifierSequence([nn.Identity(), Noise()])
+
+    class Watch(nn.Module):
+        threshold = torch.tensor(1.0)
+
+    assert isinstance(smoothing_of(Defence(Half(), first))[0], Noise)
+    for defence in (Defence(Half()), Defence(Half(), nn.Identity()), Defence(Half(), later)):
+        assert smoothing_of(defence) == (
+            None,
+            "the first purifier adds no Gaussian noise, and what is certified is a vote over it",
+        )
+    assert "a detector sees images without the noise" in smoothing_of(Defence(Half(), Noise(), Watch()))[1]
+
+
+def test_accuracy_falls_with_the_radius():
+    largest = radius_of(1000, 1000, SIGMA)
+    said = [(0, 0, largest), (1, 1, 0.6 * largest), (1, 0, largest), (1, REJECTED, 0.0)]
+    found = summarise([CertifiedImage(place, *each) for place, each in enumerate(said)], SIGMA, 1000)
+    assert [point["accuracy"] for point in found.curve] == [0.5, 0.5, 0.5, 0.25, 0.25]
+    assert (found.n, found.abstained, found.largest, found.alpha) == (4, 0.25, largest, ALPHA)
+
+
+def evaluated(**settings):
+    batch = images(TASK, 12)
+    labels = TinyVictim()(batch).argmax(1)
+    how = {"attacks": ["fgsm"], "threats": ["oblivious"], "checks": "none", "progress": False, "store": False}
+    return defend.evaluate(TinyVictim(), (batch, labels), **{**how, **settings})
+
+
+def test_a_run_reports_it_apart_from_its_rows(tmp_path):
+    found = evaluated(purifier=Noise(), certify=60, adaptive_limit=3, out=tmp_path / "run")
+    assert found.report.certified.n == 3 and found.report.certified.draws == 60
+    assert {row.attack for row in found.report.rows} == {"none", "fgsm"}
+    assert "Certified, apart from the rows" in str(found)
+    assert defend.records.reading.read_report(found.folder).certified == found.report.certified
+    assert "What no attacker changes" in found.page(tmp_path / "page.html").read_text()
+
+
+def test_asked_for_where_it_fits_nothing_it_is_an_error():
+    with pytest.raises(ConfigError, match="nothing can be certified: the first purifier adds no Gaussian noise"):
+        evaluated(certify=60)
