@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from defend.cli.completion import names_of
 from defend.cli.exits import GATE, INTERRUPTED
 from defend.cli.flags import (
     DEVICE,
@@ -26,9 +27,12 @@ from defend.cli.flags import (
 )
 from defend.cli.say import say
 from defend.cli.usage import OUTPUT, command, option
+from defend.cli.verdicts import VERDICTS, VerdictFiles
 from defend.errors import ConfigError, ContractError, StageError, WriteError
 from defend.report import progress
 from defend.util.launch import place
+from defend.values.references import shorten
+from defend.values.run_config import LADDER
 from defend.values.threats import THREATS
 
 if TYPE_CHECKING:
@@ -39,24 +43,35 @@ if TYPE_CHECKING:
     from defend.evaluation.runner import Outcome
     from defend.values.run_config import RunConfig
 
+NO_FILES = VerdictFiles()
+
 
 @command(
     "run",
     {
         "What is defended": [
-            option("--victim NAME", "Victim, for example resnet18 (any timm model)."),
+            option(
+                "--victim NAME", "Victim, for example resnet18 (any timm model).", shell_complete=names_of("victim")
+            ),
             *PARTS,
             option("--fpr RATE", "Calibrate the detector for this false-positive rate, for example 0.01.", type=float),
             TRAIN_MISSING,
         ],
         "Who attacks": [
-            option("--attack NAME", "Attack (default noise, fgsm, pgd). Repeatable.", "attacks", multiple=True),
+            option(
+                "--attack NAME",
+                "Attack (default noise, fgsm, pgd). Repeatable.",
+                "attacks",
+                multiple=True,
+                shell_complete=names_of("attack"),
+            ),
             option(
                 "--threat NAME",
                 f"{', '.join(THREATS)}, or ladder, all of them (default noise, oblivious, adaptive; the ladder "
                 "with --thorough). Repeatable.",
                 "threats",
                 multiple=True,
+                shell_complete=lambda *typed: [name for name in (*THREATS, LADDER) if name.startswith(typed[-1])],
             ),
             option(
                 "--source NAME",
@@ -101,6 +116,7 @@ if TYPE_CHECKING:
                 "Exit with 3 if the worst case leaves less, for example 0.3.",
                 type=click.FloatRange(0, 1),
             ),
+            *VERDICTS,
             JSON,
             QUIET,
         ],
@@ -126,6 +142,8 @@ def run_command(
     quiet: bool,
     gate: bool,
     at_least: float | None,
+    junit: Path | None,
+    sarif: Path | None,
     **values: Any,
 ) -> int:
     """Attack a victim with and without its defence, and report what is left.
@@ -146,7 +164,10 @@ def run_command(
             return 0
     if gate and configs[0].checks == "none":
         raise ConfigError("--gate needs checks, and --checks none leaves them out: expected basic or full")
-    return run_configs(configs, as_json=as_json, quiet=quiet, gate=gate, at_least=at_least, resume=resume is not None)
+    verdicts, resumes = VerdictFiles(junit, sarif), resume is not None
+    return run_configs(
+        configs, as_json=as_json, quiet=quiet, gate=gate, at_least=at_least, verdicts=verdicts, resume=resumes
+    )
 
 
 def _unfinished(folder: Path, values: dict[str, Any]) -> list[RunConfig]:
@@ -190,6 +211,7 @@ def run_configs(
     quiet: bool,
     gate: bool = False,
     at_least: float | None = None,
+    verdicts: VerdictFiles = NO_FILES,
     resume: bool = False,
 ) -> int:
     """Run configs, one an arm, each with a run folder; print what is left and return the exit code.
@@ -200,13 +222,20 @@ def run_configs(
         quiet: show no progress.
         gate: exit with 3 where a check fails.
         at_least: exit with 3 where the worst case of an arm is lower, or there is none.
+        verdicts: files to write the checks to.
         resume: go on with what was begun.
     """
+    from defend.report.verdicts import LEFT, checks_of
+
     first = place()[0] == 0  # of several processes, one speaks
     console = progress.open_console(stderr=True)
+    if first:
+        verdicts.begin()
     outcomes = _run(configs, console, quiet=quiet, resume=resume, first=first)
+    judged = {_say_parts(each.report.config): checks_of(each.report, at_least) for each in outcomes}
     if first:
         _print(configs, outcomes, as_json)
+        verdicts.write(judged, configs[0].victim)
     if any(each.report.partial for each in outcomes):
         if first:
             say(f"interrupted: defend run --resume {configs[0].out} goes on where it stopped", err=True)
@@ -214,19 +243,24 @@ def run_configs(
     failed = [check for each in outcomes for check in each.report.failed]
     if gate and failed:
         names = ", ".join(f"{check.number} {check.name}" for check in failed)
-        if first:
-            console.print(f"gate: {len(failed)} failed ({names})", highlight=False, style="red")
-        return GATE  # of every process, whatever the launcher makes of them
-    left = [each.report.worst_case for each in outcomes]
-    lowest = min((0.0 if case is None else case.accuracy for case in left), default=0.0)
-    if at_least is not None and lowest < at_least:
-        if first:
-            said = (
-                f"gate: the worst case leaves {100 * lowest:.1f} %, and at least {100 * at_least:.1f} % was asked for"
-            )
-            console.print(said, highlight=False, style="red")
-        return GATE
+        return _close(console, first, f"{len(failed)} failed ({names})")  # of every process, whatever the launcher does
+    if short := [
+        check for checks in judged.values() for check in checks if check.name == LEFT and check.status == "fail"
+    ]:
+        return _close(console, first, short[0].detail)
     return 0
+
+
+def _close(console: Console, first: bool, why: str) -> int:
+    """Say why the gate is closed, and return its code."""
+    if first:
+        console.print(f"gate: {why}", highlight=False, style="red")
+    return GATE
+
+
+def _say_parts(config: RunConfig) -> str:
+    parts = (config.purifier, config.detector, config.victim)
+    return " + ".join(shorten(part) for part in parts if part)
 
 
 def _run(
