@@ -58,9 +58,14 @@ def test_list_names_every_stage_and_its_weights(defend):
         "hf",
         "imagenet",
     }
-    table = defend("list").out
-    assert "apudae" in table
+    overview = defend("list").out
+    assert len(overview.splitlines()) <= 20
+    assert all(name in overview for stage, name in stages)
+    assert "unet_gan (digits)" in overview
+    table = defend("list", "purifier").out
     assert "defend-apudae" in table
+    assert "pgd" not in table
+    assert {row["stage"] for row in defend("list", "detector", "--json").json["stages"]} == {"detector"}
 
 
 def test_own_weights_are_listed_where_they_belong(defend, tmp_path):

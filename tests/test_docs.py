@@ -2,11 +2,17 @@
 
 import importlib.metadata
 import re
+import shlex
 import sys
 from pathlib import Path
 
+import click
 import pytest
+from tools.manual import papers, parts, reference
+from tools.manual.parts import PLACE
 
+import defend as package
+from defend.cli.entry import cli
 from defend.plugins import Registry, forget_installed
 
 ROOT = Path(__file__).parents[1]
@@ -19,15 +25,15 @@ def blocks(document, language):
 
 @pytest.fixture
 def haze(tmp_path, monkeypatch):
-    """Install CONTRIBUTING.md's plugin as pip would lay it out, from its own text."""
+    """Install the manual's plugin as pip would lay it out, from its own text."""
     import tomllib
 
-    project = tomllib.loads(blocks("CONTRIBUTING.md", "toml")[0])
+    project = tomllib.loads(blocks("docs/extend/plugin.md", "toml")[0])
     site = tmp_path / "site"
     info = site / "defend_haze-0.1.0.dist-info"
     info.mkdir(parents=True)
-    (site / "defend_haze.py").write_text(blocks("CONTRIBUTING.md", "python")[0])
-    (site / "test_haze.py").write_text(blocks("CONTRIBUTING.md", "python")[1])
+    (site / "defend_haze.py").write_text(blocks("docs/extend/plugin.md", "python")[0])
+    (site / "test_haze.py").write_text(blocks("docs/extend/plugin.md", "python")[1])
     name, version = project["project"]["name"], project["project"]["version"]
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
     points = project["project"]["entry-points"]["defend"]
@@ -40,7 +46,7 @@ def haze(tmp_path, monkeypatch):
     sys.modules.pop("defend_haze", None)
 
 
-def test_the_plugin_of_contributing_runs(haze, defend):
+def test_the_plugin_of_the_manual_runs(haze, defend):
     assert importlib.metadata.version("defend-haze") == "0.1.0"
     assert "haze" in {entry.spec.name for entry in Registry().entries("purifier")}
     answer = defend(
@@ -63,7 +69,7 @@ def test_the_plugin_of_contributing_runs(haze, defend):
     assert {row["threat"] for row in answer.json["rows"]} == {"none", "noise", "oblivious", "adaptive"}
 
 
-def test_the_plugin_of_contributing_passes_its_contract(haze):
+def test_the_plugin_of_the_manual_passes_its_contract(haze):
     import subprocess
 
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(haze), str(haze)]
@@ -72,20 +78,49 @@ def test_the_plugin_of_contributing_passes_its_contract(haze):
     assert re.search(r"\b1[0-9] passed", done.stdout), done.stdout
 
 
-DOCUMENTS = ["README.md", "CONTRIBUTING.md", *(f"plugins/{path.parent.name}/README.md" for path in PLUGINS)]
-COMMANDS = "run|list|show|train|predict|export|cache|compare|report|calibrate|new-plugin|reproduce|recipe"
+MANUAL = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("docs/**/*.md"))
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", *(f"plugins/{path.parent.name}/README.md" for path in PLUGINS), *MANUAL]
+QUICK = {"list", "show", "recipe", "reproduce", "cache"}  # that answer at once, unless told to measure or to write
+SLOW_FLAGS = {"--run", "--readme", "--keep", "--toml", "--data-dir", "--limit", "--clear", "--forget"}
+
+
+def commands_of(document):
+    """Return the arguments of every `defend COMMAND ...` in a document's code, as a shell would split them."""
+    text = (ROOT / document).read_text().replace("\\\n", " ")
+    code = [line for line in text.splitlines() if re.match(r"(    |\t)", line)]
+    code += "\n".join(re.findall(r"```(?!python)\w*\n(.*?)```", text, re.DOTALL)).splitlines()
+    code += re.findall(r"`(defend [^`\n]+)`", text)
+    found = [match[1] for line in code for match in re.finditer(r"(?:^|&& |-m )\s*defend\s+([a-z][^&]*)", line)]
+    return [shlex.split(each, comments=True) for each in found]
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
-def test_commands_shown_are_commands(document, defend):
-    """Every `defend COMMAND --flag` in the documents exists."""
-    shown = re.findall(rf"\bdefend ((?:{COMMANDS})\b[^`\n]*)", (ROOT / document).read_text())
-    assert shown
-    for line in shown:
-        command, *words = line.split("#")[0].split()
-        usage = defend(command, "--help").out
-        for flag in (word.split("=")[0] for word in words if word.startswith("--")):
-            assert re.search(rf"{flag}\b", usage), f"{document}: defend {command} has no {flag}"
+def test_commands_shown_are_commands(document):
+    """Each is one, and takes every option that it is shown with, with a value or without."""
+    for name, *arguments in commands_of(document):
+        assert name in cli.commands, f"{document}: defend {name} is no command"
+        command = cli.commands[name]
+        try:
+            command.make_parser(click.Context(command)).parse_args(list(arguments))
+        except click.UsageError as error:
+            pytest.fail(f"{document}: defend {name} {shlex.join(arguments)}: {error.format_message()}")
+
+
+def quick_commands():
+    shown = {tuple(each) for document in ["README.md", *MANUAL] for each in commands_of(document)}
+    placeholders = re.compile(r"[A-Z]{2,}$|runs/")
+    for words in sorted(shown):
+        flags = {word.split("=")[0] for word in words if word.startswith("--")}
+        measures = words[0] == "reproduce" and not flags & {"--list", "--kept"}
+        if words[0] in QUICK and not flags & SLOW_FLAGS and not measures and not any(map(placeholders.match, words)):
+            yield words
+
+
+@pytest.mark.parametrize("words", list(quick_commands()), ids=" ".join)
+def test_commands_that_answer_at_once_do(words, defend):
+    answer = defend(*words)
+    assert answer.code == 0, answer.error
+    assert answer.out.strip()
 
 
 def test_the_readme_starts_with_the_two_commands():
@@ -94,6 +129,52 @@ def test_the_readme_starts_with_the_two_commands():
     assert "pip install -r requirements-dev.txt && pytest" in text
 
 
-def test_python_of_the_readme_runs(haze):
-    for block in blocks("README.md", "python"):
-        exec(compile(block, "README.md", "exec"), {})
+def test_the_readme_is_short_and_names_every_plugin():
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 120
+    assert all(f"](plugins/{path.parent.name}/README.md)" in text for path in PLUGINS)
+
+
+def test_the_table_of_the_readme_is_what_was_measured():
+    assert parts.first_run() in (ROOT / "README.md").read_text(), "write it: python -m tools.manual"
+
+
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
+def test_links_lead_to_files(document):
+    aims = re.findall(r"\]\((?!https?:|#)([^)#]+)", (ROOT / document).read_text())
+    assert aims
+    assert [aim for aim in aims if not (ROOT / aim).exists()] == []
+
+
+def test_every_part_that_a_page_asks_for_is_generated():
+    asked = [found.groups() for page in MANUAL for found in PLACE.finditer((ROOT / page).read_text())]
+    assert asked
+    for name, argument in asked:
+        assert parts.PARTS[name](*(argument or "").split()).count("\n| ") > 1
+
+
+def test_the_generated_pages_know_every_plugin_command_and_option():
+    assert set(papers.pages()) == {f"papers/{path.parent.name}.md" for path in PLUGINS}
+    pages = reference.pages()
+    assert all(f"## defend {name}\n" in pages["reference/commands.md"] for name in cli.commands)
+    assert all(f"`--{word}" in pages["reference/commands.md"] for word in ("purifier", "eps", "junit", "gate"))
+    assert all(
+        f"{{#purifier-{entry.spec.name}}}" in pages["reference/options.md"] for entry in Registry().entries("purifier")
+    )
+    assert all(f"heading: defend.{name}\n" in pages["reference/python.md"] for name in package.__all__)
+
+
+def python_blocks():
+    """Yield each document with the Python that runs at once; what takes longer stands behind a comment that says so."""
+    for document in ["README.md", *MANUAL]:
+        text = (ROOT / document).read_text()
+        parts_ = re.findall(r"(<!-- takes [^\n]*-->\n\n)?```python\n(.*?)```", text, re.DOTALL)
+        if quick := [block for slow, block in parts_ if not slow]:
+            yield pytest.param(document, quick, id=document)
+
+
+@pytest.mark.parametrize(("document", "quick"), list(python_blocks()))
+def test_python_of_the_documents_runs(document, quick):
+    names = {}
+    for block in quick:
+        exec(compile(block, document, "exec"), names)

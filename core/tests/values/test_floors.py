@@ -5,16 +5,20 @@ from types import SimpleNamespace
 import pytest
 
 from defend.errors import ConfigError
-from defend.values.floors import Floor, list_below, parse_floors
+from defend.report.verdicts import checks_of
+from defend.values.floors import Floor, parse_floors
+from defend.values.report import ArmResult
 
 
 def row(attack, threat, accuracy):
-    return SimpleNamespace(attack=attack, threat=threat, defended=SimpleNamespace(accuracy=accuracy))
+    return SimpleNamespace(attack=attack, threat=threat, n=10, defended=ArmResult(accuracy, (0.0, 1.0)))
 
 
 REPORT = SimpleNamespace(
     rows=(row("none", "none", 0.9), row("pgd", "oblivious", 0.6), row("pgd", "adaptive", 0.2)),
-    worst_case=SimpleNamespace(accuracy=0.15),
+    worst_case=SimpleNamespace(accuracy=0.15, ci95=(0.0, 1.0), n=5),
+    checks=(),
+    partial=False,
 )
 
 
@@ -45,14 +49,16 @@ def test_what_is_no_floor_is_refused(text):
     ],
 )
 def test_what_is_below_is_told(text, below):
-    assert len(list(list_below(REPORT, parse_floors([text])))) == below
+    checks = checks_of(REPORT, parse_floors([text]))
+    assert [check.status for check in checks] == [("pass", "fail")[below]]
 
 
 def test_a_run_without_a_worst_case_keeps_to_no_floor():
-    nothing = SimpleNamespace(rows=(), worst_case=None)
-    assert len(list(list_below(nothing, parse_floors(["0.01"])))) == 1
+    nothing = SimpleNamespace(rows=(), worst_case=None, checks=(), partial=False)
+    (check,) = checks_of(nothing, parse_floors(["0"]))
+    assert check.status == "fail" and "no attack was run that counts" in check.detail
 
 
 def test_a_row_that_is_not_there_is_an_error_and_never_kept_to():
     with pytest.raises(ConfigError, match="known: clean, pgd/oblivious, pgd/adaptive"):
-        list(list_below(REPORT, parse_floors(["square=0.1"])))
+        checks_of(REPORT, parse_floors(["square=0.1"]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import click
@@ -12,7 +12,12 @@ import click
 from defend.cli.exits import GATE
 from defend.cli.flags import DATA_DIR, DEVICE, JSON, OF_VICTIM, QUIET, SET, print_json, take_options
 from defend.cli.usage import OUTPUT, command, option
+from defend.cli.verdicts import VERDICTS, VerdictFiles
 from defend.report.progress import open_console, show_waiting
+from defend.values.references import shorten
+
+if TYPE_CHECKING:
+    from defend.values.report import Check
 
 IMAGES = 100
 
@@ -26,7 +31,7 @@ IMAGES = 100
             *OF_VICTIM,
             SET,
         ],
-        OUTPUT: [JSON, QUIET],
+        OUTPUT: [*VERDICTS, JSON, QUIET],
         "Machine": [DEVICE],
     },
 )
@@ -40,6 +45,8 @@ def check_command(
     as_json: bool,
     quiet: bool,
     device: str | None,
+    junit: Path | None,
+    sarif: Path | None,
     **values: Any,
 ) -> int:
     """Look at a victim for a few seconds, and say what is to be mended.
@@ -47,6 +54,8 @@ def check_command(
     VICTIM is a name, FILE.py:NAME or MODULE:NAME. Looked at: its answer, normalisation, training mode, gradient,
     logits or probabilities, repetition. Exits with 3 where something must be mended.
     """
+    files = VerdictFiles(junit, sarif)
+    files.begin()
     with show_waiting(open_console(stderr=True), quiet or as_json):
         options = take_options(settings, values)
         findings = _find(victim, dataset, data_dir, victim_weights, options, device or "auto")
@@ -54,6 +63,7 @@ def check_command(
         print_json([attrs.asdict(each) for each in findings])
     else:
         _print(findings)
+    files.write({shorten(victim): [_as_check(each) for each in findings]}, victim)
     return GATE if any(each.status == "fail" for each in findings) else 0
 
 
@@ -84,6 +94,12 @@ def _find(
     where = resolve_device(device)
     pixels, labels = images.tensors("val", limit=IMAGES)
     return list(inspect(built.to(where), pixels.to(where), labels.to(where), len(images.classes)))
+
+
+def _as_check(found: Any) -> Check:
+    from defend.values.report import Check
+
+    return Check(found.name, found.status, f"{found.said}; {found.cure}" if found.cure else found.said)
 
 
 def _print(findings: list[Any]) -> None:

@@ -21,6 +21,7 @@ from defend.cli.cache import cache_command
 from defend.cli.calibrate import calibrate_command
 from defend.cli.check import check_command
 from defend.cli.compare import compare_command
+from defend.cli.completion import answer_shell
 from defend.cli.exits import INTERNAL, INTERRUPTED, WRONG_INPUT
 from defend.cli.export import export_command
 from defend.cli.list import list_command
@@ -30,6 +31,7 @@ from defend.cli.recipe import recipe_command
 from defend.cli.report import report_command
 from defend.cli.reproduce import reproduce_command
 from defend.cli.run import run_command
+from defend.cli.say import say
 from defend.cli.show import show_command
 from defend.cli.train import train_command
 from defend.errors import DefendError, ProcessLostError
@@ -40,9 +42,23 @@ from defend.util.printable import escape
 OURS = Path(__file__).parents[1]
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+GREETING = """\
+defend attacks an image classifier with and without a defence, and says what
+is left of it. Three commands to begin with:
+
+  defend run --purifier apudae --victim resnet18    a defence attacked: a minute
+  defend check my_model.py:load --dataset ./pets    is your own model ready?
+  defend list                                       what is installed
+
+defend --help lists all commands."""
+
+
+@click.group(
+    invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @click.version_option(__version__, prog_name="defend")
-def cli() -> None:
+@click.pass_context
+def cli(context: click.Context) -> None:
     """Defend image classifiers against adversarial examples, and measure what an attacker leaves of it.
 
     Start here:  defend run --purifier apudae --victim resnet18
@@ -50,6 +66,8 @@ def cli() -> None:
     Any command takes --debug (a traceback with errors). Exit codes: 0 done, 2 wrong input, 3 a check failed
     (run --gate), 130 interrupted.
     """
+    if context.invoked_subcommand is None:
+        say(GREETING)
 
 
 for command in (
@@ -73,6 +91,7 @@ for command in (
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line; every error becomes one line on standard error and an exit code."""
+    answer_shell(cli)
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in arguments or bool(os.environ.get("DEFEND_DEBUG"))
     arguments = [argument for argument in arguments if argument != "--debug"]
@@ -83,9 +102,6 @@ def main(arguments: list[str] | None = None) -> NoReturn:
             stream.reconfigure(errors="backslashreplace")
     try:
         code = cli.main(arguments, prog_name="defend", standalone_mode=False)
-    except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.format_message())
-        sys.exit(WRONG_INPUT)
     except click.ClickException as error:
         _fail(f"{' '.join(error.format_message().split())} (see {_help_for(error)})", WRONG_INPUT, debug)
     except ProcessLostError as error:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from defend.cli.completion import names_of
 from defend.cli.say import say
 from defend.cli.usage import option
 from defend.errors import ConfigError
@@ -29,7 +30,7 @@ DEVICE = option("--device NAME", "auto (default), cpu, cuda.")
 SEED = option("--seed N", "Seed of everything random (default 0).", type=click.IntRange(0, 2**63 - 1))
 TRAIN_MISSING = option("--train-missing", "Train weights that do not exist yet.", default=None)
 WEIGHTS_OUT = option("--out FILE", "Weights file (default: the user's cache).", type=PATH)
-ONE_VICTIM = option("--victim NAME", "Victim, for example resnet18.", required=True)
+ONE_VICTIM = option("--victim NAME", "Victim, for example resnet18.", required=True, shell_complete=names_of("victim"))
 OF_VICTIM = (
     option("--victim-weights FILE", "The victim's weights, instead of those found by name; your own .pth too."),
     option("--mean MEAN", "What the victim subtracts: 0.49,0.48,0.45, or imagenet, cifar10, half, none."),
@@ -43,10 +44,19 @@ PARTS = (
         "Purifier, for example apudae; dae,apudae is two in sequence.",
         "purifiers",
         multiple=True,
+        shell_complete=names_of("purifier"),
     ),
-    option("--detector NAME", "Detector, for example puvae."),
-    option("--finetune NAME", "Use the victim as a fine-tuner adapted it, for example dae."),
-    option("--dataset NAME", "Data set (default digits), or a folder, .csv, .npz or hf:NAME."),
+    option("--detector NAME", "Detector, for example puvae.", shell_complete=names_of("detector")),
+    option(
+        "--finetune NAME",
+        "Use the victim as a fine-tuner adapted it, for example dae.",
+        shell_complete=names_of("finetuner"),
+    ),
+    option(
+        "--dataset NAME",
+        "Data set (default digits), or a folder, .csv, .npz or hf:NAME.",
+        shell_complete=names_of("dataset"),
+    ),
     DATA_DIR,
     CLASSES,
     *OF_VICTIM,

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from defend.cli.completion import names_of
 from defend.cli.exits import GATE, INTERRUPTED
 from defend.cli.flags import (
     DEVICE,
@@ -24,12 +25,14 @@ from defend.cli.flags import (
 )
 from defend.cli.say import say
 from defend.cli.usage import OUTPUT, command, option
+from defend.cli.verdicts import VERDICTS, VerdictFiles
 from defend.errors import ConfigError, ContractError, StageError, WriteError
 from defend.report import progress
 from defend.util.launch import place
 from defend.values.commands import say_command
-from defend.values.floors import Floor, list_below, parse_floors
-from defend.values.run_config import NONE
+from defend.values.floors import Floor, parse_floors
+from defend.values.references import shorten
+from defend.values.run_config import LADDER, NONE
 from defend.values.threats import THREATS
 
 if TYPE_CHECKING:
@@ -40,24 +43,35 @@ if TYPE_CHECKING:
     from defend.evaluation.runner import Outcome
     from defend.values.run_config import RunConfig
 
+NO_FILES = VerdictFiles()
+
 
 @command(
     "run",
     {
         "What is defended": [
-            option("--victim NAME", "Victim, for example resnet18 (any timm model)."),
+            option(
+                "--victim NAME", "Victim, for example resnet18 (any timm model).", shell_complete=names_of("victim")
+            ),
             *PARTS,
             option("--fpr RATE", "Calibrate the detector for this false-positive rate, for example 0.01.", type=float),
             TRAIN_MISSING,
         ],
         "Who attacks": [
-            option("--attack NAME", "Attack (default noise, fgsm, pgd). Repeatable.", "attacks", multiple=True),
+            option(
+                "--attack NAME",
+                "Attack (default noise, fgsm, pgd). Repeatable.",
+                "attacks",
+                multiple=True,
+                shell_complete=names_of("attack"),
+            ),
             option(
                 "--threat NAME",
                 f"{', '.join(THREATS)}, or ladder, all of them (default noise, oblivious, adaptive; the ladder "
                 "with --thorough). Repeatable.",
                 "threats",
                 multiple=True,
+                shell_complete=lambda *typed: [name for name in (*THREATS, LADDER) if name.startswith(typed[-1])],
             ),
             option(
                 "--source NAME",
@@ -109,6 +123,7 @@ if TYPE_CHECKING:
                 "Repeatable.",
                 multiple=True,
             ),
+            *VERDICTS,
             JSON,
             QUIET,
         ],
@@ -134,6 +149,8 @@ def run_command(
     quiet: bool,
     gate: bool,
     at_least: tuple[str, ...],
+    junit: Path | None,
+    sarif: Path | None,
     **values: Any,
 ) -> int:
     """Attack a victim with and without its defence, and report what is left.
@@ -159,7 +176,10 @@ def run_command(
             registry().find("attack", floor.attack)
     if gate and configs[0].checks == "none":
         raise ConfigError("--gate needs checks, and --checks none leaves them out: expected basic or full")
-    return run_configs(configs, as_json=as_json, quiet=quiet, gate=gate, floors=floors, resume=resume is not None)
+    verdicts, resumes = VerdictFiles(junit, sarif), resume is not None
+    return run_configs(
+        configs, as_json=as_json, quiet=quiet, gate=gate, floors=floors, verdicts=verdicts, resume=resumes
+    )
 
 
 def _unfinished(folder: Path, values: dict[str, Any]) -> list[RunConfig]:
@@ -203,6 +223,7 @@ def run_configs(
     quiet: bool,
     gate: bool = False,
     floors: Sequence[Floor] = (),
+    verdicts: VerdictFiles = NO_FILES,
     resume: bool = False,
 ) -> int:
     """Run configs, one an arm, each with a run folder; print what is left and return the exit code.
@@ -213,13 +234,20 @@ def run_configs(
         quiet: show no progress.
         gate: exit with 3 where a check fails.
         floors: exit with 3 where the worst case of an arm, or a row, leaves less.
+        verdicts: files to write the checks to.
         resume: go on with what was begun.
     """
+    from defend.report.verdicts import LEFT, checks_of
+
     first = place()[0] == 0  # of several processes, one speaks
     console = progress.open_console(stderr=True)
+    if first:
+        verdicts.begin()
     outcomes = _run(configs, console, quiet=quiet, resume=resume, first=first)
+    judged = {_say_parts(each.report.config): checks_of(each.report, floors) for each in outcomes}
     if first:
         _print(configs, outcomes, as_json)
+        verdicts.write(judged, configs[0].victim)
     if any(each.report.partial for each in outcomes):
         if first:
             say(f"interrupted: {say_command('run', '--resume', configs[0].out)} goes on where it stopped", err=True)
@@ -227,14 +255,23 @@ def run_configs(
     failed = [check for each in outcomes for check in each.report.failed]
     if gate and failed:
         names = ", ".join(f"{check.number} {check.name}" for check in failed)
-        if first:
-            console.print(f"gate: {len(failed)} failed ({names})", highlight=False, style="red")
-        return GATE  # of every process, whatever the launcher makes of them
-    if low := [said for each in outcomes for said in list_below(each.report, floors)]:
-        if first:
-            console.print(f"gate: {'; '.join(low)}", highlight=False, markup=False, style="red")
-        return GATE
+        return _close(console, first, f"{len(failed)} failed ({names})")  # of every process, whatever the launcher does
+    every = (check for checks in judged.values() for check in checks)
+    if short := [check.detail for check in every if check.name == LEFT and check.status == "fail"]:
+        return _close(console, first, "; ".join(short))
     return 0
+
+
+def _close(console: Console, first: bool, why: str) -> int:
+    """Say why the gate is closed, and return its code."""
+    if first:
+        console.print(f"gate: {why}", highlight=False, style="red")
+    return GATE
+
+
+def _say_parts(config: RunConfig) -> str:
+    parts = (config.purifier, config.detector, config.victim)
+    return " + ".join(shorten(part) for part in parts if part)
 
 
 def _run(

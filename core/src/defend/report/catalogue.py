@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -17,6 +17,8 @@ from defend.weights.origin import find_origin, forgetting
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
 
 
 def listing(plugins: Registry) -> list[dict[str, Any]]:
@@ -52,22 +54,53 @@ def descriptions(plugins: Registry, name: str) -> list[dict[str, Any]]:
     return [_description(plugins, entry, name) for entry in entries]
 
 
-def print_listing(console: Console, plugins: Registry) -> None:
-    """Print `listing` as a table, and the plugins that failed to load."""
-    from rich.table import Table
-    from rich.text import Text
+def print_listing(console: Console, plugins: Registry, stage: str | None = None) -> None:
+    """Print what is installed, in brackets the data sets with weights, or a stage's with a line on each.
 
-    table = Table(box=None, pad_edge=False)
-    for column in ("stage", "name", "what it is", "plugin", "weights for"):
-        table.add_column(column, overflow="fold")
-    for row in listing(plugins):
-        kept = [f"{name} (yours)" if name in row["yours"] else name for name in row["weights"]]
-        others = (row["summary"], row["plugin"], ", ".join(kept))
-        table.add_row(row["stage"], Text(row["name"], "bold"), *map(Text, others))
+    The plugins that failed to load come after it.
+    """
+    from rich.table import Table
+
+    rows = [row for row in listing(plugins) if stage in (None, row["stage"])]
+    table = Table(box=None, pad_edge=False, show_header=stage is not None)
+    if stage is None:
+        table.add_column(no_wrap=True)
+        for kind in dict.fromkeys(row["stage"] for row in rows):
+            table.add_row(kind, _flow([_with_weights(row) for row in rows if row["stage"] == kind]))
+    else:
+        _describe(table, rows)
     console.print(table, highlight=False)
     for failure in plugins.failures:
         console.print(f"not loaded: {failure.plugin}: {failure.cause}", highlight=False, markup=False, style="red")
-    console.print("\n`defend show NAME` explains one of them.", highlight=False)
+    how = "In brackets: data sets with weights. `defend list STAGE` says what each is; " if stage is None else ""
+    console.print(f"\n{how}`defend show NAME` explains one.", highlight=False)
+
+
+def _flow(names: Sequence[tuple[str, str]]) -> Text:
+    """Return names, each with what stands behind it, as one text that wraps."""
+    from rich.text import Text
+
+    parts = [Text.assemble((name, "bold"), after) for name, after in names]
+    return Text(", ").join(parts)
+
+
+def _with_weights(row: Mapping[str, Any]) -> tuple[str, str]:
+    """Return a stage's name, and in brackets its weights, counted where they are of several victims."""
+    kept = [f"{name} (yours)" if name in row["yours"] else name for name in row["weights"]]
+    if any("/" in name for name in kept):
+        own = f", {len(row['yours'])} of them yours" if row["yours"] else ""
+        kept = [f"{len(kept)} files{own}"]
+    return row["name"], f" ({', '.join(kept)})" if kept else ""
+
+
+def _describe(table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
+    from rich.text import Text
+
+    for column in ("name", "what it is", "plugin", "weights for"):
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        kept = [f"{name} (yours)" if name in row["yours"] else name for name in row["weights"]]
+        table.add_row(Text(row["name"], "bold"), *map(Text, (row["summary"], row["plugin"], ", ".join(kept))))
 
 
 def print_description(console: Console, shown: dict[str, Any]) -> None:
@@ -125,6 +158,40 @@ def print_description(console: Console, shown: dict[str, Any]) -> None:
         if weights["hides"]:
             instead = f"They are taken in the place of those shipped with {weights['hides']}; to take these again: "
             console.print(f"{instead}{forgetting(weights['file'])}", highlight=False, markup=False)
+    if commands := what_next(shown):
+        console.print("\nNext:", highlight=False)
+        for command in commands:
+            console.print(Text(f"  {command}", no_wrap=True, overflow="ignore"), soft_wrap=True)
+
+
+def what_next(shown: Mapping[str, Any]) -> list[str]:
+    """Return the commands that a stage is for, ready to be typed: those that its weights allow, or that make some."""
+    name, stage = shown["name"], shown["stage"]
+    data = [one["dataset"] for one in shown["weights"] if one["name"] == name]
+    chosen = "" if not data or "digits" in data else f" --dataset {data[0]}"
+    victim = "resnet18" if not chosen else "VICTIM"
+    if stage == "attack":
+        member = f"{name}:NAME" if shown["family"] else name
+        return [f"defend run --victim resnet18 --attack {member}"]
+    if stage == "dataset":
+        return [f"defend run --victim VICTIM --dataset {name if name != 'imagefolder' else './FOLDER'}"]
+    if stage == "victim" and not shown["family"]:
+        commands = [f"defend run --victim {name}{chosen}"]
+    elif stage in ("purifier", "detector"):
+        commands = [f"defend run --{stage} {name} --victim {victim}{chosen}"]
+    elif stage == "finetuner" and shown["weights"]:
+        tuned = min(shown["weights"], key=lambda one: one["dataset"] != "digits")
+        made_of = {part: tuned["config"][part] for part in ("victim", "purifier") if tuned["config"][part]}
+        parts = "".join(f" --{part} {value}" for part, value in made_of.items())
+        edition = f" --finetune-weights +{tuned['edition']}" if tuned["edition"] else ""
+        where = "" if tuned["dataset"] == "digits" else f" --dataset {tuned['dataset']}"
+        return [f"defend run --finetune {name}{parts}{where}{edition}"]
+    else:
+        return []
+    meant = [each.partition("+")[0] for each in (*shown["training_overrides"], *shown["costs"])]
+    taken = "digits" if "digits" in meant or not meant else meant[0]
+    missing = f"defend train {stage} {name} --dataset {taken}"
+    return commands if data or not shown["training"] else [missing, *commands]
 
 
 def _values(values: Mapping[str, Any]) -> str:
@@ -145,6 +212,7 @@ def _description(plugins: Registry, entry: Entry, name: str) -> dict[str, Any]:
         "summary": spec.summary,
         "plugin": entry.origin,
         "tag": tag or None,
+        "family": name == spec.name and spec.is_family,
         "paper": attrs.asdict(spec.paper) if spec.paper else None,
         "options": [attrs.asdict(option) for option in describe(spec.config)],
         "training": [attrs.asdict(option) for option in describe(spec.recipe)] if spec.train else [],

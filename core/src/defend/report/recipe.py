@@ -14,6 +14,7 @@ from rich.text import Text
 
 from defend.recipes import Recipe, composition
 from defend.report import readme
+from defend.report.fitting import choose_fitting
 from defend.report.terminal import NORMS, of_norms
 from defend.report.text import over_passes, percent, row_title, with_interval
 from defend.reproduce.ladders import Compared, Figure, Ladder, LadderRow
@@ -61,9 +62,22 @@ def print_listing(console: Console, listed: Sequence[tuple[Recipe, Ladder | None
     if not listed:
         console.print("No recipe is installed: plugins bring them", highlight=False)
         return
+    console.print(choose_fitting(console, (_listing(listed, left_out) for left_out in (0, 1, 2))), highlight=False)
+    if any(ladder is not None and ladder.failed for _, ladder in listed):
+        console.print("*: not to be trusted, a check failed", style="red", highlight=False)
+    console.print(
+        "Accuracy in %, per image over the ladder, with its Wilson 95 % interval", style="dim", highlight=False
+    )
+    console.print("Show one: defend recipe NAME. Measure it again: defend recipe NAME --run", highlight=False)
+
+
+def _listing(listed: Sequence[tuple[Recipe, Ladder | None]], left_out: int) -> Grid:
+    """Make the table of all recipes, without the last columns: what it is, and what it is made of."""
+    every = ("recipe", "data set", "eps", "worst case", "made of", "what it is")
+    names = every[: len(every) - left_out]
     grid = Grid(box=None, pad_edge=False)
-    for name in ("recipe", "data set", "eps", "made of", "worst case", "what it is"):
-        grid.add_column(name, overflow="fold")
+    for name in names:
+        grid.add_column(name, overflow="fold", no_wrap=name in ("recipe", "data set", "worst case"))
     for recipe, ladder in listed:
         config = recipe.run_config()
         left = Text("not measured", "dim")
@@ -71,14 +85,9 @@ def print_listing(console: Console, listed: Sequence[tuple[Recipe, Ladder | None
             figure = _worst(ladder)
             left = Text(f"{_figure(figure)} n={figure.n:,}")
             left.append("*" if ladder.failed else "", "red")
-        grid.add_row(recipe.name, config.dataset, f"{config.eps:.4g}", composition(config), left, recipe.summary)
-    console.print(grid, highlight=False)
-    if any(ladder is not None and ladder.failed for _, ladder in listed):
-        console.print("*: not to be trusted, a check failed", style="red", highlight=False)
-    console.print(
-        "Accuracy in %, per image over the ladder, with its Wilson 95 % interval", style="dim", highlight=False
-    )
-    console.print("Show one: defend recipe NAME. Measure it again: defend recipe NAME --run", highlight=False)
+        cells = (recipe.name, config.dataset, f"{config.eps:.4g}", left, composition(config), recipe.summary)
+        grid.add_row(*cells[: len(names)])
+    return grid
 
 
 def render(recipe: Recipe, ladder: Ladder | None, console: Console) -> None:
@@ -96,11 +105,12 @@ def render(recipe: Recipe, ladder: Ladder | None, console: Console) -> None:
     if ladder is None:
         lines.append(Text("\nNo ladder came with it"))
     else:
-        lines += [Text(""), *_ladder(ladder)]
+        lines += [Text(""), *_ladder(ladder, console)]
         if _is_outdated(recipe, ladder):
             lines.append(Text("The ladder is of an earlier version of this recipe", "bold red"))
         if ladder.compared:
-            lines += [Text(""), _comparison(recipe, ladder)]
+            tables = (_comparison(recipe, ladder, fewer) for fewer in (0, 1, 2))
+            lines += [Text(""), choose_fitting(console, tables)]
             if any(each.failed for each in ladder.compared):
                 lines.append(Text("*: not to be trusted, a check of that run failed", "red"))
         lines.append(
@@ -160,18 +170,19 @@ def _said(norm: str) -> str:
     return NORMS.get(norm, norm)
 
 
-def _ladder(ladder: Ladder) -> list[Text | Grid]:
+def _rows(ladder: Ladder, bare_intervals: bool) -> Grid:
+    """Make the table of the ladder's rows; the undefended figures have their intervals where there is room."""
     grid = Grid(title="What is left, by attacker", title_justify="left")
-    for name in ("attack", "threat"):
-        grid.add_column(name, overflow="fold")
+    grid.add_column("attack", no_wrap=True)
+    grid.add_column("threat", overflow="fold")
     for name in ("eps", "steps", "n", "undefended", "defended"):
-        grid.add_column(name, justify="right")
+        grid.add_column(name, justify="right", no_wrap=True)
     previous = ""
     for row in ladder.rows:
         if row.threat != previous:
             grid.add_section()
         previous = row.threat
-        grid.add_row(*_cells(row))
+        grid.add_row(*_cells(row, bare_intervals))
     grid.add_section()
     worst = ladder.worst_case
     grid.add_row(
@@ -183,6 +194,12 @@ def _ladder(ladder: Ladder) -> list[Text | Grid]:
         percent(worst.undefended),
         Text(_figure(worst), "bold"),
     )
+    return grid
+
+
+def _ladder(ladder: Ladder, console: Console) -> list[Text | Grid]:
+    worst = ladder.worst_case
+    grid = choose_fitting(console, (_rows(ladder, whole) for whole in (True, False)))
     lines: list[Text | Grid] = [grid]
     lines.append(
         Text(
@@ -209,28 +226,32 @@ def _ladder(ladder: Ladder) -> list[Text | Grid]:
     return lines
 
 
-def _cells(row: LadderRow) -> tuple[str, ...]:
+def _cells(row: LadderRow, bare_interval: bool) -> tuple[str, ...]:
+    bare = _figure(row.undefended) if bare_interval else percent(row.undefended.accuracy)
     return (
         *row_title(row.attack, row.threat, row.variant, row.eps),
         "" if row.steps is None else str(row.steps),
         f"{row.n:,}",
-        "" if knows_the_defence(row.threat) else _figure(row.undefended),
+        "" if knows_the_defence(row.threat) else bare,
         _figure(row.defended),
     )
 
 
-def _comparison(recipe: Recipe, ladder: Ladder) -> Grid:
-    """Make the table of what it was held against, the best worst case first and the recipe among them."""
+def _comparison(recipe: Recipe, ladder: Ladder, fewer: int) -> Grid:
+    """Make the table of what it was held against, the best worst case first and the recipe among them.
+
+    With one step fewer the clean figures have no interval, with two what each norm leaves is left out too.
+    """
     grid = Grid(title="Held against", title_justify="left")
     grid.add_column("made of", overflow="fold")
-    norms = tuple(ladder.worst_case.norms or ())
+    norms = tuple(ladder.worst_case.norms or ()) if fewer < 2 else ()
     for name in ("clean", "n", "worst case", *(f"{_said(norm)} alone" for norm in norms), "n"):
-        grid.add_column(name, justify="right")
+        grid.add_column(name, justify="right", no_wrap=True)
     for each in _rank(recipe, ladder):
         worst = f"{_figure(each.worst_case)}{'*' * bool(each.failed)}"
         grid.add_row(
             each.name,
-            _figure(each.clean),
+            _figure(each.clean) if fewer < 1 else percent(each.clean.accuracy),
             f"{each.clean.n:,}",
             worst,
             *_alone(each, norms),

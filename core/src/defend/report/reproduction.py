@@ -12,6 +12,7 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from defend.report import readme
+from defend.report.fitting import choose_fitting
 from defend.report.text import interval, percent, points, with_interval
 from defend.reproduce.results import AdaptiveResult, Cell, Standing, TableResult, find_kept
 from defend.tables import Table
@@ -36,27 +37,7 @@ SAID: dict[Standing, str] = {
 
 def render(table: Table, result: TableResult, console: Console) -> None:
     """Print every cell: the paper's figure, ours with its interval, the difference; adaptive beside every arm."""
-    grid = Grid(title=f"{table.name}: {table.caption}", title_justify="left")
-    for name in ("arm", "attack"):
-        grid.add_column(name, overflow="fold")
-    for name in ("paper", "ours", "difference", "n", "adaptive"):
-        grid.add_column(name, justify="right", no_wrap=True)
-    grid.add_column("")
-    for arm in table.arms:
-        cells = [cell for cell in result.cells if cell.arm == arm.name]
-        adaptive = result.against(arm.name)
-        for number, cell in enumerate(cells):
-            grid.add_row(
-                arm.name if number == 0 else "",
-                cell.attack,
-                percent(cell.paper),
-                _ours(cell),
-                points(cell.difference),
-                f"{cell.n:,}" if cell.ours is not None else "",
-                _adaptive(adaptive) if number == 0 else "",
-                Text(f"{SAID[cell.standing]}{_which(cell)}", STYLES[cell.standing]),
-                end_section=number == len(cells) - 1,
-            )
+    grid = choose_fitting(console, (_grid(table, result, fewer) for fewer in range(5)))
     lines: list[Text | Grid] = [grid]
     lines.append(
         Text(
@@ -80,6 +61,37 @@ def render(table: Table, result: TableResult, console: Console) -> None:
     if result.partial:
         lines.append(Text(f"Partial: {result.command} goes on where it stopped", "yellow"))
     console.print(Group(*lines))
+
+
+def _grid(table: Table, result: TableResult, fewer: int) -> Grid:
+    """Make the table of all cells. With every step `fewer` one thing is left out.
+
+    First how a cell stands to the paper's (those that do not are explained below the table), then the difference, the
+    intervals of our cells, and that of the adaptive figures.
+    """
+    grid = Grid(title=f"{table.name}: {table.caption}", title_justify="left")
+    for name in ("arm", "attack"):
+        grid.add_column(name, overflow="fold")
+    for name in ("paper", "ours", *(["difference"] if fewer < 2 else []), "n", "adaptive"):
+        grid.add_column(name, justify="right", no_wrap=True)
+    if fewer < 1:
+        grid.add_column("")
+    for arm in table.arms:
+        cells = [cell for cell in result.cells if cell.arm == arm.name]
+        adaptive = result.against(arm.name)
+        for number, cell in enumerate(cells):
+            grid.add_row(
+                arm.name if number == 0 else "",
+                cell.attack,
+                percent(cell.paper),
+                _ours(cell) if fewer < 3 else percent(cell.ours),
+                *([points(cell.difference)] if fewer < 2 else []),
+                f"{cell.n:,}" if cell.ours is not None else "",
+                _adaptive(adaptive, fewer < 4) if number == 0 else "",
+                *([Text(f"{SAID[cell.standing]}{_which(cell)}", STYLES[cell.standing])] if fewer < 1 else []),
+                end_section=number == len(cells) - 1,
+            )
+    return grid
 
 
 def entry(table: Table, result: TableResult | None) -> dict[str, Any]:
@@ -111,7 +123,7 @@ def print_listing(console: Console, listed: Sequence[tuple[Table, TableResult | 
     """Print all tables, and how our kept figures stand to the papers'."""
     grid = Grid(box=None, pad_edge=False)
     for name in ("table", "data set", "cells", "kept result", "what it shows"):
-        grid.add_column(name, overflow="fold")
+        grid.add_column(name, overflow="fold", no_wrap=name == "table")
     for table, result in listed:
         counts = {} if result is None else count_standings(result)
         said = ", ".join(f"{count} {SAID[name].removesuffix(' below')}" for name, count in counts.items() if count)
@@ -134,10 +146,10 @@ def _which(cell: Cell) -> str:
     return f", {cell.details['best']}" if "best" in cell.details else ""
 
 
-def _adaptive(one: AdaptiveResult | None) -> str:
+def _adaptive(one: AdaptiveResult | None, whole: bool) -> str:
     if one is None:
         return ""
-    return f"{with_interval(one.accuracy, one.ci95)} {one.n:,}"
+    return f"{with_interval(one.accuracy, one.ci95 if whole else None)} {one.n:,}"
 
 
 def explanations(result: TableResult) -> list[str]:

@@ -31,6 +31,7 @@ from defend.values.run_config import RunConfig
 from defend.victims.training import NormalisedVictim
 
 WIDTH = 120  # of the table as text
+PLAIN = ("markup", "emoji", "highlight", "force_terminal", "force_jupyter")  # what rich's console is not to do
 HEIGHT = 900  # of the page in a notebook, in pixels
 
 
@@ -73,7 +74,10 @@ class Evaluation:
 
     def __str__(self) -> str:
         text = io.StringIO()
-        render(self.report, Console(file=text, width=WIDTH, markup=False, emoji=False, highlight=False))
+        # a notebook's kernel would have rich display it, and in colours
+        plain: dict[str, bool] = dict.fromkeys(PLAIN, False)
+        console = Console(file=text, width=WIDTH, **plain)  # type: ignore[arg-type]
+        render(self.report, console)
         return text.getvalue()
 
     __repr__ = __str__

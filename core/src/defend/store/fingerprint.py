@@ -116,7 +116,9 @@ def _is_edited(root: str) -> bool:
     if not isinstance(file, str) or root in sys.stdlib_module_names:
         return False
     places = [Path(place) for place in sysconfig.get_paths().values()]
-    return not any(Path(file).is_relative_to(place) for place in places)
+    # an environment may see another one's packages (venv --system-site-packages)
+    installed = {"site-packages", "dist-packages"} & set(Path(file).parts)
+    return not installed and not any(Path(file).is_relative_to(place) for place in places)
 
 
 def _versions(distribution: str) -> dict[str, str]:

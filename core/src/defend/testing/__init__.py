@@ -1,4 +1,4 @@
-"""For plugins' tests: contract suites to subclass, toys, and rigged defences that the checks must catch.
+"""For tests: `assert_robust` for a model, contract suites for a plugin, toys, and rigged defences.
 
 from defend.testing import PurifierContract
 
@@ -17,6 +17,7 @@ from defend.testing.contracts import (
     StageContract,
     VictimContract,
 )
+from defend.testing.robust import assert_robust
 from defend.testing.toys import SEED, TASK, TinyVictim, images, tiny_dataset
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "StageContract",
     "TinyVictim",
     "VictimContract",
+    "assert_robust",
     "images",
     "rigged",
     "tiny_dataset",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 
 import attrs
 
@@ -50,20 +50,26 @@ def parse_floors(texts: Iterable[str]) -> tuple[Floor, ...]:
     return tuple(floors)
 
 
-def list_below(report: Report, floors: Sequence[Floor]) -> Iterator[str]:
-    """Yield a sentence for each floor that the run does not keep to; a figure that is not there is below any.
+@attrs.frozen
+class Left:
+    """What a run leaves of a row or its worst case: a fraction, its Wilson 95 % interval, of so many images."""
+
+    accuracy: float
+    ci95: tuple[float, float]
+    n: int
+
+
+def find_left(report: Report, floor: Floor) -> Left | None:
+    """Return what the run leaves of a floor's row, of the lowest where several answer to its name; None of nothing.
 
     Raises:
         ConfigError: there is no such row.
     """
-    for floor in floors:
-        if floor.row == WORST:
-            lowest = 0.0 if report.worst_case is None else report.worst_case.accuracy
-        else:
-            lowest = min(row.defended.accuracy for row in _rows(report, floor.row))
-        if lowest < floor.share:
-            what = "the worst case" if floor.row == WORST else floor.row
-            yield f"{what} leaves {100 * lowest:.1f} %, and at least {100 * floor.share:.1f} % was asked for"
+    if floor.row == WORST:
+        worst = report.worst_case
+        return None if worst is None else Left(worst.accuracy, worst.ci95, worst.n)
+    lowest = min(_rows(report, floor.row), key=lambda row: row.defended.accuracy)
+    return Left(lowest.defended.accuracy, lowest.defended.ci95, lowest.n)
 
 
 def _rows(report: Report, wanted: str) -> list[Row]:

@@ -1,0 +1,46 @@
+"""What mkdocs calls: adds the generated pages, and puts generated parts where a page says {{ NAME ARGUMENT }}."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from mkdocs.exceptions import PluginError
+from mkdocs.structure.files import File, Files
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))  # mkdocs loads this file by its path
+
+from tools.manual import included, papers, parts, reference  # noqa: E402
+from tools.manual.parts import PLACE  # noqa: E402
+
+
+def on_config(config: Any) -> Any:
+    """Add a page of the navigation for every plugin."""
+    for entry in config.nav:
+        for title, pages in entry.items():
+            if title == "The papers":
+                pages[1:1] = [{plugin.name: f"papers/{plugin.name}.md"} for plugin in papers.plugins()]
+    return config
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """Add the pages that are written from the code, from cards, kept results and the repository's documents."""
+    written = {**included.pages(), **papers.pages(), **reference.pages()}
+    for name, text in written.items():
+        files.append(File.generated(config, name, content=text))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Fill the places of a page."""
+
+    def fill(found: re.Match[str]) -> str:
+        name, argument = found.groups()
+        if name not in parts.PARTS:
+            raise PluginError(f"{page.file.src_uri}: no part {name!r}: expected one of {', '.join(parts.PARTS)}")
+        return parts.PARTS[name](*(argument or "").split())
+
+    return PLACE.sub(fill, markdown)

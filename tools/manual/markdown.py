@@ -1,0 +1,24 @@
+"""Markdown's tables, from cells of any text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from defend.report import readme
+
+
+def cell(value: object) -> str:
+    """Return a value as a cell: a bar would end it, a line break the row."""
+    return " ".join(str(value).split()).replace("|", "\\|").replace("<", "&lt;")
+
+
+def code(value: object) -> str:
+    """Return a value as code in a cell; nothing of an empty one."""
+    text = " ".join(str(value).split()).replace("|", "\\|")
+    return f"`{text}`" if text else ""
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table with an empty line on either side; nothing where it has no rows."""
+    body = list(rows)
+    return "\n" + "\n".join(readme.grid(head, body)) + "\n" if body else ""
