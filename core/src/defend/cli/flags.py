@@ -29,6 +29,10 @@ CLASSES = option("--classes N", "How many classes there are, or a file of their 
 DEVICE = option("--device NAME", "auto (default), cpu, cuda.")
 SEED = option("--seed N", "Seed of everything random (default 0).", type=click.IntRange(0, 2**63 - 1))
 TRAIN_MISSING = option("--train-missing", "Train weights that do not exist yet.", default=None)
+LOG = option(
+    "--log NAME", "Log figures as they come: csv, tensorboard, wandb or mlflow. Repeatable.", "loggers", multiple=True
+)
+LOG_DIR = option("--log-dir DIR", "Where loggers write their files (default ./logs).", type=PATH)
 WEIGHTS_OUT = option("--out FILE", "Weights file (default: the user's cache).", type=PATH)
 ONE_VICTIM = option("--victim NAME", "Victim, for example resnet18.", required=True, shell_complete=names_of("victim"))
 OF_VICTIM = (

@@ -13,6 +13,8 @@ from defend.cli.exits import GATE, INTERRUPTED
 from defend.cli.flags import (
     DEVICE,
     JSON,
+    LOG,
+    LOG_DIR,
     PARTS,
     PATH,
     QUIET,
@@ -28,6 +30,7 @@ from defend.cli.usage import OUTPUT, command, option
 from defend.cli.verdicts import VERDICTS, VerdictFiles
 from defend.errors import ConfigError, ContractError, StageError, WriteError
 from defend.report import progress
+from defend.report.trackers import Log, LoggedRun
 from defend.util.launch import place
 from defend.values.commands import say_command
 from defend.values.floors import Floor, parse_floors
@@ -124,6 +127,8 @@ NO_FILES = VerdictFiles()
                 multiple=True,
             ),
             *VERDICTS,
+            LOG,
+            LOG_DIR,
             JSON,
             QUIET,
         ],
@@ -151,6 +156,8 @@ def run_command(
     at_least: tuple[str, ...],
     junit: Path | None,
     sarif: Path | None,
+    loggers: tuple[str, ...],
+    log_dir: Path | None,
     **values: Any,
 ) -> int:
     """Attack a victim with and without its defence, and report what is left.
@@ -159,6 +166,8 @@ def run_command(
     records.csv (every image), pictures. Options of a part: --set purifier.steps=10 --set pgd.steps=40.
     --purifier given twice makes two arms, compared on the same images.
     """
+    import attrs
+
     from defend.plugins import registry
     from defend.records.unfinished import tidy
 
@@ -176,10 +185,20 @@ def run_command(
             registry().find("attack", floor.attack)
     if gate and configs[0].checks == "none":
         raise ConfigError("--gate needs checks, and --checks none leaves them out: expected basic or full")
-    verdicts, resumes = VerdictFiles(junit, sarif), resume is not None
-    return run_configs(
-        configs, as_json=as_json, quiet=quiet, gate=gate, floors=floors, verdicts=verdicts, resume=resumes
-    )
+    log = Log(loggers, Path(str(configs[0].out)).name, log_dir, attrs.asdict(configs[0]))
+    try:
+        return run_configs(
+            configs,
+            as_json=as_json,
+            quiet=quiet,
+            gate=gate,
+            floors=floors,
+            verdicts=VerdictFiles(junit, sarif),
+            log=log,
+            resume=resume is not None,
+        )
+    finally:
+        log.end()
 
 
 def _unfinished(folder: Path, values: dict[str, Any]) -> list[RunConfig]:
@@ -224,6 +243,7 @@ def run_configs(
     gate: bool = False,
     floors: Sequence[Floor] = (),
     verdicts: VerdictFiles = NO_FILES,
+    log: Log | None = None,
     resume: bool = False,
 ) -> int:
     """Run configs, one an arm, each with a run folder; print what is left and return the exit code.
@@ -235,6 +255,7 @@ def run_configs(
         gate: exit with 3 where a check fails.
         floors: exit with 3 where the worst case of an arm, or a row, leaves less.
         verdicts: files to write the checks to.
+        log: told of every row.
         resume: go on with what was begun.
     """
     from defend.report.verdicts import LEFT, checks_of
@@ -243,7 +264,7 @@ def run_configs(
     console = progress.open_console(stderr=True)
     if first:
         verdicts.begin()
-    outcomes = _run(configs, console, quiet=quiet, resume=resume, first=first)
+    outcomes = _run(configs, console, quiet=quiet, log=log, resume=resume, first=first)
     judged = {_say_parts(each.report.config): checks_of(each.report, floors) for each in outcomes}
     if first:
         _print(configs, outcomes, as_json)
@@ -275,7 +296,7 @@ def _say_parts(config: RunConfig) -> str:
 
 
 def _run(
-    configs: Sequence[RunConfig], console: Console, *, quiet: bool, resume: bool, first: bool
+    configs: Sequence[RunConfig], console: Console, *, quiet: bool, log: Log | None, resume: bool, first: bool
 ) -> Sequence[Outcome]:
     """Run configs behind a bar; where that is cut off and can go on, say how."""
     with progress.show_waiting(console, quiet or not first):
@@ -285,6 +306,7 @@ def _run(
         from defend.records.watcher import Watcher
         from defend.report import terminal  # noqa: F401 - slow, so while something is shown
     watcher = progress.RunBar(console, quiet) if first else Watcher()
+    watcher = watcher if log is None else LoggedRun(watcher, log)
     try:
         return run_arms(configs, watcher, resume=resume)
     except (KeyboardInterrupt, Exception) as error:

@@ -14,6 +14,8 @@ from defend.cli.flags import (
     DATA_DIR,
     DEVICE,
     JSON,
+    LOG,
+    LOG_DIR,
     OF_VICTIM,
     PURIFIER_WEIGHTS,
     QUIET,
@@ -31,6 +33,7 @@ from defend.cli.say import say
 from defend.cli.usage import OUTPUT, command, option
 from defend.errors import ConfigError
 from defend.report.progress import RunBar, TrainingBar, open_console, show_waiting
+from defend.report.trackers import Log, LoggedTraining
 from defend.util.launch import place
 from defend.values.references import anchor
 
@@ -62,7 +65,7 @@ PRECISIONS = click.Choice(["no", "bf16"])
             SET,
             SEED,
         ],
-        OUTPUT: [WEIGHTS_OUT, JSON, QUIET],
+        OUTPUT: [WEIGHTS_OUT, LOG, LOG_DIR, JSON, QUIET],
         "Machine": [
             DEVICE,
             option("--precision [no|bf16]", "Mixed precision.", type=PRECISIONS, default="no", show_default=True),
@@ -82,6 +85,8 @@ def train_command(
     data_dir: str | None,
     settings: tuple[str, ...],
     out: Path | None,
+    loggers: tuple[str, ...],
+    log_dir: Path | None,
     as_json: bool,
     quiet: bool,
     device: str | None,
@@ -114,6 +119,7 @@ def train_command(
         from defend.training.loop import FitSettings
         from defend.training.missing import prepare_training
         from defend.training.stage import train_stage
+        from defend.weights.find import plain
         from defend.weights.origin import find_origin, forgetting
 
         around = Composition.of(victim, purifier, options=others, weights=weights)
@@ -127,6 +133,7 @@ def train_command(
         if said:
             say(f"warning: {said}", err=True)
     how = FitSettings(device=device or "auto", **given(values))
+    log = Log(loggers, f"train-{stage}-{plain(name)}-{dataset}", log_dir, {"stage": stage, "name": name, **options})
     try:
         told = RunBar(console, quiet) if train_missing else None
         aimed = prepare_training(found, around, images, options, edition, told, how)
@@ -138,13 +145,15 @@ def train_command(
                 adapted=aimed.adapted,
                 options=aimed.options,
                 edition=edition,
-                settings=attrs.evolve(how, progress=progress),
+                settings=attrs.evolve(how, progress=LoggedTraining(progress, log)),
                 out=out,
                 plugins=aimed.plugins,
             )
     except KeyboardInterrupt:
         say("interrupted: the same command goes on from the last checkpoint", err=True)
         return INTERRUPTED
+    finally:
+        log.end()
     if place()[0] != 0:
         return 0
     if as_json:

@@ -212,6 +212,7 @@ class _Run:
                 record = self.evaluator.row(planned, number)
                 if record is not None:
                     self.records.append(record)
+                    self.watcher.finished(record)
                 self.partial = record is None or record.partial
                 self._write_judged_by(planned)
                 if self.partial:

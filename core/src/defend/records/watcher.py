@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
-    from defend.records.rows import PlannedRow
+    from defend.records.rows import PlannedRow, RowRecord
 
 
 class TrainingWatcher:
@@ -45,6 +45,9 @@ class Watcher:
 
     def images(self, count: int) -> None:
         """So many more images of the row are finished."""
+
+    def finished(self, record: RowRecord) -> None:
+        """A row is finished, or cut short: what was recorded of it."""
 
     def end(self) -> None:
         """Nothing more will come."""

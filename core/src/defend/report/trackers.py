@@ -1,0 +1,185 @@
+"""Figures of trainings and runs as they come, for the loggers that people have: csv, TensorBoard, W&B, MLflow.
+
+accelerate's trackers write them; none of their packages is a dependency.
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import io
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from defend.errors import ConfigError, did_you_mean
+from defend.records.watcher import TrainingWatcher, Watcher
+from defend.util.files import make_folder, write_text
+from defend.util.launch import place
+
+if TYPE_CHECKING:
+    from defend.records.rows import PlannedRow, RowRecord
+
+CSV = "csv"
+PACKAGES: Mapping[str, str] = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
+TRACKERS = (CSV, *PACKAGES)
+FILE = "log.csv"
+
+
+class Tracker(Protocol):
+    """What receives figures; accelerate's trackers do."""
+
+    def log(self, values: dict[str, float], step: int | None = None) -> None:
+        """Keep figures of a step."""
+
+    def finish(self) -> None:
+        """Nothing more will come."""
+
+
+class CsvTracker:
+    """Writes log.csv, a line a figure: step, name, value."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path, self._lines = folder / FILE, [("step", "name", "value")]
+
+    def log(self, values: dict[str, float], step: int | None = None) -> None:
+        self._lines += [(str(step), name, repr(float(value))) for name, value in values.items()]
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows(self._lines)
+        make_folder(self._path.parent)
+        write_text(self._path, text.getvalue(), "log")
+
+    def finish(self) -> None:
+        pass
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Refuse loggers that nobody knows, or whose package is not installed, before anything is computed.
+
+    Raises:
+        ConfigError: naming the nearest, or the package.
+    """
+    for name in names:
+        if name not in TRACKERS:
+            raise ConfigError(f"unknown logger {name!r}: {did_you_mean(name, TRACKERS)}")
+        if name != CSV and importlib.util.find_spec(PACKAGES[name]) is None:
+            raise ConfigError(f"--log {name} needs the package {PACKAGES[name]}: pip install {PACKAGES[name]}")
+
+
+class Log:
+    """The loggers of one run or training.
+
+    Args:
+        names: of `TRACKERS`; none log nothing. Of several processes the first logs.
+        title: what the run is called there.
+        folder: those that write files put them into its folder TITLE; ./logs if None.
+        settings: what was asked for, as the loggers show it.
+
+    Raises:
+        ConfigError: see `check_names`.
+    """
+
+    def __init__(self, names: Sequence[str], title: str, folder: Path | None, settings: Mapping[str, Any]) -> None:
+        check_names(names)
+        folder = folder or Path("logs")
+        self._trackers: dict[str, Tracker] = {}
+        for name in dict.fromkeys(names) if place()[0] == 0 else ():
+            try:
+                self._trackers[name] = _start(name, title, folder, settings)
+            except Exception as error:  # a server may be away: figures are in the report too
+                warnings.warn(f"--log {name} could not start ({error}): nothing is logged there", stacklevel=2)
+
+    def write(self, values: Mapping[str, float], step: int) -> None:
+        """Log figures of a step; a logger that fails is given up, and a warning says so."""
+        for name, tracker in list(self._trackers.items()):
+            try:
+                tracker.log(dict(values), step=step)
+            except Exception as error:  # a full disk, a server that is away
+                del self._trackers[name]
+                warnings.warn(f"--log {name} failed ({error}): nothing more is logged there", stacklevel=2)
+
+    def end(self) -> None:
+        """Let all loggers finish."""
+        for name, tracker in self._trackers.items():
+            try:
+                tracker.finish()
+            except Exception as error:  # as in `write`
+                warnings.warn(f"--log {name} failed at the end ({error})", stacklevel=2)
+        self._trackers = {}
+
+
+def _start(name: str, title: str, folder: Path, settings: Mapping[str, Any]) -> Any:
+    if name == CSV:
+        return CsvTracker(folder / title)
+    known = importlib.import_module("accelerate.tracking").LOGGER_TYPE_TO_CLASS[name]  # late: it imports torch
+    if known.requires_logging_directory:
+        make_folder(folder)
+        tracker = known(title, logging_dir=str(folder))
+    else:
+        tracker = known(title)
+    tracker.main_process_only = False  # this is the first process; asking accelerate for it would choose a device
+    if hasattr(tracker, "start"):
+        tracker.start()
+    if name != "tensorboard":  # its form of settings is a run of its own
+        tracker.store_init_configuration({key: str(value) for key, value in settings.items()})
+    return tracker
+
+
+class LoggedTraining(TrainingWatcher):
+    """Logs a training's mean losses of every epoch, and tells another watcher all."""
+
+    def __init__(self, watcher: TrainingWatcher, log: Log, prefix: str = "") -> None:
+        self._watcher, self._log, self._prefix = watcher, log, prefix
+
+    def making(self, done: int, total: int) -> None:
+        self._watcher.making(done, total)
+
+    def step(self, done: int, total: int, losses: Mapping[str, float]) -> None:
+        self._watcher.step(done, total, losses)
+        if losses:
+            self._log.write({f"{self._prefix}{name}": value for name, value in losses.items()}, done)
+
+    def measuring(self) -> None:
+        self._watcher.measuring()
+
+    def end(self) -> None:
+        self._watcher.end()
+
+
+class LoggedRun(Watcher):
+    """Logs the accuracy of every arm after each row, and tells another watcher all."""
+
+    def __init__(self, watcher: Watcher, log: Log) -> None:
+        self._watcher, self._log, self._rows = watcher, log, 0
+
+    def preparing(self, what: str) -> None:
+        self._watcher.preparing(what)
+
+    def begin(self, rows: Sequence[PlannedRow]) -> None:
+        self._watcher.begin(rows)
+
+    def row(self, plan: PlannedRow) -> None:
+        self._watcher.row(plan)
+
+    def images(self, count: int) -> None:
+        self._watcher.images(count)
+
+    def finished(self, record: RowRecord) -> None:
+        self._watcher.finished(record)
+        self._rows += 1
+        plan = record.plan
+        row = "clean" if plan.attack is None else f"{plan.name}/{plan.threat.kind}"
+        row += f"/{plan.variant}" if plan.variant else ""
+        row += "" if plan.headline or plan.threat.eps is None else f"/eps {plan.threat.eps:g}"
+        right = {name: ((arm.predicted == record.labels) & arm.accepted) for name, arm in record.arms.items()}
+        self._log.write(
+            {f"{row}/{name.replace(': ', '/')}": float(held.double().mean()) for name, held in right.items()},
+            self._rows,
+        )
+
+    def training(self, title: str) -> TrainingWatcher:
+        return LoggedTraining(self._watcher.training(title), self._log, f"{title}/")
+
+    def end(self) -> None:
+        self._watcher.end()
