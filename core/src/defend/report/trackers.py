@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import importlib.util
 import io
+import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -112,7 +113,10 @@ class Log:
 def _start(name: str, title: str, folder: Path, settings: Mapping[str, Any]) -> Any:
     if name == CSV:
         return CsvTracker(folder / title)
-    known = importlib.import_module("accelerate.tracking").LOGGER_TYPE_TO_CLASS[name]  # late: it imports torch
+    tracking: Any = importlib.import_module("accelerate.tracking")  # late: it imports torch
+    # its own wants accelerate's process state, and making one would choose the device of what follows
+    tracking.logger = logging.getLogger(tracking.__name__)
+    known = tracking.LOGGER_TYPE_TO_CLASS[name]
     if known.requires_logging_directory:
         make_folder(folder)
         tracker = known(title, logging_dir=str(folder))
