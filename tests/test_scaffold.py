@@ -68,17 +68,17 @@ def workspace(tmp_path_factory):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_file_is_returned_and_in_its_place(stage, tmp_path):
-    files = scaffold.create("blur", stage, tmp_path)
-    package = tmp_path / "blur"
+    files = scaffold.create("haze", stage, tmp_path)
+    package = tmp_path / "haze"
     assert files == sorted(path for path in package.rglob("*") if path.is_file())
-    assert [path.name for path in tmp_path.iterdir()] == ["blur"], "something was left beside the package"
+    assert [path.name for path in tmp_path.iterdir()] == ["haze"], "something was left beside the package"
     source = {"__init__.py", "config.py", "plugin.py", "py.typed", f"{stage}.py"}
     expected = {"LICENSE", "README.md", "pyproject.toml", "tests/test_contract.py"}
-    expected |= {f"src/defend_blur/{name}" for name in source}
+    expected |= {f"src/defend_haze/{name}" for name in source}
     if stage in TRAINED:
-        expected.add("src/defend_blur/weights/__init__.py")
+        expected.add("src/defend_haze/weights/__init__.py")
     if stage == "purifier":
-        expected.add("src/defend_blur/training.py")
+        expected.add("src/defend_haze/training.py")
     assert {path.relative_to(package).as_posix() for path in files} == expected
     for path in files:
         text = path.read_text()
@@ -152,8 +152,8 @@ def test_they_are_clean_by_the_repositorys_rules_however_long_their_name(tmp_pat
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_commands_of_their_readme_are_commands(stage, tmp_path, defend):
-    scaffold.create("blur", stage, tmp_path)
-    text = (tmp_path / "blur/README.md").read_text()
+    scaffold.create("haze", stage, tmp_path)
+    text = (tmp_path / "haze/README.md").read_text()
     titles = ("From the paper to the files", "Recipe of the shipped weights", "Figures", "Deviations and decisions")
     assert re.findall(r"^## (.*)", text, re.MULTILINE) == list(titles)
     shown = re.findall(r"^    defend (\w+) (.*)", text, re.MULTILINE)
@@ -175,15 +175,15 @@ def test_every_template_is_in_the_wheel():
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("Blur", "did you mean 'blur'"),
-        ("my-blur", "did you mean 'my_blur'"),
-        ("3d blur!", "did you mean 'd_blur'"),
-        ("defend_blur", "did you mean 'blur'"),
+        ("Haze", "did you mean 'haze'"),
+        ("my-haze", "did you mean 'my_haze'"),
+        ("3d haze!", "did you mean 'd_haze'"),
+        ("defend_haze", "did you mean 'haze'"),
         ("a__b", "did you mean 'a_b'"),
-        ("blur_", "did you mean 'blur'"),
+        ("haze_", "did you mean 'haze'"),
         ("x" * 41, f"did you mean '{'x' * 40}'"),
         ("", "expected a lower-case letter"),
-        ("../blur", "did you mean 'blur'"),
+        ("../haze", "did you mean 'haze'"),
         ("class", "reserved"),
         ("match", "reserved"),
         ("purifier", "reserved"),
@@ -210,24 +210,24 @@ def test_a_package_that_is_installed_but_offers_nothing_is_not_shadowed(tmp_path
 
 def test_an_unknown_stage_is_refused(tmp_path):
     with pytest.raises(UnknownNameError, match="unknown stage 'purifer': did you mean 'purifier'"):
-        scaffold.create("blur", "purifer", tmp_path)
+        scaffold.create("haze", "purifer", tmp_path)
 
 
 def test_what_exists_is_not_overwritten(tmp_path):
-    (tmp_path / "blur").mkdir()
-    (tmp_path / "blur/mine.txt").write_text("mine")
+    (tmp_path / "haze").mkdir()
+    (tmp_path / "haze/mine.txt").write_text("mine")
     (tmp_path / "file").write_text("mine")
-    for name in ("blur", "file"):
+    for name in ("haze", "file"):
         with pytest.raises(ConfigError, match="not an empty folder"):
             scaffold.create(name, "attack", tmp_path)
-    assert [path.name for path in sorted(tmp_path.rglob("*"))] == ["blur", "mine.txt", "file"]
+    assert [path.name for path in sorted(tmp_path.rglob("*"))] == ["file", "haze", "mine.txt"]
     with pytest.raises(ConfigError, match="does not exist"):
-        scaffold.create("blur", "attack", tmp_path / "nowhere")
+        scaffold.create("haze", "attack", tmp_path / "nowhere")
 
 
 def test_an_empty_folder_is_filled(tmp_path):
-    (tmp_path / "blur").mkdir()
-    assert tmp_path / "blur/README.md" in scaffold.create("blur", "attack", tmp_path)
+    (tmp_path / "haze").mkdir()
+    assert tmp_path / "haze/README.md" in scaffold.create("haze", "attack", tmp_path)
 
 
 def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
@@ -241,7 +241,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Path, "write_text", until_full)
     with pytest.raises(DefendError, match="cannot be written: No space left on device"):
-        scaffold.create("blur", "attack", tmp_path)
+        scaffold.create("haze", "attack", tmp_path)
     assert len(written) == 3
     assert list(tmp_path.iterdir()) == []
 
@@ -249,7 +249,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
 def test_no_torch_is_imported(tmp_path):
     code = (
         "import sys\nfrom pathlib import Path\nfrom defend.scaffold.create import create\n"
-        f"create('blur', 'purifier', Path({str(tmp_path)!r}))\n"
+        f"create('haze', 'purifier', Path({str(tmp_path)!r}))\n"
         "assert not {'torch', 'timm', 'numpy'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

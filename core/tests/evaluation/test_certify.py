@@ -18,6 +18,7 @@ from defend.randomness import normal_like, uniform_like
 from defend.records.journal import Journal
 from defend.records.rows import REJECTED
 from defend.records.watcher import Watcher
+from defend.report.page import render_page
 from defend.stages import Task
 from defend.testing import TASK, TinyVictim, images
 from defend.util.statistics import lower_bound
@@ -95,7 +96,7 @@ def test_cut_off_it_goes_on_to_the_same(tmp_path):
         certifier, journal = Certifier([judge], data), Journal(folder)
         journal.announce([])
         with contextlib.suppress(KeyboardInterrupt):
-            certifier.run(journal, watcher, 32, torch.device("cpu"))
+            certifier.run(journal, watcher, 256, torch.device("cpu"))
         return certifier.found(judge)
 
     whole = run(Watcher(), tmp_path / "whole")
@@ -111,7 +112,7 @@ def test_where_draws_disagree_it_abstains():
 def test_draws_belong_to_the_image():
     means = (0.51, 0.52, 0.48)
     whole = certified(*means, draws=90)
-    assert certified(*means, draws=90, size=1, batch_size=31) == whole
+    assert certified(*means, draws=90, size=1, batch_size=64) == whole
     assert certified(*means[1:], draws=90, first=1) == whole[1:]
     assert certified(0.52, draws=90, first=5)[0].radius != whole[1].radius
 
@@ -175,7 +176,7 @@ def test_a_run_reports_it_apart_from_its_rows(tmp_path):
     assert {row.attack for row in found.report.rows} == {"none", "fgsm"}
     assert "Certified, apart from the rows" in str(found)
     assert defend.records.reading.read_report(found.folder).certified == found.report.certified
-    assert "What no attacker changes" in found.page(tmp_path / "page.html").read_text()
+    assert "What no attacker changes" in render_page(found.folder)
 
 
 def test_asked_for_where_it_fits_nothing_it_is_an_error():

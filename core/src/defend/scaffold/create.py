@@ -31,7 +31,7 @@ def create(name: str, stage: str, folder: Path) -> list[Path]:
     """Write the package `folder/NAME`, whole or not at all.
 
     Args:
-        name: what users will type, for example "blur": also the folder, the import package `defend_NAME` and, with
+        name: what users will type, for example "haze": also the folder, the import package `defend_NAME` and, with
             hyphens, the distribution.
         stage: one of `defend.stages.STAGES`.
         folder: an existing folder.
