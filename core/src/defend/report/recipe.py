@@ -72,8 +72,7 @@ def print_listing(console: Console, listed: Sequence[tuple[Recipe, Ladder | None
 
 def _listing(listed: Sequence[tuple[Recipe, Ladder | None]], left_out: int) -> Grid:
     """Make the table of all recipes, without the last columns: what it is, and what it is made of."""
-    names = ("recipe", "data set", "eps", "worst case", "made of", "what it is")
-    names = names[: len(names) - left_out]
+    names = ("recipe", "data set", "eps", "worst case", "made of", "what it is")[: 6 - left_out]
     grid = Grid(box=None, pad_edge=False)
     for name in names:
         grid.add_column(name, overflow="fold", no_wrap=name in ("recipe", "data set", "worst case"))

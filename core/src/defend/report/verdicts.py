@@ -42,7 +42,7 @@ def to_junit(suites: Suites) -> str:
     for name, checks in suites.items():
         count = {status: str(sum(check.status == status for check in checks)) for status in LEVELS}
         counts = {"tests": str(len(checks)), "failures": count["fail"], "skipped": count["skip"], "errors": "0"}
-        suite = ET.SubElement(root, "testsuite", name=_xml(name), **counts)
+        suite = ET.SubElement(root, "testsuite", {"name": _xml(name), **counts})
         for check in checks:
             case = ET.SubElement(suite, "testcase", classname=_xml(f"defend.{name}"), name=_xml(_title(check)))
             said = _xml(check.detail)
