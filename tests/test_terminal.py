@@ -1,5 +1,6 @@
 """What a person at a terminal of 80 columns meets: a greeting, tables that fit, what to type next, completion."""
 
+import importlib.util
 import io
 import json
 import os
@@ -7,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import click
@@ -15,9 +17,11 @@ from rich.console import Console
 
 from defend.cli.entry import cli
 from defend.plugins import registry
-from defend.report import catalogue, recipe, reproduction
+from defend.records.reading import read_report
+from defend.report import catalogue, recipe, reproduction, terminal
 from defend.reproduce import ladders, results
 
+ROOT = Path(__file__).parents[1]
 FIGURE = re.compile(r"\d\.\d \[\d")
 
 
@@ -181,3 +185,19 @@ def test_check_writes_its_findings(defend, tmp_path):
     (suite,) = ET.parse(tmp_path / "junit.xml").getroot()
     assert answer.code == (3 if int(suite.get("failures")) else 0)
     assert int(suite.get("tests")) == len(list(suite)) > 2
+
+
+@pytest.mark.parametrize("width", [80, 100, 120])
+def test_no_figure_of_a_run_is_cut(width, tmp_path):
+    """The widest table there is: a detector, credit, passes. A narrow terminal goes without columns, not digits."""
+    spec = importlib.util.spec_from_file_location("made_up_run", ROOT / "core/tests/made_up_run.py")
+    made_up = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made_up)
+    console = Console(file=io.StringIO(), width=width, markup=False, emoji=False, highlight=False)
+    terminal.render(read_report(made_up.write(tmp_path / "run")), console)
+    lines = console.file.getvalue().splitlines()
+    table = [line for line in lines if line.startswith(("│", "┃"))]
+    assert max(map(len, lines)) <= width
+    assert not any("…" in line for line in table)
+    assert all(line.rstrip()[-1] in "│┃" for line in table)
+    assert any("│ detector-aware │" in line and "27.5" in line for line in table)

@@ -154,7 +154,7 @@ def _twins(folder: Path) -> str:
 
 def _summary(folder: Path, text: str) -> str:
     source = PURIFIER.replace('summary="one convolution"', f"summary={text!r}")
-    for command in (("list",), ("list", "--json"), ("show", "toy"), ("show", "toy", "--json")):
+    for command in (("list",), ("list", "purifier"), ("list", "--json"), ("show", "toy"), ("show", "toy", "--json")):
         answer = run_command(folder, *command, arrange=with_plugin(source))
         if wrong := answer.misbehaved(code=0, words=("toy",)) or _obeyed(answer):
             return wrong

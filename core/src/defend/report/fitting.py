@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from rich.console import Console
 from rich.measure import Measurement
@@ -16,20 +16,31 @@ def choose_fitting(console: Console, tables: Iterable[Table]) -> Table:
 
     The fullest comes first. A column that must not wrap says so by `no_wrap`.
     """
-    table = Table()
+    table, wide = Table(), console.options.update(width=10_000)
     for table in tables:
-        for column in table.columns:
-            column.min_width = _least(console, column)  # rich would break words, and figures, to make a table fit
-        if console.measure(table, options=console.options.update(width=10_000)).minimum <= console.width:
+        widths = [_widths(console, column) for column in table.columns]
+        for column, (least, _) in zip(table.columns, widths, strict=True):
+            column.min_width = least
+        room = console.width - console.measure(table, options=wide).minimum
+        if room >= 0:
+            _share(table.columns, widths, room)
             return table
     for column in table.columns:
         column.min_width = None
     return table
 
 
-def _least(console: Console, column: Column) -> int:
+def _widths(console: Console, column: Column) -> tuple[int, int]:
+    """Return how many characters a column needs at the least, and to wrap nothing."""
     wide = console.options.update(width=10_000)
     cells = [Measurement.get(console, wide, cell) for cell in (column.header, *column.cells)]
-    if column.no_wrap:
-        return max(cell.maximum for cell in cells)
-    return min(max(cell.minimum for cell in cells), LONGEST)
+    most = max(cell.maximum for cell in cells)
+    return (most if column.no_wrap else min(max(cell.minimum for cell in cells), LONGEST)), most
+
+
+def _share(columns: Sequence[Column], widths: Sequence[tuple[int, int]], room: int) -> None:
+    """Give columns their least width and the room that is left, the first first; rich would break words elsewhere."""
+    for column, (least, most) in zip(columns, widths, strict=True):
+        more = min(room, most - least)
+        column.width = least + more
+        room -= more

@@ -170,26 +170,29 @@ def _said(norm: str) -> str:
     return NORMS.get(norm, norm)
 
 
-def _rows(ladder: Ladder, bare_intervals: bool) -> Grid:
-    """Make the table of the ladder's rows; the undefended figures have their intervals where there is room."""
+def _rows(ladder: Ladder, fewer: int) -> Grid:
+    """Make the table of the ladder's rows.
+
+    With one step fewer the undefended figures have no interval, with two the steps are left out too.
+    """
     grid = Grid(title="What is left, by attacker", title_justify="left")
     grid.add_column("attack", no_wrap=True)
     grid.add_column("threat", overflow="fold")
-    for name in ("eps", "steps", "n", "undefended", "defended"):
+    for name in ("eps", *(["steps"] if fewer < 2 else []), "n", "undefended", "defended"):
         grid.add_column(name, justify="right", no_wrap=True)
     previous = ""
     for row in ladder.rows:
         if row.threat != previous:
             grid.add_section()
         previous = row.threat
-        grid.add_row(*_cells(row, bare_intervals))
+        grid.add_row(*_cells(row, fewer))
     grid.add_section()
     worst = ladder.worst_case
     grid.add_row(
         Text("worst case", "bold"),
         f"over {len(worst.over)} rows",
         "",
-        "",
+        *([""] if fewer < 2 else []),
         f"{worst.n:,}",
         percent(worst.undefended),
         Text(_figure(worst), "bold"),
@@ -199,7 +202,7 @@ def _rows(ladder: Ladder, bare_intervals: bool) -> Grid:
 
 def _ladder(ladder: Ladder, console: Console) -> list[Text | Grid]:
     worst = ladder.worst_case
-    grid = choose_fitting(console, (_rows(ladder, whole) for whole in (True, False)))
+    grid = choose_fitting(console, (_rows(ladder, fewer) for fewer in range(3)))
     lines: list[Text | Grid] = [grid]
     lines.append(
         Text(
@@ -226,11 +229,11 @@ def _ladder(ladder: Ladder, console: Console) -> list[Text | Grid]:
     return lines
 
 
-def _cells(row: LadderRow, bare_interval: bool) -> tuple[str, ...]:
-    bare = _figure(row.undefended) if bare_interval else percent(row.undefended.accuracy)
+def _cells(row: LadderRow, fewer: int) -> tuple[str, ...]:
+    bare = _figure(row.undefended) if fewer < 1 else percent(row.undefended.accuracy)
     return (
         *row_title(row.attack, row.threat, row.variant, row.eps),
-        "" if row.steps is None else str(row.steps),
+        *(["" if row.steps is None else str(row.steps)] if fewer < 2 else []),
         f"{row.n:,}",
         "" if knows_the_defence(row.threat) else bare,
         _figure(row.defended),

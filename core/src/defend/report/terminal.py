@@ -10,6 +10,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
+from defend.report.fitting import choose_fitting
 from defend.report.text import certified_in_words, interval, over_passes, percent, row_title, with_interval
 from defend.values.commands import say_command, type_settings
 from defend.values.references import shorten
@@ -18,6 +19,9 @@ from defend.values.threats import DEFENDED, TUNED, UNDEFENDED, UNTUNED, knows_th
 from defend.weights.origin import describe
 
 ARM_TITLES = {TUNED: "tuned, bare", UNTUNED: "defended, untuned"}
+REJECTED, WORST, MAJORITY = "rejected", "worst", "majority"
+LEAVE_OUT = (MAJORITY, "steps", WORST, REJECTED)
+"""Columns that a narrow terminal goes without, in this order, before a figure is cut; report.json has them all."""
 LOUD = ("warn", "fail")
 NORMS = {"linf": "L-inf", "l2": "L2"}
 COLOURS = {"pass": "green", "warn": "yellow", "fail": "red", "skip": "dim"}
@@ -32,6 +36,8 @@ def render(report: Report, console: Console) -> None:
     while intervals and console.measure(table, options=console.options.update(width=10_000)).maximum > console.width:
         intervals = intervals[1:]  # narrow the least important arm first; report.json has them all
         table = _table(report, intervals)
+    if not intervals:
+        table = choose_fitting(console, (_table(report, (), LEAVE_OUT[:count]) for count in range(len(LEAVE_OUT) + 1)))
     lines: list[Text | Table] = [table]
     whole = "; rows without an undefended figure attack the whole defence" if report.defended else ""
     lines.append(Text(f"accuracy in %{', with Wilson 95 % intervals' * bool(intervals)}{whole}", "dim"))
@@ -156,23 +162,24 @@ def _arms(report: Report) -> list[str]:
     return [UNDEFENDED, *tuning, *([DEFENDED] if report.defended else [])]
 
 
-def _table(report: Report, intervals: Sequence[str]) -> Table:
-    """Make the table of all rows, with intervals for some of its arms."""
+def _table(report: Report, intervals: Sequence[str], without: Sequence[str] = ()) -> Table:
+    """Make the table of all rows, with intervals for some of its arms, `without` some of its columns."""
     config, arms = report.config, _arms(report)
     tuned = f"{config.victim} (tuned by {config.finetune})" if config.finetune else config.victim
     stages = " + ".join(shorten(part) for part in (config.purifier, config.detector, tuned) if part)
     table = Table(title=f"{stages} on {report.dataset.name} (test)", title_justify="left", caption_justify="left")
-    for name in ("attack", "threat"):
-        table.add_column(name, overflow="fold")
-    for name in ("eps", "steps", "n", *(ARM_TITLES.get(arm, arm) for arm in arms)):
-        table.add_column(name, justify="right")
+    names = ["attack", "threat", "eps", "steps", "n", *(ARM_TITLES.get(arm, arm) for arm in arms)]
     if config.detector:
-        table.add_column("rejected", justify="right")
-        table.add_column("with credit", justify="right")
+        names += [REJECTED, "with credit"]
     asked = [row.passes for row in report.rows if row.passes]
     if asked:
-        table.add_column(f"worst/{asked[0]['n']}", justify="right")
-        table.add_column("majority", justify="right")
+        names += [WORST, MAJORITY]
+    for name in names:
+        title = f"worst/{asked[0]['n']}" if name == WORST else name
+        if name in ("attack", "threat"):
+            table.add_column(title, overflow="fold")
+        elif name not in without:
+            table.add_column(title, justify="right", no_wrap=name in ("eps", "steps", "n", *arms))
     previous = ""
     for row in report.rows:
         if row.threat != previous:
@@ -183,7 +190,8 @@ def _table(report: Report, intervals: Sequence[str]) -> Table:
             more = [percent(share) for share in (row.defended.rejected, row.defended.accuracy_with_credit)]
         if asked:
             more += [percent(row.passes[name]["accuracy"]) if row.passes else "" for name in ("worst", "majority")]
-        table.add_row(*_cells(row, arms, intervals), *more)
+        cells = zip(names, (*_cells(row, arms, intervals), *more), strict=True)
+        table.add_row(*(cell for name, cell in cells if name not in without))
     return table
 
 

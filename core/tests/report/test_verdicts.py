@@ -1,0 +1,46 @@
+"""Checks as JUnit and SARIF: what fails there is what closes the gate."""
+
+import json
+from types import SimpleNamespace
+from xml.etree import ElementTree as ET
+
+from defend.report.verdicts import LEFT, checks_of, to_junit, to_sarif
+from defend.values.report import Check, WorstCase
+
+CHECKS = [
+    Check("eps sweep", "skip", "one budget", 1),
+    Check("convergence", "warn", "more steps <find> more", 4),
+    Check("gradients", "fail", "zero on 3\x07 of 8", 5),
+    Check("batch", "pass", "", 13),
+]
+
+
+def report(left=0.4, partial=False):
+    worst = None if left is None else WorstCase(left, (0.2, 0.6), 25, ("pgd/oblivious",), 0.0)
+    return SimpleNamespace(checks=tuple(CHECKS), worst_case=worst, partial=partial)
+
+
+def test_junit_has_a_case_a_check():
+    (suite,) = ET.fromstring(to_junit({"dae + resnet18": CHECKS}))
+    assert (suite.get("tests"), suite.get("failures"), suite.get("skipped")) == ("4", "1", "1")
+    cases = {case.get("name"): case[0] for case in suite}
+    assert cases["5 gradients"].tag == "failure"
+    assert cases["5 gradients"].get("message") == "zero on 3\\x07 of 8"  # no character that XML does not allow
+    assert cases["4 convergence"].text == "warn: more steps <find> more"
+    assert cases["1 eps sweep"].tag == "skipped"
+
+
+def test_sarif_has_a_result_for_what_failed_or_warns():
+    (run,) = json.loads(to_sarif({"resnet18": CHECKS}, "models/mine.py"))["runs"]
+    assert [(one["ruleId"], one["level"]) for one in run["results"]] == [
+        ("convergence", "warning"),
+        ("gradients", "error"),
+    ]
+    assert {rule["id"] for rule in run["tool"]["driver"]["rules"]} == {"eps-sweep", "convergence", "gradients", "batch"}
+
+
+def test_what_is_cut_off_or_leaves_too_little_fails():
+    assert checks_of(report()) == CHECKS
+    ends = [checks_of(report(0.4), 0.4)[-1], checks_of(report(0.4), 0.41)[-1], checks_of(report(None), 0.0)[-1]]
+    assert [(end.name, end.status) for end in ends] == [(LEFT, "pass"), (LEFT, "fail"), (LEFT, "fail")]
+    assert checks_of(report(partial=True))[-1].status == "fail"

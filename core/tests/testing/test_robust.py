@@ -1,0 +1,54 @@
+"""`assert_robust` holds only where something was measured, was measured well, and leaves enough."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from defend.errors import ConfigError
+from defend.session import evaluate
+from defend.testing import assert_robust
+from defend.values.report import Check, WorstCase
+
+
+def found(left=0.5, failed=(), partial=False):
+    worst = None if left is None else WorstCase(left, (0.0, 1.0), 10, ("pgd/oblivious",), 0.0)
+    return SimpleNamespace(worst_case=worst, failed=failed, partial=partial)
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """Let an evaluation find what is given, and return what it was asked."""
+
+    def give(result):
+        asked = {}
+        monkeypatch.setattr(evaluate, "evaluate", lambda *things, **settings: asked.update(settings) or result)
+        return asked
+
+    return give
+
+
+def test_enough_is_left(measured):
+    asked = measured(result := found(0.5))
+    assert assert_robust("model", "data", at_least=0.5, eps="4/255") is result
+    assert asked == {"progress": False, "eps": "4/255"}
+
+
+@pytest.mark.parametrize(
+    ("result", "why"),
+    [
+        (found(0.49), r"leaves 49\.0 %, and at least 50\.0 %"),
+        (found(None), "no attack was run"),
+        (found(0.9, partial=True), "cut off"),
+        (found(0.9, failed=(Check("gradients", "fail", "zero", 5),)), r"a check failed \(5 gradients\)"),
+    ],
+)
+def test_what_is_not_robust(result, why, measured):
+    measured(result)
+    with pytest.raises(AssertionError, match=why):
+        assert_robust("model", "data", at_least=0.5)
+
+
+@pytest.mark.parametrize("share", [30, -0.1, True, "0.3", float("nan")])
+def test_what_is_no_share_is_refused(share):
+    with pytest.raises(ConfigError, match="expected 0 to 1"):
+        assert_robust("model", "data", at_least=share)
