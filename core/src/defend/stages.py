@@ -213,6 +213,9 @@ class Purifier(Protocol):
     with frozen weights, equal up to rounding. The host uses it unless the precision is "exact", and only if it agrees
     with the original on a few images (`defend.assembly.prepare`). What the host reads must stay: `random`, `threshold`,
     `surrogates()`, `beside()`, and the type where other stages ask for it.
+
+    Its training ends with a measurement of how well it takes plain noise away (`defend.training.denoising`). One that
+    optimises at test time may have a method `denoiser()`: the module that was trained, which is measured in its place.
     """
 
     random: bool

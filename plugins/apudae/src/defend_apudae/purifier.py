@@ -54,6 +54,11 @@ class ApudaePurifier(nn.Module):
             return self
         return self._with(self.config, FrozenAutoencoder(self.dae))
 
+    def denoiser(self) -> nn.Module:
+        """Return what was trained to take noise away: the autoencoder, as the direct output shows it."""
+        config: Any = self.config
+        return self._with(attrs.evolve(config, variant="direct"))
+
     def surrogates(self) -> dict[str, nn.Module]:
         """Return what an attacker may differentiate instead: the plain autoencoder, and fewer steps of the same."""
         if self.config.variant == "direct":

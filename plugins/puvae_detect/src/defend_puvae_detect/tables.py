@@ -95,8 +95,11 @@ OVERTRAINED = (
 
 
 SCALES = (1, 8, 12, 16, 24, 32)
+ITERATED_N = 100  # an image takes 40 passes through ten reconstructions, and their gradients
 SCALED = tuple(
-    attrs.evolve(attack, n=SATURATED_N) for scale in SCALES for attack in _attacks("adaptive", SATURATED, scale)
+    attrs.evolve(attack, n=SATURATED_N if attack.attack == "fgsm" else ITERATED_N)
+    for scale in SCALES
+    for attack in _attacks("adaptive", SATURATED, scale)
 )
 
 
@@ -219,9 +222,9 @@ MEASUREMENTS = (
         dataset="mnist",
         victim="classifier_a",
         eps=GREY_EPS,
-        arms=_arms(GREY_EPS)[:2],
+        arms=_arms(GREY_EPS)[1:2],
         attacks=SCALED,
-        cells={(attack.name, arm): None for attack in SCALED for arm in ("None", "PuVAE")},
+        cells={(attack.name, "PuVAE"): None for attack in SCALED},
         knowledge="the paper has no such table; its PuVAE column of Table 3 is 82.9 (FGSM), 93.9 (BIM) and 86.4 (PGD)",
         adaptive=None,
         results=RESULTS,
