@@ -13,7 +13,7 @@ from defend.attacks.target import Target
 from defend.randomness import keyed
 
 
-def climb(
+def climb_ball(
     target: Target,
     images: Tensor,
     start: Tensor,
@@ -32,7 +32,8 @@ def climb(
 ) -> Tensor:
     """Take `steps` projected steps from `start`, at most eps [B] from `images` in the norm, "linf" or "l2".
 
-    A step goes along the gradient's sign, or along the gradient itself in L2. It is `step_size` [B] long; with the schedule "linear" that is the first, and the others fall to nothing.
+    A step goes along the gradient's sign, in L2 along the gradient itself. It is `step_size` [B] long; with the
+    schedule "linear" that is the first, and the others fall to nothing.
     With `early_stop`, an image is left as it is from the first iterate that reaches the goal: the
     logits of the gradient's own forward pass tell, so it costs nothing. In reduced precision they do
     not decide: there an image is left where full precision confirms it, whenever the batch is
@@ -73,8 +74,12 @@ def climb(
 class Bim:
     """The basic iterative method (Kurakin et al. 2017): no random start. In L2 a step is the gradient's unit."""
 
-    def __init__(self, config: BimOptions, norm: str = "linf") -> None:
-        self._config, self.norm = config, norm
+    def __init__(
+        self, config: BimOptions, norm: str = "linf", objective: Objective | None = None, judged: bool = True
+    ) -> None:
+        """The objective is the cross-entropy if None; `judged` as in `Pgd`."""
+        self._config, self.norm, self._judged = config, norm, judged
+        self._objective = objective or scaled_cross_entropy(config.logit_scale)
 
     def __call__(self, target: Target, images: Tensor, labels: Tensor, *, eps: Tensor, keys: Tensor) -> Tensor:
         """See `defend.stages.Attack`."""
@@ -86,7 +91,7 @@ class Bim:
         result = images.clone()
         for count in sorted(set(steps)):  # one value, unless the budgets differ from image to image
             some = torch.tensor([own == count for own in steps], device=images.device).nonzero()[:, 0]
-            result[some] = climb(
+            result[some] = climb_ball(
                 target,
                 images[some],
                 images[some],
@@ -96,7 +101,8 @@ class Bim:
                 steps=count,
                 step_size=size[some],
                 early_stop=config.early_stop,
-                objective=scaled_cross_entropy(config.logit_scale),
+                objective=self._objective,
+                judged=self._judged,
                 norm=self.norm,
             )
         return settle(goal, target, images, result, labels, keys, "bim")
@@ -130,7 +136,7 @@ class Pgd:
                 with keyed(identity, seed=target.seed, stream=f"pgd/start/{restart}"):
                     start = random_start(some, budget, self.norm)
                 start = clip(start, some, budget, self.norm)
-            found = climb(
+            found = climb_ball(
                 target,
                 some,
                 start,

@@ -22,7 +22,7 @@ from defend.stages import Paper, StageSpec
 
 @hookimpl
 def defend_attacks() -> Sequence[StageSpec]:
-    """noise, fgsm, rfgsm, bim, pgd, these in L2, apgd_*, cw; square*; pgd_joint and its like; families of other libraries."""
+    """noise, fgsm, rfgsm, bim, pgd, apgd_*, in L2 too; cw; square*; pgd_joint and its like; other libraries' families."""
     return [
         StageSpec(
             name="noise",

@@ -165,9 +165,9 @@ def _which(cell: Cell) -> str:
     return f", {cell.details['best']}" if "best" in cell.details else ""
 
 
-def _blind(cell: Cell) -> str:
-    """Say of how many images the attack had a gradient of exactly zero, at some step of it."""
-    return f", {percent(cell.details['blind'])} blind" if "blind" in cell.details else ""
+def _seen(cell: Cell) -> str:
+    """Say of how many images the attack had a gradient of exactly zero, and how many the detector rejected."""
+    return "".join(f", {percent(cell.details[one])} {one}" for one in ("blind", "rejected") if one in cell.details)
 
 
 def _adaptive(one: AdaptiveResult | None) -> str:
@@ -226,7 +226,7 @@ def markdown(table: Table, result: TableResult | None) -> str | None:
         if one is None:
             return ""
         papers = "" if one.paper is None else f" ({percent(one.paper)})"
-        return f"{percent(one.ours)}{papers}{_which(one)}{_blind(one)}"
+        return f"{percent(one.ours)}{papers}{_which(one)}{_seen(one)}"
 
     if table.across == "arms":
         head, body = ["", *arms], [[named[attack], *(cell(attack, arm) for arm in arms)] for attack in attacks]

@@ -130,6 +130,8 @@ def _figure(attack: TableAttack, job: Job, report: Report) -> tuple[float, int, 
     details = {"threat": row.threat, "eps": row.eps, "steps": row.steps, "run": job.folder.name}
     if row.gradients and row.gradients["zero"]:
         details["blind"] = row.gradients["zero"] / row.n
+    if job.arm.detector:
+        details["rejected"] = arm.rejected
     return arm.accuracy_with_credit if job.arm.credit else arm.accuracy, row.n, details
 
 

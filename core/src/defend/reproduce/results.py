@@ -29,7 +29,8 @@ class Cell:
             (the paper has no figure here).
         why: the reason, where there is one.
         details: of the row that was measured: threat, eps, steps, the run's folder name; of several arms, the "best";
-            "blind", the share of images at which the attack ever had a gradient of exactly zero, where that happened.
+            "blind", the share of images at which the attack ever had a gradient of exactly zero, where that happened;
+            "rejected", the share that the detector rejected, where there is one.
     """
 
     attack: str

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from defend import StageSpec, hookimpl
+from defend.attacks.options import BimOptions, FgsmOptions, PgdOptions
 from defend.recipes import Recipe
 from defend.tables import Table
 from defend_puvae_detect.config import ClassifierRecipe, PuvaeOptions, PuvaeRecipe
@@ -111,6 +112,22 @@ def defend_victims() -> Sequence[StageSpec]:
             )
         )
     return specs
+
+
+@hookimpl
+def defend_attacks() -> Sequence[StageSpec]:
+    """The attacks of the author's notebook, which its columns with the detector were made with."""
+    return [
+        StageSpec(
+            name=f"{name}_rejecting",
+            summary=f"{name.upper()} on a defence whose answer to a rejected image is a constant, as its author has it",
+            build=f"defend_puvae_detect.attacks:{name}",
+            config=config,
+            paper=PAPER,
+            threats=("adaptive",),
+        )
+        for name, config in (("fgsm", FgsmOptions), ("bim", BimOptions), ("pgd", PgdOptions))
+    ]
 
 
 @hookimpl
