@@ -51,9 +51,9 @@ def describe(cards: Iterable[Card]) -> str:
         body.append([card.filing, *cells, "no" if find_fault(card) else "yes"])
     lines = readme.grid(["PSNR in dB", *(f"noise {sigma}/255" for sigma in SIGMAS), "denoises"], body)
     said = (
-        f"Of {IMAGES} held-out images with Gaussian noise: after the purifier, in brackets the noisy image itself and a "
-        "3x3 binomial blur of it. It denoises if it is no worse than either at 8/255 (colour) or 25/255 (grey), as large as "
-        "the usual attacks. Every training ends with this measurement; `python -m tools.denoising`."
+        f"Of {IMAGES} held-out images with Gaussian noise: after the purifier, in brackets the noisy image and a "
+        "3x3 binomial blur of it. It denoises if it is no worse than either at 8/255 (colour) or 25/255 (grey), as "
+        "large as the usual attacks. Every training ends with this measurement; `python -m tools.denoising`."
     )
     return "\n".join([*lines, "", said]) + "\n"
 

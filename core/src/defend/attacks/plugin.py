@@ -22,7 +22,7 @@ from defend.stages import Paper, StageSpec
 
 @hookimpl
 def defend_attacks() -> Sequence[StageSpec]:
-    """noise, fgsm, rfgsm, bim, pgd, apgd_*, in L2 too; cw; square*; pgd_joint and its like; other libraries' families."""
+    """noise; fgsm, bim, pgd, apgd_*, square, in L2 too; rfgsm; cw; pgd_joint and its like; libraries' families."""
     return [
         StageSpec(
             name="noise",

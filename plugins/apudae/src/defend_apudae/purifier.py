@@ -46,7 +46,8 @@ class ApudaePurifier(nn.Module):
         if self.config.variant == "direct":
             direct: Tensor = self.dae(images)
             return direct.clamp(0, 1)
-        return purify(images, self.dae, self.mu, self.sigma, self.config)
+        sigma = self.sigma if self.config.sigma is None else torch.full_like(self.sigma, self.config.sigma)
+        return purify(images, self.dae, self.mu, sigma, self.config)
 
     def prepared(self) -> ApudaePurifier:
         """Return the same purifier for evaluation, faster: the updates' gradients are written out by hand."""
