@@ -80,13 +80,16 @@ KNOWLEDGE = (
 )
 NO_GRADIENT = (
     "the paper's attack is blind where an image is rejected, for the output is then a constant; here logits keep their "
-    "gradient whatever the score"
+    "gradient whatever the score. By its own attack (bim_rejecting) BIM leaves 86.0 % of MNIST under 'Ours' (n=100, 88 "
+    "% blind, 86 % rejected): nearer, and not there; the others were not measured"
 )
 MASKED = (
-    "the paper's attack was masked, as one step doing more harm than 40 shows. What hid its gradient is not known: a "
-    "saturated softmax could hide part of it (rows 'of logits'). Ours is small besides, a sixteenth of the paper's "
-    "parameters and 8 epochs; what that costs was not measured. See also what an attacker leaves who does not know of "
-    "it (rows 'on the classifier')"
+    "the paper's attack was masked, as one step doing more harm than 40 shows. What hid its gradient is not known. A "
+    "saturated softmax alone does not give its figures (puvae_detect/saturation-mnist): with logits times 8, 16 and 32 "
+    "ours keeps 71.0, 92.8 and 97.6 % of MNIST under FGSM (n=500), 55.0, 86.0 and 96.0 % under BIM, 22.0, 59.0 and "
+    "81.0 % under PGD (n=100), at every scale most under FGSM, where the paper's keeps least. Ours is small besides, a "
+    "sixteenth of the paper's parameters and 8 epochs; what that costs was not measured. See also what an attacker "
+    "leaves who does not know of it (rows 'on the classifier')"
 )
 OVERTRAINED = (
     "the paper's classifier saw 256 epochs, ours 14, and long training can saturate a softmax: with logits times 4 "
@@ -237,6 +240,7 @@ def _rejecting(table: Table) -> Table:
         misses={},
         adaptive=None,
         stand_in=True,
+        takes="about 15 minutes of one core",
     )
 
 
