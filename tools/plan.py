@@ -398,6 +398,8 @@ TABLES: tuple[Measure, ...] = (
     _measure("vaegan/table-1", "fashion_mnist", 2, 45, "vgg16_bn", "vaegan"),
     _measure("puvae_detect/table-4", "fashion_mnist", 4, 54, "classifier_a", "puvae"),
     _measure("puvae_detect/table-3", "mnist", 4, 55, "classifier_a", "puvae"),
+    _measure("puvae_detect/saturation-mnist", "mnist", 2, 56, "classifier_a", "puvae"),
+    _measure("puvae_detect/rejection-3", "mnist", 2, 57, "classifier_a", "puvae"),
     _measure("apudae/table-2", "mnist", 3, 59, "mlp", "apudae", "adversarial/mlp+eps-0.1"),
     _measure("apudae/table-5-mnist", "mnist", 3, 60, "mlp", "apudae", "adversarial/mlp+eps-0.1"),
 )

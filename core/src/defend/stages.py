@@ -218,6 +218,9 @@ class Purifier(Protocol):
 
     One that adds Gaussian noise of one standard deviation to whatever image it is given, and clips or works on that sum
     alone, says so by an attribute `smoothing_sigma`: `defend run --certify` then certifies the vote over its draws.
+
+    Its training ends with a measurement of how well it takes plain noise away (`defend.training.denoising`). One that
+    optimises at test time may have a method `denoiser()`: the module that was trained, which is measured in its place.
     """
 
     random: bool

@@ -22,6 +22,7 @@ __all__ = [
     "TOLERANCE",
     "TUNED",
     "Adaptive",
+    "Reason",
     "Table",
     "TableArm",
     "TableAttack",
@@ -32,6 +33,24 @@ __all__ = [
 Axis = Literal["attacks", "arms"]
 TOLERANCE = 0.03
 """How far a figure may lie from the paper's to count as the same."""
+
+
+@attrs.frozen
+class Reason:
+    """Why a figure is not the paper's.
+
+    Attributes:
+        text: in one line. A measurement has its figures in it, with n.
+        measured: whether that it is the reason was measured; otherwise it is a guess, and is counted as one.
+    """
+
+    text: str
+    measured: bool = False
+
+
+def _as_reasons(misses: Mapping[str, Reason | str]) -> dict[str, Reason]:
+    """Take a bare text for a guess: who says nothing of a measurement made none."""
+    return {where: Reason(why) if isinstance(why, str) else why for where, why in misses.items()}
 
 
 @attrs.frozen(kw_only=True)
@@ -52,6 +71,8 @@ class TableArm:
         best_of: where the heading means the best of other arms, their names; nothing is run for it.
         absent: why it is not measured here, in one line: another paper's defence, for example.
         reference: an arm without a defence, of which "more accurate" is no merit.
+        baseline: a rival that the paper holds its defence against, adversarial training for example. One that is more
+            accurate than the paper's speaks against the paper's claim.
     """
 
     name: str
@@ -70,6 +91,7 @@ class TableArm:
     best_of: tuple[str, ...] = ()
     absent: str = ""
     reference: bool = False
+    baseline: bool = False
 
     @property
     def protected(self) -> bool:
@@ -143,11 +165,13 @@ class Table:
         cells: the paper's figures in percent, by (attack, arm); None where it has none and we measure all the same.
         knowledge: the threat that the paper's figures really are, in one line.
         notes: what was decided where the paper is silent, a line each.
-        misses: why a figure is not the paper's: by "ATTACK / ARM", by arm or by attack.
+        misses: why a figure is not the paper's: by "ATTACK / ARM", by arm or by attack. A bare text is a guess.
         adaptive: what is run beside the paper's cells against every protected arm; None: nothing.
         across: what stands at the top, as in the paper.
         results: the package whose data holds the kept result, NAME.json.
-        not_run: why none of it was measured by us, if so.
+        not_run: why none of it was measured by us, if so: it is left out where nobody names it.
+        takes: what it would take to measure it, where no result of it is kept yet.
+        stand_in: whether it repeats another table's cells, in circumstances that can be afforded: totals leave it out.
         needs: distributions that offer its parts beside its own plugin, for example "defend-dae-finetune".
     """
 
@@ -162,11 +186,13 @@ class Table:
     cells: Mapping[tuple[str, str], float | None]
     knowledge: str
     notes: tuple[str, ...] = ()
-    misses: Mapping[str, str] = attrs.field(factory=dict)
+    misses: Mapping[str, Reason] = attrs.field(factory=dict, converter=_as_reasons)
     adaptive: Adaptive | None = Adaptive()
     across: Axis = "arms"
     results: str | None = None
     not_run: str = ""
+    takes: str = ""
+    stand_in: bool = False
     needs: tuple[str, ...] = ()
 
     def __attrs_post_init__(self) -> None:
@@ -236,9 +262,9 @@ class Table:
         """Return the budget of an attack."""
         return self.eps if attack.eps is None else attack.eps
 
-    def miss(self, attack: str, arm: str) -> str:
-        """Return why a figure is not the paper's, "" where nothing is known: the closest reason."""
-        return self.misses.get(f"{attack} / {arm}") or self.misses.get(arm) or self.misses.get(attack) or ""
+    def miss(self, attack: str, arm: str) -> Reason | None:
+        """Return why a figure is not the paper's, None where nothing is known: the closest reason."""
+        return self.misses.get(f"{attack} / {arm}") or self.misses.get(arm) or self.misses.get(attack)
 
 
 def grid(arms: Sequence[TableArm], rows: Mapping[str, Sequence[float | None]]) -> dict[tuple[str, str], float | None]:

@@ -39,6 +39,20 @@ class TestFgsm(AttackContract):
     name = "fgsm"
 
 
+class TestFgsmL2(AttackContract):
+    name = "fgsm_l2"
+
+
+class TestBimL2(AttackContract):
+    name = "bim_l2"
+    options = {"steps": 4}
+
+
+class TestPgdL2(AttackContract):
+    name = "pgd_l2"
+    options = {"steps": 4, "restarts": 2}
+
+
 class TestFgsmOnPredictedLabels(AttackContract):
     name = "fgsm"
     options = {"labels": "predicted"}

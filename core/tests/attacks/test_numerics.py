@@ -22,6 +22,7 @@ from defend.testing.toys import TASK, TinyVictim, images
 
 QUICK = {
     "pgd": {"steps": 8},
+    "pgd_l2": {"steps": 8},
     "bim": {"steps": 8},
     "cw": {"steps": 20, "binary_search_steps": 4},
     "apgd_ce": {"steps": 8},
@@ -39,6 +40,7 @@ WITH_GRADIENT = (
     "rfgsm",
     "bim",
     "pgd",
+    "pgd_l2",
     "apgd_ce",
     "apgd_dlr",
     "apgd_ce_l2",

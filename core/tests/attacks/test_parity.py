@@ -20,6 +20,7 @@ from defend.testing.toys import TASK, TinyVictim, images
 pytestmark = pytest.mark.filterwarnings("ignore:Please import `.*` from the `scipy:DeprecationWarning")
 
 EPS, STEP, STEPS = 0.05, 0.01, 8
+EPS_L2, STEP_L2 = 0.8, 0.2
 PIXEL = 1e-6
 
 
@@ -83,6 +84,7 @@ def judges(victim):
         return lambda pictures, labels: attack(model, pictures, labels, epsilons=eps)[0]
 
     shared = {"abs_stepsize": STEP, "steps": STEPS, "random_start": False}
+    shared_l2 = {**shared, "abs_stepsize": STEP_L2}
     theirs = {"eps": EPS, "alpha": STEP, "steps": STEPS}
     searches, steps = CwOptions().binary_search_steps, CwOptions().steps
     return {
@@ -97,6 +99,12 @@ def judges(victim):
         "pgd": {
             "foolbox": by_foolbox(foolbox.attacks.LinfPGD(**shared), EPS),
             "torchattacks": torchattacks.PGD(victim, **theirs, random_start=False),
+        },
+        "fgsm_l2": {"foolbox": by_foolbox(foolbox.attacks.FGM(random_start=False), EPS_L2)},
+        "bim_l2": {"foolbox": by_foolbox(foolbox.attacks.L2BasicIterativeAttack(**shared_l2), EPS_L2)},
+        "pgd_l2": {
+            "foolbox": by_foolbox(foolbox.attacks.L2PGD(**shared_l2), EPS_L2),
+            "torchattacks": torchattacks.PGDL2(victim, eps=EPS_L2, alpha=STEP_L2, steps=STEPS, random_start=False),
         },
         # torchattacks does not search for its constant: it spends the whole budget on one, here its default and 10
         "cw": {
@@ -116,7 +124,16 @@ OURS = {
     "fgsm": lambda: Fgsm(FgsmOptions()),
     "bim": lambda: Bim(BimOptions(steps=STEPS, step_size=STEP, early_stop=False)),
     "pgd": lambda: Pgd(PgdOptions(steps=STEPS, step_size=STEP, early_stop=False, random_start=False, logit_scale=1.0)),
+    "fgsm_l2": lambda: Fgsm(FgsmOptions(), norm="l2"),
+    "bim_l2": lambda: Bim(BimOptions(steps=STEPS, step_size=STEP_L2, early_stop=False), "l2"),
+    "pgd_l2": lambda: Pgd(
+        PgdOptions(steps=STEPS, step_size=STEP_L2, early_stop=False, random_start=False, logit_scale=1.0), norm="l2"
+    ),
 }
+
+
+def eps_of(name):
+    return EPS_L2 if name.endswith("_l2") else EPS
 
 
 def fooled(victim, pictures, labels):
@@ -127,7 +144,7 @@ def fooled(victim, pictures, labels):
 @pytest.mark.parametrize("name", OURS)
 def test_every_pixel_is_theirs(name, victim, batch, judges):
     pictures, labels = batch
-    ours = craft(OURS[name](), Target(victim), pictures, labels, eps=EPS)
+    ours = craft(OURS[name](), Target(victim), pictures, labels, eps=eps_of(name))
     assert fooled(victim, ours, labels).any(), "the attack has to do something for its pixels to be worth comparing"
     for judge, attack in judges[name].items():
         error = float((ours - attack(pictures.clone(), labels)).abs().max())
@@ -200,7 +217,7 @@ def test_carlini_wagner_searches_for_its_constant_as_foolbox_does(victim, batch)
 @pytest.mark.parametrize("name", OURS)
 def test_libraries_attack_a_defence_as_it_is(name, victim, batch, judges):
     pictures, labels = batch
-    ours = fooled(victim, craft(OURS[name](), Target(victim), pictures, labels, eps=EPS), labels)
+    ours = fooled(victim, craft(OURS[name](), Target(victim), pictures, labels, eps=eps_of(name)), labels)
     for judge, attack in judges[name].items():
         found = attack(pictures.clone(), labels)
         assert isinstance(victim, Defence) and found.shape == pictures.shape

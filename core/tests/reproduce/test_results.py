@@ -13,9 +13,9 @@ from defend.errors import ConfigError, DataError
 from defend.report import reproduction
 from defend.report.figures.dumbbell import dumbbell
 from defend.report.reproduction_page import page_name, render_page, write_page
-from defend.reproduce.results import AdaptiveResult, Cell, TableResult, find_kept, standing
+from defend.reproduce.results import AdaptiveResult, Cell, TableResult, find_kept, restate, standing
 from defend.stages import Paper
-from defend.tables import Adaptive, Table, TableArm, TableAttack, choose_tables, grid
+from defend.tables import Adaptive, Reason, Table, TableArm, TableAttack, choose_tables, grid
 
 ARMS = (
     TableArm(name="None", reference=True),
@@ -23,6 +23,7 @@ ARMS = (
     TableArm(name="Rival", absent="another paper's defence"),
 )
 ROWS = {"Clean": (95.0, 90.0, 80.0), "PGD": (None, 60.0, 70.0)}
+GUESS = "a weaker victim"
 ATTACKS = (TableAttack(name="Clean"), TableAttack(name="PGD", attack="pgd"), TableAttack(name="CW", attack="cw"))
 
 
@@ -102,10 +103,10 @@ def test_tables_are_chosen_by_their_name_or_their_plugins():
 def test_the_nearest_reason_counts():
     reasons = {"PGD": "of the attack", "Soft": "of the arm", "Clean / Soft": "of the cell"}
     one = table(misses=reasons)
-    assert one.miss("Clean", "Soft") == "of the cell"
-    assert one.miss("PGD", "Soft") == "of the arm"
-    assert one.miss("PGD", "Rival") == "of the attack"
-    assert one.miss("Clean", "None") == ""
+    assert one.miss("Clean", "Soft") == Reason("of the cell")
+    assert one.miss("PGD", "Soft") == Reason("of the arm")
+    assert one.miss("PGD", "Rival") == Reason("of the attack")
+    assert one.miss("Clean", "None") is None
 
 
 # How ours stands to the paper's
@@ -130,7 +131,7 @@ def test_three_points_are_the_same(ours, expected):
 
 
 def test_a_reason_explains_what_is_worse_and_goes_with_what_is_better():
-    one = table(misses={"Soft": "trained for less long"})
+    one = table(misses={"Soft": Reason("trained for less long", measured=True)})
     assert standing(one, "Clean", "Soft", 0.5) == ("explained", "trained for less long")
     assert standing(one, "Clean", "Soft", 0.99) == ("better", "trained for less long")
     assert standing(one, "Clean", "Soft", 0.91) == ("same", "")
@@ -139,7 +140,39 @@ def test_a_reason_explains_what_is_worse_and_goes_with_what_is_better():
 
 def test_of_an_arm_without_a_defence_more_accurate_is_no_merit():
     assert standing(table(), "Clean", "None", 0.99) == ("off", "")
-    assert standing(table(misses={"None": "a stronger victim"}), "Clean", "None", 0.99)[0] == "explained"
+    assert standing(table(misses={"None": Reason("a stronger victim", True)}), "Clean", "None", 0.99)[0] == "explained"
+
+
+def test_a_reason_that_declares_no_measurement_is_a_guess():
+    for why in ("an idea", Reason("an idea")):
+        assert standing(table(misses={"Soft": why}), "Clean", "Soft", 0.5) == ("guessed", "an idea")
+
+
+def test_a_baseline_that_beats_the_paper_s_is_no_merit_of_the_defence():
+    arms = (*ARMS[:2], attrs.evolve(ARMS[2], baseline=True))
+    one = table(arms=arms, misses={"Rival": "trained for longer"})
+    assert standing(one, "Clean", "Rival", 0.9) == ("stronger", "trained for longer")
+    assert standing(one, "Clean", "Rival", 0.82)[0] == "same" and standing(one, "Clean", "Rival", 0.5)[0] == "guessed"
+
+
+def test_a_kept_result_stands_to_its_table_as_it_is_now():
+    before = measured()
+    now = table(
+        misses={"Soft": Reason("found since", measured=True)},
+        cells={("PGD", "Soft"): 60.0, ("Clean", "Soft"): 70.0, ("CW", "None"): 3.0, ("PGD", "Rival"): 70.0},
+    )
+    after = restate(now, before)
+    assert [(cell.attack, cell.arm) for cell in after.cells] == list(now.cells)
+    assert [(cell.standing, cell.why) for cell in after.cells] == [
+        ("explained", "found since"),
+        ("better", "found since"),
+        ("open", "it is still to be run"),
+        ("open", "another paper's defence"),
+    ]
+    for cell in after.cells[:2]:
+        kept = before.cell(cell.attack, cell.arm)
+        assert (cell.ours, cell.ci95, cell.n, cell.details) == (kept.ours, kept.ci95, kept.n, kept.details)
+    assert restate(table(misses={"None": GUESS}), before) == before
 
 
 # What is kept
@@ -147,7 +180,7 @@ def test_of_an_arm_without_a_defence_more_accurate_is_no_merit():
 
 def measured(one=None):
     """A result of the table: a cell of every standing, and an adaptive figure that a check blocks."""
-    one = one or table(misses={"None": "a weaker victim"})
+    one = one or table(misses={"None": GUESS})
     ours = {("Clean", "None"): 0.8, ("Clean", "Soft"): 0.91, ("PGD", "Soft"): 0.5, ("CW", "Soft"): 0.25}
     cells = []
     for (attack, arm), paper in one.cells.items():
@@ -259,19 +292,23 @@ def test_results_are_kept_in_the_plugins_package(package):
 
 # How it is read
 
+GUESS_SAID = "None (Clean): a guess, not measured: a weaker victim"
+TALLY = "5 cells of the paper: 1 within 3 points, 1 explained by a guess, 1 off, 2 open; 1 of ours"
 HEAD = (
     "digits, eps 0.1: accuracy in %, ours (the paper's). `defend reproduce toys/table-1`, cpu (2 threads), torch 2.0, "
     "seed 0. What the paper's figures are: oblivious\n"
     "\n"
-    "- None (Clean): a weaker victim\n"
-    "- Rival (Clean, PGD): not measured, another paper's defence\n"
+    f"{TALLY}, which the paper has not.\n"
+    "\n"
+    f"- {GUESS_SAID}\n"
+    "- Rival (Clean, PGD): open: another paper's defence\n"
     "- Soft (PGD): no reason is known yet\n"
 )
 ADAPTIVE = "**12.5** [5.0, 20.0], n=40 (a check failed)"
 
 
 def test_markdown_has_the_paper_in_brackets():
-    one = table(misses={"None": "a weaker victim"})
+    one = table(misses={"None": GUESS})
     assert reproduction.markdown(one, measured(one)) == (
         "|  | None | Soft | Rival |\n"
         "| --- | --- | --- | --- |\n"
@@ -285,7 +322,7 @@ def test_markdown_has_the_paper_in_brackets():
 
 
 def test_markdown_with_the_attacks_across():
-    one = table(misses={"None": "a weaker victim"}, across="attacks")
+    one = table(misses={"None": GUESS}, across="attacks")
     assert reproduction.markdown(one, measured(one)) == (
         "|  | Clean (n=1,200) | PGD (n=1,200) | CW (n=1,200) | **adaptive** |\n"
         "| --- | --- | --- | --- | --- |\n"
@@ -361,19 +398,20 @@ def printed(render):
 
 
 def test_the_terminal_says_it_all():
-    one = table(misses={"None": "a weaker victim"})
+    one = table(misses={"None": GUESS})
     text = printed(lambda console: reproduction.render(one, measured(one), console))
     for said in (
         "91.0 [81.0, 100.0]",
         "+1.0",
         "within 3 points",
-        "explained below",
+        "explained by a guess",
         "off",
         "not in the paper",
-        "not measured",
+        "open",
+        TALLY,
         "12.5 [5.0, 20.0] 40",
         "What the paper's figures are: oblivious",
-        "None (Clean): a weaker victim",
+        GUESS_SAID,
         "Soft: the adaptive figure is not to be trusted, a check failed (gradients)",
         "Soft: a run failed: no room",
         "Weights are missing: defend train purifier soften --dataset digits  (1 min)",
@@ -386,19 +424,32 @@ def test_the_terminal_says_it_all():
 
 
 def test_the_listing_counts_how_figures_stand():
-    one, other = table(misses={"None": "a weaker victim"}), table(name="toys/table-2", not_run="it needs ImageNet")
+    one = table(misses={"None": GUESS})
+    other = table(name="toys/table-2", takes="an hour of training", stand_in=True)
     text = printed(lambda console: reproduction.print_listing(console, [(one, measured(one)), (other, None)]))
-    assert "1 within 3 points, 1 explained, 1 off, 1 not in the paper, 2 not measured" in " ".join(text.split())
-    assert "it needs ImageNet" in text
+    said = " ".join(text.split())
+    assert f"In all (without toys/table-2, whose cells stand in another table too): {TALLY}" in said
     assert reproduction.entry(one, measured(one))["standings"] == {
         "same": 1,
         "better": 0,
-        "explained": 1,
+        "stronger": 0,
+        "explained": 0,
+        "guessed": 1,
         "off": 1,
         "beside": 1,
         "open": 2,
     }
-    assert reproduction.entry(other, None)["standings"] is None
+    entry = reproduction.entry(other, None)
+    assert (entry["standings"]["open"], entry["takes"]) == (5, "an hour of training")
+
+
+def test_where_nothing_is_measured_the_readme_says_what_it_takes():
+    assert reproduction.markdown(table(), None) is None
+    said = reproduction.markdown(table(takes="an hour of training"), None)
+    assert said == (
+        "digits, eps 0.1. 5 cells of the paper: 5 open; 1 of ours, which the paper has not: not measured yet: it takes "
+        "an hour of training.\n"
+    )
 
 
 def test_a_result_for_machines_has_what_the_table_says():
@@ -446,7 +497,7 @@ class Page(HTMLParser):
 
 @pytest.mark.parametrize("across", ["arms", "attacks"])
 def test_the_page_has_every_figure_and_needs_nothing_else(across):
-    one = table(misses={"None": "a weaker victim"}, across=across, notes=("a note",), adaptive=Adaptive(n=40))
+    one = table(misses={"None": GUESS}, across=across, notes=("a note",), adaptive=Adaptive(n=40))
     html = render_page(one, measured(one))
     page = Page(html)
     for said in (
@@ -459,7 +510,7 @@ def test_the_page_has_every_figure_and_needs_nothing_else(across):
         "95.0",
         "12.5",
         "n=40",
-        "None (Clean): a weaker victim",
+        GUESS_SAID,
         "a note",
         "✗ failed gradients",
         "pgd/adaptive",
@@ -487,7 +538,7 @@ def test_the_page_has_every_figure_and_needs_nothing_else(across):
     ids = [attributes["id"] for _, attributes in page.seen if "id" in attributes]
     assert len(ids) == len(set(ids))
     classes = [attributes.get("class", "") for tag, attributes in page.seen if tag == "td"]
-    for stands in ("same", "explained", "off", "beside", "open"):
+    for stands in ("same", "guessed", "off", "beside", "open"):
         assert any(stands in each.split() for each in classes), stands
     assert {"viewport", "color-scheme"} <= {attributes.get("name") for tag, attributes in page.seen if tag == "meta"}
 

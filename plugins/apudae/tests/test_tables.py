@@ -12,9 +12,9 @@ from defend_apudae.tables import TABLES
 
 BY_NAME = {table.short: table for table in TABLES}
 COUNTS = {
-    "table-2": 30,
-    "table-3": 72,
-    "table-3-resnet20": 72,
+    "table-2": 34,
+    "table-3": 96,
+    "table-3-resnet20": 96,
     "table-4": 32,
     "table-5-mnist": 5,
     "table-5-cifar10": 5,
@@ -22,10 +22,16 @@ COUNTS = {
 }
 
 
+def printed(name):
+    """The paper's own figures; None stands for a cell of ours."""
+    return [figure for figure in BY_NAME[name].cells.values() if figure is not None]
+
+
 def test_every_cell_of_the_paper_is_there():
     assert {name: len(table.cells) for name, table in BY_NAME.items()} == COUNTS
-    assert sum(BY_NAME["table-2"].cells.values()) == pytest.approx(2181.74)
-    assert sum(BY_NAME["table-3"].cells.values()) == pytest.approx(5279.2)
+    assert (len(printed("table-2")), len(printed("table-3"))) == (30, 72)
+    assert sum(printed("table-2")) == pytest.approx(2181.74)
+    assert sum(printed("table-3")) == pytest.approx(5279.2)
     assert sum(BY_NAME["table-4"].cells.values()) == pytest.approx(2745.9)
     assert BY_NAME["table-2"].cells["PGD", "None"] == 12.94
     assert BY_NAME["table-2"].cells["FGSM", "APuDAE"] == 96.4
@@ -50,7 +56,7 @@ def test_fewer_draws_are_of_the_arms_that_say_so(tmp_path):
     arms = [arm for arm in small.arms if arm.purifier]
     planned = jobs(small, MeasureSettings(out=tmp_path), arms, registry())
     draws = {job.arm.name: job.config.draws for job in planned if job.config.threats == ("adaptive",)}
-    assert draws == {arm.name: 4 if arm.name in "FG" else 20 for arm in arms}
+    assert draws == {arm.name: 4 if arm.name[0] in "FG" else 20 for arm in arms}
 
 
 @pytest.mark.parametrize("dataset", ["mnist", "cifar10", "imagenet"])

@@ -1,20 +1,23 @@
 """The stages of this plugin keep to core's contracts."""
 
+from typing import ClassVar
+
 from defend.stages import Task
 from defend.testing.contracts import PurifierContract, VictimContract
 
 
 class TestDae(PurifierContract):
     name = "dae"
+    not_denoising: ClassVar = {
+        "cifar10": "3,795 parameters that halve the image twice are no better than a blur at any scale"
+    }
 
 
-class TestDaeColour(PurifierContract):
-    name = "dae"
+class TestDaeColour(TestDae):
     task = Task("cifar10", 3, 32, 32, 10)
 
 
-class TestDaeOddSize(PurifierContract):
-    name = "dae"
+class TestDaeOddSize(TestDae):
     task = Task("imagefolder", 3, 33, 30, 2)
 
 

@@ -185,4 +185,5 @@ def test_the_command_trains_it_against_the_victim_that_it_names(tmp_path, tiny):
         "purifier", "dae", tiny, options=quick, settings=FitSettings(device="cpu"), out=tmp_path / "x.safetensors"
     )
     assert card.recipe["victim"] == "resnet20"
+    assert card.figures["val_psnr_25"] > 0, "every purifier's training measures how it takes noise away"
     assert found.find("purifier", "dae").spec.recipes["digits"]["eps"] == 0.1

@@ -8,6 +8,7 @@ import pytest
 from defend.options import describe, make
 from defend.plugins import registry
 from defend.reproduce.jobs import MeasureSettings, jobs
+from defend.tables import Reason
 from defend.values.toml import to_toml
 from defend_unet_gan.plugin import EDITIONS
 from defend_unet_gan.tables import LEAK, TABLES
@@ -46,7 +47,7 @@ def test_leaking_explains_only_what_is_better_than_clean():
         "FGSM 16/255 / Image Inc",
         "FGSM 16/255 / Image-2 Inc",
     }
-    assert len(BY_NAME["table-2"].misses) == 5 and set(BY_NAME["table-2"].misses.values()) == {LEAK}
+    assert len(BY_NAME["table-2"].misses) == 5 and set(BY_NAME["table-2"].misses.values()) == {Reason(LEAK)}
     assert not BY_NAME["table-3"].misses
 
 

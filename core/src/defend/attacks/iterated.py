@@ -1,11 +1,11 @@
-"""Many gradients within an L-inf ball: BIM and PGD."""
+"""Many gradients within an L-inf or an L2 ball: BIM and PGD."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from defend.attacks.balls import project_linf, random_start
+from defend.attacks.balls import clip, random_start
 from defend.attacks.goals import Goal, choose_goal, confirm, settle, step_along
 from defend.attacks.objectives import Objective, cross_entropy, scaled_cross_entropy, steady_cross_entropy
 from defend.attacks.options import BimOptions, ClimbOptions, PgdOptions, bim_steps
@@ -13,7 +13,7 @@ from defend.attacks.target import Target
 from defend.randomness import keyed
 
 
-def climb_linf(
+def climb_ball(
     target: Target,
     images: Tensor,
     start: Tensor,
@@ -28,10 +28,12 @@ def climb_linf(
     stream: str = "climb",
     schedule: str = "constant",
     judged: bool = True,
+    norm: str = "linf",
 ) -> Tensor:
-    """Take `steps` projected sign steps from `start`, at most eps [B] from `images`.
+    """Take `steps` projected steps from `start`, at most eps [B] from `images` in the norm, "linf" or "l2".
 
-    A step is `step_size` [B] long; with the schedule "linear" that is the first, and the others fall to nothing.
+    A step goes along the gradient's sign, in L2 along the gradient itself. It is `step_size` [B] long; with the
+    schedule "linear" that is the first, and the others fall to nothing.
     With `early_stop`, an image is left as it is from the first iterate that reaches the goal: the
     logits of the gradient's own forward pass tell, so it costs nothing. In reduced precision they do
     not decide: there an image is left where full precision confirms it, whenever the batch is
@@ -46,7 +48,7 @@ def climb_linf(
     for step in range(steps):
         slope = target.slope(current, goal.labels, identity, f"{stream}/{step}", objective, judged=judged)
         length = size if schedule == "constant" else size * (1 - step / steps)
-        moved = project_linf(current + step_along(slope.gradient, goal, length), origin, budget)
+        moved = clip(current + step_along(slope.gradient, goal, length, norm), origin, budget, norm)
         if not early_stop:
             current = moved
             continue
@@ -70,12 +72,14 @@ def climb_linf(
 
 
 class Bim:
-    """The basic iterative method (Kurakin et al. 2017): no random start."""
+    """The basic iterative method (Kurakin et al. 2017): no random start. In L2 a step is the gradient's unit."""
 
-    norm = "linf"
-
-    def __init__(self, config: BimOptions) -> None:
-        self._config = config
+    def __init__(
+        self, config: BimOptions, norm: str = "linf", objective: Objective | None = None, judged: bool = True
+    ) -> None:
+        """The objective is the cross-entropy if None; `judged` as in `Pgd`."""
+        self._config, self.norm, self._judged = config, norm, judged
+        self._objective = objective or scaled_cross_entropy(config.logit_scale)
 
     def __call__(self, target: Target, images: Tensor, labels: Tensor, *, eps: Tensor, keys: Tensor) -> Tensor:
         """See `defend.stages.Attack`."""
@@ -87,7 +91,7 @@ class Bim:
         result = images.clone()
         for count in sorted(set(steps)):  # one value, unless the budgets differ from image to image
             some = torch.tensor([own == count for own in steps], device=images.device).nonzero()[:, 0]
-            result[some] = climb_linf(
+            result[some] = climb_ball(
                 target,
                 images[some],
                 images[some],
@@ -97,7 +101,9 @@ class Bim:
                 steps=count,
                 step_size=size[some],
                 early_stop=config.early_stop,
-                objective=scaled_cross_entropy(config.logit_scale),
+                objective=self._objective,
+                judged=self._judged,
+                norm=self.norm,
             )
         return settle(goal, target, images, result, labels, keys, "bim")
 
@@ -105,16 +111,16 @@ class Bim:
 class Pgd:
     """Projected gradient descent (Madry et al. 2018): random start, restarts."""
 
-    norm = "linf"
-
-    def __init__(self, config: ClimbOptions, objective: Objective | None = None, judged: bool = True) -> None:
+    def __init__(
+        self, config: ClimbOptions, objective: Objective | None = None, judged: bool = True, norm: str = "linf"
+    ) -> None:
         """The objective is the cross-entropy if None, in its steady form unless a scale of the logits is named.
 
         `judged` is False where the objective's logits are not the target's own, so they decide no success.
         """
         scale = config.logit_scale if isinstance(config, PgdOptions) else None
         usual = steady_cross_entropy if scale is None else scaled_cross_entropy(scale)
-        self._config, self._objective, self._judged = config, objective or usual, judged
+        self._config, self._objective, self._judged, self.norm = config, objective or usual, judged, norm
 
     def __call__(self, target: Target, images: Tensor, labels: Tensor, *, eps: Tensor, keys: Tensor) -> Tensor:
         """See `defend.stages.Attack`."""
@@ -129,8 +135,8 @@ class Pgd:
             if config.random_start:
                 with keyed(identity, seed=target.seed, stream=f"pgd/start/{restart}"):
                     start = random_start(some, budget, self.norm)
-                start = project_linf(start, some, budget)
-            found = climb_linf(
+                start = clip(start, some, budget, self.norm)
+            found = climb_ball(
                 target,
                 some,
                 start,
@@ -144,6 +150,7 @@ class Pgd:
                 stream=f"pgd/{restart}",
                 schedule=config.schedule,
                 judged=self._judged,
+                norm=self.norm,
             )
             best = best.index_copy(0, open_cases, found)
             if restart + 1 < config.restarts:
@@ -162,3 +169,13 @@ def bim(config: BimOptions) -> Bim:
 def pgd(config: PgdOptions) -> Pgd:
     """Build PGD."""
     return Pgd(config)
+
+
+def bim_l2(config: BimOptions) -> Bim:
+    """Build BIM in L2."""
+    return Bim(config, "l2")
+
+
+def pgd_l2(config: PgdOptions) -> Pgd:
+    """Build PGD in L2."""
+    return Pgd(config, norm="l2")

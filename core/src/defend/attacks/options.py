@@ -42,7 +42,7 @@ def _logit_scale() -> float:
 
 @options
 class FgsmOptions(GoalOptions):
-    """Options of `fgsm`."""
+    """Options of `fgsm` and `fgsm_l2`."""
 
     logit_scale: float = _logit_scale()
 
@@ -60,7 +60,7 @@ class RfgsmOptions(GoalOptions):
 
 @options
 class IteratedOptions(GoalOptions):
-    """Options that the iterated L-inf attacks share."""
+    """Options that the iterated attacks share; sizes are in the attack's norm."""
 
     step_size: float | None = option(None, help="size of a step (None: chosen from eps)", at_least=0, at_most=1)
     early_stop: bool = option(
@@ -72,7 +72,7 @@ class IteratedOptions(GoalOptions):
 
 @options
 class BimOptions(IteratedOptions):
-    """Options of `bim`: step_size None means eps/10."""
+    """Options of `bim` and `bim_l2`: step_size None means eps/10."""
 
     steps: int | None = option(None, help="steps (None: floor(2 eps / step_size + 2), paper 001)", at_least=1)
     logit_scale: float = _logit_scale()
@@ -106,7 +106,7 @@ class ClimbOptions(IteratedOptions):
 
 @options
 class PgdOptions(ClimbOptions):
-    """Options of `pgd` (Madry et al. 2018)."""
+    """Options of `pgd` and `pgd_l2` (Madry et al. 2018)."""
 
     logit_scale: float | None = option(
         None,

@@ -22,7 +22,7 @@ from defend.stages import Paper, StageSpec
 
 @hookimpl
 def defend_attacks() -> Sequence[StageSpec]:
-    """noise, fgsm, rfgsm, bim, pgd, apgd_*, cw; square*; pgd_joint and its like; families of other libraries."""
+    """noise; fgsm, bim, pgd, apgd_*, square, in L2 too; rfgsm; cw; pgd_joint and its like; libraries' families."""
     return [
         StageSpec(
             name="noise",
@@ -62,6 +62,19 @@ def defend_attacks() -> Sequence[StageSpec]:
                 2018,
                 "arXiv:1706.06083",
             ),
+        ),
+        *(
+            StageSpec(
+                name=name,
+                summary=summary,
+                build=f"defend.attacks.{build}",
+                config=config,
+            )
+            for name, summary, build, config in (
+                ("fgsm_l2", "FGSM's one step, along the gradient itself (L2)", "single_step:fgsm_l2", FgsmOptions),
+                ("bim_l2", "BIM with steps along the gradient itself (L2)", "iterated:bim_l2", BimOptions),
+                ("pgd_l2", "PGD with steps along the gradient itself (L2)", "iterated:pgd_l2", PgdOptions),
+            )
         ),
         *(
             StageSpec(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from defend.attacks.balls import project_linf
+from defend.attacks.balls import clip, project_linf
 from defend.attacks.goals import choose_goal, settle, step_along
 from defend.attacks.objectives import Objective, scaled_cross_entropy
 from defend.attacks.options import FgsmOptions, RfgsmOptions
@@ -13,19 +13,18 @@ from defend.randomness import keyed, sign_like, uniform_like
 
 
 class Fgsm:
-    """x + eps * sign(gradient) (Goodfellow et al. 2015)."""
+    """x + eps * sign(gradient) (Goodfellow et al. 2015); in L2 x + eps * gradient / |gradient| (Miyato et al. 2017)."""
 
-    norm = "linf"
-
-    def __init__(self, config: FgsmOptions, objective: Objective | None = None) -> None:
+    def __init__(self, config: FgsmOptions, objective: Objective | None = None, norm: str = "linf") -> None:
         """The objective is the cross-entropy if None."""
         self._config, self._objective = config, objective or scaled_cross_entropy(config.logit_scale)
+        self.norm = norm
 
     def __call__(self, target: Target, images: Tensor, labels: Tensor, *, eps: Tensor, keys: Tensor) -> Tensor:
         """See `defend.stages.Attack`."""
         goal = choose_goal(self._config, target, images, labels, keys)
         gradient = target.slope(images, goal.labels, keys, 0, self._objective).gradient
-        found = project_linf(images + step_along(gradient, goal, eps), images, eps)
+        found = clip(images + step_along(gradient, goal, eps, self.norm), images, eps, self.norm)
         return settle(goal, target, images, found, labels, keys, "fgsm")
 
 
@@ -65,6 +64,11 @@ class Rfgsm:
 def fgsm(config: FgsmOptions) -> Fgsm:
     """Build FGSM."""
     return Fgsm(config)
+
+
+def fgsm_l2(config: FgsmOptions) -> Fgsm:
+    """Build FGSM in L2."""
+    return Fgsm(config, norm="l2")
 
 
 def rfgsm(config: RfgsmOptions) -> Rfgsm:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from defend.attacks.balls import project_linf
 from defend.attacks.goals import Goal, settle
-from defend.attacks.iterated import climb_linf
+from defend.attacks.iterated import climb_ball
 from defend.attacks.objectives import Objective, cross_entropy
 from defend.attacks.target import Target
 from defend.checks.common import PACK, Case, Findings, Subject, by_key, judge, know_draws, percent
@@ -78,7 +78,7 @@ def _climb(
     if start is not None:
         with keyed(keys, seed=target.seed, stream=f"check/start/{start}"):
             begin = project_linf(images + uniform_like(images, -1, 1) * eps, images, budget)
-    return climb_linf(
+    return climb_ball(
         target,
         images,
         begin,

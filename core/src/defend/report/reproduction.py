@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +15,38 @@ from rich.text import Text
 from defend.report import readme
 from defend.report.fitting import choose_fitting
 from defend.report.text import interval, percent, points, with_interval
-from defend.reproduce.results import AdaptiveResult, Cell, Standing, TableResult, find_kept
+from defend.reproduce.results import AdaptiveResult, Cell, Standing, TableResult, count_standings, find_kept
 from defend.tables import Table
 
 STYLES: dict[Standing, str] = {
     "same": "green",
     "better": "green",
+    "stronger": "yellow",
     "explained": "yellow",
+    "guessed": "magenta",
     "off": "red",
-    "beside": "dim",
     "open": "dim",
+    "beside": "dim",
 }
 SAID: dict[Standing, str] = {
     "same": "within 3 points",
     "better": "better",
-    "explained": "explained below",
+    "stronger": "stronger baseline",
+    "explained": "explained by a measurement",
+    "guessed": "explained by a guess",
     "off": "off",
+    "open": "open",
     "beside": "not in the paper",
-    "open": "not measured",
 }
+WHY: dict[Standing, str] = {
+    "stronger": "a stronger baseline than the paper's",
+    "explained": "measured",
+    "guessed": "a guess, not measured",
+    "off": "no reason is known yet",
+    "open": "open",
+    "beside": "not measured",
+}
+"""What stands before a reason."""
 
 
 def render(table: Table, result: TableResult, console: Console) -> None:
@@ -47,6 +61,7 @@ def render(table: Table, result: TableResult, console: Console) -> None:
         )
     )
     lines.append(Text(f"What the paper's figures are: {table.knowledge}"))
+    lines.append(Text(f"{tally(count_standings(table, result))}."))
     why = explanations(result)
     lines += [Text("\nNot the paper's figures:")] * bool(why) + [Text(f"- {line}") for line in why]
     failed = [one for one in result.adaptive if one.failed]
@@ -102,8 +117,10 @@ def entry(table: Table, result: TableResult | None) -> dict[str, Any]:
         "paper": table.paper.title,
         "dataset": table.dataset,
         "cells": len(table.cells),
-        "standings": None if result is None else count_standings(result),
+        "standings": count_standings(table, result),
+        "stand_in": table.stand_in,
         "not_run": table.not_run,
+        "takes": table.takes if result is None else "",
         "missing": list(table.missing()),
     }
 
@@ -120,21 +137,35 @@ def as_dict(table: Table, result: TableResult) -> dict[str, Any]:
 
 
 def print_listing(console: Console, listed: Sequence[tuple[Table, TableResult | None]]) -> None:
-    """Print all tables, and how our kept figures stand to the papers'."""
+    """Print all tables, and how our kept figures stand to the papers', each and in all."""
     grid = Grid(box=None, pad_edge=False)
-    for name in ("table", "data set", "cells", "kept result", "what it shows"):
+    for name in ("table", "data set", "how its cells stand", "what it shows"):
         grid.add_column(name, overflow="fold", no_wrap=name == "table")
+    total: Counter[Standing] = Counter()
     for table, result in listed:
-        counts = {} if result is None else count_standings(result)
-        said = ", ".join(f"{count} {SAID[name].removesuffix(' below')}" for name, count in counts.items() if count)
-        grid.add_row(table.name, table.dataset, str(len(table.cells)), said or table.not_run or "none", table.caption)
+        counts = count_standings(table, result)
+        total.update({} if table.stand_in else counts)
+        grid.add_row(table.name, table.dataset, _standings(table, result, counts), table.caption)
     console.print(grid, highlight=False)
+    if len(listed) > 1:
+        left_out = ", ".join(table.name for table, _ in listed if table.stand_in)
+        said = f" (without {left_out}, whose cells stand in another table too)" if left_out else ""
+        console.print(f"In all{said}: {tally(total)}.", highlight=False)
     console.print("Show one: defend reproduce NAME --kept. Measure it again: defend reproduce NAME", highlight=False)
 
 
-def count_standings(result: TableResult) -> dict[Standing, int]:
-    """Return how many cells stand in each way."""
-    return {name: sum(cell.standing == name for cell in result.cells) for name in STYLES}
+def tally(counts: Mapping[Standing, int]) -> str:
+    """Say how many cells stand in each way: "30 cells of the paper: 12 within 3 points, 18 open"."""
+    papers = {name: counts[name] for name in STYLES if name != "beside" and counts[name]}
+    stand = ", ".join(f"{count} {SAID[name]}" for name, count in papers.items())
+    said = [f"{sum(papers.values())} cells of the paper: {stand}"] * bool(papers)
+    return "; ".join([*said, *([f"{counts['beside']} of ours, which the paper has not"] * bool(counts["beside"]))])
+
+
+def _standings(table: Table, result: TableResult | None, counts: Mapping[Standing, int]) -> str:
+    """Say how a table's cells stand; where nothing was measured, why, and what it takes."""
+    takes = table.takes and f"not measured yet: it takes {table.takes}"
+    return ": ".join(filter(None, (tally(counts), "" if result else table.not_run or takes)))
 
 
 def _ours(cell: Cell) -> str:
@@ -144,6 +175,11 @@ def _ours(cell: Cell) -> str:
 def _which(cell: Cell) -> str:
     """Name the arm that a cell of the best of several is of."""
     return f", {cell.details['best']}" if "best" in cell.details else ""
+
+
+def _seen(cell: Cell) -> str:
+    """Say of how many images the attack had a gradient of exactly zero, and how many the detector rejected."""
+    return "".join(f", {percent(cell.details[one])} {one}" for one in ("blind", "rejected") if one in cell.details)
 
 
 def _adaptive(one: AdaptiveResult | None, whole: bool) -> str:
@@ -156,12 +192,12 @@ def explanations(result: TableResult) -> list[str]:
     """Return why figures are not the paper's: one line a reason, with the cells it is for; those without one last."""
     found: dict[str, list[Cell]] = {}
     for cell in result.cells:
-        if cell.standing in ("explained", "off") or (cell.standing == "open" and cell.why):
-            why = f"not measured, {cell.why}" if cell.standing == "open" else cell.why
+        if cell.standing in ("stronger", "explained", "guessed", "off") or (cell.ours is None and cell.why):
+            why = WHY[cell.standing] + (f": {cell.why}" if cell.why else "")
             found.setdefault(why, []).append(cell)
-    unexplained = found.pop("", [])
+    unexplained = found.pop(WHY["off"], [])
     lines = [f"{_places(cells)}: {why}" for why, cells in found.items()]
-    return lines + ([f"{_places(unexplained)}: no reason is known yet"] if unexplained else [])
+    return lines + ([f"{_places(unexplained)}: {WHY['off']}"] if unexplained else [])
 
 
 def _places(cells: Sequence[Cell]) -> str:
@@ -172,8 +208,14 @@ def _places(cells: Sequence[Cell]) -> str:
     return "; ".join(f"{arm} ({', '.join(attacks)})" for arm, attacks in arms.items())
 
 
-def markdown(table: Table, result: TableResult) -> str:
-    """Return a table for a README: ours, and the paper's in brackets, as the paper has it; adaptive beside it."""
+def markdown(table: Table, result: TableResult | None) -> str | None:
+    """Return a table for a README: ours, and the paper's in brackets, as the paper has it; adaptive beside it.
+
+    Where nothing was measured that is how many cells are open, why, and what it takes; None where nobody says so.
+    """
+    if result is None:
+        open_cells = _standings(table, None, count_standings(table, None))
+        return f"{table.caption}. {open_cells}.\n" if table.not_run or table.takes else None
     shown = {cell.arm for cell in result.cells}
     arms = [arm.name for arm in table.arms if arm.name in shown]  # of several, a table may show the best alone
     attacks = [attack.name for attack in table.attacks]
@@ -196,7 +238,7 @@ def markdown(table: Table, result: TableResult) -> str:
         if one is None:
             return ""
         papers = "" if one.paper is None else f" ({percent(one.paper)})"
-        return f"{percent(one.ours)}{papers}{_which(one)}"
+        return f"{percent(one.ours)}{papers}{_which(one)}{_seen(one)}"
 
     if table.across == "arms":
         head, body = ["", *arms], [[named[attack], *(cell(attack, arm) for arm in arms)] for attack in attacks]
@@ -211,6 +253,11 @@ def markdown(table: Table, result: TableResult) -> str:
         f"{table.caption}: accuracy in %, ours (the paper's). `{result.command}`, {result.device}, torch "
         f"{result.versions.get('torch', '')}, seed {result.seed}. What the paper's figures are: {table.knowledge}"
     )
+    if any("blind" in cell.details for cell in result.cells):
+        lines[-1] += (
+            ". Blind: the share of images at which the attack had a gradient of exactly zero, at a step or more"
+        )
+    lines += ["", f"{tally(count_standings(table, result))}."]
     why = explanations(result)
     if why:
         lines += ["", *(f"- {line}" for line in why)]
@@ -220,9 +267,10 @@ def markdown(table: Table, result: TableResult) -> str:
 def write_readme(path: Path, tables: Sequence[Table]) -> list[str]:
     """Put the kept results between a README's marks, <!-- table NAME --> and <!-- end NAME -->; return their names.
 
+    A table without one says there what it takes.
+
     Raises:
         ConfigError: the file cannot be read, or has no mark of any of these tables.
     """
-    results = {table.name: (table, find_kept(table)) for table in tables}
-    texts = {name: None if result is None else markdown(table, result) for name, (table, result) in results.items()}
+    texts = {table.name: markdown(table, find_kept(table)) for table in tables}
     return readme.fill(path, "table", texts)

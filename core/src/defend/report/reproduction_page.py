@@ -10,12 +10,21 @@ from defend.errors import ConfigError
 from defend.report.figures.dumbbell import dumbbell
 from defend.report.figures.scene import DARK, LIGHT
 from defend.report.html import environment
-from defend.report.reproduction import SAID, STYLES, count_standings, explanations
-from defend.reproduce.results import Standing, TableResult
+from defend.report.reproduction import SAID, STYLES, explanations
+from defend.reproduce.results import Standing, TableResult, count_standings
 from defend.tables import Table
 from defend.util.files import write_text
 
-SIGNS: Mapping[Standing, str] = {"same": "✓", "better": "▲", "explained": "†", "off": "✗", "beside": "", "open": ""}
+SIGNS: Mapping[Standing, str] = {
+    "same": "✓",
+    "better": "▲",
+    "stronger": "▽",
+    "explained": "†",
+    "guessed": "?",
+    "off": "✗",
+    "open": "",
+    "beside": "",
+}
 HOUR = 3600
 
 
@@ -45,7 +54,7 @@ def render_page(table: Table, result: TableResult) -> str:
         table=table,
         result=result,
         arms=arms,
-        counts=count_standings(result),
+        counts=count_standings(table, result),
         explanations=explanations(result),
         chart=dumbbell(result, arms, "table"),
         narrow_chart=dumbbell(result, arms, "table", narrow=True),

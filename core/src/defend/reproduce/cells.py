@@ -11,7 +11,7 @@ import attrs
 from defend.assembly.composition import Missing
 from defend.errors import DataError, DefendError
 from defend.reproduce.jobs import Job, MeasureSettings, threat_of
-from defend.reproduce.results import AdaptiveResult, Cell, TableResult, standing
+from defend.reproduce.results import STILL_TO_RUN, AdaptiveResult, Cell, TableResult, standing
 from defend.tables import Table, TableArm, TableAttack
 from defend.util.statistics import wilson
 from defend.values.commands import say_command
@@ -80,8 +80,8 @@ def _cell(
     blank = Cell(attack=attack, arm=arm.name, paper=None if paper is None else paper / 100)
     # a minimum over some of the budgets alone would be too high
     if not found or len(found) < wanted:
-        why = arm.absent or troubles.get(arm.name, "it is still to be run")
-        return attrs.evolve(blank, why=why)
+        stands, _ = standing(table, attack, arm.name, None)
+        return attrs.evolve(blank, standing=stands, why=arm.absent or troubles.get(arm.name, STILL_TO_RUN))
     # the least over the budgets, as paper 003's worst column is
     ours, n, details = min(found, key=lambda figure: figure[0])
     stands, why = standing(table, attack, arm.name, ours)
@@ -98,7 +98,8 @@ def _best(
     blank = Cell(attack=attack, arm=arm.name, paper=None if paper is None else paper / 100)
     # the best of those that happen to be measured may not be the best
     if any(cell.ours is None for cell in several):
-        return attrs.evolve(blank, why="not all of its arms are measured")
+        stands, _ = standing(table, attack, arm.name, None)
+        return attrs.evolve(blank, standing=stands, why="not all of its arms are measured")
     best = max(several, key=lambda cell: cell.ours or 0.0)
     stands, why = standing(table, attack, arm.name, best.ours)
     return attrs.evolve(
@@ -128,6 +129,10 @@ def _figure(attack: TableAttack, job: Job, report: Report) -> tuple[float, int, 
     row = rows[0]
     arm = {UNDEFENDED: row.undefended, DEFENDED: row.defended, **row.arms}[job.arm.judged]
     details = {"threat": row.threat, "eps": row.eps, "steps": row.steps, "run": job.folder.name}
+    if row.gradients and row.gradients["zero"]:
+        details["blind"] = row.gradients["zero"] / row.n
+    if job.arm.detector:
+        details["rejected"] = arm.rejected
     return arm.accuracy_with_credit if job.arm.credit else arm.accuracy, row.n, details
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import attrs
 
@@ -11,7 +11,8 @@ from defend.reproduce.kept import SCHEMA, Kept
 from defend.tables import TOLERANCE, Table
 
 DIGITS = 4  # that are kept of a fraction
-Standing = Literal["same", "better", "explained", "off", "beside", "open"]
+Standing = Literal["same", "better", "stronger", "explained", "guessed", "off", "beside", "open"]
+STILL_TO_RUN = "it is still to be run"
 
 
 @attrs.frozen(kw_only=True)
@@ -22,10 +23,14 @@ class Cell:
         attack, arm: its headings.
         paper: the paper's figure.
         ours: ours, with its Wilson 95 % interval and the number of images; None where it was not measured.
-        standing: "same" (within `TOLERANCE`), "better" (more accurate than that, where it is a merit), "explained" or
-            "off" (neither, with or without a reason), "beside" (the paper has no figure here), "open" (not measured).
+        standing: "same" (within `TOLERANCE`), "better" (more accurate than that, where it is a merit), "stronger" (a
+            baseline that is, which speaks against the paper's claim), "explained" by a measurement, "guessed" (by a
+            reason that nobody measured) or "off" (none of these, without a reason), "open" (not measured), "beside"
+            (the paper has no figure here).
         why: the reason, where there is one.
-        details: of the row that was measured: threat, eps, steps, the run's folder name; of several arms, the "best".
+        details: of the row that was measured: threat, eps, steps, the run's folder name; of several arms, the "best";
+            "blind", the share of images at which the attack ever had a gradient of exactly zero, where that happened;
+            "rejected", the share that the detector rejected, where there is one.
     """
 
     attack: str
@@ -109,22 +114,48 @@ class TableResult(Kept):
 
 def standing(table: Table, attack: str, arm: str, ours: float | None) -> tuple[Standing, str]:
     """Hold a figure against the paper's: return how it stands, and the reason the table gives."""
-    paper = table.cells.get((attack, arm))
-    reason = table.miss(attack, arm)
+    paper, who, reason = table.cells.get((attack, arm)), table.arm(arm), table.miss(attack, arm)
+    why = "" if reason is None else reason.text
     if ours is None or paper is None:
-        return ("open" if ours is None else "beside"), reason
+        return ("open" if ours is None and paper is not None else "beside"), why
     difference = round(ours, DIGITS) - paper / 100  # as a kept result has it, so that it stands there as it did here
     if abs(difference) <= TOLERANCE + 1e-9:  # figures are printed to a tenth of a point
         return "same", ""
-    if difference > 0 and not table.arm(arm).reference:
-        return "better", reason
-    return ("explained", reason) if reason else ("off", "")
+    if difference > 0 and not who.reference:
+        return ("stronger" if who.baseline else "better"), why
+    if reason is None:
+        return "off", ""
+    return ("explained" if reason.measured else "guessed"), why
+
+
+def restate(table: Table, result: TableResult) -> TableResult:
+    """Hold a result against its table as it is now: every figure stays, reasons and standings are the table's.
+
+    Cells that the table had not when it was measured are open; those that it has no more are gone.
+    """
+    return attrs.evolve(result, cells=tuple(_restated(table, result, attack, arm) for attack, arm in table.cells))
+
+
+def _restated(table: Table, result: TableResult, attack: str, arm: str) -> Cell:
+    figure, absent = table.cells[attack, arm], table.arm(arm).absent
+    paper = None if figure is None else round(figure / 100, DIGITS)
+    cell = result.cell(attack, arm) or Cell(attack=attack, arm=arm, paper=paper, why=STILL_TO_RUN)
+    stands, why = standing(table, attack, arm, cell.ours)
+    return attrs.evolve(cell, paper=paper, standing=stands, why=why if cell.ours is not None else absent or cell.why)
 
 
 def find_kept(table: Table) -> TableResult | None:
-    """Return the result that came with the table's plugin, or None.
+    """Return the result that came with the table's plugin, as it stands to the table now, or None.
 
     Raises:
         DataError: it is damaged.
     """
-    return TableResult.from_package(table.results, table.short)
+    kept = TableResult.from_package(table.results, table.short)
+    return None if kept is None else restate(table, kept)
+
+
+def count_standings(table: Table, result: TableResult | None) -> dict[Standing, int]:
+    """Return how many of a table's cells stand in each way; all are open that have no result."""
+    figures = [(place, result.cell(*place) if result else None) for place in table.cells]
+    stands = [standing(table, *place, cell.ours if cell else None)[0] for place, cell in figures]
+    return {name: stands.count(name) for name in get_args(Standing)}

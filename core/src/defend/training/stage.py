@@ -24,7 +24,8 @@ from defend.store.fingerprint import code_version
 from defend.train import Training
 from defend.training.aim import check_victims
 from defend.training.checkpoint import CHECKPOINT
-from defend.training.contract import TrainedError
+from defend.training.contract import TrainedError, blame
+from defend.training.denoising import measure_denoising
 from defend.training.loop import FitSettings, fit
 from defend.util.files import cache_dir, check_writable, make_folder, place_plainly
 from defend.util.launch import place
@@ -133,6 +134,9 @@ def train_stage(
     with _hold(folder, f"the training of {stage} {name} on {dataset.name}"):
         try:
             figures = fit(training, dataset, attrs.evolve(how, device=device, folder=folder), identity)
+            if stage == "purifier":
+                with blame(f"the training of {stage} {name}", "forward", trained=True):
+                    figures |= measure_denoising(training.stage, dataset, torch.device(device))
         except TrainedError as error:
             # whoever mends the stage's code begins another training: what this one came to would be lost to it
             kept = folder / "weights.safetensors"

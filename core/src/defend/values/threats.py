@@ -103,7 +103,7 @@ class ThreatKind:
 NOISE, USUAL = "noise", "oblivious"
 """Who is there in a run that wants clean images alone; and what a paper's attacker knows where nothing else is said,
 which is also who attacks in place of one whose defence is missing."""
-THROUGH_A_PURIFIER = {"pgd": {"schedule": "linear"}}
+THROUGH_A_PURIFIER = {name: {"schedule": "linear"} for name in ("pgd", "pgd_l2")}
 """Steps that fall from eps to nothing leave less of a purifier than constant ones (benchmarks/README.md)."""
 THREATS: Mapping[str, ThreatKind] = {
     "noise": ThreatKind(

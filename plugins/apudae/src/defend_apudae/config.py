@@ -15,7 +15,7 @@ class ApudaeOptions:
 
     depth: int | None = option(
         None,
-        help="encoder layers N; None: 5 for grey images, 15 for colour [P Table 1]",
+        help='encoder layers N; None: 5 for grey images, 15 for colour [P, "Table 1" of the autoencoder]',
         at_least=2,
         at_most=64,
         architecture=True,
@@ -27,11 +27,21 @@ class ApudaeOptions:
         "E hinge, F hinge and noise, G hinge and transform [P; letters as resolved in the README]",
         choices=("direct", "A", "B", "C", "D", "E", "F", "G"),
     )
-    steps: int = option(15, help="updates n, exactly [P: 15 on MNIST; 12, 15, 18 on CIFAR-10]", at_least=1)
-    step_size: float = option(0.01, help="step a, in [0,1] units [P: 0.01 on MNIST, 1/255 on ImageNet]", at_least=0)
+    steps: int = option(
+        15, help="updates n, exactly [P: 15 on MNIST; 12, 15, 18 on CIFAR-10; C: A 12, D 16, F 13]", at_least=1
+    )
+    step_size: float = option(
+        0.01, help="step a, in [0,1] units [P: 0.01 on MNIST, 1/255 on ImageNet; C: A 1/255, D and F 2/255]", at_least=0
+    )
+    sigma: float | None = option(
+        None,
+        help="the deviation of clean errors; None: as measured with the weights [P]. The authors overwrite "
+        "theirs by 0.5 before they evaluate [C]",
+        at_least=1e-6,
+    )
     rule: str = option(
         "auto",
-        help="auto: sign for A, adam for B to G [R: only normalised steps reach a*n >= eps]; "
+        help="auto: sign for A, adam for B to G [R: only normalised steps reach a*n >= eps]; adam for A too [C]; "
         "gd is eq. 8 to the letter, ema is eq. 9",
         choices=("auto", "sign", "adam", "gd", "ema"),
     )
@@ -75,7 +85,11 @@ class ApudaeRecipe:
 class MlpOptions:
     """Options of the victim `mlp`."""
 
-    hidden: int = option(128, help="neurons of the hidden layer [R: see victims.py]", at_least=1, architecture=True)
+    hidden: int = option(128, help="neurons of a hidden layer [R: see victims.py]", at_least=1, architecture=True)
+    layers: int = option(1, help="hidden layers [R]; the authors' collection has 2 [C]", at_least=1, architecture=True)
+    dropout: float = option(
+        0.0, help="share of a hidden layer that training leaves out [R]; 0.2 there [C]", at_least=0, at_most=0.9
+    )
 
 
 @options

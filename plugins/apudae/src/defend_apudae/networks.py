@@ -1,4 +1,4 @@
-"""APuDAE's denoising autoencoder (Table 1)."""
+"""APuDAE's denoising autoencoder, as the authors' code has it: the paper's Table 1 differs (README)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 
 class Encode(nn.Module):
-    """conv 3x3, ReLU, BN: in that order (Table 1)."""
+    """conv 3x3, ReLU, BN: in that order [C]."""
 
     def __init__(self, channels: int, width: int, stride: int) -> None:
         super().__init__()
@@ -23,7 +23,7 @@ class Encode(nn.Module):
 
 
 class Decode(nn.Module):
-    """deconv 3x3 stride 1, ReLU, BN (Table 1)."""
+    """deconv 3x3 stride 1, ReLU, BN [C]."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class Decode(nn.Module):
 
 
 class DenoisingAutoencoder(nn.Module):
-    """A RED-Net with batch norm (Table 1): N convolutions, N transposed ones, additive skips.
+    """A RED-Net with batch norm [C]: N convolutions, N transposed ones, additive skips.
 
     Every second encoder output, up to ceil(N/2) - 1 of them, is added to the decoder output that
     mirrors it, followed by ReLU; the last layer's output is added to the input, followed by ReLU.

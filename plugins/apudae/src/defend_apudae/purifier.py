@@ -46,13 +46,19 @@ class ApudaePurifier(nn.Module):
         if self.config.variant == "direct":
             direct: Tensor = self.dae(images)
             return direct.clamp(0, 1)
-        return purify(images, self.dae, self.mu, self.sigma, self.config)
+        sigma = self.sigma if self.config.sigma is None else torch.full_like(self.sigma, self.config.sigma)
+        return purify(images, self.dae, self.mu, sigma, self.config)
 
     def prepared(self) -> ApudaePurifier:
         """Return the same purifier for evaluation, faster: the updates' gradients are written out by hand."""
         if self.config.variant == "direct" or isinstance(self.dae, FrozenAutoencoder):
             return self
         return self._with(self.config, FrozenAutoencoder(self.dae))
+
+    def denoiser(self) -> nn.Module:
+        """Return what was trained to take noise away: the autoencoder, as the direct output shows it."""
+        config: Any = self.config
+        return self._with(attrs.evolve(config, variant="direct"))
 
     def surrogates(self) -> dict[str, nn.Module]:
         """Return what an attacker may differentiate instead: the plain autoencoder, and fewer steps of the same."""

@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from defend import StageSpec, hookimpl
+from defend.attacks.options import BimOptions, FgsmOptions, PgdOptions
 from defend.recipes import Recipe
 from defend.tables import Table
 from defend_puvae_detect.config import ClassifierRecipe, PuvaeOptions, PuvaeRecipe
 from defend_puvae_detect.recipes import RECIPES
-from defend_puvae_detect.tables import PAPER, TABLES
+from defend_puvae_detect.tables import MEASUREMENTS, PAPER, TABLES
 
 WEIGHTS = "defend_puvae_detect.weights"
 # A sixteenth of the parameters, and a fiftieth of the images seen: C's 27.8 million are 56 MB, and 350 epochs days on a
@@ -114,9 +115,25 @@ def defend_victims() -> Sequence[StageSpec]:
 
 
 @hookimpl
+def defend_attacks() -> Sequence[StageSpec]:
+    """The attacks of the author's notebook, which its columns with the detector were made with."""
+    return [
+        StageSpec(
+            name=f"{name}_rejecting",
+            summary=f"{name.upper()} on a defence whose answer to a rejected image is a constant, as its author has it",
+            build=f"defend_puvae_detect.attacks:{name}",
+            config=config,
+            paper=PAPER,
+            threats=("adaptive",),
+        )
+        for name, config in (("fgsm", FgsmOptions), ("bim", BimOptions), ("pgd", PgdOptions))
+    ]
+
+
+@hookimpl
 def defend_tables() -> Sequence[Table]:
-    """The paper's Tables 3 to 5."""
-    return TABLES
+    """The paper's Tables 3 to 5, and what explains them."""
+    return (*TABLES, *MEASUREMENTS)
 
 
 @hookimpl

@@ -25,7 +25,9 @@ from defend.reproduce.results import AdaptiveResult, Cell, Standing, TableResult
 ROLES: Mapping[Standing, str] = {
     "same": "right",
     "better": "right",
+    "stronger": "s5",
     "explained": "aside",
+    "guessed": "s7",
     "off": "wrong",
     "beside": "defended",
     "open": "muted",
@@ -82,7 +84,9 @@ def dumbbell(result: TableResult, arms: Sequence[str], name: str, narrow: bool =
 def _entries(result: TableResult) -> Iterator[LegendLine]:
     there = {cell.standing for cell in result.cells if cell.ours is not None}
     texts: dict[Standing, str] = {
-        "explained": "ours, explained below",
+        "stronger": "ours, a stronger baseline",
+        "explained": "ours, explained by a measurement",
+        "guessed": "ours, explained by a guess",
         "off": "ours, off",
         "beside": "ours, not in the paper",
     }

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
@@ -10,12 +13,31 @@ from defend.evaluation.certify import examine_noise
 from defend.randomness import keyed
 from defend.testing.contracts.stage import ModuleContract
 from defend.testing.toys import SEED, images
+from defend.training.denoising import find_fault
+from defend.weights.find import available
 
 
 class PurifierContract(ModuleContract):
-    """Images [B,C,H,W] in [0,1] to the same; see `defend.stages.Purifier`."""
+    """Images [B,C,H,W] in [0,1] to the same; see `defend.stages.Purifier`.
+
+    Attributes:
+        claims: the noise that it claims to take away, a standard deviation in 255ths (`denoising.SIGMAS`); None: 8 of
+            colour images and 25 of grey ones, which is as large as the usual attacks.
+        not_denoising: data sets whose shipped weights do not (yet), and why. One that does by now is an error too.
+    """
 
     stage = "purifier"
+    claims: ClassVar[int | None] = None
+    not_denoising: ClassVar[Mapping[str, str]] = {}
+
+    def test_shipped_weights_take_noise_away(self) -> None:
+        found = self.found()
+        shipped = [one for one in available(self.stage, self.name, found.packages) if one.shipped]
+        faults = {one.card.filing: fault for one in shipped if (fault := find_fault(one.card, self.claims))}
+        new = {dataset: fault for dataset, fault in faults.items() if dataset not in self.not_denoising}
+        assert not new, f"shipped weights that are worse than a blur, or than doing nothing: {new}"
+        mended = sorted(set(self.not_denoising) - set(faults))
+        assert not mended, f"the shipped weights of {', '.join(mended)} denoise: take them out of `not_denoising`"
 
     def test_shape_and_range(self) -> None:
         for count in (1, 3):

@@ -1,0 +1,72 @@
+"""Measures how well the shipped purifiers take noise away, and writes it into their cards; no weight is touched.
+
+    python -m tools.denoising [PLUGIN ...]       # the data sets lie in $DEFEND_DATA_DIR
+    python -m tools.denoising --readme           # nothing is measured: the READMEs' tables, from the cards as they are
+
+A training measures this by itself (`defend.training.denoising`); this is for weights that were trained before it did.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import attrs
+import torch
+
+from defend.assembly.load import open_dataset
+from defend.assembly.stage import build_stage
+from defend.report import readme
+from defend.training.denoising import IMAGES, SIGMAS, find_fault, measure_denoising
+from defend.weights.card import Card, read_card
+from defend.weights.files import save
+
+ROOT = Path(__file__).parents[1]
+
+
+def find_files(plugin: str) -> Iterator[Path]:
+    """Yield the weights of purifiers that a plugin of this checkout ships."""
+    yield from sorted(ROOT.glob(f"plugins/{plugin}/src/*/weights/purifier-*.safetensors"))
+
+
+def measure(path: Path) -> None:
+    """Measure a purifier's weights, and write the figures into its card."""
+    card = read_card(path)
+    module = build_stage("purifier", card.name, card.task(), weights=str(path)).module.eval()
+    figures = measure_denoising(module, open_dataset(card.dataset["name"]), torch.device("cpu"))
+    kept = save(path, module, attrs.evolve(card, figures={**card.figures, **figures}))
+    if kept.content_sha256 != card.content_sha256:
+        raise SystemExit(f"{path.name}: its weights changed by being written")
+
+
+def describe(cards: Iterable[Card]) -> str:
+    """Return the table for a README: of every file the PSNR at every scale, (noisy, blurred) in brackets."""
+    body = []
+    for card in cards:
+        cells = []
+        for sigma in SIGMAS:
+            made, noisy, blurred = (card.figures[f"val_psnr_{sigma}{which}"] for which in ("", "_noisy", "_blur"))
+            cells.append(f"{made:.1f} ({noisy:.1f}, {blurred:.1f})")
+        body.append([card.filing, *cells, "no" if find_fault(card) else "yes"])
+    lines = readme.grid(["PSNR in dB", *(f"noise {sigma}/255" for sigma in SIGMAS), "denoises"], body)
+    said = (
+        f"Of {IMAGES} held-out images with Gaussian noise: after the purifier, in brackets the noisy image and a "
+        "3x3 binomial blur of it. It denoises if it is no worse than either at 8/255 (colour) or 25/255 (grey), as "
+        "large as the usual attacks. Every training ends with this measurement; `python -m tools.denoising`."
+    )
+    return "\n".join([*lines, "", said]) + "\n"
+
+
+def main(arguments: list[str]) -> None:
+    """Measure the purifiers of some plugins, of all if none is named, and write their READMEs."""
+    named = [one for one in arguments if one != "--readme"] or [path.name for path in ROOT.glob("plugins/*/")]
+    for plugin in sorted(named):
+        files = list(find_files(plugin))
+        for path in files if "--readme" not in arguments else ():
+            measure(path)
+        readme.fill(ROOT / "plugins" / plugin / "README.md", "denoising", {plugin: describe(map(read_card, files))})
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

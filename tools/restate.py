@@ -1,0 +1,33 @@
+"""Holds the kept results against the tables as they are now: reasons and standings anew, every figure as it is.
+
+    python -m tools.restate          # after a table's reasons, arms or notes were changed
+
+Writes the results in the plugins' sources, and the tables in their READMEs.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from defend.plugins import registry
+from defend.report.reproduction import write_readme
+from defend.reproduce.results import find_kept
+from defend.tables import Table
+
+ROOT = Path(__file__).parents[1]
+
+
+def main() -> None:
+    """Restate every table of the plugins in this checkout."""
+    by_plugin: dict[str, list[Table]] = {}
+    for table in registry().tables.values():
+        by_plugin.setdefault(table.plugin, []).append(table)
+    for plugin, tables in by_plugin.items():
+        for table in tables:
+            if (kept := find_kept(table)) is not None and table.results is not None:
+                kept.save(ROOT / "plugins" / plugin / "src" / table.results.replace(".", "/") / f"{table.short}.json")
+        write_readme(ROOT / "plugins" / plugin / "README.md", tables)
+
+
+if __name__ == "__main__":
+    main()
