@@ -179,6 +179,12 @@ def test_an_old_verdict_does_not_outlive_a_run_that_fails(defend, tmp_path):
     assert not (tmp_path / "junit.xml").exists()
 
 
+def test_a_pipe_in_the_place_of_a_verdict_is_left_there(refused, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    assert "a device or pipe stands there" in refused("check", "resnet18", "--sarif", "pipe")
+    assert (tmp_path / "pipe").is_fifo()
+
+
 def test_check_writes_its_findings(defend, tmp_path):
     (tmp_path / "mine.py").write_text(MODEL.replace("Linear(784, 10))", "Linear(784, 10), torch.nn.Softmax(1))"))
     answer = defend("check", "mine.py:load", "--quiet", "--junit", "junit.xml")

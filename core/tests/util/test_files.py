@@ -62,3 +62,16 @@ def test_what_is_no_json_is_a_value_error(text):
 
 def test_a_digest_is_of_the_data_not_of_its_order():
     assert digest({"a": 1, "b": [2]}) == digest({"b": [2], "a": 1}) != digest({"a": 1, "b": [3]})
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["pipe", "folder"])
+def test_what_is_no_file_is_not_replaced(make, tmp_path):
+    """A rename would take the place of a device, /dev/null for one, for everybody on the machine."""
+    path = tmp_path / "there"
+    make(path)
+    kind = path.stat().st_mode
+    for write in (lambda: check_writable(path, "checks"), lambda: write_text(path, "text", "checks")):
+        with pytest.raises(WriteError, match=r"^checks '.*there' cannot be written: "):
+            write()
+    assert path.stat().st_mode == kind
+    assert os.listdir(tmp_path) == ["there"]

@@ -31,7 +31,7 @@ def atomic(path: Path, what: str = "") -> Iterator[Path]:
     """Yield a temporary path beside `path`; when the block ends well it takes `path`'s place.
 
     Args:
-        path: the file; what stands there is replaced.
+        path: the file; what stands there is replaced, if it is one.
         what: what is written, in words, for the error.
 
     Raises:
@@ -134,6 +134,10 @@ def _writing(path: Path, what: str, how: str = "written") -> Iterator[None]:
 
 
 def _make_temporary(path: Path) -> Path:
+    if path.is_dir():
+        raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if path.exists() and not path.is_file():  # which a rename would replace: /dev/null, for everybody
+        raise OSError(errno.EINVAL, "a device or pipe stands there, expected a file")
     if len(os.fsencode(path.name)) > LONGEST_NAME:
         raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{shorten(path.name, 120)}.", suffix=".part")
