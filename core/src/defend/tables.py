@@ -113,6 +113,8 @@ class TableAttack:
         n: how many test images, at most.
         step_share: the step as a share of eps, for an attack made at several.
         draws: passes that the attacker averages over where the defence is random.
+        sight: whether its cells tell how many images ever had a gradient of exactly zero. Not of an attack whose own
+            objective ends in one, as that of Carlini and Wagner does once an image is fooled.
     """
 
     name: str
@@ -123,6 +125,7 @@ class TableAttack:
     step_share: float | None = None
     n: int = 1000
     draws: int = 1
+    sight: bool = False
 
 
 @attrs.frozen(kw_only=True)

@@ -129,7 +129,7 @@ def _figure(attack: TableAttack, job: Job, report: Report) -> tuple[float, int, 
     row = rows[0]
     arm = {UNDEFENDED: row.undefended, DEFENDED: row.defended, **row.arms}[job.arm.judged]
     details = {"threat": row.threat, "eps": row.eps, "steps": row.steps, "run": job.folder.name}
-    if row.gradients and row.gradients["zero"]:
+    if attack.sight and row.gradients and row.gradients["zero"]:
         details["blind"] = row.gradients["zero"] / row.n
     if job.arm.detector:
         details["rejected"] = arm.rejected

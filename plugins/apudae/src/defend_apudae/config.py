@@ -88,7 +88,11 @@ class MlpOptions:
     hidden: int = option(128, help="neurons of a hidden layer [R: see victims.py]", at_least=1, architecture=True)
     layers: int = option(1, help="hidden layers [R]; the authors' collection has 2 [C]", at_least=1, architecture=True)
     dropout: float = option(
-        0.0, help="share of a hidden layer that training leaves out [R]; 0.2 there [C]", at_least=0, at_most=0.9
+        0.0,
+        help="share of a hidden layer that training leaves out [R]; 0.2 there [C]",
+        at_least=0,
+        at_most=0.9,
+        architecture=True,
     )
 
 

@@ -100,7 +100,7 @@ OVERTRAINED = (
 SCALES = (1, 8, 12, 16, 24, 32)
 ITERATED_N = 100  # an image takes 40 passes through ten reconstructions, and their gradients
 SCALED = tuple(
-    attrs.evolve(attack, n=SATURATED_N if attack.attack == "fgsm" else ITERATED_N)
+    attrs.evolve(attack, n=SATURATED_N if attack.attack == "fgsm" else ITERATED_N, sight=True)
     for scale in SCALES
     for attack in _attacks("adaptive", SATURATED, scale)
 )
@@ -218,7 +218,7 @@ TABLES = (
 )
 
 REJECTING = tuple(
-    attrs.evolve(attack, attack=f"{attack.attack}_rejecting", n=ITERATED_N)
+    attrs.evolve(attack, attack=f"{attack.attack}_rejecting", n=ITERATED_N, sight=True)
     for attack in _attacks("adaptive", "{} of the notebook")
 )
 
