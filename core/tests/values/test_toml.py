@@ -212,7 +212,9 @@ texts = st.text(no_null, min_size=1).filter(lambda text: text.lower() != "none")
 counts = st.integers(1, 10**6)
 tables = st.dictionaries(
     names,
-    st.one_of(st.integers(), st.floats(allow_nan=False), st.booleans(), st.text(no_null), st.lists(st.integers(), max_size=3)),
+    st.one_of(
+        st.integers(), st.floats(allow_nan=False), st.booleans(), st.text(no_null), st.lists(st.integers(), max_size=3)
+    ),
     max_size=3,
 )
 configs = st.builds(
