@@ -5,6 +5,7 @@ from types import SimpleNamespace
 from xml.etree import ElementTree as ET
 
 from defend.report.verdicts import LEFT, checks_of, to_junit, to_sarif
+from defend.values.floors import parse_floors
 from defend.values.report import Check, WorstCase
 
 CHECKS = [
@@ -41,6 +42,7 @@ def test_sarif_has_a_result_for_what_failed_or_warns():
 
 def test_what_is_cut_off_or_leaves_too_little_fails():
     assert checks_of(report()) == CHECKS
-    ends = [checks_of(report(0.4), 0.4)[-1], checks_of(report(0.4), 0.41)[-1], checks_of(report(None), 0.0)[-1]]
+    asked = [(report(0.4), "0.4"), (report(0.4), "0.41"), (report(None), "0")]
+    ends = [checks_of(each, parse_floors([share]))[-1] for each, share in asked]
     assert [(end.name, end.status) for end in ends] == [(LEFT, "pass"), (LEFT, "fail"), (LEFT, "fail")]
     assert checks_of(report(partial=True))[-1].status == "fail"
