@@ -106,13 +106,10 @@ CIFAR_ARMS = (
     _variant("A n=18", "A", steps=18, step_size=1 / 255),
     *(_variant(letter, letter, steps=15, step_size=1 / 255) for letter in LETTERS[1:]),
 )
-CODE_ARMS = tuple(
-    _variant(f"{letter}, code", letter, sigma=0.5, **options)
-    for letter, options in {
-        "A": {"rule": "adam", "steps": 12, "step_size": 1 / 255},
-        "D": {"steps": 16, "step_size": 2 / 255},
-        "F": {"steps": 13, "step_size": 2 / 255},
-    }.items()
+CODE_ARMS = (
+    _variant("A, code", "A", sigma=0.5, rule="adam", steps=12, step_size=1 / 255),
+    _variant("D, code", "D", sigma=0.5, steps=16, step_size=2 / 255),
+    _variant("F, code", "F", sigma=0.5, steps=13, step_size=2 / 255),
 )
 """The variants with the steps of the authors' code [C], where these differ from the paper's: ours, beside its cells."""
 CIFAR_CELLS: Mapping[str, tuple[float, ...]] = {
@@ -148,7 +145,7 @@ NOT_DENOISING = Reason(
 )
 CLIPPED = Reason(
     "clipped to eps, as eq. 4 has it, the minimal change is too small to fool: as it was found it leaves 0.0 % (row "
-    "'CW, minimal'), the paper's figure without a defence. What the paper clipped was no minimal attack",
+    "'CW, minimal'), the paper's figure without a defence. What the paper clipped is not known",
     measured=True,
 )
 SHORT = "the autoencoder was trained for 5 epochs, where the script has 50; its loss was still falling"

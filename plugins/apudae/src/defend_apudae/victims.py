@@ -18,7 +18,7 @@ from defend_apudae.config import MlpOptions
 
 def build(config: MlpOptions, task: Task) -> NormalisedVictim:
     """Build the network: hidden layers with ReLU, of 28x28x1 101,770 parameters, as `two-layers` 269,322."""
-    width, parts = task.channels * task.height * task.width, [nn.Flatten()]
+    width, parts = task.channels * task.height * task.width, list[nn.Module]([nn.Flatten()])
     for _ in range(config.layers):
         parts += [nn.Linear(width, config.hidden), nn.ReLU(), *([nn.Dropout(config.dropout)] * (config.dropout > 0))]
         width = config.hidden

@@ -7,8 +7,10 @@ how to be accepted.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from defend.attacks.iterated import Bim, Pgd
@@ -28,7 +30,7 @@ def rejecting(scale: float | None) -> Objective:
         ConfigError: when called on a module without a detector, which rejects nothing.
     """
 
-    def objective(module: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def objective(module: Any, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         detector = getattr(module, "detector", None)
         if detector is None:
             raise ConfigError(

@@ -87,8 +87,8 @@ MASKED = (
     "the paper's attack was masked, as one step doing more harm than 40 shows. What hid its gradient is not known. A "
     "saturated softmax alone does not give its figures (puvae_detect/saturation-mnist): with logits times 8, 16 and 32 "
     "ours keeps 71.0, 92.8 and 97.6 % of MNIST under FGSM (n=500), 55.0, 86.0 and 96.0 % under BIM, 22.0, 59.0 and "
-    "81.0 % under PGD (n=100), at every scale most under FGSM, where the paper's keeps least. Ours is small besides, a "
-    "sixteenth of the paper's parameters and 8 epochs; what that costs was not measured. See also what an attacker "
+    "81.0 % under PGD (n=100), at each of the three most under FGSM, where the paper's keeps least. Ours is small "
+    "besides, a sixteenth of the paper's parameters and 8 epochs; what that costs was not measured. See also what an attacker "
     "leaves who does not know of it (rows 'on the classifier')"
 )
 OVERTRAINED = (
