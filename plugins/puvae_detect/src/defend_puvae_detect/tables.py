@@ -88,8 +88,8 @@ MASKED = (
     "saturated softmax alone does not give its figures (puvae_detect/saturation-mnist): with logits times 8, 16 and 32 "
     "ours keeps 71.0, 92.8 and 97.6 % of MNIST under FGSM (n=500), 55.0, 86.0 and 96.0 % under BIM, 22.0, 59.0 and "
     "81.0 % under PGD (n=100), at each of the three most under FGSM, where the paper's keeps least. Ours is small "
-    "besides, a sixteenth of the paper's parameters and 8 epochs; what that costs was not measured. See also what an attacker "
-    "leaves who does not know of it (rows 'on the classifier')"
+    "besides, a sixteenth of the paper's parameters and 8 epochs; what that costs was not measured. See also what "
+    "an attacker leaves who does not know of it (rows 'on the classifier')"
 )
 OVERTRAINED = (
     "the paper's classifier saw 256 epochs, ours 14, and long training can saturate a softmax: with logits times 4 "
