@@ -26,7 +26,9 @@ JSON = option("--json", "Print JSON for machines.", "as_json")
 QUIET = option("--quiet", "No progress.")
 DATA_DIR = option("--data-dir DIR", "Where the data set lies (default: $DEFEND_DATA_DIR).")
 CLASSES = option("--classes N", "How many classes there are, or a file of their names, where the images show fewer.")
-DEVICE = option("--device NAME", "auto (default), cpu, cuda.")
+DEVICE = option(
+    "--device NAME", "auto (default), cpu, cuda, mps, xpu, or another that torch knows; cuda:1 is the second."
+)
 SEED = option("--seed N", "Seed of everything random (default 0).", type=click.IntRange(0, 2**63 - 1))
 TRAIN_MISSING = option("--train-missing", "Train weights that do not exist yet.", default=None)
 LOG = option(

@@ -10,10 +10,11 @@ from typing import Any, TypeVar
 import attrs
 import torch
 
-from defend.errors import ConfigError, ProcessLostError
+from defend.errors import ConfigError, ProcessLostError, did_you_mean
 from defend.util.launch import place
 
 T = TypeVar("T")
+DEVICES = ("auto", "cpu", "cuda", "mps", "xpu")
 PATIENCE = datetime.timedelta(hours=12)  # processes wait for each other's batches; one that dies is noticed at once
 
 
@@ -87,7 +88,7 @@ def _first_line(error: Exception) -> str:
 
 
 def resolve_device(name: str) -> torch.device:
-    """Turn "auto", "cpu", "cuda", "cuda:1" or "mps" into a device.
+    """Turn "auto" (CUDA where it is there, else the CPU) or any device's name that torch knows into a device.
 
     Raises:
         ConfigError: unknown, or not there.
@@ -98,6 +99,12 @@ def resolve_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        cause = str(error).splitlines()[0]
-        raise ConfigError(f"device {name!r} cannot be used ({cause[:100]}): expected auto, cpu or cuda") from None
+        kind = name.partition(":")[0].lower()
+        if kind in DEVICES:
+            cause = str(error).splitlines()[0]
+            raise ConfigError(
+                f"device {name!r} cannot be used ({cause[:100]}): expected auto, or one that this machine has"
+            ) from None
+        near = did_you_mean("cuda" if kind == "gpu" else kind, DEVICES)
+        raise ConfigError(f"device {name!r} is none that torch knows: {near}") from None
     return device
