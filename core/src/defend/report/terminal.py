@@ -14,6 +14,7 @@ from defend.report.text import certified_in_words, interval, over_passes, percen
 from defend.values.commands import say_command, type_settings
 from defend.values.references import shorten
 from defend.values.report import ArmResult, Certified, Report, Row, WorstCase
+from defend.values.run_config import LADDER
 from defend.values.threats import DEFENDED, TUNED, UNDEFENDED, UNTUNED, knows_the_defence
 from defend.weights.origin import describe
 
@@ -201,9 +202,10 @@ def certificate(found: Certified, of: str = "") -> list[Text | Table]:
 def _note(report: Report) -> str:
     if report.config.thorough or report.partial:
         return ""
+    every = "" if report.config.threats == (LADDER,) else "; --threat ladder every threat quickly"
     return (
-        "Quick run: a sample of the images, and 10 steps of an attack; --thorough takes all of them, under every "
-        "threat; --threat ladder every threat quickly"
+        "Quick run: a sample of the images, and few steps of an attack; --thorough takes all of them, under every "
+        f"threat{every}"
     )
 
 
@@ -239,7 +241,7 @@ def _cells(row: Row, arms: Sequence[str], intervals: Sequence[str]) -> list[Text
         f"{row.n}{'*' if row.partial else ''}",
         *(
             Text("")
-            if knows_the_defence(row.threat) and arm != DEFENDED
+            if knows_the_defence(row.threat) and arm != DEFENDED and DEFENDED in arms
             else _arm(known[arm], whole=arm in intervals, loose=loose(row, DEFENDED in arms) and arm == arms[-1])
             for arm in arms
         ),
