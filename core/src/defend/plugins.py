@@ -265,6 +265,9 @@ class Registry:
             raise PluginError(_several(stage, name, answering))
         if answering:
             return answering[0]
+        if name.endswith(".py"):
+            what = f"a class or function in it that makes the {stage}"
+            raise ConfigError(f"{stage} {name!r} is a whole file: name {what}, {name}:NAME")
         broken = "".join(f"; note: {failure.plugin} failed to load: {failure.cause}" for failure in self.failures)
         beside = f"; the folder of this name is ./{name}" if stage == "dataset" and os.path.isdir(name) else ""
         raise UnknownNameError(stage, name, choices, beside + broken)
