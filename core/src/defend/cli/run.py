@@ -257,13 +257,12 @@ def run_configs(
         if first:
             say(f"interrupted: {say_command('run', '--resume', configs[0].out)} goes on where it stopped", err=True)
         return INTERRUPTED
-    failed = [check for each in outcomes for check in each.report.failed]
-    if gate and failed:
-        names = ", ".join(f"{check.number} {check.name}" for check in failed)
-        return _close(console, first, f"{len(failed)} failed ({names})")  # of every process, whatever the launcher does
-    every = ((f"{arm}: " * (len(judged) > 1), check) for arm, checks in judged.items() for check in checks)
-    if short := [f"{arm}{check.detail}" for arm, check in every if check.name == LEFT and check.status == "fail"]:
-        return _close(console, first, "; ".join(short))
+    every = [(f"{arm}: " * (len(judged) > 1), check) for arm, checks in judged.items() for check in checks]
+    failed = [f"{arm}{check.number} {check.name}" for arm, check in every if check.number and check.status == "fail"]
+    closed = [f"{len(failed)} failed ({', '.join(failed)})"] if gate and failed else []
+    closed += [f"{arm}{check.detail}" for arm, check in every if check.name == LEFT and check.status == "fail"]
+    if closed:  # of every process, whatever the launcher does
+        return _close(console, first, "; ".join(closed))
     return 0
 
 
