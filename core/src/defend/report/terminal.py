@@ -113,13 +113,18 @@ def loose(row: Row, has_defence: bool) -> bool:
 
 
 def more_steps(report: Report) -> str:
-    """Return the command that takes the attacks further which were still fooling images; "" where there are none."""
+    """Return what takes the attacks further which were still fooling images; "" where there are none.
+
+    A command, or of objects that a program gave, what it passes to `evaluate`.
+    """
     config = report.config
     further = {row.attack: row for row in report.rows if row.curve is not None and loose(row, report.defended)}
     steps = {name: ("queries" if row.queries else "steps", 4 * row.steps) for name, row in further.items() if row.steps}
     chosen = [word for name, (key, many) in steps.items() for word in type_settings(name, {key: many})]
     if not chosen:
         return ""
+    if report.given:
+        return f"evaluate(..., options={ {name: {key: many} for name, (key, many) in steps.items()} })"
     return say_command("run", "--config", Path(config.out, "config.toml") if config.out else "CONFIG.toml", *chosen)
 
 
