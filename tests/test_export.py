@@ -123,7 +123,7 @@ def test_onnx_where_there_is_only_onnxruntime_once_the_detector_has_a_threshold(
     installed("toys", {"__init__.py": HOOKS, "parts.py": PARTS})
     export = (*DAE, "--detector", "change", "--out", tmp_path / "model.onnx")
     line = refused(*export)
-    command = "defend calibrate --detector change --purifier dae --dataset digits"
+    command = "defend calibrate --purifier dae --detector change --dataset digits"
     assert "detector change has no threshold for digits" in line and f"`{command}`" in line
     assert not list(tmp_path.glob("model*"))
     assert defend(*command.split()[1:], "--quiet").code == 0

@@ -12,6 +12,7 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import click
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -207,3 +208,19 @@ def test_no_figure_of_a_run_is_cut(width, tmp_path):
     assert not any("…" in line for line in table)
     assert all(line.rstrip()[-1] in "│┃" for line in table)
     assert any("│ detector-aware │" in line and "27.5" in line for line in table)
+
+
+def test_check_takes_the_number_of_classes_that_a_run_takes(defend, tmp_path):
+    (tmp_path / "mine.py").write_text(MODEL)
+    np.savez(tmp_path / "few.npz", images=np.zeros((20, 28, 28), np.uint8), labels=np.arange(20) % 2)
+    found = defend("check", "mine.py:load", "--dataset", "few.npz", "--classes", "10", "--json").json
+    assert {row["name"]: row["status"] for row in found}["answer"] == "pass"
+
+
+def test_the_bare_victim_has_a_figure_in_every_row(defend, tmp_path):
+    (tmp_path / "mine.py").write_text(MODEL)
+    few = ("--limit", "4", "--attack", "square", "--set", "square.queries=5", "--checks", "none", "--quiet")
+    answer = defend("run", "--victim", "mine.py:load", "--threat", "ladder", *few)
+    (line,) = [line for line in answer.out.splitlines() if "square" in line and "query" in line and "4" in line][:1]
+    assert re.search(r"\d+\.\d \[", line), answer.out
+    assert "--threat ladder" not in answer.out  # no advice to do what was done

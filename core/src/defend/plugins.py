@@ -17,7 +17,7 @@ import pluggy
 
 from defend import hookspecs
 from defend.boundary.calls import Calling, say_cause
-from defend.custom.spec import spec_of_reference, spec_of_thing
+from defend.custom.spec import CustomSpec, spec_of_reference, spec_of_thing
 from defend.errors import ConfigError, PluginError, StageError, UnknownNameError
 from defend.options import make
 from defend.recipes import Recipe
@@ -265,6 +265,9 @@ class Registry:
             raise PluginError(_several(stage, name, answering))
         if answering:
             return answering[0]
+        if name.endswith(".py"):
+            what = f"a class or function in it that makes the {stage}"
+            raise ConfigError(f"{stage} {name!r} is a whole file: name {what}, {name}:NAME")
         broken = "".join(f"; note: {failure.plugin} failed to load: {failure.cause}" for failure in self.failures)
         beside = f"; the folder of this name is ./{name}" if stage == "dataset" and os.path.isdir(name) else ""
         raise UnknownNameError(stage, name, choices, beside + broken)
@@ -292,6 +295,11 @@ class Registry:
         spec = spec_of_thing(stage, stage if "<" in str(called) else str(called), thing)  # a lambda has no name
         other._entries = {**self._entries, stage: {**self._entries[stage], spec.name: Entry(stage, spec, "your own")}}
         return spec.name, other
+
+    def is_object(self, stage: Stage, name: str) -> bool:
+        """Whether a name stands for what `with_thing` was given: no other process finds it."""
+        entry = self._entries[stage].get(name)
+        return entry is not None and isinstance(entry.spec, CustomSpec)
 
     def names_of(self, entry: Entry) -> tuple[str, ...]:
         """Return what a family answers to; nothing, and its failure is noted, where it cannot say."""

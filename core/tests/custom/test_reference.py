@@ -110,6 +110,8 @@ def test_what_is_missing_is_told(file):
         built("victim", f"{file}:fails")
     with pytest.raises(ContractError, match=r"victim my_parts.py:number is int, expected an nn.Module or a function"):
         built("victim", f"{file}:number")
+    with pytest.raises(ConfigError, match=r"my_parts.py' is a whole file: name a class or function in it .*:NAME"):
+        registry().find("victim", file)
     with pytest.raises(UnknownNameError):
         registry().find("victim", "resnet81")
 

@@ -130,6 +130,9 @@ def test_labels_are_in_the_models_own_order(tmp_path):
     names.write_text("dig\neel\n")
     message = refusal(str(tmp_path / "pets"), options=options(class_names=str(names)))
     assert "has a class 'cat' and 1 more that class_names does not" in message
+    message = refusal(str(tmp_path / "pets"), options=options(class_names="7"))
+    assert refusal(str(tmp_path / "pest")).endswith(f"does not exist: did you mean {str(tmp_path / 'pets')!r}?")
+    assert "a number calls them '0' to '6'; give a file of the model's class names" in message
 
 
 @pytest.mark.parametrize(

@@ -210,6 +210,14 @@ def test_what_makes_runs_less_comparable_is_said(changes, note):
     assert note in found and "\n" not in found
 
 
+def test_a_run_whose_checks_failed_is_no_winner():
+    checks = ({"number": 5, "name": "gradients", "status": "fail", "detail": "none"},)
+    compared = compare([run("a", ROWS_OF_TWO), run("b", ROWS_OF_TWO, checks=checks)])
+    assert compared.notes == ("b: its figures are not to be trusted, as checks failed (5 gradients: none)",)
+    (worst, *_) = lines(printed(compared), "worst case")
+    assert worst.count("✗") == 1 and to_dict(compared)["runs"][1]["failed"] == ["5 gradients: none"]
+
+
 def test_what_makes_no_difference_is_not_said():
     same = {"options": {"fgsm": {"loss": "dlr", "steps": 1}, "purifier": {"steps": 3}, "cw": {"c": 2}}}
     text = {"options": {"fgsm": {"loss": "dlr"}, "purifier": {"steps": 5}}}

@@ -1,5 +1,6 @@
 """Objects of a session: evaluated, trained for and calibrated without a package, and left as they were."""
 
+import attrs
 import pytest
 import torch
 from torch import nn
@@ -8,6 +9,7 @@ import defend
 from defend.defence import Defence
 from defend.errors import ConfigError, ContractError, DataError
 from defend.plugins import registry
+from defend.report.terminal import more_steps
 from defend.testing.toys import TASK, TinyVictim, images
 
 QUICK = {
@@ -71,6 +73,28 @@ def test_a_model_is_evaluated_and_left_as_it_was(model, data, tmp_path):
     assert found.folder == tmp_path / "mine" and (found.folder / "report.json").is_file()
     assert "Blur + TinyVictim on given" in str(found)
     assert "held out" in str(found)
+
+
+def test_a_command_is_not_told_where_none_finds_the_objects(model, data):
+    attacks = {"attacks": ["pgd"], "options": {"pgd": {"steps": 4, "step_size": 0.001}}}
+    found = defend.evaluate(model, data, threats=["oblivious"], eps=0.3, **{**QUICK, **attacks})
+    assert found.report.given == ("victim", "dataset")
+    (row,) = [each for each in found.rows if each.attack == "pgd"]
+    loose = attrs.evolve(found.report, rows=(attrs.evolve(row, curve={**row.curve, "flattened": False}),))
+    assert more_steps(loose) == "evaluate(..., options={'pgd': {'steps': 16}})"
+    assert "--config" not in str(attrs.evolve(found, report=loose)) + found.page().read_text()
+
+
+def test_an_interrupted_evaluation_says_so(model, data):
+    class Impatient(Blur):
+        def forward(self, batch):
+            if torch.is_grad_enabled():
+                raise KeyboardInterrupt
+            return super().forward(batch)
+
+    with pytest.warns(UserWarning, match="was interrupted: rows are missing"):
+        found = defend.evaluate(model, data, purifier=Impatient(), threats=["adaptive"], **QUICK)
+    assert found.partial
 
 
 def test_without_a_folder_everything_is_gone_with_the_object(model, data, tmp_path):

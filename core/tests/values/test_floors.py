@@ -6,7 +6,7 @@ import pytest
 
 from defend.errors import ConfigError
 from defend.report.verdicts import checks_of
-from defend.values.floors import Floor, parse_floors
+from defend.values.floors import Floor, parse_floors, share_out
 from defend.values.report import ArmResult
 
 
@@ -62,3 +62,14 @@ def test_a_run_without_a_worst_case_keeps_to_no_floor():
 def test_a_row_that_is_not_there_is_an_error_and_never_kept_to():
     with pytest.raises(ConfigError, match="known: clean, pgd/oblivious, pgd/adaptive"):
         checks_of(REPORT, parse_floors(["square=0.1"]))
+
+
+def test_a_row_that_one_arm_lacks_is_a_matter_of_the_others():
+    bare = SimpleNamespace(rows=REPORT.rows[:2], worst_case=REPORT.worst_case, checks=(), partial=False)
+    floors = parse_floors(["0.1", "pgd/adaptive=0.2", "square=0.1"])
+    assert share_out(floors, [bare, REPORT]) == [[floors[0], floors[2]], list(floors)]
+
+
+def test_a_row_that_an_interrupted_run_has_not_reached_is_not_kept_to():
+    begun = SimpleNamespace(rows=REPORT.rows[:1], worst_case=None, checks=(), partial=True)
+    assert [check.status for check in checks_of(begun, parse_floors(["pgd/adaptive=0.2"]))] == ["fail", "fail"]

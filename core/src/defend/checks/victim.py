@@ -76,9 +76,10 @@ def _answer(raw: object, logits: Tensor, classes: int) -> Finding:
     taken = "" if isinstance(raw, Tensor) else f", taken out of a {type(raw).__name__}"
     said = f"{logits.shape[1]} numbers an image{taken}"
     if logits.shape[1] != classes:
-        return Finding(
-            "answer", "fail", f"{said}, and the data set has {classes} classes", "use the data set it was trained for"
-        )
+        cure = "use the data set it was trained for"
+        if logits.shape[1] > classes:
+            cure += ", or say which classes it knows (--classes)"
+        return Finding("answer", "fail", f"{said}, and the data set has {classes} classes", cure)
     if not bool(torch.isfinite(logits).all()):
         return Finding("answer", "fail", "some answers are not finite (NaN or infinite)", "look at its weights")
     return Finding("answer", "pass", f"{said}, as many as classes")

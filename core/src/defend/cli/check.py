@@ -10,7 +10,7 @@ import attrs
 import click
 
 from defend.cli.exits import GATE
-from defend.cli.flags import DATA_DIR, DEVICE, JSON, OF_VICTIM, QUIET, SET, print_json, take_options
+from defend.cli.flags import CLASSES, DATA_DIR, DEVICE, JSON, OF_VICTIM, QUIET, SET, print_json, take_options
 from defend.cli.usage import OUTPUT, command, option
 from defend.cli.verdicts import VERDICTS, VerdictFiles
 from defend.report.progress import open_console, show_waiting
@@ -28,6 +28,7 @@ IMAGES = 100
         "What is looked at": [
             option("--dataset NAME", "Whose held-out images it is asked about.", default="digits", show_default=True),
             DATA_DIR,
+            CLASSES,
             *OF_VICTIM,
             SET,
         ],

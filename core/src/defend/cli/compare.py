@@ -16,13 +16,13 @@ from defend.report.progress import open_console
 def compare_command(runs: tuple[Path, ...], as_json: bool) -> None:
     """Lay runs side by side, and test their differences on the same images (McNemar).
 
-    RUN is a folder that `defend run` wrote. The others are compared with the first.
+    RUN is a folder that `defend run` wrote, be it of several arms. The others are compared with the first.
     """
     from defend.records.compare import compare
-    from defend.records.reading import read_run
+    from defend.records.reading import read_run, run_folders
     from defend.report import comparison
 
-    compared = compare([read_run(folder) for folder in runs])
+    compared = compare([read_run(folder) for folder in run_folders(runs)])
     if as_json:
         print_json(comparison.to_dict(compared))
     else:

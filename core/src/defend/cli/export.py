@@ -13,8 +13,13 @@ from defend.report.progress import open_console, show_waiting
 OUT = option("--out FILE", "model.pt2 (torch.export) or model.onnx; replaced if it exists.", type=PATH, required=True)
 
 
-@command("export", {"What is defended": [ONE_VICTIM, *PARTS, SET], OUTPUT: [OUT, JSON]})
-def export_command(victim: str, out: Path, settings: tuple[str, ...], as_json: bool, **values: Any) -> None:
+FPR = option("--fpr RATE", "Set the detector's threshold to reject this share of held-out clean images.", type=float)
+
+
+@command("export", {"What is defended": [ONE_VICTIM, *PARTS, FPR, SET], OUTPUT: [OUT, JSON]})
+def export_command(
+    victim: str, out: Path, fpr: float | None, settings: tuple[str, ...], as_json: bool, **values: Any
+) -> None:
     """Write a defence as one file that runs without defend: images in [0,1] to logits.
 
     With a detector also its score, and whether an image is accepted. Batches may be of any size. The file is first
@@ -23,7 +28,7 @@ def export_command(victim: str, out: Path, settings: tuple[str, ...], as_json: b
     with show_waiting(open_console(stderr=True), quiet=as_json, what="exporting"):
         from defend.deploy.export import export_defence
 
-        made = export_defence(out, *resolve_defence(victim, settings, values, strictly=True))
+        made = export_defence(out, *resolve_defence(victim, settings, values, strictly=True), fpr)
     if as_json:
         print_json(made.as_dict())
         return

@@ -33,7 +33,7 @@ from defend.report import progress
 from defend.report.trackers import Log, LoggedRun
 from defend.util.launch import place
 from defend.values.commands import say_command
-from defend.values.floors import Floor, parse_floors
+from defend.values.floors import Floor, parse_floors, share_out
 from defend.values.references import shorten
 from defend.values.run_config import LADDER, NONE
 from defend.values.threats import THREATS
@@ -265,21 +265,25 @@ def run_configs(
     if first:
         verdicts.begin()
     outcomes = _run(configs, console, quiet=quiet, log=log, resume=resume, first=first)
-    judged = {_say_parts(each.report.config): checks_of(each.report, floors) for each in outcomes}
-    if first:
+    if first:  # before anything is judged: it was computed
         _print(configs, outcomes, as_json)
+    reports = [each.report for each in outcomes]
+    judged = {
+        _say_parts(report.config): checks_of(report, own)
+        for report, own in zip(reports, share_out(floors, reports), strict=True)
+    }
+    if first:
         verdicts.write(judged, configs[0].victim)
     if any(each.report.partial for each in outcomes):
         if first:
             say(f"interrupted: {say_command('run', '--resume', configs[0].out)} goes on where it stopped", err=True)
         return INTERRUPTED
-    failed = [check for each in outcomes for check in each.report.failed]
-    if gate and failed:
-        names = ", ".join(f"{check.number} {check.name}" for check in failed)
-        return _close(console, first, f"{len(failed)} failed ({names})")  # of every process, whatever the launcher does
-    every = (check for checks in judged.values() for check in checks)
-    if short := [check.detail for check in every if check.name == LEFT and check.status == "fail"]:
-        return _close(console, first, "; ".join(short))
+    every = [(f"{arm}: " * (len(judged) > 1), check) for arm, checks in judged.items() for check in checks]
+    failed = [f"{arm}{check.number} {check.name}" for arm, check in every if check.number and check.status == "fail"]
+    closed = [f"{len(failed)} failed ({', '.join(failed)})"] if gate and failed else []
+    closed += [f"{arm}{check.detail}" for arm, check in every if check.name == LEFT and check.status == "fail"]
+    if closed:  # of every process, whatever the launcher does
+        return _close(console, first, "; ".join(closed))
     return 0
 
 

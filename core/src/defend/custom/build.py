@@ -156,7 +156,9 @@ def build(spec: CustomSpec, config: Any, task: Task | None = None) -> Any:
         return _as_dataset(spec, thing)
     module = thing if isinstance(thing, nn.Module) else Function(thing) if callable(thing) else None
     if module is None:
-        raise ContractError(f"{spec.stage} {spec.name} is {type(thing).__name__}, expected an nn.Module or a function")
+        hint = ": load a state dict into its model first, and pass that" if isinstance(thing, Mapping) else ""
+        what = f"{spec.stage} {spec.name} is {type(thing).__name__}"
+        raise ContractError(f"{what}, expected an nn.Module or a function{hint}")
     assert task is not None
     if spec.stage == "purifier":
         return _as_purifier(module, task)

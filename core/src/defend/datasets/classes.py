@@ -7,6 +7,13 @@ from pathlib import Path
 
 from defend.errors import DataError, did_you_mean
 
+ITS_NAMES = "the model's class names, one a line, in its order"
+
+
+def count_names(count: int) -> tuple[str, ...]:
+    """Return what classes are called of which only the number is known."""
+    return tuple(map(str, range(count)))
+
 
 def number_classes(found: Sequence[str], class_names: Sequence[str], where: str) -> dict[str, int]:
     """Return each class's label: its place among the names that the user gave, or in the order found without any.
@@ -17,9 +24,10 @@ def number_classes(found: Sequence[str], class_names: Sequence[str], where: str)
     numbers = {name: label for label, name in enumerate(class_names or found)}
     if strange := [name for name in found if name not in numbers]:
         others = f" and {len(strange) - 1} more" if len(strange) > 1 else ""
-        raise DataError(
-            f"{where} has a class {strange[0]!r}{others} that class_names does not: {did_you_mean(strange[0], numbers)}"
-        )
+        known = did_you_mean(strange[0], numbers)
+        if tuple(numbers) == count_names(len(numbers)):
+            known = f"a number calls them '0' to '{len(numbers) - 1}'; give a file of {ITS_NAMES} (--classes FILE)"
+        raise DataError(f"{where} has a class {strange[0]!r}{others} that class_names does not: {known}")
     return numbers
 
 
@@ -34,7 +42,7 @@ def read_class_names(path: str | None) -> tuple[str, ...]:
     if path is None:
         return ()
     if path.isascii() and path.isdecimal() and len(path) < 7:
-        return tuple(map(str, range(int(path))))
+        return count_names(int(path))
     lines = [line.strip() for line in read_lines(Path(path), "class names")]
     names = tuple(lines[: max((at for at, line in enumerate(lines, 1) if line), default=0)])
     for at, name in enumerate(names, 1):

@@ -25,6 +25,7 @@ from defend.datasets.sizes import SAMPLE, choose_side, sizes_of
 from defend.datasets.splitting import SPLIT_NAMES, USUAL_SHARES, name_split, share_out
 from defend.datasets.table import list_table
 from defend.errors import DataError, did_you_mean
+from defend.util.files import nearest
 from defend.values.sources import TABLES
 
 STATISTICS_SAMPLE = 512
@@ -64,7 +65,8 @@ def check_root(root: Path) -> Path:
     """
     if not root.is_dir():
         kind = f"data folder {str(root)!r} is a file" if root.exists() else f"data folder {str(root)!r} does not exist"
-        raise DataError(f"{kind}: name one with --data-dir, or a .csv of path,label")
+        near = "" if root.exists() else nearest(root)
+        raise DataError(f"{kind}{near or ': name one with --data-dir, or a .csv of path,label'}")
     return root
 
 

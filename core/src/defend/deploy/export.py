@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from defend import __version__
-from defend.assembly.calibrate import is_calibrated
+from defend.assembly.calibrate import calibrate, is_calibrated
 from defend.assembly.composition import Composition
 from defend.assembly.load import DataSource
 from defend.assembly.part import type_parts
@@ -36,13 +36,15 @@ RANDOM = "draws random numbers"
 OPTIMISES = "optimises at test time (its forward pass takes gradients)"
 
 
-def export_defence(out: Path, composition: Composition, source: DataSource) -> Exported:
+def export_defence(out: Path, composition: Composition, source: DataSource, fpr: float | None = None) -> Exported:
     """Write a defence to a file, once it was found to answer as the defence does.
 
     Args:
         out: a file ending in .pt2 (`torch.export.load`) or .onnx; replaced if it exists.
         composition: the defence.
         source: the data set whose weights are taken, and on whose test images the file is checked.
+        fpr: the false-positive rate that a detector's threshold is set for, on its validation images; None keeps the
+            one that came with its weights.
 
     Raises:
         ConfigError: another suffix, packages that are missing, a part whose answer is no fixed graph (the message names
@@ -58,14 +60,19 @@ def export_defence(out: Path, composition: Composition, source: DataSource) -> E
     sample, _ = images.tensors("test", limit=sum(CHECKED))
     _check_fixed(whole, composition, built, images.task(), sample)
     names = {part.stage: part.name for part in composition.parts} | {"purifier": composition.purifier}
+    if fpr is not None:
+        calibrate(whole, images, fpr, device=sample.device)
     if whole.detector is not None and not is_calibrated(whole.detector):
-        command = say_command(
-            *("calibrate", *type_parts(composition.of_stage("purifier") + composition.of_stage("detector"))),
-            *type_source(source.name, source.data_dir, source.options),
-        )
+        kept = ""
+        if not hasattr(whole.detector, "with_victim"):  # a threshold for one victim alone is kept nowhere
+            command = say_command(
+                *("calibrate", *type_parts(composition.of_stage("purifier") + composition.of_stage("detector"))),
+                *type_source(source.name, source.data_dir, source.options),
+            )
+            kept = f", or run `{command}` first"
         raise ConfigError(
             f"detector {names['detector']} has no threshold for {source.name}, and would accept every image: "
-            f"run `{command}` first"
+            f"add --fpr 0.01 to set one on held-out images{kept}"
         )
     labels = {part.key: part.name if part.stage == "purifier" else part.stage for part in composition.parts}
     options = {part.key: part.options for part in composition.parts} | {"dataset": source.options}

@@ -43,7 +43,8 @@ class Circumstances:
 
     `parameters` are those that the defence adds to the victim; `thresholds` the detector's by false-positive rate, set
     on held-out clean images; `left_out` the threats that do not fit the defence, with the reason; `notes` what else a
-    reader should know; `random` whether the defence is; `certified` what holds of it against every attack.
+    reader should know; `random` whether the defence is; `certified` what holds of it against every attack; `given` the
+    stages of which a program gave objects.
     """
 
     dataset: ImageDataset
@@ -63,6 +64,7 @@ class Circumstances:
     partial: bool = False
     random: bool = False
     certified: Certified | None = None
+    given: tuple[str, ...] = ()
 
 
 def assemble(config: RunConfig, records: Sequence[RowRecord], known: Circumstances) -> Report:
@@ -95,6 +97,7 @@ def assemble(config: RunConfig, records: Sequence[RowRecord], known: Circumstanc
         left_out=dict(known.left_out),
         notes=known.notes,
         certified=known.certified,
+        given=known.given,
     )
 
 

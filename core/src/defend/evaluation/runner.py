@@ -34,6 +34,7 @@ from defend.records.journal import Journal
 from defend.records.rows import PlannedRow, RowRecord, restrict
 from defend.records.unfinished import way_on
 from defend.records.watcher import Watcher
+from defend.stages import Stage
 from defend.store.store import Store
 from defend.util import interrupts
 from defend.util.files import sweep
@@ -304,8 +305,20 @@ class _Run:
             partial=self.partial or len(own) < len(rows),
             random=judge.random,
             certified=self.certifier.found(defence),
+            given=_find_given(config, self.plugins),
         )
         return Outcome(assemble(config, own, known), own)
+
+
+def _find_given(config: RunConfig, plugins: Registry) -> tuple[str, ...]:
+    """Return the stages of a run that are objects of the program that runs it."""
+    named: dict[Stage, str | None] = {
+        "victim": config.victim,
+        "purifier": config.purifier,
+        "detector": config.detector,
+        "dataset": config.dataset,
+    }
+    return tuple(stage for stage, name in named.items() if name and plugins.is_object(stage, name))
 
 
 def _agree(outcomes: list[Outcome], processes: Processes) -> list[Outcome]:

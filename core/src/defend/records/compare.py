@@ -277,6 +277,8 @@ def _notes(
         if len(steps) > 1 and len(row.differences) < math.comb(len(steps), 2):
             yield f"{row.key}: some runs have no image in common there, and are not compared"
     for place in everyone:
+        if failed := runs[place].failed:
+            yield f"{labels[place]}: its figures are not to be trusted, as checks failed ({'; '.join(failed)})"
         if runs[place].partial:
             yield f"{labels[place]} was interrupted: rows may be missing, and those marked * are cut short"
     if worst is None:

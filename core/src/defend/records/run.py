@@ -69,6 +69,12 @@ class Run:
         """Whether the run was interrupted."""
         return bool(self.report.get("partial"))
 
+    @property
+    def failed(self) -> tuple[str, ...]:
+        """The checks that failed, each in words: where there are any, the run's figures are not to be trusted."""
+        failed = (each for each in self.report.get("checks", ()) if each["status"] == "fail")
+        return tuple(f"{each['number']} {each['name']}: {each['detail']}" for each in failed)
+
 
 def from_records(label: str, report: Report, records: Sequence[RowRecord]) -> Run:
     """Return a run that is still in memory; its rows are those of `records`."""

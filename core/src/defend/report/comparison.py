@@ -36,7 +36,12 @@ def to_dict(comparison: Comparison) -> dict[str, Any]:
         "schema": SCHEMA,
         "dataset": dict(comparison.runs[0].report["dataset"]),
         "runs": [
-            {"label": label, "folder": None if run.folder is None else str(run.folder), "partial": run.partial}
+            {
+                "label": label,
+                "folder": None if run.folder is None else str(run.folder),
+                "partial": run.partial,
+                "failed": list(run.failed),
+            }
             for label, run in zip(labels, comparison.runs, strict=True)
         ],
         "rows": [{**attrs.asdict(row.key), **_figures(row, labels)} for row in comparison.rows],
@@ -111,11 +116,17 @@ def _accuracies(comparison: Comparison, names: Sequence[str], intervals: bool) -
         cells = [cell for cell in row.cells if cell is not None]
         best = max(cell.accuracy for cell in cells)
         differ = any(cell.accuracy != best for cell in cells)
+        said = [_accuracy(cell, intervals, differ and cell.accuracy == best) if cell else Text() for cell in row.cells]
+        if isinstance(row, ComparedWorstCase):  # the headline
+            said = [
+                Text.assemble("✗ ", (cell.plain, "strike")) if run.failed else cell
+                for cell, run in zip(said, comparison.runs, strict=True)
+            ]
         table.add_row(
             *named,
             _span([cell.steps for cell in cells if cell.steps is not None]),
             _span([cell.n for cell in cells]),
-            *(_accuracy(cell, intervals, differ and cell.accuracy == best) if cell else Text() for cell in row.cells),
+            *said,
         )
     return table
 

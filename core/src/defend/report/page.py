@@ -150,7 +150,9 @@ class Section:
 
     @property
     def rerun(self) -> str:
-        """The command that makes the run again."""
+        """The command that makes the run again, or who does."""
+        if given := self.results.report.given:
+            return f"# by the program that gave its {' and '.join(given)}: no command finds objects. Its settings:"
         return say_command("run", "--config", self.results.folder / "config.toml")
 
 

@@ -15,6 +15,7 @@ from defend.report.text import certified_in_words, interval, over_passes, percen
 from defend.values.commands import say_command, type_settings
 from defend.values.references import shorten
 from defend.values.report import ArmResult, Certified, Report, Row, WorstCase
+from defend.values.run_config import LADDER
 from defend.values.threats import DEFENDED, TUNED, UNDEFENDED, UNTUNED, knows_the_defence
 from defend.weights.origin import describe
 
@@ -118,13 +119,18 @@ def loose(row: Row, has_defence: bool) -> bool:
 
 
 def more_steps(report: Report) -> str:
-    """Return the command that takes the attacks further which were still fooling images; "" where there are none."""
+    """Return what takes the attacks further which were still fooling images; "" where there are none.
+
+    A command, or of objects that a program gave, what it passes to `evaluate`.
+    """
     config = report.config
     further = {row.attack: row for row in report.rows if row.curve is not None and loose(row, report.defended)}
     steps = {name: ("queries" if row.queries else "steps", 4 * row.steps) for name, row in further.items() if row.steps}
     chosen = [word for name, (key, many) in steps.items() for word in type_settings(name, {key: many})]
     if not chosen:
         return ""
+    if report.given:
+        return f"evaluate(..., options={ {name: {key: many} for name, (key, many) in steps.items()} })"
     return say_command("run", "--config", Path(config.out, "config.toml") if config.out else "CONFIG.toml", *chosen)
 
 
@@ -209,9 +215,10 @@ def certificate(found: Certified, of: str = "") -> list[Text | Table]:
 def _note(report: Report) -> str:
     if report.config.thorough or report.partial:
         return ""
+    every = "" if report.config.threats == (LADDER,) else "; --threat ladder every threat quickly"
     return (
-        "Quick run: a sample of the images, and 10 steps of an attack; --thorough takes all of them, under every "
-        "threat; --threat ladder every threat quickly"
+        "Quick run: a sample of the images, and few steps of an attack; --thorough takes all of them, under every "
+        f"threat{every}"
     )
 
 
@@ -247,7 +254,7 @@ def _cells(row: Row, arms: Sequence[str], intervals: Sequence[str]) -> list[Text
         f"{row.n}{'*' if row.partial else ''}",
         *(
             Text("")
-            if knows_the_defence(row.threat) and arm != DEFENDED
+            if knows_the_defence(row.threat) and arm != DEFENDED and DEFENDED in arms
             else _arm(known[arm], whole=arm in intervals, loose=loose(row, DEFENDED in arms) and arm == arms[-1])
             for arm in arms
         ),

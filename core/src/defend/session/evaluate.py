@@ -7,6 +7,7 @@ import html
 import io
 import shutil
 import tempfile
+import warnings
 import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -122,7 +123,7 @@ def evaluate(
         settings: all else that `RunConfig` has: eps="8/255", threats="ladder", limit=200, attacks=["pgd"], options, ...
 
     Returns:
-        The evaluation; a partial one where it was interrupted after its first batch.
+        The evaluation; a partial one, with a warning, where it was interrupted after its first batch.
 
     Raises:
         DefendError: what is wrong, in one line.
@@ -147,6 +148,8 @@ def evaluate(
             (outcome,) = run_arms([config], watcher, plugins, dataset=images)
     finally:
         watcher.end()
+    if outcome.report.partial:  # a notebook goes on with its next cell, and shows no traceback
+        warnings.warn("the evaluation was interrupted: rows are missing, and there may be no worst case", stacklevel=2)
     return Evaluation(outcome.report, Path(str(config.out)), kept)
 
 

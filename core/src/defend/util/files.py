@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import errno
 import os
 import re
@@ -68,6 +69,14 @@ def write_text(path: Path, text: str, what: str = "") -> None:
     sweep(path.parent, of=path.name)
     with atomic(path, what) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def nearest(path: Path) -> str:
+    """Return ": did you mean 'x'?" of what lies beside a path that does not exist; "" where nothing is alike."""
+    with contextlib.suppress(OSError):
+        near = difflib.get_close_matches(path.name, [each.name for each in path.parent.iterdir()], n=1)
+        return f": did you mean {str(path.parent / near[0])!r}?" if near else ""
+    return ""
 
 
 def number_twin(name: str, taken: set[str]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import attrs
 
@@ -63,21 +63,32 @@ def find_left(report: Report, floor: Floor) -> Left | None:
     """Return what the run leaves of a floor's row, of the lowest where several answer to its name; None of nothing.
 
     Raises:
-        ConfigError: there is no such row.
+        ConfigError: there is no such row, and the run is whole.
     """
     if floor.row == WORST:
         worst = report.worst_case
         return None if worst is None else Left(worst.accuracy, worst.ci95, worst.n)
-    lowest = min(_rows(report, floor.row), key=lambda row: row.defended.accuracy)
+    found = _rows(report, floor.row)
+    if not found and report.partial:
+        return None
+    if not found:
+        names = list(dict.fromkeys(map(_name, report.rows)))
+        raise ConfigError(f"--at-least {floor.row!r}: this run has no such row: {did_you_mean(floor.row, names)}")
+    lowest = min(found, key=lambda row: row.defended.accuracy)
     return Left(lowest.defended.accuracy, lowest.defended.ci95, lowest.n)
 
 
+def share_out(floors: Sequence[Floor], reports: Sequence[Report]) -> list[list[Floor]]:
+    """Return the floors of each arm of a run: all but those of rows that other arms have, and it has not.
+
+    The bare victim beside a defence has no adaptive rows. A row that no arm has stays with all of them, and is refused.
+    """
+    only = {floor for floor in floors if floor.row != WORST and any(_rows(each, floor.row) for each in reports)}
+    return [[floor for floor in floors if floor not in only or _rows(each, floor.row)] for each in reports]
+
+
 def _rows(report: Report, wanted: str) -> list[Row]:
-    found = [row for row in report.rows if wanted in (_name(row), _name(row).partition("/")[0])]
-    if not found:
-        names = list(dict.fromkeys(map(_name, report.rows)))
-        raise ConfigError(f"--at-least {wanted!r}: this run has no such row: {did_you_mean(wanted, names)}")
-    return found
+    return [row for row in report.rows if wanted in (_name(row), _name(row).partition("/")[0])]
 
 
 def _name(row: Row) -> str:

@@ -229,7 +229,8 @@ class Report:
 
     `left_out` are threats that do not fit this defence, and what else was asked for by name and is not among the rows
     ("attack square", "source resnet20"), with the reason; `notes` what else a reader should know, a sentence each.
-    `certified` stands apart from the rows: what holds against every attack, where that was asked for.
+    `certified` stands apart from the rows: what holds against every attack, where that was asked for. `given` are the
+    stages of which a program gave objects: that program alone makes the run again, and no command does.
     """
 
     versions: Mapping[str, str]
@@ -250,6 +251,7 @@ class Report:
     left_out: Mapping[str, str] = attrs.field(factory=dict)
     notes: tuple[str, ...] = ()
     certified: Certified | None = None
+    given: tuple[str, ...] = ()
 
     @property
     def defended(self) -> bool:

@@ -12,7 +12,7 @@ import attrs
 from defend.errors import WeightsError, did_you_mean
 from defend.plugins import Found
 from defend.stages import Task
-from defend.util.files import cache_dir, list_folder, place_plainly
+from defend.util.files import cache_dir, list_folder, nearest, place_plainly
 from defend.values.editions import EDITION, edition_of, is_bare, is_file
 from defend.values.references import shorten
 from defend.weights.card import Card, read_card
@@ -76,7 +76,7 @@ def locate(
         raise WeightsError(f"{found.entry.stage} {found.name} has no edition {edition!r}: {known}")
     if explicit is not None and is_file(explicit):
         if not Path(explicit).is_file():
-            raise WeightsError(f"weights file {explicit!r} does not exist")
+            raise WeightsError(f"weights file {explicit!r} does not exist{nearest(Path(explicit))}")
         return Path(explicit)
     own = [cached_path(stage, filed_as or found.name, dataset, edition) for stage in stages_of(found)]
     shipped = {path.name: path for path in find_shipped(found.packages)}
