@@ -13,7 +13,7 @@ from defend.plugins import registry
 from defend.recipes import Recipe
 from defend.report import catalogue
 from defend.report import recipe as recipe_report
-from defend.report.reproduction import SAID, count_standings
+from defend.report.reproduction import say_standings
 from defend.report.reproduction import markdown as table_markdown
 from defend.report.text import with_interval
 from defend.reproduce import ladders, results
@@ -113,9 +113,7 @@ def standings(plugin: str) -> list[tuple[str, str, str]]:
     for one in registry().tables.values():
         if one.plugin == plugin:
             kept = results.find_kept(one)
-            counts = {} if kept is None else count_standings(kept)
-            said = ", ".join(f"{count} {SAID[name]}" for name, count in counts.items() if count)
-            rows.append((code(one.name), cell(one.caption), cell(said or one.not_run or "none kept")))
+            rows.append((code(one.name), cell(one.caption), cell(say_standings(one, kept))))
     return rows
 
 

@@ -145,7 +145,7 @@ def print_listing(console: Console, listed: Sequence[tuple[Table, TableResult | 
     for table, result in listed:
         counts = count_standings(table, result)
         total.update({} if table.stand_in else counts)
-        grid.add_row(table.name, table.dataset, _standings(table, result, counts), table.caption)
+        grid.add_row(table.name, table.dataset, say_standings(table, result), table.caption)
     console.print(grid, highlight=False)
     if len(listed) > 1:
         left_out = ", ".join(table.name for table, _ in listed if table.stand_in)
@@ -162,10 +162,10 @@ def tally(counts: Mapping[Standing, int]) -> str:
     return "; ".join([*said, *([f"{counts['beside']} of ours, which the paper has not"] * bool(counts["beside"]))])
 
 
-def _standings(table: Table, result: TableResult | None, counts: Mapping[Standing, int]) -> str:
+def say_standings(table: Table, result: TableResult | None) -> str:
     """Say how a table's cells stand; where nothing was measured, why, and what it takes."""
     takes = table.takes and f"not measured yet: it takes {table.takes}"
-    return ": ".join(filter(None, (tally(counts), "" if result else table.not_run or takes)))
+    return ": ".join(filter(None, (tally(count_standings(table, result)), "" if result else table.not_run or takes)))
 
 
 def _ours(cell: Cell) -> str:
