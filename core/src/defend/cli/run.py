@@ -168,6 +168,11 @@ def run_command(
         configs = _unfinished(resume, {**values, "settings": settings, "file": file})
         if not configs:
             tidy(resume)
+            if gate or at_least:  # 0 would say that they were kept to
+                raise ConfigError(
+                    f"--resume {str(resume)!r}: the run is complete, and gates judge what a command has run: leave out "
+                    f"{'--gate' if gate else '--at-least'}, or run it again with --config and the gates"
+                )
             say(f"{resume} is complete, there is nothing to resume. A page of it: {say_command('report', resume)}")
             return 0
     floors = parse_floors(at_least)
