@@ -224,3 +224,12 @@ def test_the_bare_victim_has_a_figure_in_every_row(defend, tmp_path):
     (line,) = [line for line in answer.out.splitlines() if "square" in line and "query" in line and "4" in line][:1]
     assert re.search(r"\d+\.\d \[", line), answer.out
     assert "--threat ladder" not in answer.out  # no advice to do what was done
+
+
+def test_a_gate_on_a_run_that_is_complete_is_not_kept_to_unseen(defend, tmp_path):
+    (tmp_path / "mine.py").write_text(MODEL)
+    few = ("--limit", "4", "--attack", "fgsm", "--threat", "oblivious", "--checks", "none", "--quiet", "--out", "r")
+    assert defend("run", "--victim", "mine.py:load", *few).code == 0
+    assert defend("run", "--resume", "r").code == 0
+    answer = defend("run", "--resume", "r", "--at-least", "0.99")
+    assert answer.code == 2 and "is complete" in answer.error

@@ -13,8 +13,8 @@ from defend.plugins import registry
 from defend.recipes import Recipe
 from defend.report import catalogue
 from defend.report import recipe as recipe_report
-from defend.report.reproduction import say_standings
 from defend.report.reproduction import markdown as table_markdown
+from defend.report.reproduction import say_standings
 from defend.report.text import with_interval
 from defend.reproduce import ladders, results
 from defend.stages import Paper

@@ -30,6 +30,11 @@ def test_a_share_is_of_the_worst_case_and_a_row_is_named():
     )
 
 
+def test_a_floor_is_written_as_it_is_read():
+    floors = parse_floors(["0.3", "pgd/adaptive=0.25", "clean=1"])
+    assert parse_floors(map(str, floors)) == floors
+
+
 @pytest.mark.parametrize("text", ["30%", "1.5", "-1", "pgd=", "nan", "pgd/everyone=0.1"])
 def test_what_is_no_floor_is_refused(text):
     with pytest.raises(ConfigError):

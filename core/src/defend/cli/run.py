@@ -177,6 +177,11 @@ def run_command(
         configs = _unfinished(resume, {**values, "settings": settings, "file": file})
         if not configs:
             tidy(resume)
+            if gate or at_least:  # 0 would say that they were kept to
+                raise ConfigError(
+                    f"--resume {str(resume)!r}: the run is complete, and gates judge what a command has run: leave out "
+                    f"{'--gate' if gate else '--at-least'}, or run it again with --config and the gates"
+                )
             say(f"{resume} is complete, there is nothing to resume. A page of it: {say_command('report', resume)}")
             return 0
     floors = parse_floors(at_least)
@@ -264,7 +269,8 @@ def run_configs(
     console = progress.open_console(stderr=True)
     if first:
         verdicts.begin()
-    outcomes = _run(configs, console, quiet=quiet, log=log, resume=resume, first=first)
+    goes_on = _say_resume(configs[0], gate, floors)
+    outcomes = _run(configs, console, quiet=quiet, log=log, resume=resume, first=first, goes_on=goes_on)
     if first:  # before anything is judged: it was computed
         _print(configs, outcomes, as_json)
     reports = [each.report for each in outcomes]
@@ -276,7 +282,7 @@ def run_configs(
         verdicts.write(judged, configs[0].victim)
     if any(each.report.partial for each in outcomes):
         if first:
-            say(f"interrupted: {say_command('run', '--resume', configs[0].out)} goes on where it stopped", err=True)
+            say(f"interrupted: {goes_on} goes on where it stopped", err=True)
         return INTERRUPTED
     every = [(f"{arm}: " * (len(judged) > 1), check) for arm, checks in judged.items() for check in checks]
     failed = [f"{arm}{check.number} {check.name}" for arm, check in every if check.number and check.status == "fail"]
@@ -285,6 +291,12 @@ def run_configs(
     if closed:  # of every process, whatever the launcher does
         return _close(console, first, "; ".join(closed))
     return 0
+
+
+def _say_resume(config: RunConfig, gate: bool, floors: Sequence[Floor]) -> str:
+    """Return the command that goes on with a run, its gates included: they are no part of config.toml."""
+    gates = [*["--gate"] * gate, *(word for floor in floors for word in ("--at-least", str(floor)))]
+    return say_command("run", "--resume", config.out, *gates)
 
 
 def _close(console: Console, first: bool, why: str) -> int:
@@ -300,7 +312,14 @@ def _say_parts(config: RunConfig) -> str:
 
 
 def _run(
-    configs: Sequence[RunConfig], console: Console, *, quiet: bool, log: Log | None, resume: bool, first: bool
+    configs: Sequence[RunConfig],
+    console: Console,
+    *,
+    quiet: bool,
+    log: Log | None,
+    resume: bool,
+    first: bool,
+    goes_on: str,
 ) -> Sequence[Outcome]:
     """Run configs behind a bar; where that is cut off and can go on, say how."""
     with progress.show_waiting(console, quiet or not first):
@@ -318,7 +337,7 @@ def _run(
         # be written says so itself
         told = isinstance(error, (StageError, ContractError, WriteError))
         if first and not told and configs[0].out and is_unfinished(Path(configs[0].out)):
-            say(f"what was finished is kept: {say_command('run', '--resume', configs[0].out)}", err=True)
+            say(f"what was finished is kept: {goes_on}", err=True)
         raise
     finally:
         watcher.end()

@@ -21,6 +21,10 @@ class Floor:
     row: str
     share: float
 
+    def __str__(self) -> str:
+        """Return what `parse_floors` reads."""
+        return f"{self.share}" if self.row == WORST else f"{self.row}={self.share}"
+
     @property
     def attack(self) -> str | None:
         """The attack of its row, None where there is none."""
