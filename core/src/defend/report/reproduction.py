@@ -214,7 +214,7 @@ def markdown(table: Table, result: TableResult | None) -> str | None:
     Where nothing was measured that is how many cells are open, why, and what it takes; None where nobody says so.
     """
     if result is None:
-        open_cells = _standings(table, None, count_standings(table, None))
+        open_cells = say_standings(table, None)
         return f"{table.caption}. {open_cells}.\n" if table.not_run or table.takes else None
     shown = {cell.arm for cell in result.cells}
     arms = [arm.name for arm in table.arms if arm.name in shown]  # of several, a table may show the best alone
