@@ -317,7 +317,7 @@ def test_what_a_plugin_says_is_no_markup(site):
     )
     console = Console(file=io.StringIO(), width=200)
     plugins = site.registry()
-    catalogue.print_listing(console, plugins)
+    catalogue.print_listing(console, plugins, "victim")
     (shown,) = catalogue.descriptions(plugins, "v")
     catalogue.print_description(console, shown)
     assert console.file.getvalue().count("x [/b] [red]") == 2

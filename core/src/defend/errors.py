@@ -60,12 +60,11 @@ class ProcessLostError(DefendError):
 
 
 def did_you_mean(value: str, choices: Iterable[str], most: int = 12) -> str:
-    """Return "did you mean 'x'? (one of a, b, c)"; long lists are cut to `most` names."""
+    """Return "did you mean 'x'? (known: a, b, c)", or what is known where nothing is near; at most `most` names."""
     known = list(choices)
     if not known:
         return "none is installed"
     lowered = {name.lower(): name for name in known}
     near = difflib.get_close_matches(value.lower(), list(lowered), n=1, cutoff=0.5)
-    guess = f"did you mean {lowered[near[0]]!r}? " if near else ""
     shown = ", ".join(known[:most]) + (f" and {len(known) - most} more" if len(known) > most else "")
-    return f"{guess}(known: {shown})"
+    return f"did you mean {lowered[near[0]]!r}? (known: {shown})" if near else f"expected one of {shown}"
