@@ -243,7 +243,7 @@ def test_a_victim_tuned_alone_by_train_missing_stands_behind_a_purifier_if_asked
     refused(*ONE_ROW, "--finetune", "short", "--train-missing", "--set", "purifier.x=1")
     behind = (*ONE_ROW, "--purifier", "soften", "--finetune", "short", "--finetune-weights")
     line = refused(*behind, "bare")
-    assert line.endswith("`defend train finetuner short --dataset digits --victim resnet18`, or add --train-missing")
+    assert "`defend train finetuner short --dataset digits --victim resnet18`" in line and "--train-missing" in line
     answer = defend(*behind, "bare", "--train-missing", "--json")
     assert answer.code == 0, answer.error
     (found,) = tmp_path.rglob("finetuner-*.safetensors")

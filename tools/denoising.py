@@ -19,7 +19,8 @@ from defend.assembly.load import open_dataset
 from defend.assembly.stage import build_stage
 from defend.report import readme
 from defend.training.denoising import IMAGES, SIGMAS, find_fault, measure_denoising
-from defend.weights.card import Card, read_card
+from defend.values.editions import EDITION
+from defend.weights.card import read_card
 from defend.weights.files import save
 
 ROOT = Path(__file__).parents[1]
@@ -40,15 +41,16 @@ def measure(path: Path) -> None:
         raise SystemExit(f"{path.name}: its weights changed by being written")
 
 
-def describe(cards: Iterable[Card]) -> str:
+def describe(files: Iterable[Path]) -> str:
     """Return the table for a README: of every file the PSNR at every scale, (noisy, blurred) in brackets."""
     body = []
-    for card in cards:
+    for path in files:
+        card, (_, plus, edition) = read_card(path), path.stem.partition(EDITION)
         cells = []
         for sigma in SIGMAS:
             made, noisy, blurred = (card.figures[f"val_psnr_{sigma}{which}"] for which in ("", "_noisy", "_blur"))
             cells.append(f"{made:.1f} ({noisy:.1f}, {blurred:.1f})")
-        body.append([card.filing, *cells, "no" if find_fault(card) else "yes"])
+        body.append([f"{card.filing}{plus}{edition}", *cells, "no" if find_fault(card) else "yes"])
     lines = readme.grid(["PSNR in dB", *(f"noise {sigma}/255" for sigma in SIGMAS), "denoises"], body)
     said = (
         f"Of {IMAGES} held-out images with Gaussian noise: after the purifier, in brackets the noisy image and a "
@@ -65,7 +67,8 @@ def main(arguments: list[str]) -> None:
         files = list(find_files(plugin))
         for path in files if "--readme" not in arguments else ():
             measure(path)
-        readme.fill(ROOT / "plugins" / plugin / "README.md", "denoising", {plugin: describe(map(read_card, files))})
+        if files:
+            readme.fill(ROOT / "plugins" / plugin / "README.md", "denoising", {plugin: describe(files)})
 
 
 if __name__ == "__main__":

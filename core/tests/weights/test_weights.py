@@ -382,8 +382,8 @@ def test_available_lists_the_users_weights_before_the_shipped_and_leaves_out_bro
 def test_missing_weights_give_the_command_that_trains_them():
     message = refusal(build_stage, "victim", "resnet50", TASK)
     assert message == (
-        "no weights for victim resnet50 on digits: run `defend train victim resnet50 --dataset digits`, "
-        "or add --train-missing"
+        "no weights for victim resnet50 on digits: run `defend train victim resnet50 --dataset digits`; "
+        "`defend run` does so itself with --train-missing"
     )
 
 

@@ -100,8 +100,12 @@ class Part:
         """
         if self.stage == "finetuner" or not self.around:
             return None
+        return self.around[0] if lacking(self._list_victims(dataset), filing) else None
+
+    def _list_victims(self, dataset: str) -> tuple[str, ...]:
+        """Return the victims, by name, that its training looks at by its recipe."""
         trained = self.found if self.trained_as == self.stage else registry().find(self.trained_as, self.name)
-        return self.around[0] if lacking(list_victims(trained, dataset, edition_of(self.weights)), filing) else None
+        return list_victims(trained, dataset, edition_of(self.weights))
 
     def say_command(self, dataset: str, filing: str = "", typed: tuple[str, ...] | None = ()) -> str:
         """Return the command that trains it; the call, where no command can name the images (`typed` is None).
@@ -113,15 +117,18 @@ class Part:
         fixed = (fixed | {"pretrained"}) - {self.found.spec.member_option}
         architecture = {key: value for key, value in self.options.items() if key in fixed}
         around: tuple[Part, ...] = ()
+        first: tuple[str, ...] = ()
         if self.stage == "finetuner":
             architecture = {}
             around = self.around if self.behind else self.around[:1]  # one that was tuned alone knows no purifier
         elif (victim := self.aims_at(dataset, filing or dataset)) is not None:
             around = (victim,)
+        elif not self.around and lacking(self._list_victims(dataset), filing or dataset):
+            first = ("--train-missing",)  # the victims that it looks at
         if typed is None:
             front = "".join(f", {part.stage}={part.name}" for part in around)
             return f"defend.train({self.trained_as!r}, {self.name!r}, images{front})"
-        words = type_parts(around)
+        words = (*type_parts(around), *first)
         return say_training(
             self.trained_as, self.name, typed or ("--dataset", dataset), architecture, edition_of(self.weights), words
         )

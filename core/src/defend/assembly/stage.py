@@ -122,7 +122,9 @@ def _say_missing(part: Part, task: Task) -> str:
     if part.victim is not None:
         what = f"{part.victim} fine-tuned by {part.name} behind {part.behind or 'no purifier'}"
     command = part.say_command(task.dataset, task.filing, task.typed)
-    how = f"run `{command}`, or add --train-missing" if task.typed is not None else f"train it with `{command}`"
+    how = f"train it with `{command}`"
+    if task.typed is not None:
+        how = f"run `{command}`; `defend run` does so itself with --train-missing"
     other = near(part.found, task, None if part.victim is None else part.filed_as)
     return f"no weights {'for' if part.victim is None else 'of'} {what} on {task.filing}: {how}{other}"
 

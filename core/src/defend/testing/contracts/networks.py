@@ -33,7 +33,7 @@ class PurifierContract(ModuleContract):
     def test_shipped_weights_take_noise_away(self) -> None:
         found = self.found()
         shipped = [one for one in available(self.stage, self.name, found.packages) if one.shipped]
-        faults = {one.card.filing: fault for one in shipped if (fault := find_fault(one.card, self.claims))}
+        faults = {one.filed_for: fault for one in shipped if (fault := find_fault(one.card, self.claims))}
         new = {dataset: fault for dataset, fault in faults.items() if dataset not in self.not_denoising}
         assert not new, f"shipped weights that are worse than a blur, or than doing nothing: {new}"
         mended = sorted(set(self.not_denoising) - set(faults))
