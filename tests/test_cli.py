@@ -81,7 +81,11 @@ def test_own_weights_are_listed_where_they_belong(defend, tmp_path):
     assert not any("mlp" in name for name in stages["victim", "timm"])
     (shown,) = defend("show", "mlp", "--json").json
     ours = [one for one in shown["weights"] if one["dataset"] == "mnist"]
-    assert [(one["edition"], one["shipped"]) for one in ours] == [("wide", False), ("", True)]
+    assert [(one["edition"], one["shipped"]) for one in ours] == [
+        ("wide", False),
+        ("two-layers", True),
+        ("", True),
+    ]
     assert "mlp, edition wide, trained here" in " ".join(defend("show", "mlp").out.split())
 
 

@@ -84,7 +84,7 @@ def test_weights_keep_the_normalisation_that_they_were_trained_with(tmp_path):
     message = str(caught.value)
     assert "have mean=(), and (0.485, 0.456, 0.406) was asked for" in message
     assert message.endswith(
-        "defend train victim resnet18 --dataset digits --set mean=0.485,0.456,0.406 --set std=0.229,0.224,0.225`"
+        "defend train victim resnet18 --dataset digits --set mean=0.485,0.456,0.406 --set std=imagenet`"
     )
 
 

@@ -11,6 +11,7 @@ from defend.errors import UnknownNameError
 from defend.options import describe
 from defend.plugins import Entry, Registry
 from defend.stages import STAGES
+from defend.values.commands import say_command
 from defend.weights.card import Card
 from defend.weights.find import Available, available
 from defend.weights.origin import find_origin, forgetting
@@ -168,29 +169,28 @@ def what_next(shown: Mapping[str, Any]) -> list[str]:
     """Return the commands that a stage is for, ready to be typed: those that its weights allow, or that make some."""
     name, stage = shown["name"], shown["stage"]
     data = [one["dataset"] for one in shown["weights"] if one["name"] == name]
-    chosen = "" if not data or "digits" in data else f" --dataset {data[0]}"
-    victim = "resnet18" if not chosen else "VICTIM"
+    chosen = () if not data or "digits" in data else ("--dataset", data[0])
+    victim = "VICTIM" if chosen else "resnet18"
     if stage == "attack":
-        member = f"{name}:NAME" if shown["family"] else name
-        return [f"defend run --victim resnet18 --attack {member}"]
+        return [say_command("run", "--victim", "resnet18", "--attack", f"{name}:NAME" if shown["family"] else name)]
     if stage == "dataset":
-        return [f"defend run --victim VICTIM --dataset {name if name != 'imagefolder' else './FOLDER'}"]
+        return [say_command("run", "--victim", "VICTIM", "--dataset", name if name != "imagefolder" else "./FOLDER")]
     if stage == "victim" and not shown["family"]:
-        commands = [f"defend run --victim {name}{chosen}"]
+        commands = [say_command("run", "--victim", name, *chosen)]
     elif stage in ("purifier", "detector"):
-        commands = [f"defend run --{stage} {name} --victim {victim}{chosen}"]
+        commands = [say_command("run", f"--{stage}", name, "--victim", victim, *chosen)]
     elif stage == "finetuner" and shown["weights"]:
         tuned = min(shown["weights"], key=lambda one: one["dataset"] != "digits")
         made_of = {part: tuned["config"][part] for part in ("victim", "purifier") if tuned["config"][part]}
-        parts = "".join(f" --{part} {value}" for part, value in made_of.items())
-        edition = f" --finetune-weights +{tuned['edition']}" if tuned["edition"] else ""
-        where = "" if tuned["dataset"] == "digits" else f" --dataset {tuned['dataset']}"
-        return [f"defend run --finetune {name}{parts}{where}{edition}"]
+        parts = [word for part, value in made_of.items() for word in (f"--{part}", value)]
+        where = () if tuned["dataset"] == "digits" else ("--dataset", tuned["dataset"])
+        edition = ("--finetune-weights", f"+{tuned['edition']}") if tuned["edition"] else ()
+        return [say_command("run", "--finetune", name, *parts, *where, *edition)]
     else:
         return []
     meant = [each.partition("+")[0] for each in (*shown["training_overrides"], *shown["costs"])]
     taken = "digits" if "digits" in meant or not meant else meant[0]
-    missing = f"defend train {stage} {name} --dataset {taken}"
+    missing = say_command("train", stage, name, "--dataset", taken)
     return commands if data or not shown["training"] else [missing, *commands]
 
 
