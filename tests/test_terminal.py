@@ -77,7 +77,6 @@ def test_no_interval_is_broken_from_its_figure(console):
     assert any("│ apgd_dlr_l2 │" in line for line in tables)
 
 
-@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
 def test_bash_completes_commands_options_and_names(tmp_path):
     """The script that bash evaluates, with what it then asks the program."""
 

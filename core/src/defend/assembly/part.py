@@ -153,12 +153,15 @@ def list_victims(
     found: Found, dataset: str, edition: str = "", options: Mapping[str, Any] | None = None
 ) -> tuple[str, ...]:
     """Return the victims, by name, that the training of a stage looks at, by its recipe and the user's options."""
+    usual = {known.name: known.default for known in describe(found.spec.recipe)}
     chosen = {**found.spec.recipes.get(dataset, {}), **found.spec.editions.get(edition, {}), **(options or {})}
-    names: list[str] = []
-    for known in describe(found.spec.recipe):
-        if known.name in (*VICTIM_OPTIONS, SOURCES_OPTION):
-            value = chosen.get(known.name, known.default)
-            names += value.split(",") if isinstance(value, str) else value or ()
+    return victims_in({name: chosen.get(name, default) for name, default in usual.items()})
+
+
+def victims_in(recipe: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the victims, by name, that the values of a recipe name, as they are typed or parsed."""
+    said = [recipe.get(name) or () for name in (*VICTIM_OPTIONS, SOURCES_OPTION)]
+    names = (name for each in said for name in (each.split(",") if isinstance(each, str) else each))
     return tuple(dict.fromkeys(names))
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from defend.assembly.part import SOURCES_OPTION, VICTIM_OPTIONS, Part, lacking
+import attrs
+
+from defend.assembly.part import SOURCES_OPTION, VICTIM_OPTIONS, Part, lacking, victims_in
 from defend.assembly.stage import build_part
 from defend.datasets.base import ImageDataset
 from defend.errors import ConfigError, WeightsError
@@ -56,19 +58,13 @@ def aim_at(found: Found, victim: str, options: Mapping[str, Any]) -> dict[str, A
     return {**sources, **options, asked: victim}
 
 
-def list_looked_at(recipe: Any) -> tuple[str, ...]:
-    """Return the victims, by name, that a training recipe looks at."""
-    said = (getattr(recipe, name, ()) for name in (*VICTIM_OPTIONS, SOURCES_OPTION))
-    return tuple(dict.fromkeys(name for each in said for name in ((each,) if isinstance(each, str) else each or ())))
-
-
 def check_victims(found: Found, recipe: Any, dataset: ImageDataset, plugins: Registry) -> None:
     """Refuse a training that looks at victims that have no weights for the data set, before anything is built.
 
     Raises:
         WeightsError: naming them, and the ways on.
     """
-    missing = lacking(list_looked_at(recipe), dataset.filed_as, plugins)
+    missing = lacking(victims_in(attrs.asdict(recipe, recurse=False)), dataset.filed_as, plugins)
     if not missing:
         return
     names = ", ".join(part.name for part in missing)
