@@ -67,4 +67,4 @@ def did_you_mean(value: str, choices: Iterable[str], most: int = 12) -> str:
     lowered = {name.lower(): name for name in known}
     near = difflib.get_close_matches(value.lower(), list(lowered), n=1, cutoff=0.5)
     shown = ", ".join(known[:most]) + (f" and {len(known) - most} more" if len(known) > most else "")
-    return f"did you mean {lowered[near[0]]!r}? (known: {shown})" if near else f"expected one of {shown}"
+    return f"did you mean {lowered[near[0]]!r}? (known: {shown})" if near else f"known are {shown}"

@@ -65,7 +65,7 @@ def test_a_run_without_a_worst_case_keeps_to_no_floor():
 
 
 def test_a_row_that_is_not_there_is_an_error_and_never_kept_to():
-    with pytest.raises(ConfigError, match="expected one of clean, pgd/oblivious, pgd/adaptive"):
+    with pytest.raises(ConfigError, match="known are clean, pgd/oblivious, pgd/adaptive"):
         checks_of(REPORT, parse_floors(["square=0.1"]))
 
 
