@@ -35,7 +35,7 @@ VICTIMS: Mapping[str, Mapping[str, Any]] = {
     "digits": {"epochs": 25, "batch_size": 64, "shift": 2},
     "cifar10": {**SGD, "lr": 0.1, "epochs": 15},
 }
-# As the CIFAR-10 victim of "Towards Adversarial Purification using Denoising AutoEncoders" is said to have been trained,
+# As the CIFAR-10 victim of "Towards Adversarial Purification using Denoising AutoEncoders" was trained,
 # but for the 200 epochs: images as they are, a weak decay, no label smoothing. Is it why FGSM leaves 53 % there?
 UNNORMALISED: Mapping[str, Any] = {"mean": MEANS["none"], "std": STDS["none"], "weight_decay": 2e-4, "epochs": 40}
 
