@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from defend.errors import ConfigError
 from defend.plugins import registry
 from defend.stages import Task
 from defend.victims.training import NormalisedVictim
@@ -35,6 +36,19 @@ def test_autoencoder_activations():
     kinds = [type(layer) for layer in Autoencoder(3).layers]
     assert kinds[1::2] == [nn.ReLU] * 4 + [nn.Sigmoid]
     assert kinds[::2] == [nn.Conv2d, nn.Conv2d, nn.ConvTranspose2d, nn.ConvTranspose2d, nn.Conv2d]
+
+
+def test_other_widths_and_depths_mirror_the_way_down():
+    network = Autoencoder(1, (12, 6, 3)).eval()
+    learned = [layer for layer in network.layers if parameters(layer)]
+    assert [layer.out_channels for layer in learned] == [12, 6, 3, 3, 6, 12, 1]
+    assert network(torch.rand(2, 1, 28, 30)).shape == (2, 1, 28, 30)
+
+
+def test_more_halvings_than_the_images_have_are_refused():
+    found = registry().find("purifier", "dae")
+    with pytest.raises(ConfigError, match="images of 32x32 take 1 to 5"):
+        found.spec.resolve(found.spec.build)(found.config({"widths": "8,8,8,8,8,8"}), CIFAR)
 
 
 def test_autoencoder_starts_as_keras_does():
@@ -139,3 +153,11 @@ def test_gate_by_hand():
     torch.testing.assert_close(gate(given), given * torch.sigmoid(torch.tensor(2.5)))
     low = torch.full((1, 16, 2, 2), 0.1)  # 0.4 - 1 < 0: ReLU closes it
     torch.testing.assert_close(gate(low), low * torch.sigmoid(torch.tensor(0.5)))
+
+
+@pytest.mark.parametrize("name", ["resnet20", "se_preresnet56"])
+def test_victims_take_another_normalisation(name):
+    found = registry().find("victim", name)
+    victim = found.spec.resolve(found.spec.build)(found.config({"mean": "none", "std": "none"}), CIFAR)
+    assert not victim.mean.any()
+    assert bool((victim.std == 1).all())

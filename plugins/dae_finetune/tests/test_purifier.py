@@ -10,7 +10,7 @@ from defend.plugins import registry
 from defend.training.loop import FitSettings, fit
 from defend.training.stage import train_stage
 from defend.util.tensors import content_hash
-from defend_dae_finetune.config import AutoencoderRecipe
+from defend_dae_finetune.config import AutoencoderOptions, AutoencoderRecipe
 from defend_dae_finetune.purifier import AutoencoderTraining, EpochPlateau, build
 from defend_dae_finetune.sets import CRAFTED
 
@@ -36,7 +36,7 @@ class Watched(AutoencoderTraining):
 def prepare(task, victim):
     def prepared(stop_at=None, **recipe):
         torch.manual_seed(0)
-        return Watched(build(None, task), AutoencoderRecipe(**{**QUICK, **recipe}), victim, stop_at=stop_at)
+        return Watched(build(AutoencoderOptions(), task), AutoencoderRecipe(**{**QUICK, **recipe}), victim, stop_at=stop_at)
 
     return prepared
 

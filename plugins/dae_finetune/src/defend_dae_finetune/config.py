@@ -9,6 +9,20 @@ from defend import option, options
 
 
 @options
+class AutoencoderOptions:
+    """Options of the purifier."""
+
+    widths: tuple[int, ...] = option(
+        (16, 8),
+        help="channels of each halving of the image, inwards; the way up is the way down, backwards. 16,8 is Table 1 "
+        "[P]; the paper says that it tried other widths and depths, and not what they gave",
+        at_least=1,
+        at_most=1024,
+        architecture=True,
+    )
+
+
+@options
 class CraftRecipe:
     """How the fixed adversarial sets are made, once, before any training [P]."""
 

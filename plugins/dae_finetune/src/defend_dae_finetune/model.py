@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-WIDE, NARROW = 16, 8
-SCALE = 4  # two convolutions of stride 2
+WIDTHS = (16, 8)  # of Table 1
 
 
 class Autoencoder(nn.Module):
@@ -19,24 +20,21 @@ class Autoencoder(nn.Module):
 
     Args:
         channels: of the images.
+        widths: channels of each halving, from the image inwards; the way up is the way down, backwards.
     """
 
     random = False
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, widths: Sequence[int] = WIDTHS) -> None:
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.Conv2d(channels, WIDE, 3, stride=2, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(WIDE, NARROW, 3, stride=2, padding=1),
-            nn.ReLU(),
-            nn.ConvTranspose2d(NARROW, NARROW, 3, stride=2, padding=1, output_padding=1),
-            nn.ReLU(),
-            nn.ConvTranspose2d(NARROW, WIDE, 3, stride=2, padding=1, output_padding=1),
-            nn.ReLU(),
-            nn.Conv2d(WIDE, channels, 3, padding=1),
-            nn.Sigmoid(),
-        )
+        self._scale, layers, before = 2 ** len(widths), list[nn.Module](), channels
+        for width in widths:
+            layers += [nn.Conv2d(before, width, 3, stride=2, padding=1), nn.ReLU()]
+            before = width
+        for width in reversed(widths):
+            layers += [nn.ConvTranspose2d(before, width, 3, stride=2, padding=1, output_padding=1), nn.ReLU()]
+            before = width
+        self.layers = nn.Sequential(*layers, nn.Conv2d(before, channels, 3, padding=1), nn.Sigmoid())
         for layer in self.layers:
             if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):  # as the author's library starts [C]
                 nn.init.xavier_uniform_(layer.weight)
@@ -44,9 +42,9 @@ class Autoencoder(nn.Module):
                 nn.init.zeros_(layer.bias)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Restore images [B,C,H,W] in [0,1], of any size: padded to multiples of 4 by their edge, and cropped."""
+        """Restore images [B,C,H,W] in [0,1], of any size: padded to whole cells by their edge, and cropped."""
         height, width = images.shape[-2:]
-        low, right = -height % SCALE, -width % SCALE
+        low, right = -height % self._scale, -width % self._scale
         padded = F.pad(images, (0, right, 0, low), mode="replicate") if low or right else images
         restored: Tensor = self.layers(padded)
         return restored[..., :height, :width]

@@ -11,7 +11,7 @@ from defend.datasets.normalisation import MEANS, STDS, NormalisationOptions
 from defend.recipes import Recipe
 from defend.tables import Table
 from defend.victims.plugin import SGD, VictimRecipe
-from defend_dae_finetune.config import AutoencoderRecipe, FineTuneRecipe
+from defend_dae_finetune.config import AutoencoderOptions, AutoencoderRecipe, FineTuneRecipe
 from defend_dae_finetune.recipes import RECIPES
 from defend_dae_finetune.tables import PAPER, TABLES
 
@@ -48,10 +48,12 @@ def defend_purifiers() -> Sequence[StageSpec]:
             name="dae",
             summary="an autoencoder of 3,795 parameters, trained on clean, FGSM and PGD images",
             build="defend_dae_finetune.purifier:build",
+            config=AutoencoderOptions,
             paper=PAPER,
             train="defend_dae_finetune.purifier:train",
             recipe=AutoencoderRecipe,
             recipes={"digits": DIGITS_ATTACKS},
+            editions={"se_preresnet56": {"victim": "se_preresnet56"}},  # Table 3
             weights="defend_dae_finetune.weights",
         )
     ]

@@ -11,9 +11,9 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from defend import Task, build_stage
 from defend.datasets.base import Batch, ImageDataset
-from defend.options import NoOptions
+from defend.errors import ConfigError
 from defend.train import Loss, Optimiser, Training
-from defend_dae_finetune.config import AutoencoderRecipe
+from defend_dae_finetune.config import AutoencoderOptions, AutoencoderRecipe
 from defend_dae_finetune.model import Autoencoder, restoration_error
 from defend_dae_finetune.sets import BATCH, CRAFTED, Sets, make_sets
 
@@ -130,15 +130,26 @@ class AutoencoderTraining(Training):
         return figures
 
 
-def build(_: NoOptions, task: Task) -> Autoencoder:
-    """Build the purifier for a task; untrained until weights are loaded."""
-    return Autoencoder(task.channels)
+def build(config: AutoencoderOptions, task: Task) -> Autoencoder:
+    """Build the purifier for a task; untrained until weights are loaded.
+
+    Raises:
+        ConfigError: no widths, or more halvings than the images have.
+    """
+    most = (min(task.height, task.width) - 1).bit_length()
+    if not 1 <= len(config.widths) <= most:
+        raise ConfigError(
+            f"widths has {len(config.widths)} numbers, one for each halving of the image: images of "
+            f"{task.height}x{task.width} take 1 to {most}"
+        )
+    return Autoencoder(task.channels, config.widths)
 
 
-def train(config: NoOptions, recipe: AutoencoderRecipe, task: Task) -> AutoencoderTraining:
+def train(config: AutoencoderOptions, recipe: AutoencoderRecipe, task: Task) -> AutoencoderTraining:
     """Describe the training of the autoencoder.
 
     Raises:
+        ConfigError: widths do not fit the images.
         UnknownNameError, WeightsError: there is no such victim, or it has no weights for this data set.
     """
     victim = build_stage("victim", recipe.victim, task).module
