@@ -9,7 +9,7 @@ from defend.stages import Task
 from defend.training.loop import FitSettings, fit
 from defend_vaegan.config import VaeganOptions, VaeganRecipe
 from defend_vaegan.model import gan_costs, gaussian_nll, prior_loss
-from defend_vaegan.training import train
+from defend_vaegan.training import VaeganTraining, train
 
 TASK = Task("tiny", 1, 12, 12, 2)
 PARTS = ("encoder", "decoder", "discriminator")
@@ -67,6 +67,27 @@ def expected(gamma, pixel_weight=0.0, fakes="samples"):
         name: torch.autograd.grad(value, list(getattr(networks, name).parameters()), retain_graph=True)
         for name, value in values.items()
     }, {name: float(value.detach()) for name, value in values.items()}
+
+
+class Brightness(torch.nn.Module):
+    """Class 1 the brighter an image is, so that FGSM darkens images of class 1 and lightens those of class 0."""
+
+    def forward(self, images):
+        bright = images.flatten(1).mean(1)
+        return torch.stack([-bright, bright], 1)
+
+
+def test_attacked_images_are_encoded_and_clean_ones_are_what_is_decoded():
+    own = training()
+    attacked = VaeganTraining(own.stage, VaeganRecipe(batch_size=8, eps=0.25), Brightness().eval())
+    networks, given, compared = own.stage.networks, [], []
+    networks.encoder.register_forward_hook(lambda _, inputs, __: given.append(inputs[0]))
+    networks.discriminator.register_forward_hook(lambda _, inputs, __: compared.append(inputs[0]))
+    attacked.optimisers(1)
+    images = batch()
+    next(attacked.losses(images))
+    torch.testing.assert_close(given[0], networks.pad((images.images + 0.25).clamp(0, 1)))
+    assert torch.equal(compared[0][:8], networks.pad(images.images))
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ class VaeganOptions:
 
 @options
 class VaeganRecipe:
-    """How the networks are trained, on clean images: Larsen et al. (2016), algorithm 1."""
+    """How the networks are trained: Larsen et al. (2016), algorithm 1."""
 
     epochs: int = option(50, help="passes over the training images [P]", at_least=1)
     batch_size: int = option(64, help="images a step [S]", at_least=1)
@@ -110,6 +110,12 @@ class VaeganRecipe:
         help="train on so many images, of every class its share; None: on all [R; the paper names 10,000]",
         at_least=1,
     )
+    source: str = option(
+        "",
+        help="a victim: its FGSM images are encoded, and the clean ones are what is decoded. Empty: clean images are "
+        "both [R: the paper's adversarial training set may be the VAE-GAN's, or the classifier's]",
+    )
+    eps: float = option(0.1, help="L-inf budget of the source's FGSM, in [0,1] units [R]", at_least=0, at_most=1)
 
 
 @options

@@ -1,4 +1,4 @@
-"""Trains encoder, decoder and discriminator on clean images: algorithm 1 of Larsen et al. (2016)."""
+"""Trains encoder, decoder and discriminator: algorithm 1 of Larsen et al. (2016)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ import torch
 from accelerate.utils import reduce
 from torch import Tensor, nn
 
-from defend import Task
+from defend import Task, build_stage
+from defend.attacks.host import craft
+from defend.attacks.options import FgsmOptions
+from defend.attacks.single_step import Fgsm
+from defend.attacks.target import Target
 from defend.datasets.base import Batch, ImageDataset
 from defend.randomness import permutation
 from defend.train import Loss, Optimiser, Training
@@ -26,19 +30,25 @@ class VaeganTraining(Training):
     L_GAN is the log-likelihood of the discriminator's judgement, so the decoder lowers what the discriminator raises.
     Every pass through decoder or discriminator takes all kinds of images in one batch, so that the statistics of batch
     norm are those of the mixture which its running averages, used after training, describe.
+
+    Args:
+        purifier: holds the three networks.
+        recipe: epochs, weights, balance.
+        source: the victim whose FGSM images are encoded in place of the clean ones; None for clean ones.
     """
 
     _subset: Tensor
 
-    def __init__(self, purifier: VaeganPurifier, recipe: VaeganRecipe) -> None:
+    def __init__(self, purifier: VaeganPurifier, recipe: VaeganRecipe, source: nn.Module | None = None) -> None:
         networks = purifier.networks
         parts: dict[str, nn.Module] = {
             "encoder": networks.encoder,
             "decoder": networks.decoder,
             "discriminator": networks.discriminator,
         }
-        super().__init__(purifier, parts, epochs=recipe.epochs, batch_size=recipe.batch_size)
-        self._networks, self._recipe = networks, recipe
+        frozen = {} if source is None else {"source": source}
+        super().__init__(purifier, parts, epochs=recipe.epochs, batch_size=recipe.batch_size, frozen=frozen)
+        self._networks, self._recipe, self._source = networks, recipe, source
         self._chosen: dict[str, Optimiser] = {}
 
     def data(self, dataset: ImageDataset, device: torch.device) -> ImageDataset:
@@ -73,7 +83,7 @@ class VaeganTraining(Training):
         self._anneal()
         networks, recipe, count = self._networks, self._recipe, len(batch.images)
         x = networks.pad(batch.images)
-        mu, logvar = self.modules["encoder"](x)
+        mu, logvar = self.modules["encoder"](x if self._source is None else networks.pad(self._attacked(batch)))
         z = mu + (0.5 * logvar).exp() * torch.randn_like(mu)
         latents = torch.cat([z, torch.randn_like(mu)]).detach().requires_grad_()
         decoded = self.modules["decoder"](latents)
@@ -95,6 +105,10 @@ class VaeganTraining(Training):
         if discriminator_steps:
             logits, _ = self.modules["discriminator"](torch.cat([x, decoded.detach()]))
             yield Loss("discriminator", torch.stack(self._costs(logits, count)).sum())
+
+    def _attacked(self, batch: Batch) -> Tensor:
+        target = Target(self.frozen["source"], seed=0)  # FGSM draws nothing
+        return craft(Fgsm(FgsmOptions()), target, batch.images, batch.labels, eps=self._recipe.eps, keys=batch.keys)
 
     def _llike(self, x: Tensor, decoded: Tensor, features: Tensor) -> Tensor:
         """L_llike, and the pixels' if asked for; `decoded` and `features` begin with Dec(z), and with x and Dec(z)."""
@@ -141,5 +155,10 @@ def _mean_over_processes(real_cost: Tensor, fake_cost: Tensor) -> tuple[float, f
 
 
 def train(config: VaeganOptions, recipe: VaeganRecipe, task: Task) -> VaeganTraining:
-    """Describe the training of the three networks."""
-    return VaeganTraining(build(config, task), recipe)
+    """Describe the training of the three networks.
+
+    Raises:
+        UnknownNameError, WeightsError: there is no such source, or it has no weights for this data set.
+    """
+    source = build_stage("victim", recipe.source, task).module if recipe.source else None
+    return VaeganTraining(build(config, task), recipe, source)
