@@ -132,7 +132,7 @@ def toys(installed):
     installed("toys", {"__init__.py": HOOKS, "parts.py": PARTS})
 
 
-QUICK = ("run", "--victim", "resnet18", "--limit", "10", "--adaptive-limit", "2", "--set", "pgd.steps=2", "--quiet")
+QUICK = ("run", "--victim", "resnet20", "--limit", "10", "--adaptive-limit", "2", "--set", "pgd.steps=2", "--checks", "none", "--quiet")
 ONE_ROW = (*QUICK, "--attack", "pgd", "--threat", "oblivious")
 
 
@@ -198,21 +198,21 @@ def test_purifiers_in_sequence(defend, refused, tmp_path):
 
 
 def test_a_sequence_loads_in_python():
-    defence = defend.load("resnet18", purifier="soften,round", options={"soften": {"strength": 0.0}})
+    defence = defend.load("resnet20", purifier="soften,round", options={"soften": {"strength": 0.0}})
     images, _ = defend.dataset("digits").tensors("test", limit=2)
-    expected = defend.load("resnet18", purifier="round")
+    expected = defend.load("resnet20", purifier="round")
     assert defence(images).allclose(expected(images), atol=1e-5)
 
 
 def test_tuning_trains_files_and_runs(defend, refused, tmp_path):
     line = refused(*ONE_ROW, "--purifier", "soften", "--finetune", "short")
-    assert "defend train finetuner short --dataset digits --victim resnet18 --purifier soften" in line
+    assert "defend train finetuner short --dataset digits --victim resnet20 --purifier soften" in line
     assert "a fine-tuner needs --victim" in refused("train", "finetuner", "short")
-    trained = defend("train", "finetuner", "short", "--victim", "resnet18", "--purifier", "soften", "--json", "--quiet")
+    trained = defend("train", "finetuner", "short", "--victim", "resnet20", "--purifier", "soften", "--json", "--quiet")
     assert trained.code == 0, trained.error
-    assert trained.json["path"].endswith("finetuner-short-resnet18-soften-digits.safetensors")
+    assert trained.json["path"].endswith("finetuner-short-resnet20-soften-digits.safetensors")
     card = trained.json["card"]
-    assert (card["config"]["victim"], card["config"]["purifier"]) == ("resnet18", "soften")
+    assert (card["config"]["victim"], card["config"]["purifier"]) == ("resnet20", "soften")
     assert len(card["recipe"]["victim_sha256"]) == 64
     answer = defend(*QUICK, "--purifier", "soften", "--finetune", "short", "--json", "--out", tmp_path / "tuned")
     assert answer.code == 0, answer.error
@@ -243,11 +243,11 @@ def test_a_victim_tuned_alone_by_train_missing_stands_behind_a_purifier_if_asked
     refused(*ONE_ROW, "--finetune", "short", "--train-missing", "--set", "purifier.x=1")
     behind = (*ONE_ROW, "--purifier", "soften", "--finetune", "short", "--finetune-weights")
     line = refused(*behind, "bare")
-    assert "`defend train finetuner short --dataset digits --victim resnet18`" in line and "--train-missing" in line
+    assert "`defend train finetuner short --dataset digits --victim resnet20`" in line and "--train-missing" in line
     answer = defend(*behind, "bare", "--train-missing", "--json")
     assert answer.code == 0, answer.error
     (found,) = tmp_path.rglob("finetuner-*.safetensors")
-    assert found.name == "finetuner-short-resnet18-none-digits.safetensors"
+    assert found.name == "finetuner-short-resnet20-none-digits.safetensors"
     again = defend(*ONE_ROW, "--finetune", "short", "--train-missing", "--json").json
     assert again["config"]["finetune"] == "short"
     assert again["weights"]["finetuner"] == answer.json["weights"]["finetuner"]
@@ -300,7 +300,7 @@ def test_crafting_happens_once_for_all_arms():
 
             return row
 
-    config = RunConfig(victim="resnet18", limit=8, adaptive_limit=2, attacks=("pgd",), options={"pgd": {"steps": 2}})
+    config = RunConfig(victim="resnet20", limit=8, adaptive_limit=2, attacks=("pgd",), options={"pgd": {"steps": 2}})
     patched = pytest.MonkeyPatch()
     patched.setattr(Evaluator, "row", Counting())
     try:
@@ -340,7 +340,7 @@ def test_options_of_several_arms_go_by_name(refused, defend):
 def test_every_part_at_once_in_python():
     report = run(
         RunConfig(
-            victim="resnet18", purifier="soften", detector="change", attacks=("fgsm",), threats=("oblivious",), limit=10
+            victim="resnet20", purifier="soften", detector="change", attacks=("fgsm",), threats=("oblivious",), limit=10
         )
     )
     assert report.detector is not None

@@ -125,7 +125,7 @@ def test_a_step_in_l2_goes_along_the_gradient_and_ends_on_the_ball():
 @pytest.mark.parametrize("loss", ["ce", "dlr"])
 def test_as_strong_as_torchattacks(loss, norm, eps):
     dataset = open_dataset("digits")
-    pictures, labels = dataset.tensors("test", limit=40)
+    pictures, labels = dataset.tensors("test", limit=20)
     victim = build_stage("victim", "resnet18", dataset.task()).module.requires_grad_(False)
     steps, named = 10, {"linf": "Linf", "l2": "L2"}
     judge = torchattacks.APGD(victim, norm=named[norm], eps=eps, steps=steps, n_restarts=1, loss=loss, seed=0)
@@ -133,7 +133,7 @@ def test_as_strong_as_torchattacks(loss, norm, eps):
     ours = craft(Apgd(ApgdOptions(steps=steps), loss, norm), Target(victim), pictures, labels, eps=eps)
     with torch.no_grad():
         left = [int((victim(found).argmax(1) == labels).sum()) for found in (pictures, theirs, ours)]
-    assert left[0] - left[1] >= 6, "the budget should tell attacks apart"
+    assert left[0] - left[1] >= 3, "the budget should tell attacks apart"
     assert left[2] <= left[1] + 2, left  # their random start is another one
 
 
