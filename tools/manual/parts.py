@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from defend.report.text import interval, percent, row_title
-from defend.values.threats import THREATS, knows_the_defence
+from defend.values.threats import THREATS, ThreatKind, knows_the_defence
 from tools.manual import papers
 from tools.manual.included import ROOT
 from tools.manual.markdown import cell, code, table
@@ -54,13 +54,15 @@ def _figure(one: Mapping[str, Any]) -> str:
 
 def threats() -> str:
     """Return the threat ladder, weakest first."""
-    rows = (
-        (code(name), cell(one.summary), ", ".join(map(code, one.attacks)), one.needs or "anything")
-        for name, one in THREATS.items()
-    )
+    rows = ((code(name), cell(one.summary), _attacks_of(one), one.needs or "anything") for name, one in THREATS.items())
     return table(
         ("threat", "what the attacker has", "attacks, unless `--attack` names others", "makes sense for"), rows
     )
+
+
+def _attacks_of(one: ThreatKind) -> str:
+    usual = ", ".join(map(code, one.attacks))
+    return f"{usual}; with `--thorough` also {', '.join(map(code, one.more))}" if one.more else usual
 
 
 def stages(stage: str) -> str:

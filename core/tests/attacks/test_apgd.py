@@ -6,9 +6,10 @@ import torchattacks
 
 from defend.assembly.load import open_dataset
 from defend.assembly.stage import build_stage
-from defend.attacks.apgd import Apgd, _State, checkpoints, difference_of_logits_ratio
+from defend.attacks.apgd import Apgd, _State, checkpoints
 from defend.attacks.goals import Goal
 from defend.attacks.host import craft
+from defend.attacks.objectives import difference_of_logits_ratio, margin, probability_margin, targeted_margin
 from defend.attacks.options import ApgdOptions
 from defend.attacks.target import Slope, Target
 from defend.testing.contracts import AttackContract
@@ -23,6 +24,16 @@ class TestCe(AttackContract):
 class TestDlr(AttackContract):
     name = "apgd_dlr"
     options = {"steps": 8, "restarts": 2}
+
+
+class TestMarginL2(AttackContract):
+    name = "apgd_margin_l2"
+    options = {"steps": 4, "target": "next"}
+
+
+class TestPm(AttackContract):
+    name = "apgd_pm"
+    options = {"steps": 4}
 
 
 class TestTargeted(AttackContract):
@@ -54,6 +65,28 @@ def test_dlr_by_hand_and_blind_to_shift_and_scale():
     assert other.tolist() == pytest.approx(loss.tolist(), rel=1e-6)
     two, _ = difference_of_logits_ratio(torch.nn.Identity(), torch.tensor([[2.0, 1.0]]), torch.tensor([0]))
     assert two.tolist() == pytest.approx([-1.0])
+
+
+def test_margins_by_hand():
+    logits = torch.tensor([[3.0, 1.0, 2.0, 0.0], [0.0, 4.0, 1.0, 3.0]])
+    labels, same = torch.tensor([0, 2]), torch.nn.Identity()
+    assert margin(same, logits, labels)[0].tolist() == [-1, 3]
+    assert targeted_margin(same, logits, torch.tensor([[1, 0], [3, 2]]))[0].tolist() == [2, -2]
+    odds, _ = probability_margin(same, logits, labels)
+    shares = logits.softmax(1)
+    expected = torch.stack((shares[0, 2] - shares[0, 0], shares[1, 1] - shares[1, 2]))
+    torch.testing.assert_close((odds / 2).tanh(), expected)
+
+
+@pytest.mark.parametrize("loss", ["margin", "pm"])
+def test_margins_are_as_strong_as_the_ratio(loss):
+    victim, batch = TinyVictim(TASK).requires_grad_(False), images(TASK, 100)
+    labels = victim(batch).argmax(1)
+    left = []
+    for one in ("dlr", loss):
+        found = craft(Apgd(ApgdOptions(steps=10), one), Target(victim), batch, labels, eps=0.02)
+        left.append(int((victim(found).argmax(1) == labels).sum()))
+    assert 20 < left[0] < 90 and left[1] <= left[0] + 2, left
 
 
 def point(value):

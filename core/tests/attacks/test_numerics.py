@@ -6,11 +6,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from defend.attacks.apgd import Apgd, difference_of_logits_ratio, targeted_ratio
+from defend.attacks.apgd import Apgd
 from defend.attacks.balls import HALVES, clip, lengths, project_l2, towards, unit
 from defend.attacks.cw import usual_scale
 from defend.attacks.detector_aware import without
 from defend.attacks.host import craft
+from defend.attacks.objectives import difference_of_logits_ratio, targeted_ratio
 from defend.attacks.options import ApgdOptions, SquareOptions
 from defend.attacks.square import SquareAttack, share_of_pixels
 from defend.attacks.target import Target
@@ -29,6 +30,9 @@ QUICK = {
     "apgd_dlr": {"steps": 8},
     "apgd_ce_l2": {"steps": 8},
     "apgd_dlr_l2": {"steps": 8},
+    "apgd_pm": {"steps": 8},
+    "apgd_t": {"steps": 4, "targets": 2},
+    "fab_t": {"steps": 4, "targets": 2},
     "square": {"queries": 40},
     "square_l2": {"queries": 40},
     "pgd_joint": {"steps": 6, "weights": (0.0,)},
@@ -45,6 +49,9 @@ WITH_GRADIENT = (
     "apgd_dlr",
     "apgd_ce_l2",
     "apgd_dlr_l2",
+    "apgd_pm",
+    "apgd_t",
+    "fab_t",
     "cw",
     "pgd_joint",
     "pgd_selective",

@@ -10,7 +10,7 @@ from torch import nn
 from defend.attacks.apgd import Apgd
 from defend.attacks.host import craft
 from defend.attacks.iterated import Bim, Pgd
-from defend.attacks.objectives import cross_entropy, log_odds, steady_cross_entropy
+from defend.attacks.objectives import cross_entropy, log_odds, probability_margin, steady_cross_entropy
 from defend.attacks.options import ApgdOptions, BimOptions, FgsmOptions, PgdOptions
 from defend.attacks.sight import Sight
 from defend.attacks.single_step import Fgsm
@@ -165,8 +165,20 @@ def test_log_odds_are_the_cross_entropy_seen_through_a_logarithm():
     torch.testing.assert_close(nn.functional.softplus(log_odds(logits, labels)), expected)
 
 
+def probability_above(module, images, labels):
+    """The probability margin, from [-1, 1] to [0, 1], to the letter."""
+    logits = module(images)
+    shares = logits.softmax(1)
+    own = nn.functional.one_hot(labels, logits.shape[1]).bool()
+    return (1 + shares.masked_fill(own, 0).amax(1) - shares[own]) / 2, logits
+
+
+STEADY = {"ce": (cross_entropy, steady_cross_entropy), "pm": (probability_above, probability_margin)}
+
+
+@pytest.mark.parametrize("loss", STEADY)
 @pytest.mark.parametrize("draws", [1, 7])
-def test_the_steady_loss_points_where_the_cross_entropy_does(draws):
+def test_the_steady_loss_points_where_the_plain_one_does(draws, loss):
     images, labels, keys = batch(30)
     usual, images = Linear(scale=4), images.double()  # float32 loses digits of 1 - p, which the steady form does not
     usual.weights = usual.weights.double()
@@ -178,7 +190,7 @@ def test_the_steady_loss_points_where_the_cross_entropy_does(draws):
         random=True,
     )
     noisy.victim = usual
-    slopes = [look(noisy, images, labels, keys, one, draws=draws)[0] for one in (cross_entropy, steady_cross_entropy)]
+    slopes = [look(noisy, images, labels, keys, one, draws=draws)[0] for one in STEADY[loss]]
     plain, steady = (slope.gradient.flatten(1) for slope in slopes)
     torch.testing.assert_close(nn.functional.normalize(steady), nn.functional.normalize(plain), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(slopes[1].loss.exp(), slopes[0].loss, rtol=1e-4, atol=1e-6)
@@ -212,10 +224,10 @@ def test_an_attack_that_sees_at_its_beginning_alone_is_told(late):
     assert (check_run(rows, None, "basic")[4].status == "fail") is late
 
 
-def test_the_steady_loss_does_not_underflow():
+@pytest.mark.parametrize("loss", STEADY)
+def test_the_steady_loss_does_not_underflow(loss):
     images, labels, keys = batch()
-    plain, blind = look(Linear(scale=1e5), images, labels, keys)
-    steady, seen = look(Linear(scale=1e5), images, labels, keys, steady_cross_entropy)
+    (plain, blind), (steady, seen) = (look(Linear(scale=1e5), images, labels, keys, one) for one in STEADY[loss])
     assert bool(blind.zero.all()) and not plain.gradient.any()
     assert not seen.zero.any() and bool(torch.isfinite(steady.loss).all()) and len(steady.loss.unique()) == 6
 

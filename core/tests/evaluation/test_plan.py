@@ -80,6 +80,7 @@ def test_thorough_means_the_ladder_with_what_is_recommended():
     assert rows["pgd", "adaptive"].attack._config.restarts == 5
     assert rows["pgd", "adaptive"].steps == rows["pgd", "bpda"].steps == 100
     assert rows["pgd", "oblivious"].steps == 20
+    assert [rows[name, "adaptive"].attack._config.targets for name in ("apgd_t", "apgd_t_l2")] == [3, 3]
     assert rows["square", "query"].steps == 5000
     assert {kind for _, kind in rows} == {"none", *THREATS}
     assert len(rows["square", "query"].keys) == 500

@@ -1,64 +1,20 @@
-"""Auto-PGD (Croce and Hein 2020, arXiv:2003.01690): PGD that chooses its own step size; two losses, two norms."""
+"""Auto-PGD (Croce and Hein 2020, arXiv:2003.01690): PGD that chooses its own step size; on any loss, in two norms."""
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from defend.attacks.balls import at_least_float32, clip, random_start
+from defend.attacks.balls import clip, random_start
 from defend.attacks.goals import Goal, choose_goal, confirm, settle, step_along
-from defend.attacks.objectives import Objective, steady_cross_entropy
-from defend.attacks.options import ApgdOptions
+from defend.attacks.objectives import LOSSES, OF_PAIRS, Objective
+from defend.attacks.options import ApgdOptions, ApgdTargetedOptions
 from defend.attacks.target import Slope, Target
 from defend.randomness import keyed
 
 MOMENTUM = 0.75  # alpha
 FIRST_STEP = 2.0  # in eps
 FIRST_CHECK, CHECK_SHRINKS, LEAST_CHECK = 0.22, 0.03, 0.06  # of the steps (section 3.1)
-
-
-def difference_of_logits_ratio(module: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """DLR (eq. 6): -(z_y - max z_i) / (z_1 - z_3), i not y, z_1 >= z_2 >= z_3; no shift or scale of logits changes it.
-
-    It needs three classes. With two the ratio would be 1 or -1 and its slope zero, so there the difference alone is
-    the loss, -(z_y - z_i): it rises exactly where the margin falls, and steps do not depend on its scale.
-    """
-    logits = module(images)
-    values = at_least_float32(logits)
-    ordered, order = values.sort(1, descending=True)
-    own = values.gather(1, labels[:, None])[:, 0]
-    other = torch.where(order[:, 0] == labels, ordered[:, 1], ordered[:, 0])
-    if logits.shape[1] == 2:
-        return other - own, logits
-    return _ratio(other - own, ordered[:, 0] - ordered[:, 2]), logits
-
-
-def targeted_ratio(module: nn.Module, images: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
-    """Targeted DLR (eq. 7) with the sign turned, so that falling is nearing: (z_y - z_t) / (z_1 - (z_3 + z_4) / 2).
-
-    It needs four classes. With three the denominator is z_1 - (z_2 + z_3) / 2, which, unlike z_1 - z_3, leaves a
-    slope where y and t are the first and the last; with two it is 1.
-
-    Args:
-        module, images: as of every objective.
-        pairs: int64 [B,2], the class t to reach and the class y to leave.
-    """
-    logits = module(images)
-    values = at_least_float32(logits)
-    ordered = values.sort(1, descending=True).values
-    aim, own = values.gather(1, pairs).unbind(1)
-    if logits.shape[1] == 2:
-        return own - aim, logits
-    low = ordered[:, 1:3] if logits.shape[1] == 3 else ordered[:, 2:4]
-    return _ratio(own - aim, ordered[:, 0] - low.mean(1)), logits
-
-
-def _ratio(difference: Tensor, spread: Tensor) -> Tensor:
-    """Divide; where the spread is zero, the logits in it are equal, and the difference is returned as it is."""
-    return difference / torch.where(spread < torch.finfo(spread.dtype).tiny, torch.ones_like(spread), spread)
-
-
-OBJECTIVES: dict[str, Objective] = {"ce": steady_cross_entropy, "dlr": difference_of_logits_ratio}
 
 
 def checkpoints(steps: int) -> list[int]:
@@ -78,8 +34,9 @@ class Apgd:
     """
 
     def __init__(self, config: ApgdOptions, loss: str, norm: str = "linf") -> None:
+        """The loss is one of `objectives.LOSSES`."""
         self.norm = norm
-        self._config, self._objective, self._name = config, OBJECTIVES[loss], f"apgd_{loss}"
+        self._config, self._objective, self._name = config, LOSSES[loss], f"apgd_{loss}"
 
     def __call__(self, target: Target, images: Tensor, labels: Tensor, *, eps: Tensor, keys: Tensor) -> Tensor:
         """See `defend.stages.Attack`."""
@@ -87,10 +44,18 @@ class Apgd:
         goal = choose_goal(config, target, images, labels, keys)
         best, left = images, torch.arange(len(images), device=images.device)
         for restart in range(config.restarts):
-            some, budget, identity, aim = images[left], eps[left], keys[left], goal.part(left)
-            with keyed(identity, seed=target.seed, stream=f"{self._name}/start/{restart}"):
-                start = clip(random_start(some, budget, self.norm), some, budget, self.norm)
-            found = self._climb(target, some, start, aim, budget, identity, f"{self._name}/{restart}")
+            identity, aim = keys[left], goal.part(left)
+            found = climb(
+                target,
+                images[left],
+                aim,
+                self._objective,
+                config,
+                eps=eps[left],
+                keys=identity,
+                norm=self.norm,
+                stream=(self._name, str(restart)),
+            )
             best = best.index_copy(0, left, found)
             if restart + 1 < config.restarts:
                 left = left[~aim.reached(target.logits(found, identity, f"{self._name}/judge/{restart}"))]
@@ -98,44 +63,64 @@ class Apgd:
                     break
         return settle(goal, target, images, best, labels, keys, self._name)
 
-    def _climb(
-        self, target: Target, images: Tensor, start: Tensor, goal: Goal, eps: Tensor, keys: Tensor, stream: str
-    ) -> Tensor:
-        steps, stops = self._config.steps, not target.random
-        checks = checkpoints(steps)
-        result, place = start.clone(), torch.arange(len(images), device=images.device)
-        state = _State.begin(start, self._look(target, start, goal, keys, f"{stream}/0"), FIRST_STEP * eps, self.norm)
-        origin, budget, identity, aim = images, eps, keys, goal
-        last = 0
-        for step in range(1, steps + 1):
-            # the first step has no move before it to mix in
-            moved = state.step(origin, budget, aim, momentum=MOMENTUM if step > 1 else 1.0)
-            state.record(moved, self._look(target, moved, aim, identity, f"{stream}/{step}"), aim if stops else None)
-            if step not in checks:
-                continue
-            state.check(step - last, self._config.rho)
-            last = step
-            if stops:
-                state.fooled = confirm(state.fooled, target, aim, state.fooling, identity, f"{stream}/confirm/{step}")
-            if stops and step < steps:  # the only wait for the device, a dozen times in a hundred steps
-                result[place] = state.answer()
-                keep = (~state.fooled).nonzero()[:, 0]
-                if len(keep) == 0:
-                    return result
-                state, place, origin = state.part(keep), place[keep], origin[keep]
-                budget, identity, aim = budget[keep], identity[keep], aim.part(keep)
-        # who was fooled since the last check is not confirmed yet
-        if stops and last < steps:
-            state.fooled = confirm(state.fooled, target, aim, state.fooling, identity, f"{stream}/confirm/{steps}")
-        result[place] = state.answer()
-        return result
 
-    def _look(self, target: Target, images: Tensor, goal: Goal, keys: Tensor, step: str) -> Slope:
-        objective, labels = self._objective, goal.labels
-        if goal.own is not None and objective is difference_of_logits_ratio:
-            objective, labels = targeted_ratio, torch.stack((goal.labels, goal.own), 1)
-        slope = target.slope(images, labels, keys, step, objective)
-        return Slope(slope.gradient, goal.sign * slope.loss, slope.logits)
+def climb(
+    target: Target,
+    images: Tensor,
+    goal: Goal,
+    objective: Objective,
+    config: ApgdOptions | ApgdTargetedOptions,
+    *,
+    eps: Tensor,
+    keys: Tensor,
+    norm: str,
+    stream: tuple[str, str],
+) -> Tensor:
+    """Climb once from a random start; return the first fooling image of each, or the one with the highest loss.
+
+    It takes `config.steps` gradients, and one at the start. `stream` names the draws: the attack's name, and what
+    tells this climb from its others.
+    """
+    name, own = stream
+    with keyed(keys, seed=target.seed, stream=f"{name}/start/{own}"):
+        start = clip(random_start(images, eps, norm), images, eps, norm)
+    steps, stops, stem = config.steps, not target.random, f"{name}/{own}"
+    checks = checkpoints(steps)
+    result, place = start.clone(), torch.arange(len(images), device=images.device)
+    state = _State.begin(start, _look(target, start, goal, objective, keys, f"{stem}/0"), FIRST_STEP * eps, norm)
+    origin, budget, identity, aim = images, eps, keys, goal
+    last = 0
+    for step in range(1, steps + 1):
+        # the first step has no move before it to mix in
+        moved = state.step(origin, budget, aim, momentum=MOMENTUM if step > 1 else 1.0)
+        slope = _look(target, moved, aim, objective, identity, f"{stem}/{step}")
+        state.record(moved, slope, aim if stops else None)
+        if step not in checks:
+            continue
+        state.check(step - last, config.rho)
+        last = step
+        if stops:
+            state.fooled = confirm(state.fooled, target, aim, state.fooling, identity, f"{stem}/confirm/{step}")
+        if stops and step < steps:  # the only wait for the device, a dozen times in a hundred steps
+            result[place] = state.answer()
+            keep = (~state.fooled).nonzero()[:, 0]
+            if len(keep) == 0:
+                return result
+            state, place, origin = state.part(keep), place[keep], origin[keep]
+            budget, identity, aim = budget[keep], identity[keep], aim.part(keep)
+    # who was fooled since the last check is not confirmed yet
+    if stops and last < steps:
+        state.fooled = confirm(state.fooled, target, aim, state.fooling, identity, f"{stem}/confirm/{steps}")
+    result[place] = state.answer()
+    return result
+
+
+def _look(target: Target, images: Tensor, goal: Goal, objective: Objective, keys: Tensor, step: str) -> Slope:
+    labels = goal.labels
+    if goal.own is not None and objective in OF_PAIRS:
+        objective, labels = OF_PAIRS[objective], torch.stack((goal.labels, goal.own), 1)
+    slope = target.slope(images, labels, keys, step, objective)
+    return Slope(slope.gradient, goal.sign * slope.loss, slope.logits)
 
 
 class _State:
@@ -220,6 +205,16 @@ def dlr(config: ApgdOptions) -> Apgd:
     return Apgd(config, "dlr")
 
 
+def margin(config: ApgdOptions) -> Apgd:
+    """Build APGD on the difference of logits."""
+    return Apgd(config, "margin")
+
+
+def pm(config: ApgdOptions) -> Apgd:
+    """Build APGD on the difference of probabilities."""
+    return Apgd(config, "pm")
+
+
 def ce_l2(config: ApgdOptions) -> Apgd:
     """Build APGD on the cross-entropy, within L2."""
     return Apgd(config, "ce", "l2")
@@ -228,3 +223,13 @@ def ce_l2(config: ApgdOptions) -> Apgd:
 def dlr_l2(config: ApgdOptions) -> Apgd:
     """Build APGD on the difference of logits ratio, within L2."""
     return Apgd(config, "dlr", "l2")
+
+
+def margin_l2(config: ApgdOptions) -> Apgd:
+    """Build APGD on the difference of logits, within L2."""
+    return Apgd(config, "margin", "l2")
+
+
+def pm_l2(config: ApgdOptions) -> Apgd:
+    """Build APGD on the difference of probabilities, within L2."""
+    return Apgd(config, "pm", "l2")

@@ -18,22 +18,26 @@ class Goal:
         own: [B], the class that a targeted attack comes from: the true one, or the predicted one for an attacker who
             does not know it; None where only leaving counts.
         wrong: bool [B], the images that were misclassified before; None where nobody asked.
+        anywhere: whether a targeted attack has reached its goal wherever it has left `own` for.
     """
 
     labels: Tensor
     sign: int
     own: Tensor | None = None
     wrong: Tensor | None = None
+    anywhere: bool = False
 
     def reached(self, logits: Tensor) -> Tensor:
         """Return bool [B]: which predictions are what the attack wants."""
         predicted = logits.argmax(1)
+        if self.anywhere and self.own is not None:
+            return predicted != self.own
         return predicted != self.labels if self.sign > 0 else predicted == self.labels
 
     def part(self, which: Tensor) -> Goal:
         """Return the goal of some of the images."""
         own, wrong = (None if values is None else values[which] for values in (self.own, self.wrong))
-        return Goal(self.labels[which], self.sign, own, wrong)
+        return Goal(self.labels[which], self.sign, own, wrong, self.anywhere)
 
 
 def choose_goal(config: GoalOptions, target: Target, images: Tensor, labels: Tensor, keys: Tensor) -> Goal:

@@ -1,12 +1,19 @@
-"""What gradient attacks climb: the cross-entropy, and the log-odds that never round to a gradient of zero."""
+"""What gradient attacks climb: the cross-entropy, differences of logits and of probabilities.
+
+Where a softmax is in a loss, float32 rounds its gradient to zero once it is saturated; the forms of attacks of many
+steps do not (`Steady`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
+import attrs
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from defend.attacks.balls import at_least_float32
 
 Objective = Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, Tensor]]
 """(module, images [B,C,H,W], labels [B]) to (loss [B] that an untargeted attack raises, logits [B,K])."""
@@ -18,17 +25,29 @@ def cross_entropy(module: nn.Module, images: Tensor, labels: Tensor) -> tuple[Te
     return F.cross_entropy(logits, labels, reduction="none"), logits
 
 
-def steady_cross_entropy(module: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The cross-entropy for attacks of many steps: the same ascent, and never zero because a softmax is saturated.
+@attrs.frozen
+class Steady:
+    """A loss for attacks of many steps: the same ascent, and never zero because a softmax is saturated.
 
-    The loss is the log-odds against the label, o = log sum_{i != y} exp(z_i) - z_y. The cross-entropy is
-    log(1 + exp(o)), and its gradient is sigmoid(o) times that of o. The factor changes the gradient's length alone,
-    which makes no difference to a sign step or to one of unit length; but float32 rounds it to zero where the label's
-    logit is far ahead. `Target.slope` knows this objective: over several draws it weighs them as the cross-entropy
-    does. Logits of unusual size are scaled, see `steady_odds`.
+    What is differentiated is a number that rises and falls as the loss does. That changes the gradient's length alone,
+    which makes no difference to a sign step or to one of unit length; but the loss's own gradient is rounded to zero in
+    float32 where the label's logit is far ahead. `defend.attacks.target.Target.slope` knows such objectives: over
+    several draws it averages the loss, and scales logits of unusual size, see `steady_odds`.
+
+    Attributes:
+        number: (logits [B,K], labels [B]) to what is differentiated, [B].
+        log_loss: that number to the logarithm of the loss.
+        log_weight: that number to the logarithm of the loss's slope by it.
     """
-    logits = module(images)
-    return log_odds(logits.float(), labels), logits
+
+    number: Callable[[Tensor, Tensor], Tensor]
+    log_loss: Callable[[Tensor], Tensor]
+    log_weight: Callable[[Tensor], Tensor]
+
+    def __call__(self, module: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Objective`; the loss is the number."""
+        logits = module(images)
+        return self.number(logits.float(), labels), logits
 
 
 SPREAD = (10.0, 40.0)  # of an image's logits, largest less least: what a usual network has
@@ -67,3 +86,106 @@ def scaled_cross_entropy(scale: float) -> Objective:
         return F.cross_entropy(scale * logits, labels, reduction="none"), logits
 
     return objective
+
+
+def log_odds_of_margin(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return log((1 + m) / (1 - m)), [B], of the probability margin m = max p_i - p_y, i not y, of logits [B,K].
+
+    With o the largest other class, 1 + m is all other probabilities and p_o, 1 - m all but p_o and p_y, over the same
+    sum: so neither end of the margin's range is rounded to.
+    """
+    own = F.one_hot(labels, logits.shape[1]).bool()
+    others = logits.masked_fill(own, -torch.inf)
+    largest, which = others.max(1)
+    but_largest = logits.masked_fill(F.one_hot(which, logits.shape[1]).bool(), -torch.inf)
+    above = torch.logaddexp(others.logsumexp(1), largest)
+    return above - torch.logaddexp(but_largest.logsumexp(1), logits[own])
+
+
+def _log_softplus(odds: Tensor) -> Tensor:
+    # log(log(1 + exp(o))), which is o where exp(o) is lost beside 1; there the other branch may be the log of zero,
+    # hence the clamp
+    return torch.where(odds < -20, odds, F.softplus(odds).clamp_min(1e-30).log())
+
+
+steady_cross_entropy = Steady(log_odds, _log_softplus, F.logsigmoid)
+"""The cross-entropy log(1 + exp(o)), by its log-odds against the label, o = log sum_{i != y} exp(z_i) - z_y."""
+
+probability_margin = Steady(log_odds_of_margin, F.logsigmoid, lambda odds: F.logsigmoid(odds) + F.logsigmoid(-odds))
+"""The probability margin max p_i - p_y (Xie et al. 2024, arXiv:2411.15210, PMA), raised by one, by its log-odds."""
+
+
+def margin(module: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The difference of logits, max z_i - z_y, i not y (Carlini and Wagner 2017); positive is fooled."""
+    logits = module(images)
+    return _compare(logits, labels)[0], logits
+
+
+def targeted_margin(module: nn.Module, images: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
+    """The difference of two logits, z_y - z_t, which falls as t is neared; `pairs` as of `targeted_ratio`."""
+    logits = module(images)
+    aim, own = at_least_float32(logits).gather(1, pairs).unbind(1)
+    return own - aim, logits
+
+
+def difference_of_logits_ratio(module: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """DLR (Croce and Hein 2020, eq. 6): -(z_y - max z_i) / (z_1 - z_3), i not y, z_1 >= z_2 >= z_3.
+
+    No shift or scale of logits changes it. It needs three classes. With two the ratio would be 1 or -1 and its slope
+    zero, so there the difference alone is the loss, -(z_y - z_i): it rises exactly where the margin falls, and steps do
+    not depend on its scale.
+    """
+    logits = module(images)
+    difference, ordered = _compare(logits, labels)
+    if logits.shape[1] == 2:
+        return difference, logits
+    return _ratio(difference, ordered[:, 0] - ordered[:, 2]), logits
+
+
+def targeted_ratio(module: nn.Module, images: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
+    """Targeted DLR (eq. 7) with the sign turned, so that falling is nearing: (z_y - z_t) / (z_1 - (z_3 + z_4) / 2).
+
+    It needs four classes. With three the denominator is z_1 - (z_2 + z_3) / 2, which, unlike z_1 - z_3, leaves a
+    slope where y and t are the first and the last; with two it is 1.
+
+    Args:
+        module, images: as of every objective.
+        pairs: int64 [B,2], the class t to reach and the class y to leave.
+    """
+    logits = module(images)
+    values = at_least_float32(logits)
+    ordered = values.sort(1, descending=True).values
+    aim, own = values.gather(1, pairs).unbind(1)
+    if logits.shape[1] == 2:
+        return own - aim, logits
+    low = ordered[:, 1:3] if logits.shape[1] == 3 else ordered[:, 2:4]
+    return _ratio(own - aim, ordered[:, 0] - low.mean(1)), logits
+
+
+def measure_margin(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the label's logit less the largest other, [B]; negative is fooled."""
+    return -_compare(logits, labels)[0]
+
+
+def _compare(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the largest other logit less the label's, [B], and all [B,K] in falling order."""
+    values = at_least_float32(logits)
+    ordered, order = values.sort(1, descending=True)
+    own = values.gather(1, labels[:, None])[:, 0]
+    return torch.where(order[:, 0] == labels, ordered[:, 1], ordered[:, 0]) - own, ordered
+
+
+def _ratio(difference: Tensor, spread: Tensor) -> Tensor:
+    """Divide; where the spread is zero, the logits in it are equal, and the difference is returned as it is."""
+    return difference / torch.where(spread < torch.finfo(spread.dtype).tiny, torch.ones_like(spread), spread)
+
+
+LOSSES: Mapping[str, Objective] = {
+    "ce": steady_cross_entropy,
+    "dlr": difference_of_logits_ratio,
+    "margin": margin,
+    "pm": probability_margin,
+}
+"""By the names that users type."""
+OF_PAIRS: Mapping[Objective, Objective] = {difference_of_logits_ratio: targeted_ratio, margin: targeted_margin}
+"""What stands in for a loss where the class to leave is known beside the one to reach; it is to fall."""

@@ -116,15 +116,65 @@ class PgdOptions(ClimbOptions):
     )
 
 
-@options
-class ApgdOptions(GoalOptions):
-    """Options of `apgd_ce`, `apgd_dlr` and their like in L2; AutoAttack's are 100 steps (Croce and Hein 2020)."""
+def _restarts() -> int:
+    return option(  # type: ignore[no-any-return]
+        1, help="random starts; an image counts as fooled if any start fools it", at_least=1
+    )
 
-    steps: int = option(100, help="steps", at_least=1)
-    restarts: int = option(1, help="random starts; an image counts as fooled if any start fools it", at_least=1)
-    rho: float = option(
+
+def _rho() -> float:
+    return option(  # type: ignore[no-any-return]
         0.75, help="share of steps that must raise the loss, or the step is halved", at_least=0, at_most=1
     )
+
+
+@options
+class ApgdOptions(GoalOptions):
+    """Options of `apgd_ce` and its like on other losses and in L2; AutoAttack's are 100 steps (Croce and Hein 2020)."""
+
+    steps: int = option(100, help="steps", at_least=1)
+    restarts: int = _restarts()
+    rho: float = _rho()
+
+
+@options
+class TargetsOptions:
+    """Options of the attacks that make for one wrong class after another."""
+
+    targets: int = option(9, help="how many classes are tried; at most all the wrong ones", at_least=1)
+    order: str = option(
+        "malt",
+        help="which first: rank, by the logits; malt, by the margin over the length of its slope, which costs a "
+        "gradient for each candidate (Melamed et al. 2024)",
+        choices=("rank", "malt"),
+    )
+    candidates: int = option(100, help="malt: how many classes, by the logits, are compared", at_least=1)
+
+
+@options
+class ApgdTargetedOptions(TargetsOptions):
+    """Options of `apgd_t` and `apgd_t_l2`: all the steps for every class and start; success is any wrong class."""
+
+    steps: int = option(100, help="steps for each class and start", at_least=1)
+    restarts: int = _restarts()
+    rho: float = _rho()
+    loss: str = option("dlr", help="what is climbed", choices=("ce", "dlr", "margin", "pm"))
+
+
+@options
+class FabOptions(TargetsOptions):
+    """Options of `fab_t` and `fab_t_l2` (Croce and Hein 2020); AutoAttack's are 100 steps, 9 targets by rank."""
+
+    steps: int = option(100, help="steps for each class", at_least=1)
+
+
+@options
+class StandardOptions(TargetsOptions):
+    """Options of `standard` and `standard_l2`: AutoAttack's. A quick run takes no fewer: the name stands for them."""
+
+    apgd_steps: int = option(100, help="steps of Auto-PGD, for each class of the targeted one", at_least=1)
+    fab_steps: int = option(100, help="steps of FAB for each class", at_least=1)
+    square_queries: int = option(5000, help="answers that Square may ask for", at_least=1)
 
 
 @options

@@ -7,22 +7,32 @@ from collections.abc import Sequence
 from defend.attacks.adapters.specs import families
 from defend.attacks.options import (
     ApgdOptions,
+    ApgdTargetedOptions,
     BimOptions,
     CwOptions,
     DetectorAwareOptions,
+    FabOptions,
     FgsmOptions,
     JointOptions,
     PgdOptions,
     RfgsmOptions,
     SquareOptions,
+    StandardOptions,
 )
 from defend.hookspecs import hookimpl
 from defend.stages import Paper, StageSpec
 
+AUTOATTACK = Paper(
+    "Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse Parameter-free Attacks",
+    "Croce and Hein",
+    2020,
+    "arXiv:2003.01690",
+)
+
 
 @hookimpl
 def defend_attacks() -> Sequence[StageSpec]:
-    """noise; fgsm, bim, pgd, apgd_*, square, in L2 too; rfgsm; cw; pgd_joint and its like; libraries' families."""
+    """noise; fgsm, bim, pgd, apgd_*, fab_t, square, standard, in L2 too; rfgsm; cw; pgd_joint; libraries'."""
     return [
         StageSpec(
             name="noise",
@@ -82,19 +92,66 @@ def defend_attacks() -> Sequence[StageSpec]:
                 summary=f"Auto-PGD, a step size that adapts, on the {text}",
                 build=f"defend.attacks.apgd:{loss}",
                 config=ApgdOptions,
-                paper=Paper(
-                    "Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse Parameter-free Attacks",
-                    "Croce and Hein",
-                    2020,
-                    "arXiv:2003.01690",
-                ),
+                paper=AUTOATTACK,
             )
             for loss, text in (
                 ("ce", "cross-entropy (L-inf)"),
                 ("dlr", "difference of logits ratio (L-inf)"),
+                ("margin", "difference of logits (L-inf)"),
                 ("ce_l2", "cross-entropy (L2)"),
                 ("dlr_l2", "difference of logits ratio (L2)"),
+                ("margin_l2", "difference of logits (L2)"),
             )
+        ),
+        *(
+            StageSpec(
+                name=f"apgd_{name}",
+                summary=f"Auto-PGD, a step size that adapts, on the difference of probabilities ({text})",
+                build=f"defend.attacks.apgd:{name}",
+                config=ApgdOptions,
+                paper=Paper(
+                    "Towards Million-Scale Adversarial Robustness Evaluation With Stronger Individual Attacks",
+                    "Xie et al.",
+                    2024,
+                    "arXiv:2411.15210",
+                ),
+            )
+            for name, text in (("pm", "L-inf"), ("pm_l2", "L2"))
+        ),
+        *(
+            StageSpec(
+                name=name,
+                summary=f"Auto-PGD towards one wrong class after another, nearest first ({text})",
+                build=f"defend.attacks.apgd_targeted:{norm}",
+                config=ApgdTargetedOptions,
+                paper=Paper("MALT Powers Up Adversarial Attacks", "Melamed et al.", 2024, "arXiv:2407.02240"),
+            )
+            for name, norm, text in (("apgd_t", "linf", "L-inf"), ("apgd_t_l2", "l2", "L2"))
+        ),
+        *(
+            StageSpec(
+                name=name,
+                summary=f"FAB: small changes across the boundary to one wrong class after another ({text})",
+                build=f"defend.attacks.fab:{norm}",
+                config=FabOptions,
+                paper=Paper(
+                    "Minimally Distorted Adversarial Examples with a Fast Adaptive Boundary Attack",
+                    "Croce and Hein",
+                    2020,
+                    "arXiv:1907.02044",
+                ),
+            )
+            for name, norm, text in (("fab_t", "linf", "L-inf"), ("fab_t_l2", "l2", "L2"))
+        ),
+        *(
+            StageSpec(
+                name=name,
+                summary=f"AutoAttack's standard: apgd_ce, apgd_t, fab_t, square, until an image is fooled ({text})",
+                build=f"defend.attacks.standard:{norm}",
+                config=StandardOptions,
+                paper=AUTOATTACK,
+            )
+            for name, norm, text in (("standard", "linf", "L-inf"), ("standard_l2", "l2", "L2"))
         ),
         StageSpec(
             name="cw",

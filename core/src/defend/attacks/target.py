@@ -17,10 +17,9 @@ from typing import Any
 import attrs
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from defend.attacks.mending import Blindness, differentiate, fill, mend
-from defend.attacks.objectives import Objective, cross_entropy, log_odds, scale_to_usual, steady_cross_entropy
+from defend.attacks.objectives import Objective, Steady, cross_entropy, scale_to_usual
 from defend.attacks.sight import Sight
 from defend.boundary.answers import ensure_bounded
 from defend.boundary.given import name_of
@@ -168,20 +167,20 @@ class Target:
         full: bool,
         judged: bool,
     ) -> Slope:
-        packed, steady = self._repeat(labels), objective is steady_cross_entropy
+        packed, steady = self._repeat(labels), objective if isinstance(objective, Steady) else None
 
         def look(source: Tensor) -> tuple[Tensor, Tensor, list[Tensor | None]]:
             loss, logits = objective(self.module, self._repeat(source), packed)
             loss, logits = loss.float(), logits.float()
             if steady:
-                loss = log_odds(logits * self._usual_scale(keys, logits)[:, None], packed)
-            value = self._weigh(loss) if steady else loss.sum() / self.draws
+                loss = steady.number(logits * self._usual_scale(keys, logits)[:, None], packed)
+            value = self._weigh(loss, steady) if steady else loss.sum() / self.draws
             return loss.detach(), logits.detach(), [differentiate(value, source, self._who)]
 
         (loss, logits, found), blind = self._look(look, images, keys, step, full)
         said = self._mean(logits)
         self._note(keys, found, blind, logits=said if judged else None)
-        mean = self._mean_of_odds(loss) if steady else self._mean(loss)
+        mean = self._mean_of_logs(steady.log_loss(loss)) if steady else self._mean(loss)
         return Slope(fill(found[0], images), mean, said)
 
     def _usual_scale(self, keys: Tensor, logits: Tensor) -> Tensor:
@@ -192,20 +191,17 @@ class Target:
             scale = self.sight.first_scale(keys, scale)
         return self._repeat(scale)
 
-    def _weigh(self, odds: Tensor) -> Tensor:
-        """Return a number whose gradient is that of the cross-entropy's mean over draws, scaled image by image."""
+    def _weigh(self, number: Tensor, steady: Steady) -> Tensor:
+        """Return a number whose gradient is that of the loss's mean over draws, scaled image by image."""
         if self.draws == 1:
-            return odds.sum()
+            return number.sum()
         # less the largest, as all weights round to zero where the label leads in every draw
-        share = F.logsigmoid(odds.detach()).unflatten(0, (self.draws, -1))
-        total: Tensor = (odds * (share - share.amax(0)).exp().flatten()).sum() / self.draws
+        share = steady.log_weight(number.detach()).unflatten(0, (self.draws, -1))
+        total: Tensor = (number * (share - share.amax(0)).exp().flatten()).sum() / self.draws
         return total
 
-    def _mean_of_odds(self, odds: Tensor) -> Tensor:
-        """Return, of log-odds [D*B], the log of the cross-entropy's mean over draws, [B]: as steady as they are."""
-        # log(log(1 + exp(o))), which is o where exp(o) is lost beside 1; there the other branch may be the log of zero,
-        # hence the clamp
-        logs = torch.where(odds < -20, odds, F.softplus(odds).clamp_min(1e-30).log())
+    def _mean_of_logs(self, logs: Tensor) -> Tensor:
+        """Return, of the logarithms of a loss [D*B], that of its mean over draws, [B]."""
         if self.draws == 1:
             return logs
         mean: Tensor = logs.unflatten(0, (self.draws, -1)).logsumexp(0) - math.log(self.draws)

@@ -163,7 +163,7 @@ def attacks_of(kind: str, config: RunConfig, plugins: Registry) -> list[Found]:
     Its own are taken where no attacks were named, and where none of those named makes sense under a threat that was
     named too; counter-attacks are added where they belong.
     """
-    default: tuple[str, ...] = THREATS[kind].attacks
+    default = THREATS[kind].attacks + (THREATS[kind].more if config.thorough else ())
     asked = config.attacks
     if _plain(config):
         asked = QUICK_ATTACKS

@@ -52,6 +52,7 @@ class ThreatKind:
             purifier backwards, or the whole "defence".
         knows: what of that it looks at. Who knows nothing is no attacker: checks expect nothing of it.
         attacks: what carries it out where no attacks were named.
+        more: what a thorough run adds to these.
         needs: what it makes sense for: "" for anything, or one of these parts.
         suits: which of an attack's declared threats it takes to run under this one; its own name if empty.
         evades: what of a detector it works against: the "verdict", as being accepted is part of its aim, or the
@@ -70,6 +71,7 @@ class ThreatKind:
     faces: Faces
     knows: Knows = "gradient"
     attacks: tuple[str, ...]
+    more: tuple[str, ...] = ()
     needs: Literal["", "purifier", "detector", "defence"] = ""
     suits: str = ""
     evades: Literal["", "verdict", "score"] = ""
@@ -105,6 +107,8 @@ NOISE, USUAL = "noise", "oblivious"
 which is also who attacks in place of one whose defence is missing."""
 THROUGH_A_PURIFIER = {name: {"schedule": "linear"} for name in ("pgd", "pgd_l2")}
 """Steps that fall from eps to nothing leave less of a purifier than constant ones (benchmarks/README.md)."""
+FEW_TARGETS = {"targets": 3}
+"""Classes in the order `malt`: as many reach what nine by rank do (benchmarks/README.md)."""
 THREATS: Mapping[str, ThreatKind] = {
     "noise": ThreatKind(
         summary="random noise, no knowledge", faces="bare", knows="nothing", attacks=("noise",), quick=True
@@ -146,11 +150,12 @@ THREATS: Mapping[str, ThreatKind] = {
         summary="the exact gradient through the whole defence, averaged over its draws",
         faces="defence",
         attacks=("pgd", "apgd_ce", "apgd_dlr", "apgd_ce_l2", "apgd_dlr_l2"),
+        more=("apgd_t", "apgd_t_l2"),
         needs="defence",
         counters=True,
         carries=True,
         options=THROUGH_A_PURIFIER,
-        thorough={"pgd": {"steps": 100, "restarts": 5}},
+        thorough={"pgd": {"steps": 100, "restarts": 5}, "apgd_t": FEW_TARGETS, "apgd_t_l2": FEW_TARGETS},
         quick=True,
         expensive=True,
     ),

@@ -1,0 +1,68 @@
+"""The standard ensemble (AutoAttack, Croce and Hein 2020, arXiv:2003.01690) of this package's own attacks."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from defend.attacks.apgd import Apgd
+from defend.attacks.apgd_targeted import ApgdTargeted
+from defend.attacks.balls import wide
+from defend.attacks.fab import FabTargeted
+from defend.attacks.objectives import measure_margin
+from defend.attacks.options import ApgdOptions, ApgdTargetedOptions, FabOptions, SquareOptions, StandardOptions
+from defend.attacks.square import SquareAttack
+from defend.attacks.target import Target
+from defend.stages import Attack
+
+
+class Standard:
+    """Auto-PGD on the cross-entropy, targeted Auto-PGD, targeted FAB, Square; one after the other, image by image.
+
+    An image that one of them fooled is not attacked by the next; with a detector it has to be accepted too. A random
+    defence gets all of them, whoever was fooled: its draws may have been lucky. What comes back is what fools and is
+    accepted, and of several of the same kind the one with the least margin.
+    """
+
+    def __init__(self, config: StandardOptions, norm: str = "linf") -> None:
+        self.norm = norm
+        targets = {"targets": config.targets, "order": config.order, "candidates": config.candidates}
+        self._parts: dict[str, Attack] = {
+            "apgd_ce": Apgd(ApgdOptions(steps=config.apgd_steps), "ce", norm),
+            "apgd_t": ApgdTargeted(ApgdTargetedOptions(steps=config.apgd_steps, **targets), norm),
+            "fab_t": FabTargeted(FabOptions(steps=config.fab_steps, **targets), norm),
+            "square": SquareAttack(SquareOptions(queries=config.square_queries), norm),
+        }
+
+    def __call__(self, target: Target, images: Tensor, labels: Tensor, *, eps: Tensor, keys: Tensor) -> Tensor:
+        """See `defend.stages.Attack`."""
+        best = images.clone()
+        through, least = _judge(target, images, labels, keys, "before")
+        for name, attack in self._parts.items():
+            place = (~through | target.random).nonzero()[:, 0]
+            if len(place) == 0:
+                break
+            found = attack(target, images[place], labels[place], eps=eps[place], keys=keys[place])
+            won, margin = _judge(target, found, labels[place], keys[place], name)
+            nearer = (won & ~through[place]) | ((won == through[place]) & (margin < least[place]))
+            best[place] = torch.where(wide(nearer), found, best[place])
+            least[place] = torch.where(nearer, margin, least[place])
+            through[place] |= won
+        target.queries = None  # Square counted its own part
+        return best
+
+
+def _judge(target: Target, images: Tensor, labels: Tensor, keys: Tensor, name: str) -> tuple[Tensor, Tensor]:
+    """Return who is misclassified and accepted, bool [B], and the margins [B]."""
+    logits, accepted = target.answer(images, keys, f"standard/{name}")
+    return accepted & (logits.argmax(1) != labels), measure_margin(logits, labels)
+
+
+def linf(config: StandardOptions) -> Standard:
+    """Build the L-inf ensemble."""
+    return Standard(config)
+
+
+def l2(config: StandardOptions) -> Standard:
+    """Build the L2 ensemble."""
+    return Standard(config, "l2")
