@@ -163,7 +163,7 @@ def attacks_of(kind: str, config: RunConfig, plugins: Registry) -> list[Found]:
     Its own are taken where no attacks were named, and where none of those named makes sense under a threat that was
     named too; counter-attacks are added where they belong.
     """
-    default: tuple[str, ...] = THREATS[kind].attacks
+    default = THREATS[kind].attacks + (THREATS[kind].more if config.thorough else ())
     asked = config.attacks
     if _plain(config):
         asked = QUICK_ATTACKS
@@ -202,7 +202,7 @@ def _rows(
         steps = getattr(settings, "steps", None) or getattr(settings, "queries", None)
         for eps, headline in _budgets(attack, config, task):
             # with one budget there is no larger one to take images over to
-            reusable = threat.carries and eps is not None and bool(config.sweep)
+            reusable = threat.carries and eps is not None and bool(config.sweep) and not hasattr(attack, "nearest")
             yield PlannedRow(
                 found.name,
                 Threat(kind, attack.norm, eps),
@@ -229,7 +229,8 @@ def _identify(found: Found, settings: Any) -> str:
 
 def _budgets(attack: Attack, config: RunConfig, task: Task) -> list[tuple[float | None, bool]]:
     """Return the budgets to attack with, ascending, and whether each counts in the headline."""
-    if getattr(attack, "minimal", False):
+    nearest = getattr(attack, "nearest", False)
+    if getattr(attack, "minimal", False) and not nearest:
         # it keeps to no budget, so it is no part of a worst case at one
         return [(None, False)]
     if attack.norm != "linf":
@@ -237,7 +238,7 @@ def _budgets(attack: Attack, config: RunConfig, task: Task) -> list[tuple[float 
         return [(default if config.eps_l2 is None else config.eps_l2, True)]
     # some go beyond eps by their paper's own code: APuDAE's R-FGSM takes a full step of eps after a random one
     excess = getattr(attack, "excess", 0.0)
-    every = sorted({*config.sweep, config.eps})
+    every = [config.eps] if nearest else sorted({*config.sweep, config.eps})  # its distances tell of all the others
     return [(eps + excess, eps == config.eps) for eps in every]
 
 

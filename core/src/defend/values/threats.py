@@ -52,6 +52,7 @@ class ThreatKind:
             purifier backwards, or the whole "defence".
         knows: what of that it looks at. Who knows nothing is no attacker: checks expect nothing of it.
         attacks: what carries it out where no attacks were named.
+        more: what a thorough run takes beside these.
         needs: what it makes sense for: "" for anything, or one of these parts.
         suits: which of an attack's declared threats it takes to run under this one; its own name if empty.
         evades: what of a detector it works against: the "verdict", as being accepted is part of its aim, or the
@@ -70,6 +71,7 @@ class ThreatKind:
     faces: Faces
     knows: Knows = "gradient"
     attacks: tuple[str, ...]
+    more: tuple[str, ...] = ()
     needs: Literal["", "purifier", "detector", "defence"] = ""
     suits: str = ""
     evades: Literal["", "verdict", "score"] = ""
@@ -146,6 +148,7 @@ THREATS: Mapping[str, ThreatKind] = {
         summary="the exact gradient through the whole defence, averaged over its draws",
         faces="defence",
         attacks=("pgd", "apgd_ce", "apgd_dlr", "apgd_ce_l2", "apgd_dlr_l2"),
+        more=("fmn", "fmn_l2"),
         needs="defence",
         counters=True,
         carries=True,
