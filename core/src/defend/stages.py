@@ -183,7 +183,9 @@ class Attack(Protocol):
     """Makes adversarial images within a budget, against a target it may query and differentiate.
 
     `norm` is the norm of its budget, "linf" or "l2"; one that minimises the distance instead has an attribute
-    `minimal` that is true, and gets infinite budgets. An attack that counts how often it asks leaves that in
+    `minimal` that is true, and gets infinite budgets. If `nearest` is true too, its row is at the run's budget: of an
+    image that was found further off, the clean one is judged there. One that looks beyond its budget on its way has
+    `strays`: whether such a look fooled decides nothing. An attack that counts how often it asks leaves that in
     `target.queries`. The host checks and clips what comes back, see `defend.attacks.host`.
     """
 

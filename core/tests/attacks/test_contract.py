@@ -117,6 +117,16 @@ class TestCwMinimal(AttackContract):
     options = {"clip": "none", **BRISK}
 
 
+class TestFmn(AttackContract):
+    name = "fmn"
+    options = {"steps": 8}
+
+
+class TestFmnL2(AttackContract):
+    name = "fmn_l2"
+    options = {"steps": 8}
+
+
 class TestSquare(AttackContract):
     name = "square"
     options = {"queries": 40}

@@ -326,7 +326,7 @@ def test_an_honest_defence_passes_and_its_curve_falls_to_what_the_row_leaves():
 def test_the_records_tell_what_was_seen_of_each_image():
     arms = behind(toy()[1], stepped)
     clean, attacked = evaluated(arms, [planned("adaptive pgd", arms, count=5)])
-    lines = [line.split(",")[-3:] for line in to_csv([clean, attacked]).splitlines()]
+    lines = [line.split(",")[-4:-1] for line in to_csv([clean, attacked]).splitlines()]
     assert lines[0] == ["looks", "blind", "fooled_at"] and lines[1] == ["", "", ""]
     said = zip(
         *(column.tolist() for column in (attacked.seen.looks, attacked.seen.blind, attacked.seen.fooled_at)),

@@ -75,6 +75,14 @@ def test_what_is_set_under_a_purifiers_name_is_not_the_attacks_of_that_name():
         planned(options=mixed["options"], threats=("noise",))
 
 
+def test_the_smallest_changes_are_sought_by_a_thorough_run_or_by_name_at_the_runs_own_eps():
+    rows = planned(thorough=True, eps=0.1, eps_l2=1.5, sweep=(0.05, 0.2))
+    own = {(row.name, row.threat.eps, row.headline) for row in rows if row.name.startswith("fmn")}
+    assert own == {("fmn", 0.1, True), ("fmn_l2", 1.5, True)}
+    assert "fmn" not in {row.name for row in planned(threats=("adaptive",))}
+    assert named(planned(threats=("adaptive",), attacks=("fmn",))) == [("fmn", "adaptive", "")]
+
+
 def test_thorough_means_the_ladder_with_what_is_recommended():
     rows = {(row.name, row.threat.kind): row for row in planned(thorough=True, attacks=None)}
     assert rows["pgd", "adaptive"].attack._config.restarts == 5

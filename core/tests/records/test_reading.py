@@ -36,6 +36,7 @@ def judged(key, predicted, accepted="111111", keys=range(N), partial=False, step
             confidence=zeros,
             score=zeros,
             passes=None,
+            distance=None,
         ),
         "defended": SimpleNamespace(
             predicted=torch.tensor([int(digit) for digit in predicted]),
@@ -43,6 +44,7 @@ def judged(key, predicted, accepted="111111", keys=range(N), partial=False, step
             confidence=zeros,
             score=zeros,
             passes=None,
+            distance=None,
         ),
     }
     plan = SimpleNamespace(

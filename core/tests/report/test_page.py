@@ -22,6 +22,7 @@ from defend.records.run import Examples, Surface, row_name
 from defend.report.figures import strips
 from defend.report.figures.curves import curves
 from defend.report.figures.detector import roc
+from defend.report.figures.distances import distances
 from defend.report.figures.ladder import ladder
 from defend.report.figures.scene import DARK, LIGHT, SERIES, Picture, Shape, Text, fit_text, round_ticks
 from defend.report.figures.surface import surface
@@ -331,6 +332,24 @@ def test_the_ladder_leaves_other_budgets_to_the_curves(full):
     for narrow in (False, True):
         drawn = ladder(results, narrow)
         assert drawn.width <= (350 if narrow else 720)
+
+
+def test_the_smallest_changes_are_drawn_as_accuracy_at_any_eps(full):
+    results = read_results(full)
+    assert distances(results) == []
+    curve = {"eps": [0.0, 0.05, 0.1, 0.3], "accuracy": [0.75, 0.5, 0.5, 0.25], "ci95": [(0.3, 0.9)] * 4}
+    far = {"median": 0.3, "found": 3, "images": [0.0, 0.05, 0.3, None], "curve": curve}
+    cw = next(row for row in results.rows if row.attack == "cw")
+    one = attrs.evolve(cw, attack="fmn", norm="linf", eps=0.1, headline=True, n=4, distances=far)
+    changed = attrs.evolve(results, rows=tuple(one if row is cw else row for row in results.rows))
+    (scene,) = distances(changed)
+    assert scene.name == "accuracy-at-any-eps" and "median 0.3 in L-inf, found for 3 of 4" in scene.says
+    texts = [mark.text for mark in scene.marks if isinstance(mark, Text)]
+    assert "the run's eps, 0.1" in texts and "fmn, adaptive, n=4" in texts
+    (upright,) = [mark for mark in scene.marks if isinstance(mark, Shape) and mark.stroke == "ink" and mark.width == 1]
+    assert upright.points[0][0] == upright.points[1][0]
+    page = Page(render([Section(changed)], None, []))
+    assert "Accuracy at any eps" in page.words and "fmn/adaptive: median 0.3 in L-inf" in page.words
 
 
 def test_bars_are_as_long_as_the_figures(full):

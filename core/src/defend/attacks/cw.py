@@ -59,6 +59,7 @@ class CarliniWagner:
         self._config = config
         self.norm = "linf" if config.clip == "linf" else "l2"
         self.minimal = config.clip == "none"
+        self.strays = not self.minimal
 
     def __call__(self, target: Target, images: Tensor, labels: Tensor, *, eps: Tensor, keys: Tensor) -> Tensor:
         """See `defend.stages.Attack`. Images that are never fooled come back unchanged."""

@@ -192,6 +192,21 @@ class CwOptions(GoalOptions):
 
 
 @options
+class FmnOptions(GoalOptions):
+    """Options of `fmn` and `fmn_l2` (Pintor et al. 2021)."""
+
+    steps: int = option(100, help="steps", at_least=1)
+    step_size: float = option(
+        1.0,
+        help="the first step: its length in L2, in L-inf a share of the ball's radius; the last is a hundredth of it",
+        at_least=0,
+    )
+    gamma: float = option(
+        0.05, help="share by which the first steps shrink or widen the budget", at_least=1e-3, at_most=1
+    )
+
+
+@options
 class SquareOptions:
     """Options of `square` and `square_l2` (Andriushchenko et al. 2020); the defaults are AutoAttack's."""
 

@@ -13,6 +13,7 @@ from defend.attacks.options import (
     DetectorAwareOptions,
     FabOptions,
     FgsmOptions,
+    FmnOptions,
     JointOptions,
     PgdOptions,
     RfgsmOptions,
@@ -161,6 +162,21 @@ def defend_attacks() -> Sequence[StageSpec]:
             paper=Paper(
                 "Towards Evaluating the Robustness of Neural Networks", "Carlini and Wagner", 2017, "arXiv:1608.04644"
             ),
+        ),
+        *(
+            StageSpec(
+                name=name,
+                summary=f"fast minimum-norm attack: the smallest change of each image, so accuracy at any eps ({text})",
+                build=f"defend.attacks.minimum_norm:{norm}",
+                config=FmnOptions,
+                paper=Paper(
+                    "Fast Minimum-norm Adversarial Attacks through Adaptive Norm Constraints",
+                    "Pintor et al.",
+                    2021,
+                    "arXiv:2102.12827",
+                ),
+            )
+            for name, norm, text in (("fmn", "linf", "L-inf"), ("fmn_l2", "l2", "L2"))
         ),
         *(
             StageSpec(

@@ -15,6 +15,7 @@ from torch import Tensor
 from defend.assembly.stage import Built
 from defend.datasets.base import ImageDataset
 from defend.evaluation.provenance import describe
+from defend.records.distances import distances_of
 from defend.records.looks import curve_of, gradients_of
 from defend.records.rows import RowRecord, right, worst_case
 from defend.util.metrics import auroc, proportion, share, tpr_at
@@ -236,6 +237,7 @@ def _row(record: RowRecord, seed: int, thresholds: Mapping[float, float], draws:
         reused=record.reused,
         gradients=gradients_of(record, draws if knows_the_defence(record.plan.threat.kind) else 1),
         curve=curve_of(record),
+        distances=distances_of(record),
     )
 
 

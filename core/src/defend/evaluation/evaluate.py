@@ -15,6 +15,7 @@ import attrs
 import torch
 from torch import Tensor
 
+from defend.attacks.balls import lengths, wide
 from defend.attacks.target import Target
 from defend.boundary.given import name_of
 from defend.boundary.held import as_before
@@ -63,6 +64,21 @@ class EvaluationSettings:
     passes: int = 1
     crafting: torch.dtype | None = None
     progress: Callable[[int], None] = lambda images: None
+
+
+@attrs.frozen
+class Nearest:
+    """What an attack that minimises the distance found: how `far` [B], `beyond` the budget or not, which arms stand."""
+
+    far: Tensor
+    beyond: Tensor
+    stands: Mapping[str, Tensor]
+
+    def of(self, arm: str, now: Tensor) -> Tensor:
+        """Return an arm's `ArmRecord.distance` [B]; `now` [B] is where it stands in the row, within the budget."""
+        found = torch.where(self.stands.get(arm, now), torch.inf, self.far)
+        # in the row stands the clean image there: an arm that fails on it needs no attack
+        return torch.where(self.beyond & ~now, 0, found)
 
 
 class Evaluator:
@@ -179,10 +195,19 @@ class Evaluator:
             self._check_classes(target.classes, self._arms[plan.attacked])
         attacked = made.images
         crafted = self._now()
-        verdicts, passes, seconds = self._verdicts(plan.judges, attacked, batch.keys)
+        nearest = self._measure(plan, batch, attacked) if getattr(plan.attack, "minimal", False) else None
+        if nearest is not None:
+            attacked = torch.where(wide(nearest.beyond), images, attacked)
+        verdicts, seconds = self._verdicts(plan.judges, attacked, batch.keys)
+        passes = self._more_passes(verdicts, attacked, batch.keys)
         arms = {
             name: ArmRecord(
-                said.labels.cpu(), said.confidence.cpu(), said.accepted.cpu(), said.score.cpu(), passes.get(name)
+                said.labels.cpu(),
+                said.confidence.cpu(),
+                said.accepted.cpu(),
+                said.score.cpu(),
+                passes.get(name),
+                None if nearest is None else nearest.of(name, _stands(said, batch.labels)).cpu(),
             )
             for name, said in verdicts.items()
         }
@@ -224,10 +249,19 @@ class Evaluator:
             ),
         )
 
+    def _measure(self, plan: PlannedRow, batch: Batch, found: Tensor) -> Nearest:
+        """Measure how far off an attack found its images, and ask all arms there, also beyond the budget."""
+        assert plan.attack is not None
+        difference, eps = (found - batch.images).flatten(1), plan.threat.eps
+        far = lengths(difference) if plan.attack.norm == "l2" else difference.abs().amax(1)
+        beyond = torch.zeros_like(far, dtype=torch.bool) if eps is None else far > eps
+        said, _ = self._verdicts(plan.judges, found, batch.keys) if bool(beyond.any()) else ({}, {})
+        return Nearest(far, beyond, {name: _stands(one, batch.labels) for name, one in said.items()})
+
     def _verdicts(
         self, names: tuple[str, ...], attacked: Tensor, keys: Tensor
-    ) -> tuple[dict[str, Verdict], dict[str, Tensor], dict[str, float]]:
-        """Ask arms; what two of them have in common, purifier and detector or everything, is computed once."""
+    ) -> tuple[dict[str, Verdict], dict[str, float]]:
+        """Ask arms, and time them; what two have in common, purifier and detector or everything, is computed once."""
         screened: dict[tuple[int, int], tuple[Screening, float]] = {}
         known: dict[tuple[int, int, int], tuple[Verdict, float]] = {}
         answers: dict[str, tuple[Verdict, float]] = {}
@@ -251,7 +285,7 @@ class Evaluator:
             answers[name] = known[whole]
         seconds = {name: took for name, (_, took) in answers.items()}
         verdicts = {name: said for name, (said, _) in answers.items()}
-        return verdicts, self._more_passes(verdicts, attacked, keys), seconds
+        return verdicts, seconds
 
     def _more_passes(self, verdicts: Mapping[str, Verdict], attacked: Tensor, keys: Tensor) -> dict[str, Tensor]:
         """Ask random arms again, each pass with draws of its own."""
@@ -284,3 +318,7 @@ class Evaluator:
         if self._settings.device.type == "cuda":
             torch.cuda.synchronize(self._settings.device)  # once a batch and stage, outside the attack's loop
         return time.perf_counter()
+
+
+def _stands(said: Verdict, labels: Tensor) -> Tensor:
+    return (said.labels == labels) & said.accepted

@@ -202,7 +202,7 @@ def _rows(
         steps = getattr(settings, "steps", None) or getattr(settings, "queries", None)
         for eps, headline in _budgets(attack, config, task):
             # with one budget there is no larger one to take images over to
-            reusable = threat.carries and eps is not None and bool(config.sweep)
+            reusable = threat.carries and eps is not None and bool(config.sweep) and not hasattr(attack, "nearest")
             yield PlannedRow(
                 found.name,
                 Threat(kind, attack.norm, eps),
@@ -229,7 +229,8 @@ def _identify(found: Found, settings: Any) -> str:
 
 def _budgets(attack: Attack, config: RunConfig, task: Task) -> list[tuple[float | None, bool]]:
     """Return the budgets to attack with, ascending, and whether each counts in the headline."""
-    if getattr(attack, "minimal", False):
+    nearest = getattr(attack, "nearest", False)
+    if getattr(attack, "minimal", False) and not nearest:
         # it keeps to no budget, so it is no part of a worst case at one
         return [(None, False)]
     if attack.norm != "linf":
@@ -237,7 +238,7 @@ def _budgets(attack: Attack, config: RunConfig, task: Task) -> list[tuple[float 
         return [(default if config.eps_l2 is None else config.eps_l2, True)]
     # some go beyond eps by their paper's own code: APuDAE's R-FGSM takes a full step of eps after a random one
     excess = getattr(attack, "excess", 0.0)
-    every = sorted({*config.sweep, config.eps})
+    every = [config.eps] if nearest else sorted({*config.sweep, config.eps})  # its distances tell of all the others
     return [(eps + excess, eps == config.eps) for eps in every]
 
 

@@ -172,7 +172,7 @@ def _read(path: Path) -> tuple[Part, float] | None:
         arms = {
             name: ArmRecord(
                 **{key: tensors[f"arm/{place}/{key}"] for key in ("predicted", "confidence", "accepted", "score")},
-                passes=tensors.get(f"arm/{place}/passes"),
+                **{key: tensors.get(f"arm/{place}/{key}") for key in ("passes", "distance")},
             )
             for place, name in names
         }

@@ -30,6 +30,7 @@ COLUMNS = (
     "looks",
     "blind",
     "fooled_at",
+    "distance",
 )
 
 
@@ -38,7 +39,8 @@ def to_csv(records: Sequence[RowRecord]) -> str:
 
     `queries` is empty for attacks that do not count them; `passes` is what a random arm predicted in each of several
     passes, "7 7 3 -", where - is a rejection. `looks`, `blind` and `fooled_at` are what the attack saw of the image
-    (`defend.records.seen.Seen`), empty where nothing was written down. A variant is a plugin's own words: one that a
+    (`defend.records.seen.Seen`), empty where nothing was written down; `distance` is an `ArmRecord`'s, empty of attacks
+    that minimise none. A variant is a plugin's own words: one that a
     spreadsheet would run stands behind a mark (`defend.util.cells`).
     """
     text = io.StringIO()
@@ -52,7 +54,8 @@ def to_csv(records: Sequence[RowRecord]) -> str:
         looks = [none if seen is None else getattr(seen, name).tolist() for name in ("looks", "blind", "fooled_at")]
         for arm, said in record.arms.items():
             answers = [said.predicted.tolist(), _short(said.confidence), said.accepted.int().tolist()]
-            columns = [*images, [arm] * len(none), *answers, _short(said.score), _passes(said), *looks]
+            distance = none if said.distance is None else _short(said.distance)
+            columns = [*images, [arm] * len(none), *answers, _short(said.score), _passes(said), *looks, distance]
             writer.writerows((*row, *values) for values in zip(*columns, strict=True))
     return text.getvalue()
 

@@ -50,7 +50,8 @@ class ArmRecord:
     """What one arm said of every image of a row: tensors [N] on the CPU.
 
     `passes` is what a random arm predicted in each of several passes, [N,P], `REJECTED` where it rejected; the first
-    is `predicted`. None where it was asked once.
+    is `predicted`. None where it was asked once. `distance` is, of an attack that minimises it, the smallest one found
+    at which the arm fails: 0 where it fails on the clean image, infinite where nothing was found.
     """
 
     predicted: Tensor
@@ -58,6 +59,7 @@ class ArmRecord:
     accepted: Tensor
     score: Tensor
     passes: Tensor | None = None
+    distance: Tensor | None = None
 
 
 @attrs.frozen
@@ -134,6 +136,7 @@ def merge(parts: Sequence[Part]) -> Part:
             accepted=torch.cat([one.accepted for one in said]),
             score=torch.cat([one.score for one in said]),
             passes=_join([one.passes for one in said]),
+            distance=_join([one.distance for one in said]),
         )
 
     example, failures = _examples(parts)

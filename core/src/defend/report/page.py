@@ -26,6 +26,7 @@ from defend.report.figures import paper, strips
 from defend.report.figures.board import board
 from defend.report.figures.curves import curves
 from defend.report.figures.detector import histograms, roc, scored_rows
+from defend.report.figures.distances import distances
 from defend.report.figures.ladder import ladder
 from defend.report.figures.progress import progress
 from defend.report.figures.scene import DARK, LIGHT, NOTHING, Scene
@@ -34,8 +35,8 @@ from defend.report.figures.surface import surface
 from defend.report.figures.svg import png_uri, to_svg
 from defend.report.html import environment
 from defend.report.leaderboard import Place, leaderboard
-from defend.report.terminal import ARM_TITLES, NORMS, basis, loose, more_steps
-from defend.report.text import certified_in_words
+from defend.report.terminal import ARM_TITLES, basis, loose, more_steps
+from defend.report.text import NORMS, certified_in_words, distance_in_words
 from defend.util.files import make_folder, number_twin, place_under, write_text
 from defend.values.commands import say_command
 from defend.values.report import Row
@@ -79,6 +80,11 @@ class Section:
         return curves(self.results)
 
     @cached_property
+    def distances(self) -> list[Scene]:
+        """Accuracy at every eps at once, by norm."""
+        return distances(self.results)
+
+    @cached_property
     def progress(self) -> Scene | None:
         """How many images were left after each step of the attacks on the defence."""
         return progress(self.results)
@@ -115,7 +121,7 @@ class Section:
     def scenes(self) -> list[Scene]:
         """Every figure, for the files."""
         single = [scene for scene in (self.ladder, self.progress, self.roc, self.surface) if scene is not None]
-        return [*single, *self.curves, *map(strips.scene, self.strips), *self.histograms]
+        return [*single, *self.curves, *self.distances, *map(strips.scene, self.strips), *self.histograms]
 
     @property
     def detector_rows(self) -> list[Row]:
@@ -256,6 +262,7 @@ def _environment() -> jinja2.Environment:
         png=png_uri,
         named=name_row,
         certified_in_words=certified_in_words,
+        distance_in_words=distance_in_words,
         origin=lambda weights: describe(weights) or NOTHING,
         knows_the_defence=knows_the_defence,
         numbers=_numbers,

@@ -15,8 +15,8 @@ from rich.text import Text
 from defend.recipes import Recipe, composition
 from defend.report import readme
 from defend.report.fitting import choose_fitting
-from defend.report.terminal import NORMS, of_norms
-from defend.report.text import over_passes, percent, row_title, with_interval
+from defend.report.terminal import of_norms
+from defend.report.text import NORMS, over_passes, percent, row_title, with_interval
 from defend.reproduce.ladders import Compared, Figure, Ladder, LadderRow
 from defend.util.distributions import install
 from defend.values.commands import say_command

@@ -11,7 +11,16 @@ from rich.table import Table
 from rich.text import Text
 
 from defend.report.fitting import choose_fitting
-from defend.report.text import certified_in_words, interval, over_passes, percent, row_title, with_interval
+from defend.report.text import (
+    NORMS,
+    certified_in_words,
+    distance_in_words,
+    interval,
+    over_passes,
+    percent,
+    row_title,
+    with_interval,
+)
 from defend.values.commands import say_command, type_settings
 from defend.values.references import shorten
 from defend.values.report import ArmResult, Certified, Report, Row, WorstCase
@@ -24,7 +33,6 @@ REJECTED, WORST, MAJORITY = "rejected", "worst", "majority"
 LEAVE_OUT = (MAJORITY, "steps", WORST, REJECTED)
 """Columns that a narrow terminal goes without, in this order, before a figure is cut; report.json has them all."""
 LOUD = ("warn", "fail")
-NORMS = {"linf": "L-inf", "l2": "L2"}
 COLOURS = {"pass": "green", "warn": "yellow", "fail": "red", "skip": "dim"}
 
 
@@ -42,6 +50,8 @@ def render(report: Report, console: Console) -> None:
     lines: list[Text | Table] = [table]
     whole = "; rows without an undefended figure attack the whole defence" if report.defended else ""
     lines.append(Text(f"accuracy in %{', with Wilson 95 % intervals' * bool(intervals)}{whole}", "dim"))
+    if far := [f"{row.key} {distance_in_words(row)}" for row in report.rows if row.distances is not None]:
+        lines.append(Text(f"smallest change that fools: {'; '.join(far)}"))
     further = more_steps(report)
     if further:
         lines.append(

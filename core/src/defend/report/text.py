@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from defend.values.report import Certified
+from defend.values.report import Certified, Row
+
+NORMS = {"linf": "L-inf", "l2": "L2"}
 
 
 def percent(share: float | None, nothing: str = "-") -> str:
@@ -39,6 +41,15 @@ def over_passes(passes: Mapping[str, Any]) -> str:
     """Say what several passes of a random defence leave, `Row.passes`, in a sentence without its end."""
     worst, majority = (percent(passes[name]["accuracy"]) for name in ("worst", "majority"))
     return f"The defence is random: right in each of {passes['n']} passes {worst} %, by majority {majority} %"
+
+
+def distance_in_words(row: Row) -> str:
+    """Say how far off an attack that minimises the distance found its images, `Row.distances`; "" of any other."""
+    if row.distances is None:
+        return ""
+    norm, median, found = NORMS.get(row.norm, row.norm), row.distances["median"], row.distances["found"]
+    middle = "no median" if median is None else f"median {median:.3g}"
+    return f"{middle} in {norm}, found for {found} of {row.n}"
 
 
 def certified_in_words(found: Certified) -> str:

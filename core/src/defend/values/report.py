@@ -48,6 +48,10 @@ class Row:
             half of the looks or more and are left right, "left_blind"; the "first" look that was blind, null if none.
         curve: of an attack of several looks: the share of images "left" after the steps "at"; how many images the
             second half of them still fooled, "late"; and whether it has "flattened": at most one in fifty.
+        distances: of an attack that minimises the distance, in the row's norm: "images", the smallest change found of
+            each, in the order of records.csv: 0 where the arm is wrong without any, null where none was found; their
+            "median", null where there is none; how many were "found"; and "curve", the "accuracy" at any "eps" with
+            its "ci95": the share whose change is longer. At the row's own eps that is the row's accuracy.
     """
 
     attack: str
@@ -73,6 +77,7 @@ class Row:
     reused: int = 0
     gradients: Mapping[str, Any] | None = None
     curve: Mapping[str, Any] | None = None
+    distances: Mapping[str, Any] | None = None
 
     @property
     def rising(self) -> bool:

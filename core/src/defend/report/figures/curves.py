@@ -123,16 +123,28 @@ def _scene(attack: str, norm: str, found: list[Curve]) -> Scene:
 
 
 def line_chart(
-    found: list[Curve], *, name: str, title: str, x_label: str, y_label: str, says: str, marked: bool = True
+    found: list[Curve],
+    *,
+    name: str,
+    title: str,
+    x_label: str,
+    y_label: str,
+    says: str,
+    marked: bool = True,
+    upright: tuple[float, str] | None = None,
 ) -> Scene:
-    """Draw lines of fractions, with a legend above; `marked` also marks their points and fills their intervals."""
+    """Draw lines of fractions, with their intervals and a legend above; `marked` also marks their points.
+
+    `upright` is a value to mark by a line from top to bottom, and what it is.
+    """
     marks: list[Mark] = [Text(x=0, y=8, text=fit_text(title, SMALL, WIDTH), bold=True)]
     keys, top = legend(
         [
-            LegendLine(text=one.name, role=one.role, dash=one.dash, marker=one.marker)
-            if marked
-            else LegendLine(text=one.name, role=one.role, dash=one.dash)
-            for one in found
+            *(
+                LegendLine(text=one.name, role=one.role, dash=one.dash, marker=one.marker if marked else None)
+                for one in found
+            ),
+            *([] if upright is None else [LegendLine(text=upright[1], role="ink", dash=DASHES[2])]),
         ],
         0,
         18,
@@ -142,16 +154,18 @@ def line_chart(
     most = max(point[0] for curve in found for point in curve.points)
     plot = Plot(left=LEFT, top=top + 6, width=WIDTH - LEFT - RIGHT, height=HEIGHT, x=(0, most))
     marks += plot.axes(round_ticks(0, most), percent_ticks(), x_label, y_label)
+    if upright is not None:
+        marks.append(plot.line([(upright[0], 0), (upright[0], 1)], stroke="ink", dash=DASHES[2]))
     for curve in found:
-        line = plot.line([point[:2] for point in curve.points], stroke=curve.role, width=2, dash=curve.dash)
-        marks += _draw(plot, curve) if marked else [line]
+        marks += _draw(plot, curve, marked)
     return Scene(name=slug(name), says=says, width=WIDTH, height=plot.top + HEIGHT + BELOW, marks=tuple(marks))
 
 
-def _draw(plot: Plot, curve: Curve) -> Iterator[Mark]:
-    band = [(eps, high) for eps, _, _, high in curve.points] + [(eps, low) for eps, _, low, _ in curve.points[::-1]]
-    yield plot.line(band, fill=curve.role, opacity=0.14, closed=True)
+def _draw(plot: Plot, curve: Curve, marked: bool) -> Iterator[Mark]:
+    if any(low < high for _, _, low, high in curve.points):
+        band = [(eps, high) for eps, _, _, high in curve.points] + [(eps, low) for eps, _, low, _ in curve.points[::-1]]
+        yield plot.line(band, fill=curve.role, opacity=0.14, closed=True)
     points = [point[:2] for point in curve.points]
     yield plot.line(points, stroke=curve.role, width=2, dash=curve.dash)
-    for point in points:
+    for point in points if marked else ():
         yield marker(*plot.at(*point), curve.marker, curve.role)

@@ -1,0 +1,97 @@
+"""The fast minimum-norm attack, FMN (Pintor et al. 2021, arXiv:2102.12827): each image's smallest change that fools."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from defend.attacks.balls import clip, lengths, wide
+from defend.attacks.goals import Goal, choose_goal, settle, step_along
+from defend.attacks.options import FmnOptions
+from defend.attacks.target import Target
+
+LAST_STEP, LAST_GAMMA = 0.01, 0.001  # a share of the first step; and the last gamma
+
+
+def lead(module: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The objective: the best other logit less the label's, above zero where the label is left."""
+    logits = module(images)
+    own = F.one_hot(labels, logits.shape[1]).bool()
+    return logits.masked_fill(own, -torch.inf).amax(1) - logits[own], logits
+
+
+def anneal(first: float, last: float, progress: float) -> float:
+    """Return a number that falls from the first to the last as half a cosine, at a share of the way."""
+    return last + (first - last) * (1 + math.cos(math.pi * progress)) / 2
+
+
+class FastMinimumNorm:
+    """Climb the lead of the other classes in a ball that shrinks while the image fools, and widens while it does not.
+
+    Before an image has ever fooled, its ball reaches at least as far as the slope says that the boundary is. In L-inf a
+    step goes along the gradient's sign, and is a share of the ball's radius: the published steps, of a length in L2,
+    find less through a purifier. What comes back is the nearest point that fooled, however far, and the image itself
+    where none did. Of a random target a point counts only if it fools with other draws once more.
+    """
+
+    minimal = nearest = strays = True
+
+    def __init__(self, config: FmnOptions, norm: str) -> None:
+        self._config, self.norm = config, norm
+
+    def __call__(self, target: Target, images: Tensor, labels: Tensor, *, eps: Tensor, keys: Tensor) -> Tensor:
+        """See `defend.stages.Attack`."""
+        config = self._config
+        goal = choose_goal(config, target, images, labels, keys)
+        current, nearest = images, images
+        farthest = self._measure(torch.maximum(images, 1 - images))
+        radius, best = torch.full_like(eps, torch.inf), farthest
+        ever = torch.zeros_like(labels, dtype=torch.bool)
+        for step in range(config.steps):
+            size = anneal(config.step_size, LAST_STEP * config.step_size, step / config.steps)
+            gamma = anneal(config.gamma, LAST_GAMMA, step / config.steps)
+            # the nearest point lies on the boundary, where rounding would decide
+            slope = target.slope(current, goal.labels, keys, f"fmn/{step}", lead, full=True)
+            ahead = goal.reached(slope.logits) & (goal.sign * slope.loss > 0)
+            fooled = self._sure(ahead, target, goal, current, keys, step)
+            distance = self._measure(current - images)
+            better = fooled & (distance <= best)
+            ever = ever | fooled
+            best = torch.where(better, distance, best)
+            nearest = torch.where(wide(better), current, nearest)
+            steepness = self._measure_slope(slope.gradient)
+            to_boundary = torch.where(steepness > 0, slope.loss.abs() / steepness, torch.inf)
+            # also before it ever fooled: on the boundary is not across it, and the box cuts off of what the ball allows
+            wider = torch.where(radius.isfinite(), radius * (1 + gamma), 0)
+            outside = torch.where(ever, wider, torch.maximum(wider, distance + to_boundary))
+            radius = torch.where(fooled, torch.minimum(radius * (1 - gamma), best), outside)
+            radius = torch.minimum(radius, farthest).to(images.dtype)
+            length = size * radius if self.norm == "linf" else torch.full_like(radius, size)
+            moved = current + step_along(slope.gradient, goal, length, self.norm)
+            current = clip(moved, images, radius, self.norm)
+        return settle(goal, target, images, nearest, labels, keys, "fmn")
+
+    def _sure(self, fooled: Tensor, target: Target, goal: Goal, images: Tensor, keys: Tensor, step: int) -> Tensor:
+        if target.random and bool(fooled.any()):
+            return fooled & goal.reached(target.logits(images, keys, f"fmn/{step}/again"))
+        return fooled
+
+    def _measure(self, changes: Tensor) -> Tensor:
+        return lengths(changes) if self.norm == "l2" else changes.flatten(1).abs().amax(1)
+
+    def _measure_slope(self, gradient: Tensor) -> Tensor:
+        """Return the length of gradients in the dual norm [B]: how much the loss rises with a change of length 1."""
+        return lengths(gradient) if self.norm == "l2" else gradient.flatten(1).abs().sum(1)
+
+
+def linf(config: FmnOptions) -> FastMinimumNorm:
+    """Build the L-inf attack."""
+    return FastMinimumNorm(config, "linf")
+
+
+def l2(config: FmnOptions) -> FastMinimumNorm:
+    """Build the L2 attack."""
+    return FastMinimumNorm(config, "l2")

@@ -1,0 +1,87 @@
+"""Rows of attacks that minimise the distance: each image's smallest change, and the accuracy at any eps from it."""
+
+import pytest
+import torch
+from torch import nn
+
+from defend.attacks.minimum_norm import FastMinimumNorm
+from defend.attacks.options import FmnOptions
+from defend.datasets.base import SPLITS, MemoryDataset
+from defend.defence import Defence
+from defend.evaluation.evaluate import EvaluationSettings, Evaluator
+from defend.records.distances import distances_of
+from defend.records.looks import curve_of
+from defend.records.per_image import to_csv
+from defend.records.rows import PlannedRow, right
+from defend.testing.toys import TASK, images
+from defend.values.threats import DEFENDED, UNDEFENDED, Threat
+
+
+class Brightness(nn.Module):
+    """Class 1 above a mean of one half, class 0 below: the boundary is as far away as the mean is from it."""
+
+    def forward(self, batch):
+        mean = batch.flatten(1).mean(1)
+        return torch.stack([0.5 - mean, mean - 0.5, *[mean * 0 - 9] * (TASK.classes - 2)], 1)
+
+
+class Moved:
+    """An attack that says what it is told: images moved by so much, whatever that does."""
+
+    norm, minimal, nearest, strays = "linf", True, True, True
+
+    def __init__(self, far):
+        self.far = far
+
+    def __call__(self, target, pictures, labels, *, eps, keys):
+        assert torch.isinf(eps).all()
+        return pictures + self.far[keys].view(-1, 1, 1, 1)
+
+
+def dataset(levels):
+    """Flat images of these grey levels; all of class 0."""
+    side = images(TASK, 1).shape[1:]
+    pixels = torch.tensor(levels, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, *side).contiguous()
+    labels = torch.zeros(len(levels), dtype=torch.int64)
+    classes = [str(number) for number in range(TASK.classes)]
+    return MemoryDataset("flat", classes, dict.fromkeys(SPLITS, pixels), dict.fromkeys(SPLITS, labels))
+
+
+def row(attack, levels, eps):
+    arms = {UNDEFENDED: Defence(Brightness()), DEFENDED: Defence(Brightness())}
+    plan = PlannedRow(
+        "it", Threat("adaptive", attack.norm, eps), attack, torch.arange(len(levels)), 9, DEFENDED, tuple(arms)
+    )
+    return Evaluator(arms, dataset(levels), EvaluationSettings(device=torch.device("cpu"))).row(plan)
+
+
+LEVELS = [115, 115, 102, 76, 153]  # the last is wrong as it is
+FAR = [0.06, 0.01, 0.2, 0.1, 0.3]  # fools; fools not; fools, beyond eps; fools not, beyond; beyond, and wrong already
+
+
+def test_a_row_at_eps_says_what_the_smallest_changes_say():
+    made = row(Moved(torch.tensor(FAR)), LEVELS, 0.1 - 1e-4)
+    torch.testing.assert_close(made.arms[DEFENDED].distance, torch.tensor([0.06, torch.inf, 0.2, torch.inf, 0.0]))
+    assert right(made, DEFENDED).tolist() == [False, True, True, True, False]
+    assert (made.linf <= 0.1).all() and made.linf[2] == 0, "beyond the budget the clean image is judged"
+    said = distances_of(made)
+    assert said["found"] == 3 and said["median"] == pytest.approx(0.2) and said["images"][1] is None
+    at = dict(zip(said["curve"]["eps"], said["curve"]["accuracy"], strict=True))
+    assert at[0.0] == 0.8 and at[0.1 - 1e-4] == right(made, DEFENDED).double().mean() == 0.6 and min(at.values()) == 0.4
+    assert curve_of(made) is None, "a look beyond the budget says nothing of the steps"
+    assert [line.split(",")[-1] for line in to_csv([made]).splitlines()[1:6]] == ["0.06", "inf", "0.2", "inf", "0"]
+
+
+def test_an_attack_without_a_budget_has_distances_too():
+    made = row(Moved(torch.tensor(FAR)), LEVELS, None)
+    assert made.arms[DEFENDED].distance.isfinite().tolist() == [True, False, True, False, True]
+    assert distances_of(made)["curve"]["accuracy"][-1] == 0.4 == right(made, DEFENDED).double().mean()
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_the_smallest_change_is_found_where_it_is_known(norm):
+    made = row(FastMinimumNorm(FmnOptions(steps=25), norm), LEVELS[:4], 0.08)
+    wanted = 0.5 - torch.tensor(LEVELS[:4]) / 255
+    if norm == "l2":
+        wanted = wanted * images(TASK, 1)[0].numel() ** 0.5
+    torch.testing.assert_close(made.arms[DEFENDED].distance, wanted, rtol=0.02, atol=0)
