@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import attrs
 import torch
 from torch import Tensor, nn
 
 from defend.attacks.balls import at_least_float32, clip, random_start
 from defend.attacks.goals import Goal, choose_goal, confirm, settle, step_along
+from defend.attacks.keeping import Attempts, Keeper, choose
 from defend.attacks.objectives import Objective, steady_cross_entropy
 from defend.attacks.options import ApgdOptions
 from defend.attacks.target import Slope, Target
@@ -74,7 +76,8 @@ def checkpoints(steps: int) -> list[int]:
 class Apgd:
     """Momentum, a step that halves where the loss stops rising, and from there on again from the best point.
 
-    An image is left alone once it is fooled (never against a random defence, whose averaged gradient goes on).
+    An image is left alone once it is fooled. Never against a random defence, whose averaged gradient goes on: there the
+    result is the iterate with the highest loss or the one that fooled most draws, whichever fools more of new ones.
     """
 
     def __init__(self, config: ApgdOptions, loss: str, norm: str = "linf") -> None:
@@ -85,18 +88,17 @@ class Apgd:
         """See `defend.stages.Attack`."""
         config = self._config
         goal = choose_goal(config, target, images, labels, keys)
-        best, left = images, torch.arange(len(images), device=images.device)
+        attempts = Attempts(target, goal, images, keys, config.restarts, self._name)
         for restart in range(config.restarts):
+            left = attempts.left
+            if len(left) == 0:
+                break
             some, budget, identity, aim = images[left], eps[left], keys[left], goal.part(left)
             with keyed(identity, seed=target.seed, stream=f"{self._name}/start/{restart}"):
                 start = clip(random_start(some, budget, self.norm), some, budget, self.norm)
             found = self._climb(target, some, start, aim, budget, identity, f"{self._name}/{restart}")
-            best = best.index_copy(0, left, found)
-            if restart + 1 < config.restarts:
-                left = left[~aim.reached(target.logits(found, identity, f"{self._name}/judge/{restart}"))]
-                if len(left) == 0:
-                    break
-        return settle(goal, target, images, best, labels, keys, self._name)
+            attempts.add(restart, found)
+        return settle(goal, target, images, attempts.images, labels, keys, self._name)
 
     def _climb(
         self, target: Target, images: Tensor, start: Tensor, goal: Goal, eps: Tensor, keys: Tensor, stream: str
@@ -104,13 +106,20 @@ class Apgd:
         steps, stops = self._config.steps, not target.random
         checks = checkpoints(steps)
         result, place = start.clone(), torch.arange(len(images), device=images.device)
-        state = _State.begin(start, self._look(target, start, goal, keys, f"{stream}/0"), FIRST_STEP * eps, self.norm)
+        slope = self._look(target, start, goal, keys, f"{stream}/0")
+        state = _State.begin(start, slope, FIRST_STEP * eps, self.norm)
+        keeper = Keeper(start) if target.random else None
+        if keeper is not None:
+            keeper.take(start, slope, goal, slope.loss)
         origin, budget, identity, aim = images, eps, keys, goal
         last = 0
         for step in range(1, steps + 1):
             # the first step has no move before it to mix in
             moved = state.step(origin, budget, aim, momentum=MOMENTUM if step > 1 else 1.0)
-            state.record(moved, self._look(target, moved, aim, identity, f"{stream}/{step}"), aim if stops else None)
+            slope = self._look(target, moved, aim, identity, f"{stream}/{step}")
+            state.record(moved, slope, aim if stops else None)
+            if keeper is not None:
+                keeper.take(moved, slope, aim, slope.loss)
             if step not in checks:
                 continue
             state.check(step - last, self._config.rho)
@@ -127,6 +136,8 @@ class Apgd:
         # who was fooled since the last check is not confirmed yet
         if stops and last < steps:
             state.fooled = confirm(state.fooled, target, aim, state.fooling, identity, f"{stream}/confirm/{steps}")
+        if keeper is not None:  # no image was left behind on the way
+            return choose(target, goal, keeper.images, state.best, keys, f"{stream}/choose")
         result[place] = state.answer()
         return result
 
@@ -135,7 +146,7 @@ class Apgd:
         if goal.own is not None and objective is difference_of_logits_ratio:
             objective, labels = targeted_ratio, torch.stack((goal.labels, goal.own), 1)
         slope = target.slope(images, labels, keys, step, objective)
-        return Slope(slope.gradient, goal.sign * slope.loss, slope.logits)
+        return attrs.evolve(slope, loss=goal.sign * slope.loss)
 
 
 class _State:

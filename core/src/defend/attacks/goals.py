@@ -30,6 +30,11 @@ class Goal:
         predicted = logits.argmax(1)
         return predicted != self.labels if self.sign > 0 else predicted == self.labels
 
+    def share(self, votes: Tensor) -> Tensor:
+        """Return in how many of the draws, predictions int64 [D,B], it is reached: [B] in [0,1]."""
+        reached = votes != self.labels if self.sign > 0 else votes == self.labels
+        return reached.float().mean(0)
+
     def part(self, which: Tensor) -> Goal:
         """Return the goal of some of the images."""
         own, wrong = (None if values is None else values[which] for values in (self.own, self.wrong))
