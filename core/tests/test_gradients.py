@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from defend.gradients import inner_gradients, smooth_sign, unroll
+from defend.errors import ContractError
+from defend.gradients import inner_gradients, smooth_sign, unroll, whole_graph
 from defend.randomness import keyed, normal_like
 
 
@@ -126,3 +127,33 @@ def test_nothing_is_kept_where_no_gradient_is_wanted():
     with torch.no_grad(), inner_gradients(torch.ones(1, 1, 2, 2)) as (x, outer):
         end = unroll(wander, (x, torch.zeros_like(x)), 20, attached=outer)[0]
     assert not outer and not end.isnan().any()
+
+
+def towards(images, carried):
+    """Halve the way to a blurred image, eight times; the image to go to is carried in the state, or closed over."""
+    with inner_gradients(images) as (x, outer):
+        goal = x.square()
+
+        def step(number, state, attached):
+            return (state[0] + (state[1] if carried else goal)) / 2, *state[1:]
+
+        return unroll(step, (x, goal) if carried else (x,), 8, attached=outer, segment=3)[0]
+
+
+def test_what_a_step_closes_over_is_refused_where_it_depends_on_the_images():
+    """Its share of the gradient is lost, without a word: the attacker would see half of the purifier."""
+    images = torch.full((1, 1, 2, 2), 0.5, requires_grad=True)
+    (exact,) = torch.autograd.grad(towards(images, carried=True).sum(), images)
+    with whole_graph() as calls:
+        (naive,) = torch.autograd.grad(towards(images, carried=False).sum(), images)
+    assert calls == [8]
+    torch.testing.assert_close(exact, naive)
+    with pytest.raises(ContractError, match="carry it in the state"):
+        torch.autograd.grad(towards(images, carried=False).sum(), images)
+    frozen = images.detach().square()  # a goal that no gradient passes through may be closed over
+
+    def step(number, state, attached):
+        return ((state[0] + frozen) / 2,)
+
+    (end,) = unroll(step, (images,), 8, attached=True, segment=3)
+    assert torch.autograd.grad(end.sum(), images)[0].flatten().tolist() == pytest.approx([0.5**8] * 4)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+import contextvars
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from defend.errors import ContractError
 from defend.randomness import mark, resumed
 
 TINY_WIDTH = 1e-12  # of an image of zeros, so that nothing is divided by zero
@@ -19,6 +21,8 @@ SEGMENT = 5
 State = tuple[Tensor, ...]
 Step = Callable[[int, State, bool], State]
 """(number of the step, state, whether to stay differentiable) to the next state; draws through `defend.randomness`."""
+
+_naive: contextvars.ContextVar[list[int] | None] = contextvars.ContextVar("defend_whole_graph", default=None)
 
 
 @contextlib.contextmanager
@@ -42,20 +46,59 @@ def unroll(step: Step, state: State, steps: int, *, attached: bool, segment: int
     between segments are kept, and the backward pass computes each segment again, with the same random draws
     (Chen et al. 2016, arXiv:1604.06174). Memory then grows by one state a segment only, and time by less than one pass
     without a graph. The gradient is exact. It can be taken once, though `step` itself may differentiate; and it goes to
-    the state alone, not to parameters that `step` closes over.
+    the state alone, not to parameters that `step` closes over. Whatever depends on the images belongs into the state,
+    the images themselves too: `step` gets back what it returned for it.
+
+    Raises:
+        ContractError: in the backward pass, where `step` closes over a tensor that depends on the images: its share of
+            the gradient would be lost, and what an attacker cannot see looks like robustness.
     """
+    calls = _naive.get()
+    if calls is not None:
+        calls.append(steps)
     # the last segment keeps its graph: the backward pass begins there and would only make it again
-    early = max(steps - segment, 0) if attached else 0
+    early = max(steps - segment, 0) if attached and calls is None else 0
     if early:
-        state = _Segments.apply(step, early, segment, *state)
+        state = _Segments.apply(step, early, segment, _find_leaves(state), *state)
     for number in range(early, steps):
         state = step(number, state, attached)
     return state
 
 
+@contextlib.contextmanager
+def whole_graph() -> Iterator[list[int]]:
+    """Make `unroll` keep the graph of every step within the block: the naive gradient, to hold its own against.
+
+    Yields:
+        The number of steps of each call of `unroll`, as they are made.
+    """
+    calls: list[int] = []
+    token = _naive.set(calls)
+    try:
+        yield calls
+    finally:
+        _naive.reset(token)
+
+
+def _find_leaves(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """Return what tensors were computed from, as far as autograd knows: leaves that want a gradient."""
+    found = {id(one): one for one in tensors if one.requires_grad and one.grad_fn is None}
+    waiting = [one.grad_fn for one in tensors if one.grad_fn is not None]
+    seen = set(waiting)
+    while waiting:
+        node = waiting.pop()
+        if (leaf := getattr(node, "variable", None)) is not None:
+            found[id(leaf)] = leaf
+        for after, _ in node.next_functions:
+            if after is not None and after not in seen:
+                seen.add(after)
+                waiting.append(after)
+    return list(found.values())
+
+
 class _Segments(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, step: Step, steps: int, segment: int, *state: Tensor) -> State:
+    def forward(ctx: Any, step: Step, steps: int, segment: int, source: list[Tensor], *state: Tensor) -> State:
         kept: list[Tensor] = []
         marks = []
         with torch.enable_grad():  # a step may differentiate, and torch turns gradients off in here
@@ -66,13 +109,13 @@ class _Segments(torch.autograd.Function):
                     marks.append(mark(state[0].device))
                 state = tuple(value.detach() for value in step(number, state, False))
         ctx.save_for_backward(*kept)
-        ctx.plan = step, steps, segment, marks
+        ctx.plan = step, steps, segment, marks, {id(leaf) for leaf in source}
         return state
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *outer: Tensor) -> tuple[Any, ...]:
-        step, steps, segment, marks = ctx.plan
+        step, steps, segment, marks, source = ctx.plan
         width, gradients = len(outer), outer
         for place in reversed(range(len(marks))):
             with torch.enable_grad(), resumed(marks[place]):
@@ -80,12 +123,17 @@ class _Segments(torch.autograd.Function):
                 state: State = tuple(given)
                 for number in range(place * segment, min((place + 1) * segment, steps)):
                     state = step(number, state, True)
+            if any(id(leaf) in source for leaf in _find_leaves(state)):
+                raise ContractError(
+                    "unroll: a step uses a tensor that depends on the images and is no part of its state, so that "
+                    "its share of the gradient would be lost: carry it in the state, and return it with every step"
+                )
             pairs = [(made, slope) for made, slope in zip(state, gradients, strict=True) if made.requires_grad]
             found = torch.autograd.grad([m for m, _ in pairs], given, [s for _, s in pairs], allow_unused=True)
             gradients = tuple(
                 torch.zeros_like(value) if slope is None else slope for value, slope in zip(given, found, strict=True)
             )
-        return (None, None, None, *gradients)
+        return (None, None, None, None, *gradients)
 
 
 class _SmoothSign(torch.autograd.Function):

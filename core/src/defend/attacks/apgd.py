@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import attrs
 import torch
 from torch import Tensor
 
 from defend.attacks.balls import clip, random_start
 from defend.attacks.goals import Goal, choose_goal, confirm, settle, step_along
+from defend.attacks.keeping import Attempts, Keeper, choose
 from defend.attacks.objectives import LOSSES, OF_PAIRS, Objective
 from defend.attacks.options import ApgdOptions, ApgdTargetedOptions
 from defend.attacks.target import Slope, Target
@@ -30,7 +32,8 @@ def checkpoints(steps: int) -> list[int]:
 class Apgd:
     """Momentum, a step that halves where the loss stops rising, and from there on again from the best point.
 
-    An image is left alone once it is fooled (never against a random defence, whose averaged gradient goes on).
+    An image is left alone once it is fooled. Never against a random defence, whose averaged gradient goes on: there the
+    result is the iterate with the highest loss or the one that fooled most draws, whichever fools more of new ones.
     """
 
     def __init__(self, config: ApgdOptions, loss: str, norm: str = "linf") -> None:
@@ -42,26 +45,24 @@ class Apgd:
         """See `defend.stages.Attack`."""
         config = self._config
         goal = choose_goal(config, target, images, labels, keys)
-        best, left = images, torch.arange(len(images), device=images.device)
+        attempts = Attempts(target, goal, images, keys, config.restarts, self._name)
         for restart in range(config.restarts):
-            identity, aim = keys[left], goal.part(left)
+            left = attempts.left
+            if len(left) == 0:
+                break
             found = climb(
                 target,
                 images[left],
-                aim,
+                goal.part(left),
                 self._objective,
                 config,
                 eps=eps[left],
-                keys=identity,
+                keys=keys[left],
                 norm=self.norm,
                 stream=(self._name, str(restart)),
             )
-            best = best.index_copy(0, left, found)
-            if restart + 1 < config.restarts:
-                left = left[~aim.reached(target.logits(found, identity, f"{self._name}/judge/{restart}"))]
-                if len(left) == 0:
-                    break
-        return settle(goal, target, images, best, labels, keys, self._name)
+            attempts.add(restart, found)
+        return settle(goal, target, images, attempts.images, labels, keys, self._name)
 
 
 def climb(
@@ -78,6 +79,7 @@ def climb(
 ) -> Tensor:
     """Climb once from a random start; return the first fooling image of each, or the one with the highest loss.
 
+    Of a random target it is the image that fooled most draws, or the one with the highest loss, whichever fools more.
     It takes `config.steps` gradients, and one at the start. `stream` names the draws: the attack's name, and what
     tells this climb from its others.
     """
@@ -87,7 +89,11 @@ def climb(
     steps, stops, stem = config.steps, not target.random, f"{name}/{own}"
     checks = checkpoints(steps)
     result, place = start.clone(), torch.arange(len(images), device=images.device)
-    state = _State.begin(start, _look(target, start, goal, objective, keys, f"{stem}/0"), FIRST_STEP * eps, norm)
+    slope = _look(target, start, goal, objective, keys, f"{stem}/0")
+    state = _State.begin(start, slope, FIRST_STEP * eps, norm)
+    keeper = Keeper(start) if target.random else None
+    if keeper is not None:
+        keeper.take(start, slope, goal, slope.loss)
     origin, budget, identity, aim = images, eps, keys, goal
     last = 0
     for step in range(1, steps + 1):
@@ -95,6 +101,8 @@ def climb(
         moved = state.step(origin, budget, aim, momentum=MOMENTUM if step > 1 else 1.0)
         slope = _look(target, moved, aim, objective, identity, f"{stem}/{step}")
         state.record(moved, slope, aim if stops else None)
+        if keeper is not None:
+            keeper.take(moved, slope, aim, slope.loss)
         if step not in checks:
             continue
         state.check(step - last, config.rho)
@@ -111,6 +119,8 @@ def climb(
     # who was fooled since the last check is not confirmed yet
     if stops and last < steps:
         state.fooled = confirm(state.fooled, target, aim, state.fooling, identity, f"{stem}/confirm/{steps}")
+    if keeper is not None:  # no image was left behind on the way
+        return choose(target, goal, keeper.images, state.best, keys, f"{stem}/choose")
     result[place] = state.answer()
     return result
 
@@ -120,7 +130,7 @@ def _look(target: Target, images: Tensor, goal: Goal, objective: Objective, keys
     if goal.own is not None and objective in OF_PAIRS:
         objective, labels = OF_PAIRS[objective], torch.stack((goal.labels, goal.own), 1)
     slope = target.slope(images, labels, keys, step, objective)
-    return Slope(slope.gradient, goal.sign * slope.loss, slope.logits)
+    return attrs.evolve(slope, loss=goal.sign * slope.loss)
 
 
 class _State:

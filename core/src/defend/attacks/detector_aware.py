@@ -22,10 +22,12 @@ Direction = Callable[[Slopes, Tensor], Tensor]
 class DetectorAware(abc.ABC):
     """Projected sign steps in directions made of the classifier's and the detector's gradient.
 
-    Of all points seen, the image itself among them, it keeps the misclassified one with the lowest score; while there
-    is none, the one with the highest loss: the log-odds against the label (`defend.attacks.objectives.log_odds`), which
-    rise as the cross-entropy does and never lose their gradient. It is left alone once misclassified with a score
-    below what the attacker wants (`target.threshold`, else the detector's own), but never against a random defence.
+    Of all points seen, the image itself among them, it keeps the one that fools most draws of a random defence
+    (misclassified, with a score below what the attacker wants); else the misclassified one with the lowest score; while
+    there is none, the one with the highest loss: the log-odds against the label
+    (`defend.attacks.objectives.log_odds`), which rise as the cross-entropy does and never lose their gradient. It is
+    left alone once misclassified with a score below what the attacker wants (`target.threshold`, else the detector's
+    own), but never against a random defence.
     """
 
     norm = "linf"
@@ -54,7 +56,7 @@ class DetectorAware(abc.ABC):
         best = _Best(images)
         everyone = torch.arange(len(images), device=images.device)
         # an image that is misclassified and accepted as it is needs no attack
-        best.record(everyone, images, *target.scores(images, keys, f"{self._name}/clean"), labels)
+        best.record(everyone, images, target.scores(images, labels, keys, f"{self._name}/clean"), labels)
         for restart in range(config.restarts):
             for number, (aims, direction) in enumerate(self._passes(target)):
                 left = everyone if target.random else best.open(wanted)
@@ -93,7 +95,7 @@ class DetectorAware(abc.ABC):
         current = start
         for step in range(steps):
             slopes = target.slopes(current, labels, keys, f"{stream}/{step}", aims)
-            best.record(place, current, slopes.logits, slopes.scores, labels)
+            best.record(place, current, slopes, labels)
             wrong = slopes.logits.argmax(1) != labels
             ahead = torch.sign(direction(slopes, wrong)) * size.view(-1, 1, 1, 1)
             current = project_linf(current + ahead, images, eps)
@@ -105,42 +107,44 @@ class DetectorAware(abc.ABC):
                 place, current, images, labels = place[keep], current[keep], images[keep], labels[keep]
                 eps, keys, size = eps[keep], keys[keep], size[keep]
         # the loop records where each step begins, so the last point is still missing
-        logits, scores = target.scores(current, keys, f"{stream}/{steps}")
-        best.record(place, current, logits, scores, labels)
+        best.record(place, current, target.scores(current, labels, keys, f"{stream}/{steps}"), labels)
         return best
 
 
 class _Best:
     """The best candidate of every image so far.
 
-    Any misclassified one is better than one that is not. Of two misclassified ones the lower score is better, of two
-    others the higher loss.
+    One that fools more draws is better. Of two that fool as many, any misclassified one is better than one that is not,
+    of two misclassified ones the one with the lower score, and of two others that with the higher loss.
     """
 
     def __init__(self, images: Tensor) -> None:
         self.images = images.clone()
         self.wrong = torch.zeros(len(images), dtype=torch.bool, device=images.device)
+        self.share = torch.full((len(images),), -1.0, device=images.device)
         self.score = torch.full((len(images),), torch.inf, device=images.device)
         self.loss = torch.full((len(images),), -torch.inf, device=images.device)
 
-    def record(self, place: Tensor, images: Tensor, logits: Tensor, scores: Tensor, labels: Tensor) -> None:
+    def record(self, place: Tensor, images: Tensor, said: Slopes, labels: Tensor) -> None:
         """Take candidates for the images at `place` [n] in, where they are better."""
-        loss = log_odds(logits, labels)
-        self._take(place, images, logits.argmax(1) != labels, scores, loss)
+        loss, wrong = log_odds(said.logits, labels), said.logits.argmax(1) != labels
+        self._take(place, images, wrong, said.share, said.scores, loss)
 
     def merge(self, place: Tensor, other: _Best) -> None:
         """Take the best of another pass over the images at `place` in."""
-        self._take(place, other.images, other.wrong, other.score, other.loss)
+        self._take(place, other.images, other.wrong, other.share, other.score, other.loss)
 
     def open(self, wanted: Tensor) -> Tensor:
         """Return the places of those not yet misclassified with a score below `wanted`."""
         return (~(self.wrong & (self.score < wanted))).nonzero()[:, 0]
 
-    def _take(self, place: Tensor, images: Tensor, wrong: Tensor, score: Tensor, loss: Tensor) -> None:
-        was, lowest, highest = self.wrong[place], self.score[place], self.loss[place]
-        better = torch.where(wrong & was, score < lowest, torch.where(wrong | was, wrong, loss > highest))
+    def _take(self, place: Tensor, images: Tensor, wrong: Tensor, share: Tensor, score: Tensor, loss: Tensor) -> None:
+        was, most, lowest, highest = self.wrong[place], self.share[place], self.score[place], self.loss[place]
+        alike = torch.where(wrong & was, score < lowest, torch.where(wrong | was, wrong, loss > highest))
+        better = torch.where(share == most, alike, share > most)
         self.images[place] = torch.where(better.view(-1, 1, 1, 1), images, self.images[place])
-        self.wrong[place] = was | wrong
+        self.wrong[place] = torch.where(better, wrong, was)
+        self.share[place] = torch.where(better, share, most)
         self.score[place] = torch.where(better, score, lowest)
         self.loss[place] = torch.where(better, loss, highest)
 

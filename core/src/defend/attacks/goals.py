@@ -29,7 +29,13 @@ class Goal:
 
     def reached(self, logits: Tensor) -> Tensor:
         """Return bool [B]: which predictions are what the attack wants."""
-        predicted = logits.argmax(1)
+        return self._met(logits.argmax(1))
+
+    def share(self, votes: Tensor) -> Tensor:
+        """Return in how many of the draws, predictions int64 [D,B], it is reached: [B] in [0,1]."""
+        return self._met(votes).float().mean(0)
+
+    def _met(self, predicted: Tensor) -> Tensor:
         if self.anywhere and self.own is not None:
             return predicted != self.own
         return predicted != self.labels if self.sign > 0 else predicted == self.labels

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from defend.attacks.balls import clip, random_start
 from defend.attacks.goals import Goal, choose_goal, confirm, settle, step_along
+from defend.attacks.keeping import Attempts, Keeper, choose
 from defend.attacks.objectives import Objective, cross_entropy, scaled_cross_entropy, steady_cross_entropy
 from defend.attacks.options import BimOptions, ClimbOptions, PgdOptions, bim_steps
 from defend.attacks.target import Target
@@ -37,9 +38,11 @@ def climb_ball(
     With `early_stop`, an image is left as it is from the first iterate that reaches the goal: the
     logits of the gradient's own forward pass tell, so it costs nothing. In reduced precision they do
     not decide: there an image is left where full precision confirms it, whenever the batch is
-    compacted. The result is where the last step ended, which has not been queried. `judged` is False where the
+    compacted. The result is where the last step ended, which has not been queried; of a random target it is that or
+    the iterate that fooled most draws on the way, whichever fools more of new ones. `judged` is False where the
     objective's logits are not the target's own: they decide no success.
     """
+    keeper = Keeper(start) if target.random and judged else None
     early_stop = early_stop and judged and not target.random
     compact_every = target.compact_every or (1 if images.device.type == "cpu" else max(steps // 4, 1))
     result = start.clone()
@@ -49,6 +52,8 @@ def climb_ball(
         slope = target.slope(current, goal.labels, identity, f"{stream}/{step}", objective, judged=judged)
         length = size if schedule == "constant" else size * (1 - step / steps)
         moved = clip(current + step_along(slope.gradient, goal, length, norm), origin, budget, norm)
+        if keeper is not None:
+            keeper.take(current, slope, goal, goal.sign * slope.loss)
         if not early_stop:
             current = moved
             continue
@@ -67,6 +72,8 @@ def climb_ball(
             if len(keep) < len(place):
                 place, current, origin, goal = place[keep], current[keep], origin[keep], goal.part(keep)
                 budget, size, identity = budget[keep], size[keep], identity[keep]
+    if keeper is not None:  # no image was left behind on the way
+        return choose(target, goal, keeper.images, current, keys, f"{stream}/choose")
     result[place] = current
     return result
 
@@ -127,10 +134,12 @@ class Pgd:
         config = self._config
         goal = choose_goal(config, target, images, labels, keys)
         size = config.first_step(eps)
-        best = images
-        open_cases = torch.arange(len(images), device=images.device)
+        attempts = Attempts(target, goal, images, keys, config.restarts, "pgd")
         for restart in range(config.restarts):
-            some, budget, identity, aim = images[open_cases], eps[open_cases], keys[open_cases], goal.part(open_cases)
+            left = attempts.left
+            if len(left) == 0:
+                break
+            some, budget, identity, aim = images[left], eps[left], keys[left], goal.part(left)
             start = some
             if config.random_start:
                 with keyed(identity, seed=target.seed, stream=f"pgd/start/{restart}"):
@@ -144,7 +153,7 @@ class Pgd:
                 eps=budget,
                 keys=identity,
                 steps=config.steps,
-                step_size=size[open_cases],
+                step_size=size[left],
                 early_stop=config.early_stop,
                 objective=self._objective,
                 stream=f"pgd/{restart}",
@@ -152,13 +161,8 @@ class Pgd:
                 judged=self._judged,
                 norm=self.norm,
             )
-            best = best.index_copy(0, open_cases, found)
-            if restart + 1 < config.restarts:
-                fooled = aim.reached(target.logits(found, identity, f"pgd/judge/{restart}"))
-                open_cases = open_cases[~fooled]
-                if len(open_cases) == 0:
-                    break
-        return settle(goal, target, images, best, labels, keys, "pgd")
+            attempts.add(restart, found)
+        return settle(goal, target, images, attempts.images, labels, keys, "pgd")
 
 
 def bim(config: BimOptions) -> Bim:

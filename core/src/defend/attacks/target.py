@@ -33,11 +33,15 @@ CPU_BATCH = 64  # images at once: a resnet18 on 32x32 takes 1.27 times as long f
 
 @attrs.frozen
 class Slope:
-    """A gradient [B,C,H,W] at some images, the loss [B] and the logits [B,K] there (means over draws)."""
+    """A gradient [B,C,H,W] at some images, the loss [B] and the logits [B,K] there (means over draws).
+
+    `votes` is what a random target predicted in each of the draws, int64 [D,B]; None of one that is not random.
+    """
 
     gradient: Tensor
     loss: Tensor
     logits: Tensor
+    votes: Tensor | None = None
 
 
 Aims = Callable[[Tensor, Tensor, Tensor], Sequence[Tensor]]
@@ -46,11 +50,15 @@ Aims = Callable[[Tensor, Tensor, Tensor], Sequence[Tensor]]
 
 @attrs.frozen
 class Slopes:
-    """One gradient [B,C,H,W] an aim; logits [B,K] and detector scores [B] of the same pass (means over draws)."""
+    """One gradient [B,C,H,W] an aim; logits [B,K] and detector scores [B] of the same pass (means over draws).
+
+    `share` is in how many of the draws the image was misclassified with a score below `Target.wanted`, [B] in [0,1].
+    """
 
     gradients: list[Tensor]
     logits: Tensor
     scores: Tensor
+    share: Tensor
 
 
 class Target:
@@ -147,7 +155,8 @@ class Target:
         if len(pieces) == 1:
             return pieces[0]
         columns = ([getattr(piece, name) for piece in pieces] for name in ("gradient", "loss", "logits"))
-        return Slope(*(torch.cat(column) for column in columns))
+        votes = [piece.votes for piece in pieces if piece.votes is not None]
+        return Slope(*(torch.cat(column) for column in columns), torch.cat(votes, 1) if votes else None)
 
     def _pieces(self, *columns: Tensor) -> Iterator[tuple[Tensor, ...]]:
         """Cut a large batch up on a CPU, where more than `CPU_BATCH` images at once are slower an image, not faster."""
@@ -181,7 +190,8 @@ class Target:
         said = self._mean(logits)
         self._note(keys, found, blind, logits=said if judged else None)
         mean = self._mean_of_logs(steady.log_loss(loss)) if steady else self._mean(loss)
-        return Slope(fill(found[0], images), mean, said)
+        votes = logits.argmax(1).unflatten(0, (self.draws, -1)) if self.random else None
+        return Slope(fill(found[0], images), mean, said, votes)
 
     def _usual_scale(self, keys: Tensor, logits: Tensor) -> Tensor:
         """Return what an image's logits are multiplied by, [D*B]: of the first look at it, so that losses compare."""
@@ -272,7 +282,11 @@ class Target:
             said, scored = self._mean(logits), self._mean(scores)
             fooled = (said.argmax(1) != labels) & (scored < self.wanted)
             self._note(keys, found, blind, fooled=fooled)
-        return Slopes([fill(gradient, images) for gradient in found], said, scored)
+        share = self._share_fooled(logits, scores, packed)
+        return Slopes([fill(gradient, images) for gradient in found], said, scored, share)
+
+    def _share_fooled(self, logits: Tensor, scores: Tensor, labels: Tensor) -> Tensor:
+        return self._mean(((logits.argmax(1) != labels) & (scores < self.wanted)).float())
 
     @torch.no_grad()
     def logits(self, images: Tensor, keys: Tensor, step: int | str) -> Tensor:
@@ -281,11 +295,19 @@ class Target:
             return self._mean(self.module(self._repeat(images)).float())
 
     @torch.no_grad()
-    def scores(self, images: Tensor, keys: Tensor, step: int | str) -> tuple[Tensor, Tensor]:
-        """Return logits [B,K] and detector scores [B], means over draws, in full precision."""
+    def votes(self, images: Tensor, keys: Tensor, step: int | str, draws: int | None = None) -> Tensor:
+        """Return what is predicted in each of `draws` draws (None: the target's own number), int64 [D,B]."""
+        count = (draws or self.draws) if self.random else 1
+        with self._surroundings(images, keys, step, full=True, draws=count):
+            return self.module(self._repeat(images, count)).argmax(1).unflatten(0, (count, -1))
+
+    @torch.no_grad()
+    def scores(self, images: Tensor, labels: Tensor, keys: Tensor, step: int | str) -> Slopes:
+        """Return what `slopes` does of no aim, from a pass without a graph, in full precision."""
         with self._surroundings(images, keys, step, full=True):
-            logits, scores = self._ask(self._repeat(images))
-            return self._mean(logits.float()), self._mean(scores.float())
+            logits, scores = (said.float() for said in self._ask(self._repeat(images)))
+            share = self._share_fooled(logits, scores, self._repeat(labels))
+            return Slopes([], self._mean(logits), self._mean(scores), share)
 
     @torch.no_grad()
     def answer(self, images: Tensor, keys: Tensor, step: int | str, draws: int | None = None) -> tuple[Tensor, Tensor]:

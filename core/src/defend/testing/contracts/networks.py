@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from defend.defence import Defence
 from defend.evaluation.certify import examine_noise
+from defend.gradients import whole_graph
 from defend.randomness import keyed
 from defend.testing.contracts.stage import ModuleContract
 from defend.testing.toys import SEED, images
@@ -68,6 +69,26 @@ class PurifierContract(ModuleContract):
         sigma = getattr(module, "smoothing_sigma", 0)
         if sigma:
             examine_noise(module, sigma, images(self.task, 1))
+
+    def test_unrolled_steps_have_the_naive_gradient(self) -> None:
+        """Of a purifier that unrolls its steps by `defend.gradients.unroll`; there is nothing to compare of others."""
+        module, batch = self.stage_module().requires_grad_(False), images(self.task, 2).requires_grad_()
+
+        def differentiate() -> tuple[Tensor, Tensor]:
+            answer = self.run(module, batch)
+            return answer.detach(), torch.autograd.grad(answer.square().sum(), batch)[0]
+
+        with whole_graph() as calls:
+            expected = differentiate()
+        if calls:
+            for ours, naive in zip(differentiate(), expected, strict=True):
+                message = (
+                    f"through {sum(calls)} steps the gradient is not that of the whole graph, by up to "
+                    f"{(ours - naive).abs().max():.3g} of {naive.abs().max():.3g}: an adaptive attack would be misled; "
+                    "draw through defend.randomness, and carry what depends on the images in the state"
+                )
+                atol = 1e-4 * float(naive.abs().max())
+                torch.testing.assert_close(ours, naive, atol=atol, rtol=1e-3, msg=message)
 
     def test_parameters_keep_no_gradient(self) -> None:
         module = self.stage_module()

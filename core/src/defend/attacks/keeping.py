@@ -1,0 +1,75 @@
+"""Of what an attack meets on its way, what it keeps: against a random target the image that fools most draws."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from defend.attacks.balls import wide
+from defend.attacks.goals import Goal
+from defend.attacks.target import Slope, Target
+
+VOTES = 10  # draws, at least, that decide between two candidates: a single one would be a toss
+
+
+class Keeper:
+    """The images of a climb that fool most draws so far; of those that fool as many, the ones with the higher loss.
+
+    It costs no pass: the draws are those that the gradients were averaged over.
+    """
+
+    def __init__(self, start: Tensor) -> None:
+        self.images = start
+        self._share, self._loss = start.new_full((len(start),), -1), start.new_full((len(start),), -torch.inf)
+
+    def take(self, images: Tensor, slope: Slope, goal: Goal, loss: Tensor) -> None:
+        """Take iterates [B,C,H,W] in, with what was seen of them and the loss [B] that is to be raised."""
+        assert slope.votes is not None
+        share = goal.share(slope.votes).to(self._share.dtype)
+        better = (share > self._share) | ((share == self._share) & (loss > self._loss))
+        self.images = torch.where(wide(better), images, self.images)
+        self._share, self._loss = torch.where(better, share, self._share), torch.where(better, loss, self._loss)
+
+
+def choose(target: Target, goal: Goal, first: Tensor, second: Tensor, keys: Tensor, step: str) -> Tensor:
+    """Return of two candidates [B,C,H,W] the one that fools more of the same new draws, the second of equals.
+
+    The draws that a climb chose its candidate by flatter it: of many iterates the luckiest was taken.
+    """
+    count = max(target.draws, VOTES)
+    before, after = (goal.share(target.votes(images, keys, step, draws=count)) for images in (first, second))
+    return torch.where(wide(before > after), first, second)
+
+
+class Attempts:
+    """What several starts of an attack found of each image.
+
+    An image that is fooled needs no other start, a random target's only where all draws are; of several starts the one
+    counts that fools most draws, of a target that is not random the last.
+
+    Attributes:
+        images: [N,C,H,W], the best so far.
+        left: int64 [M], the places of images that need another start.
+    """
+
+    def __init__(self, target: Target, goal: Goal, images: Tensor, keys: Tensor, restarts: int, name: str) -> None:
+        self._target, self._goal, self._keys, self._restarts, self._name = target, goal, keys, restarts, name
+        self.images, self.left = images, torch.arange(len(images), device=images.device)
+        self._share = images.new_full((len(images),), -1)
+
+    def add(self, restart: int, found: Tensor) -> None:
+        """Take in what a start found of the images that were left."""
+        left, aim, last = self.left, self._goal.part(self.left), restart + 1 == self._restarts
+        if self._target.random and self._restarts > 1:
+            # the same draws for every start, so that they compare
+            votes = self._target.votes(found, self._keys[left], f"{self._name}/judge")
+            share = aim.share(votes).to(self._share.dtype)
+            better = share > self._share[left]
+            self.images = self.images.index_copy(0, left[better], found[better])
+            self._share = self._share.index_copy(0, left[better], share[better])
+            self.left = left[share < 1]
+            return
+        self.images = self.images.index_copy(0, left, found)
+        if not last:
+            logits = self._target.logits(found, self._keys[left], f"{self._name}/judge/{restart}")
+            self.left = left[~aim.reached(logits)]
