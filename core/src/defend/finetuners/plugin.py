@@ -79,8 +79,8 @@ class AdversarialRecipe:
     def __attrs_post_init__(self) -> None:
         if self.mode in ("trades", "mart") and self.clean_share:
             raise ConfigError(
-                f"clean_share={self.clean_share!r} does nothing for mode={self.mode}, which learns from every image clean: "
-                "leave it at 0, or lower beta"
+                f"clean_share={self.clean_share!r} does nothing for mode={self.mode}, which learns from every image "
+                "clean: leave it at 0, or lower beta"
             )
         if self.mode == "fgsm" and self.step_size is not None:
             raise ConfigError(
