@@ -6,7 +6,7 @@
 | 2   | attack order       | rows, image by image              | FGSM against PGD through the defence                |
 | 3   | square             | query rows against white-box rows |                                                     |
 | 4   | convergence        | how many images each step fooled  | ten times the steps, ten restarts, the loss's curve |
-| 5   | gradients          | what attacks saw, a few images    |                                                     |
+| 5   | gradients          | what attacks saw, a few images    | more images that rows leave right                   |
 | 6   | randomness         | five passes                       | an attack that knows the draws                      |
 | 7   | optimisation inside| one pass                          |                                                     |
 | 8   | label leak         | rows                              | attacks with predicted labels                       |

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from defend.checks.outcomes import Outcomes
+from defend.datasets.base import Batch
 from defend.defence import Defence
 from defend.randomness import keyed
 from defend.records.rows import RowRecord
@@ -49,6 +50,7 @@ class Subject:
         classes: how many.
         calibration: how the detector's threshold was set, None if unknown.
         promise: what the card of the victim's weights gives, None if nothing.
+        left: images that the white-box rows leave right, for what is to be asked about those; None: `images`.
     """
 
     defence: Defence
@@ -63,6 +65,7 @@ class Subject:
     steps: int = 20
     calibration: Calibration | None = None
     promise: Promise | None = None
+    left: Batch | None = None
 
     def part(self, which: slice) -> Subject:
         """Return the same with some of the images."""

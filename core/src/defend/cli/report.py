@@ -26,6 +26,8 @@ def report_command(runs: tuple[Path, ...], out: Path | None, as_json: bool) -> N
         from defend.report.page import write_page
 
         written = write_page(runs, out)
+    for doubt in written.doubts:
+        say(f"Note: {doubt}", err=True)
     if as_json:
         print_json([str(file) for file in (written.page, *written.figures)])
         return

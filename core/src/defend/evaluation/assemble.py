@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib.metadata
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -18,6 +16,7 @@ from defend.evaluation.provenance import describe
 from defend.records.distances import distances_of
 from defend.records.looks import curve_of, gradients_of
 from defend.records.rows import RowRecord, right, worst_case
+from defend.util.distributions import version_of
 from defend.util.metrics import auroc, proportion, share, tpr_at
 from defend.util.statistics import mcnemar, paired_interval, wilson
 from defend.values.report import ArmResult, Calibration, Certified, Check, Cost, Report, Row, WorstCase
@@ -76,10 +75,10 @@ def assemble(config: RunConfig, records: Sequence[RowRecord], known: Circumstanc
     clean = records[0].judge_ms
     return Report(
         versions={
-            "defend-core": _version("defend-core"),
+            "defend-core": version_of("defend-core") or "unknown",
             "python": platform.python_version(),
             "torch": torch.__version__,
-            "timm": _version("timm"),
+            "timm": version_of("timm") or "unknown",
         },
         plugins=dict(known.plugins),
         config=config,
@@ -303,12 +302,6 @@ def _separation(clean: Tensor, attacked: Tensor) -> dict[str, Any]:
         "auroc": auroc(clean, attacked),
         "tpr_at_fpr": {f"{rate:g}": tpr_at(clean, attacked, rate) for rate in RATES},
     }
-
-
-def _version(distribution: str) -> str:
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        return importlib.metadata.version(distribution)
-    return "unknown"
 
 
 def _device_name(device: torch.device) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from defend.checks import Promise, Subject, check_run
+from defend.checks.following import choose_left
 from defend.datasets.base import ImageDataset
 from defend.evaluation.arms import BuiltDefence
 from defend.records.rows import RowRecord
@@ -16,6 +17,7 @@ from defend.values.report import Check
 from defend.values.run_config import RunConfig
 from defend.values.threats import DEFENDED, UNDEFENDED, threat
 
+FOLLOWED = {"basic": 8, "full": 32}  # images left right from which the loss is followed along the gradient
 PROBED = {"basic": 8, "full": 25}  # images that the sanity checks query the defence with
 CHECK_STEPS = 10
 MOST_CHECK_STEPS = 20
@@ -49,6 +51,7 @@ def choose_subject(
     keys = dataset.keys("test", PROBED[config.checks], config.seed)
     batch = next(iter(dataset.batches("test", keys, len(keys), device)))
     names = defence.names.names
+    left = choose_left(records, FOLLOWED[config.checks])
     return Subject(
         defence=defence.arms[names[DEFENDED]],
         undefended=defence.arms[UNDEFENDED],
@@ -62,6 +65,7 @@ def choose_subject(
         classes=dataset.task().classes,
         calibration=defence.calibration,
         promise=_promise(defence, dataset),
+        left=None if left is None else next(iter(dataset.batches("test", left, len(left), device))),
     )
 
 

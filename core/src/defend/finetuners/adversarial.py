@@ -1,18 +1,21 @@
-"""Adversarial training: PGD (Madry et al. 2018, arXiv:1706.06083), TRADES (Zhang et al. 2019, arXiv:1901.08573).
+"""Adversarial training: PGD (Madry et al. 2018, arXiv:1706.06083), TRADES, MART, or one step; with AWP or without.
 
 Within L-inf, or a share of the images within L2 (after Tramèr and Boneh 2019, arXiv:1904.13000). Behind a purifier the
-victim learns from what the purifier makes of images that were crafted against both.
+victim learns from what the purifier makes of images that were crafted against both. The equations and their papers
+are in `rules`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional as F
 
 from defend.attacks.balls import clip, random_start, steepest, usual_l2
@@ -24,6 +27,7 @@ from defend.datasets.base import Batch, ImageDataset
 from defend.defence import Defence
 from defend.errors import ConfigError
 from defend.finetuners.plugin import AdversarialRecipe
+from defend.finetuners.rules import Overfitting, divergence, mart, misleads, raise_weights
 from defend.options import NoOptions, make
 from defend.randomness import keyed, normal_like
 from defend.stages import Task
@@ -31,9 +35,12 @@ from defend.train import Loss, Optimiser, Training
 from defend.victims.training import augment
 
 TRADES_START = 1e-3  # deviation of the normal noise that TRADES starts from: at the image itself KL has no slope
+SINGLE_STEP = 1.25  # of eps, from a random start: the one step of mode fgsm (Wong et al. 2020)
 JUDGE_STEPS = 10  # of the PGD that epochs are compared and the card is filled with
 SCORED, MEASURED = 256, 1000  # validation images, after an epoch and for the card
 JUDGE_BATCH = 250
+
+PAIRED = ("trades", "mart")  # modes that learn from every image, clean and as it was crafted
 
 Raised = Callable[[Tensor], Tensor]
 """Logits [B,K] to the numbers [B] that crafting raises."""
@@ -42,12 +49,6 @@ Raised = Callable[[Tensor], Tensor]
 def default_step(eps: float, steps: int) -> float:
     """Return 2.5 eps / steps: the ball's edge is reached from any start, and the rest of the steps move along it."""
     return 2.5 * eps / steps
-
-
-def divergence(reference: Tensor, logits: Tensor) -> Tensor:
-    """Return KL(softmax(reference) || softmax(logits)) of logits [B,K], in nats: [B]."""
-    pair = logits.log_softmax(1), reference.log_softmax(1)
-    return F.kl_div(*pair, log_target=True, reduction="none").sum(1)
 
 
 def climb(
@@ -115,39 +116,45 @@ def warm(step: int, steps: int, warmup: float) -> float:
 
 @torch.no_grad()
 def accuracies(
-    model: Defence, dataset: ImageDataset, eps: float, limit: int, device: torch.device, eps_l2: float | None = None
+    model: Defence,
+    dataset: ImageDataset,
+    eps: float,
+    limit: int,
+    device: torch.device,
+    eps_l2: float | None = None,
+    single: bool = False,
 ) -> dict[str, float]:
     """Return the accuracy on validation images: "clean", and under "pgd" (random start, 10 steps, one draw).
 
-    With `eps_l2` also under as many steps in L2 ("pgd_l2"), and on images that stand both ("pgd_both"). All draws are
-    keyed by image, so every call with the same weights gives the same. The model must be in eval mode.
+    With `eps_l2` also under as many steps in L2 ("pgd_l2"), and on images that stand both ("pgd_both"); with `single`
+    under one step from a random start ("fgsm"). All draws are keyed by image, so every call with the same
+    weights gives the same. The model must be in eval mode.
     """
     target, attack = Target(model), Pgd(make(PgdOptions, {"steps": JUDGE_STEPS}, "pgd"))
-    keys = dataset.keys("val", limit)
-    names = ("clean", "pgd", *(("pgd_l2", "pgd_both") if eps_l2 is not None else ()))
-    right = torch.zeros(len(names), device=device)
+    keys, right = dataset.keys("val", limit), dict[str, Tensor]()
     for batch in dataset.batches("val", keys, JUDGE_BATCH, device):
-        shown = [batch.images, craft(attack, target, batch.images, batch.labels, eps=eps, keys=batch.keys)]
+
+        def ball(norm: str, radius: float, steps: int, size: float, some: Batch = batch) -> Tensor:
+            with keyed(some.keys, seed=0, stream=f"adversarial/judge/{norm}"), torch.enable_grad():
+                start = random_start(some.images, radius, norm)
+                away = partial(F.cross_entropy, target=some.labels, reduction="none")
+                return climb(model, some.images, start, away, eps=radius, steps=steps, step_size=size, norm=norm)
+
+        shown = {"clean": batch.images}
+        shown["pgd"] = craft(attack, target, batch.images, batch.labels, eps=eps, keys=batch.keys)
         if eps_l2 is not None:
-            with keyed(batch.keys, seed=0, stream="adversarial/judge/l2"), torch.enable_grad():
-                shown.append(
-                    climb(
-                        model,
-                        batch.images,
-                        random_start(batch.images, eps_l2, "l2"),
-                        partial(F.cross_entropy, target=batch.labels, reduction="none"),
-                        eps=eps_l2,
-                        steps=JUDGE_STEPS,
-                        step_size=default_step(eps_l2, JUDGE_STEPS),
-                        norm="l2",
-                    )
-                )
-        stood = []
-        for place, seen in enumerate(shown):
+            shown["pgd_l2"] = ball("l2", eps_l2, JUDGE_STEPS, default_step(eps_l2, JUDGE_STEPS))
+        if single:
+            shown["fgsm"] = ball("linf", eps, 1, SINGLE_STEP * eps)
+        stood = {}
+        for place, (name, seen) in enumerate(shown.items()):
             with keyed(batch.keys, seed=0, stream=f"adversarial/judge/{place}"):
-                stood.append(model(seen).argmax(1) == batch.labels)
-        right += torch.stack([*stood, *([stood[1] & stood[2]] if eps_l2 is not None else [])]).sum(1)
-    return dict(zip(names, (right / len(keys)).tolist(), strict=True))
+                stood[name] = model(seen).argmax(1) == batch.labels
+        if eps_l2 is not None:
+            stood["pgd_both"] = stood["pgd"] & stood["pgd_l2"]
+        for name, ok in stood.items():
+            right[name] = right.get(name, 0) + ok.sum()
+    return dict(zip(right, (torch.stack([*right.values()]) / len(keys)).tolist(), strict=True))
 
 
 class AdversarialTraining(Training):
@@ -177,6 +184,7 @@ class AdversarialTraining(Training):
         self._recipe, self._flips = recipe, task.flips
         usual = usual_l2(recipe.eps, task.channels * task.height * task.width)
         self._eps_l2 = usual if recipe.eps_l2 is None else recipe.eps_l2
+        self._overfitting = Overfitting()
         self._before, self._after = Defence(victim, purifier), Defence(tuned, purifier)
 
     def optimisers(self, steps: int) -> dict[str, Optimiser]:
@@ -203,6 +211,9 @@ class AdversarialTraining(Training):
         eps, step_size = share * full, share * default_step(full, recipe.steps)
         if norm == "linf" and recipe.step_size is not None:
             step_size = share * recipe.step_size
+        steps = recipe.steps
+        if recipe.mode == "fgsm":
+            steps, step_size = 1, SINGLE_STEP * eps
         if recipe.mode == "trades":
             with torch.no_grad():
                 reference = self._after(images)
@@ -211,52 +222,95 @@ class AdversarialTraining(Training):
         else:
             start = random_start(images, eps, norm)
             objective = partial(F.cross_entropy, target=labels, reduction="none")
-        return climb(self._after, images, start, objective, eps=eps, steps=recipe.steps, step_size=step_size, norm=norm)
+        return climb(self._after, images, start, objective, eps=eps, steps=steps, step_size=step_size, norm=norm)
 
     def losses(self, batch: Batch) -> Iterator[Loss]:
-        labels = batch.labels
-        images = augment(batch.images, self._recipe.shift, self._flips)
-        if self._recipe.mode == "trades":
-            clean, logits = self._logits(torch.cat([images, self.craft(images, labels)])).chunk(2)
-            value = F.cross_entropy(clean, labels) + self._recipe.beta * divergence(clean, logits).mean()
-            yield Loss("victim", value, {"accuracy": _accuracy(clean, labels), "robust": _accuracy(logits, labels)})
-            return
-        # the order of images is random, so the first ones are as good as any
-        left = int(self._recipe.clean_share * len(images))
-        logits = self._logits(torch.cat([images[:left], self.craft(images[left:], labels[left:])]))
-        robust = _accuracy(logits[left:], labels[left:])
-        yield Loss("victim", F.cross_entropy(logits, labels), {"robust": robust})
-
-    def _logits(self, images: Tensor) -> Tensor:
+        labels, recipe = batch.labels, self._recipe
+        images = augment(batch.images, recipe.shift, self._flips)
+        if recipe.mode in PAIRED:
+            left, shown = len(images), torch.cat([images, self.craft(images, labels)])
+        else:
+            # the order of images is random, so the first ones are as good as any
+            left = int(recipe.clean_share * len(images))
+            shown = torch.cat([images[:left], self.craft(images[left:], labels[left:])])
         with torch.no_grad():  # the purifier is frozen, and the images are given
-            seen = self._after.purify(images)
-        logits: Tensor = self.modules["victim"](seen)
-        return logits
+            seen = self._after.purify(shown)
+        weights = self._raise_weights(seen, labels, left) if recipe.awp else {}
+        # with no weights moved this is a call like any other
+        logits: Tensor = functional_call(self.modules["victim"], weights, (seen,))
+        value, metrics = self._value(logits, labels, left)
+        yield Loss("victim", value, metrics)
+
+    def _value(self, logits: Tensor, labels: Tensor, left: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss, and what is logged, of logits of which the first `left` are on clean images."""
+        recipe = self._recipe
+        clean, robust = logits[:left], logits[left:]
+        if recipe.mode not in PAIRED:
+            return F.cross_entropy(logits, labels), {"robust": _accuracy(robust, labels[left:])}
+        if recipe.mode == "mart":
+            value = mart(clean, robust, labels, recipe.beta).mean()
+        else:
+            value = F.cross_entropy(clean, labels) + recipe.beta * divergence(clean, robust).mean()
+        return value, {"accuracy": _accuracy(clean, labels), "robust": _accuracy(robust, labels)}
+
+    def _raise_weights(self, seen: Tensor, labels: Tensor, left: int) -> dict[str, Tensor]:
+        """Return the weights that the loss of what the victim sees [B,C,H,W] is to be taken at, by name."""
+        learning = {name: weight for name, weight in self.stage.named_parameters() if weight.requires_grad}
+        # batch norm's statistics are moved by the pass that counts, and not by this one
+        buffers = {name: buffer.clone() for name, buffer in self.stage.named_buffers()}
+        value, _ = self._value(functional_call(self.stage, buffers, (seen,)), labels, left)
+        found = torch.autograd.grad(value, list(learning.values()), allow_unused=True)
+        slopes = {name: slope for name, slope in zip(learning, found, strict=True) if slope is not None}
+        moved = raise_weights(learning, slopes, self._recipe.awp)
+        # what several processes train is wrapped, and its names are longer
+        names = {id(weight): name for name, weight in self.modules["victim"].named_parameters()}
+        return {names[id(learning[name])]: weight for name, weight in moved.items()}
 
     def score(self, dataset: ImageDataset, device: torch.device) -> float | None:
         """Accuracy under PGD of the full eps on up to 256 validation images, behind the purifier.
 
-        Of a training within both norms, the accuracy on those that stand both.
+        Of a training within both norms, the accuracy on those that stand both. A training on single steps is watched
+        for overfitting to them, and warns in the epoch in which it is seen.
         """
-        if self._recipe.select == "last":
+        last, single = self._recipe.select == "last", self._recipe.mode == "fgsm"
+        if last and not single:
             return None
-        # the last is "pgd", or "pgd_both" where L2 is trained too
-        return list(self._judge(self._after, dataset, SCORED, device).values())[-1]
+        found = self._judge(self._after, dataset, SCORED, device)
+        if single and self._overfitting.note(self.epoch + 1, found["pgd"], found["fgsm"]):
+            kept = (
+                "the last epoch's are kept (select=last)" if last else "those of the epoch that stood PGD best are kept"
+            )
+            warnings.warn(
+                f"catastrophic overfitting in epoch {self.epoch + 1}: of held-out images {found['pgd']:.0%} stand PGD "
+                f"(before, {self._overfitting.best[0]:.0%}), {found['fgsm']:.0%} one step; {kept}: lower eps or "
+                "epochs, or train with mode=pgd",
+                stacklevel=2,
+            )
+        return None if last else found.get("pgd_both", found["pgd"])
 
     def finish(self, dataset: ImageDataset, device: torch.device) -> dict[str, float]:
         """Measure up to 1,000 validation images, clean and under PGD of the full eps, before and after the training.
 
-        Behind the purifier where there is one; what PGD attacks is what it is judged by.
+        Behind the purifier where there is one; what PGD attacks is what it is judged by. Of a training on single
+        steps also under one, and in which epoch it was overfitted to them, from 1; 0 for never.
         """
         figures = {"val_images": float(min(len(dataset.labels("val")), MEASURED))}
         for when, model in (("before", self._before), ("after", self._after)):
             found = self._judge(model, dataset, MEASURED, device)
             figures |= {f"val_{kind}_{when}": value for kind, value in found.items()}
+        if self._recipe.mode == "fgsm":
+            figures["overfitted_in_epoch"] = float(self._overfitting.since)
+            if misleads(found["pgd"], found["fgsm"]):
+                warnings.warn(
+                    f"the weights that are kept stand one step and not PGD: {found['fgsm']:.0%} and {found['pgd']:.0%} "
+                    "of held-out images; they are overfitted to single steps, train with mode=pgd",
+                    stacklevel=2,
+                )
         return figures
 
     def _judge(self, model: Defence, dataset: ImageDataset, limit: int, device: torch.device) -> dict[str, float]:
         eps_l2 = self._eps_l2 if self._recipe.l2_share else None
-        return accuracies(model, dataset, self._recipe.eps, limit, device, eps_l2)
+        return accuracies(model, dataset, self._recipe.eps, limit, device, eps_l2, self._recipe.mode == "fgsm")
 
 
 def _accuracy(logits: Tensor, labels: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """The fine-tuner that core offers, through the same hook as any plugin's. Imports no torch.
 
 [M] stands in Madry et al. 2018, [Z] in Zhang et al. 2019 (TRADES) or its code, [O] in Rice, Wong and Kolter 2020
-(robust overfitting), [T] in Tramèr and Boneh 2019 (several norms), [R] is our decision.
+(robust overfitting), [T] in Tramèr and Boneh 2019 (several norms), [W] in Wang et al. 2020 (MART) or its code,
+[A] in Wu et al. 2020 (AWP), [F] in Wong, Rice and Kolter 2020 (fast), [R] is our decision.
 """
 
 from __future__ import annotations
@@ -21,11 +22,13 @@ class AdversarialRecipe:
     mode: str = option(
         "pgd",
         help="pgd: cross-entropy on adversarial images [M]; trades: on clean ones, with a penalty for predictions that "
-        "a change within eps can move [Z]",
-        choices=("pgd", "trades"),
+        "a change within eps can move [Z]; mart: on adversarial ones, with that penalty where clean ones are "
+        "misclassified [W]; fgsm: as pgd, of one step of 1.25 eps from a random start, watched for overfitting "
+        "to it [F]",
+        choices=("pgd", "trades", "mart", "fgsm"),
     )
     eps: float = option(8 / 255, help="L-inf budget of the crafting, in [0,1] units", at_least=0, at_most=1)
-    steps: int = option(10, help="steps of the crafting [Z]", at_least=1)
+    steps: int = option(10, help="steps of the crafting [Z, W]; fgsm takes one", at_least=1)
     step_size: float | None = option(
         None, help="size of an L-inf step at full eps (None: 2.5 eps / steps [M])", at_least=0, at_most=1
     )
@@ -39,9 +42,18 @@ class AdversarialRecipe:
     eps_l2: float | None = option(
         None, help="L2 budget of that share (None: eps * sqrt(pixels and channels) / 4, as in a run [R])", at_least=0
     )
-    beta: float = option(6.0, help="trades: weight of the divergence beside the cross-entropy [Z]", at_least=0)
+    beta: float = option(
+        6.0, help="trades, mart: weight of the divergence beside the cross-entropy [Z]; MART's: 5 [W]", at_least=0
+    )
+    awp: float = option(
+        0.0,
+        help="the loss is taken at weights moved up it by this share of their length, tensor by tensor: 0.005 [A]; 0, "
+        "none. Costs a pass more a step",
+        at_least=0,
+        at_most=1,
+    )
     clean_share: float = option(
-        0.0, help="pgd: share of every batch that is left clean; 0, none [M]", at_least=0, at_most=0.9
+        0.0, help="pgd, fgsm: share of every batch that is left clean; 0, none [M]", at_least=0, at_most=0.9
     )
     warmup: float = option(
         0.25,
@@ -65,10 +77,15 @@ class AdversarialRecipe:
     )
 
     def __attrs_post_init__(self) -> None:
-        if self.mode == "trades" and self.clean_share:
+        if self.mode in ("trades", "mart") and self.clean_share:
             raise ConfigError(
-                f"clean_share={self.clean_share!r} does nothing for mode=trades, which learns from every image clean: "
-                "leave it at 0, or lower beta"
+                f"clean_share={self.clean_share!r} does nothing for mode={self.mode}, which learns from every image "
+                "clean: leave it at 0, or lower beta"
+            )
+        if self.mode == "fgsm" and self.step_size is not None:
+            raise ConfigError(
+                f"step_size={self.step_size!r} does nothing for mode=fgsm, whose step is 1.25 eps: leave it out, or "
+                "take mode=pgd with steps=1"
             )
         if self.eps_l2 is not None and not self.l2_share:
             raise ConfigError(f"eps_l2={self.eps_l2!r} does nothing while l2_share is 0: set that too, for example 0.5")
@@ -80,7 +97,7 @@ def defend_finetuners() -> Sequence[StageSpec]:
     return [
         StageSpec(
             name="adversarial",
-            summary="adversarial training (PGD or TRADES) of a victim, end to end behind its purifier if it has one",
+            summary="adversarial training (PGD, TRADES, MART, FGSM; AWP) of a victim, end to end behind its purifier",
             build="defend.finetuners.adversarial:build",
             paper=Paper(
                 title="Towards Deep Learning Models Resistant to Adversarial Attacks",
@@ -99,7 +116,15 @@ def defend_finetuners() -> Sequence[StageSpec]:
                 "fashion_mnist": {"eps": 0.1, "steps": 7, "epochs": 4, "batch_size": 64, "lr": 2e-3, "shift": 1},
                 "cifar10": {"shift": 4},
             },
-            editions={"trades": {"mode": "trades"}, "eps-0.1": {"eps": 0.1}, "norms": {"l2_share": 0.5}},
+            editions={
+                "trades": {"mode": "trades"},
+                "mart": {"mode": "mart", "beta": 5.0},
+                "awp": {"awp": 5e-3},
+                "trades-awp": {"mode": "trades", "awp": 5e-3},
+                "fgsm": {"mode": "fgsm"},
+                "eps-0.1": {"eps": 0.1},
+                "norms": {"l2_share": 0.5},
+            },
             costs={
                 "mnist": "70 min on one CPU core for two convolutions (classifier_a)",
                 "fashion_mnist": "45 min on one CPU core for two convolutions (classifier_a)",

@@ -22,6 +22,7 @@ from defend.errors import ConfigError
 from defend.records.compare import Comparison, compare
 from defend.records.reading import read_results, run_folders
 from defend.records.run import Results, name_row
+from defend.records.standing import find_doubts
 from defend.report.figures import paper, strips
 from defend.report.figures.board import board
 from defend.report.figures.curves import curves
@@ -50,10 +51,11 @@ BADGES = {"pass": "✓", "warn": "!", "fail": "✗", "skip": NOTHING}
 
 @attrs.frozen
 class Written:
-    """What `write_page` wrote."""
+    """What `write_page` wrote; `doubts` are what it says of the runs today, see `records.standing`."""
 
     page: Path
     figures: tuple[Path, ...]
+    doubts: tuple[str, ...] = ()
 
 
 @attrs.frozen(slots=False)
@@ -116,6 +118,11 @@ class Section:
         """The slice of the loss."""
         found = self.results.surface
         return None if found is None else surface(found)
+
+    @cached_property
+    def doubts(self) -> tuple[str, ...]:
+        """What the report's claims look like today: the victim's card, the versions that are here."""
+        return find_doubts(self.results.run.report)
 
     @property
     def scenes(self) -> list[Scene]:
@@ -189,7 +196,9 @@ def write_page(paths: Sequence[Path], out: Path | None = None) -> Written:
     if compared:
         chart = board(places, f"{page.stem}-leaderboard")
         figures += [] if chart is None else paper.write(chart, page.parent)
-    return Written(page, tuple(figures))
+    several = len(sections) > 1
+    doubts = [f"{each.label}: {doubt}" if several else doubt for each in sections for doubt in each.doubts]
+    return Written(page, tuple(figures), tuple(doubts))
 
 
 def render_page(folder: Path) -> str:

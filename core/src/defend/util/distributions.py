@@ -10,7 +10,7 @@ from defend.errors import ConfigError
 
 def absent(names: Iterable[str]) -> tuple[str, ...]:
     """Return those of some distributions that are not installed."""
-    return tuple(name for name in names if not _is_installed(name))
+    return tuple(name for name in names if version_of(name) is None)
 
 
 def install(names: Sequence[str]) -> str:
@@ -38,9 +38,9 @@ def require(what: str, names: Iterable[str]) -> None:
         raise ConfigError(lack(what, missing))
 
 
-def _is_installed(name: str) -> bool:
+def version_of(name: str) -> str | None:
+    """Return the version of a distribution; None where it is not installed."""
     try:
-        importlib.metadata.distribution(name)
+        return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
+        return None

@@ -66,6 +66,14 @@ def lower_bound(successes: int, n: int, alpha: float) -> float:
     return float(binomtest(successes, n, alternative="greater").proportion_ci(1 - alpha, method="exact").low)
 
 
+def exact_interval(successes: int, n: int, confidence: float) -> tuple[float, float]:
+    """Return the two-sided interval of a proportion that covers at least so often (Clopper and Pearson 1934)."""
+    from scipy.stats import binomtest  # its import takes a second: only where it is needed
+
+    found = binomtest(successes, n).proportion_ci(confidence, method="exact")
+    return float(found.low), float(found.high)
+
+
 def _exact(successes: int, n: int) -> float:
     from scipy.stats import binomtest  # its import takes a second: only where it is needed
 
