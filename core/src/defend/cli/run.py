@@ -44,9 +44,16 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from defend.evaluation.runner import Outcome
+    from defend.records.shards import Shards
     from defend.values.run_config import RunConfig
 
 NO_FILES = VerdictFiles()
+GATE_FLAG = option("--gate", "Exit with 3 if a check fails.")
+AT_LEAST = option(
+    "--at-least [ROW=]SHARE",
+    "Exit with 3 if the worst case leaves less, for example 0.3; or a row: pgd/adaptive=0.3, clean=0.9. Repeatable.",
+    multiple=True,
+)
 
 
 @command(
@@ -119,13 +126,8 @@ NO_FILES = VerdictFiles()
         ],
         OUTPUT: [
             option("--out DIR", "Run folder (default runs/TIME-VICTIM-PURIFIER)."),
-            option("--gate", "Exit with 3 if a check fails."),
-            option(
-                "--at-least [ROW=]SHARE",
-                "Exit with 3 if the worst case leaves less, for example 0.3; or a row: pgd/adaptive=0.3, clean=0.9. "
-                "Repeatable.",
-                multiple=True,
-            ),
+            GATE_FLAG,
+            AT_LEAST,
             *VERDICTS,
             LOG,
             LOG_DIR,
@@ -137,6 +139,10 @@ NO_FILES = VerdictFiles()
             option(
                 "--precision NAME",
                 "auto (default), exact, fp32 (folded, channels-last), bf16 (crafting; slow on CPUs without it).",
+            ),
+            option(
+                "--shard K/N",
+                "Compute the K-th of N shares of the batches, for machines without a network; see `defend merge`.",
             ),
             option("--batch-size N", "Images at a time (default 64); halved when memory runs out.", type=int),
             option("--workers N", "Processes that decode image folders (default 2).", type=int),
@@ -168,7 +174,6 @@ def run_command(
     """
     import attrs
 
-    from defend.plugins import registry
     from defend.records.unfinished import tidy
 
     if resume is None:
@@ -184,12 +189,11 @@ def run_command(
                 )
             say(f"{resume} is complete, there is nothing to resume. A page of it: {say_command('report', resume)}")
             return 0
-    floors = parse_floors(at_least)
-    for floor in floors:
-        if floor.attack is not None:
-            registry().find("attack", floor.attack)
-    if gate and configs[0].checks == "none":
-        raise ConfigError("--gate needs checks, and --checks none leaves them out: expected basic or full")
+    floors = read_gates(at_least, gate, configs[0])
+    if configs[0].shard is not None:
+        asked = {"--gate": gate, "--at-least": at_least, "--junit": junit, "--sarif": sarif, "--json": as_json}
+        if given := [flag for flag, value in asked.items() if value]:
+            raise ConfigError(f"{given[0]} is of a report, and a shard has none: give it to `defend merge`")
     log = Log(loggers, Path(str(configs[0].out)).name, log_dir, attrs.asdict(configs[0]))
     try:
         return run_configs(
@@ -204,6 +208,19 @@ def run_command(
         )
     finally:
         log.end()
+
+
+def read_gates(at_least: Sequence[str], gate: bool, config: RunConfig) -> list[Floor]:
+    """Return the floors that were asked for; refuse gates of what the run will not have."""
+    from defend.plugins import registry
+
+    floors = parse_floors(at_least)
+    for floor in floors:
+        if floor.attack is not None:
+            registry().find("attack", floor.attack)
+    if gate and config.checks == "none":
+        raise ConfigError("--gate needs checks, and --checks none leaves them out: expected basic or full")
+    return floors
 
 
 def _unfinished(folder: Path, values: dict[str, Any]) -> list[RunConfig]:
@@ -250,6 +267,7 @@ def run_configs(
     verdicts: VerdictFiles = NO_FILES,
     log: Log | None = None,
     resume: bool = False,
+    shards: Shards | None = None,
 ) -> int:
     """Run configs, one an arm, each with a run folder; print what is left and return the exit code.
 
@@ -262,6 +280,7 @@ def run_configs(
         verdicts: files to write the checks to.
         log: told of every row.
         resume: go on with what was begun.
+        shards: take what these have computed.
     """
     from defend.report.verdicts import LEFT, checks_of
 
@@ -270,7 +289,14 @@ def run_configs(
     if first:
         verdicts.begin()
     goes_on = _say_resume(configs[0], gate, floors)
-    outcomes = _run(configs, console, quiet=quiet, log=log, resume=resume, first=first, goes_on=goes_on)
+    outcomes = _run(configs, console, quiet=quiet, log=log, resume=resume, shards=shards, first=first, goes_on=goes_on)
+    if configs[0].shard is not None:
+        if first:
+            kept = Path(str(configs[0].out)).parent if len(configs) > 1 else configs[0].out
+            say(
+                f"shard {configs[0].shard} is complete; when all are: {say_command('merge', kept)} and the others' folders"
+            )
+        return 0
     if first:  # before anything is judged: it was computed
         _print(configs, outcomes, as_json)
     reports = [each.report for each in outcomes]
@@ -318,6 +344,7 @@ def _run(
     quiet: bool,
     log: Log | None,
     resume: bool,
+    shards: Shards | None,
     first: bool,
     goes_on: str,
 ) -> Sequence[Outcome]:
@@ -331,7 +358,7 @@ def _run(
     watcher = progress.RunBar(console, quiet) if first else Watcher()
     watcher = watcher if log is None else LoggedRun(watcher, log)
     try:
-        return run_arms(configs, watcher, resume=resume)
+        return run_arms(configs, watcher, resume=resume, shards=shards)
     except (KeyboardInterrupt, Exception) as error:
         # a stage that failed is changed before anybody goes on, and a run goes on with the same code alone; what cannot
         # be written says so itself

@@ -32,6 +32,7 @@ from defend.plugins import Registry, registry
 from defend.records import folder as run_folder
 from defend.records.journal import Journal
 from defend.records.rows import PlannedRow, RowRecord, restrict
+from defend.records.shards import Shards, share
 from defend.records.unfinished import way_on
 from defend.records.watcher import Watcher
 from defend.stages import Stage
@@ -42,6 +43,7 @@ from defend.util.processes import Processes, join, resolve_device
 from defend.values.commands import say_command
 from defend.values.report import Report
 from defend.values.run_config import RunConfig
+from defend.values.shards import parse_shard
 from defend.values.threats import DEFENDED, NO_SOURCES, UNDEFENDED, choose_threats
 from defend.values.toml import to_toml
 
@@ -61,6 +63,8 @@ def run(config: RunConfig, watcher: Watcher | None = None, plugins: Registry | N
         DefendError: anything wrong with the config, before or during the run; finished rows are kept
             in the run folder.
     """
+    if config.shard is not None:
+        raise ConfigError(f"shard {config.shard} has no report of its own: run it with `defend run --shard`")
     return run_arms([config], watcher, plugins)[0].report
 
 
@@ -70,6 +74,7 @@ def run_arms(
     plugins: Registry | None = None,
     resume: bool = False,
     dataset: ImageDataset | None = None,
+    shards: Shards | None = None,
 ) -> list[Outcome]:
     """Evaluate several defences of one victim side by side, see `alternatives`.
 
@@ -79,6 +84,9 @@ def run_arms(
     batches; process 0 alone writes, and alone runs the checks that query the defence. A `dataset` that is open
     already is not read again.
 
+    A shard leaves its finished batches in its folder, and nothing is returned: it has no report. Given all `shards`,
+    their batches are taken, and only what no shard has is computed: certificates, and the checks.
+
     Raises:
         DefendError: as `run`.
         BusyError: another run is at work in one of the folders.
@@ -86,7 +94,7 @@ def run_arms(
     """
     try:
         with interrupts.careful(), contextlib.ExitStack() as folders:
-            run = _Run(configs, watcher or Watcher(), plugins or registry(), resume, dataset, folders)
+            run = _Run(configs, watcher or Watcher(), plugins or registry(), resume, dataset, folders, shards)
             run.evaluate()
             outcomes = run.conclude()
     except WriteError as error:
@@ -140,6 +148,7 @@ class _Run:
         resume: bool,
         dataset: ImageDataset | None,
         folders: contextlib.ExitStack,
+        shards: Shards | None = None,
     ) -> None:
         self.started = time.perf_counter()
         check_default_type()
@@ -160,14 +169,22 @@ class _Run:
         self.rows = plan([defence.names for defence in self.defences], self.dataset, plugins)
         self.certifier = Certifier(self.defences, self.dataset)
         first = self.processes.first
+        # of what was built, so that a run that goes on compares weights and code, not their names
+        writes = first and config.out is not None
+        decisive = identify(self.defences, self.rows, self.dataset, plugins, self.device) if writes else {}
+        if shards is not None and writes:
+            shards.check(self.rows, decisive)
+        self.shard = None if config.shard is None else parse_shard(config.shard)
+        if self.shard is not None:
+            self.rows = share(self.rows, config.batch_size, self.shard)
         self.outs: list[Path | None] = [None] * len(configs)
         if first:
             self.outs = folders.enter_context(run_folder.claim(configs, resume))
         self.journal = _announce(configs, self.outs)
         if self.journal is not None:
-            # of what was built, so that a run that goes on compares weights and code, not their names
-            decisive = identify(self.defences, self.rows, self.dataset, plugins, self.device)
             self.journal.begin([to_toml(each) for each in configs], decisive)
+            if shards is not None:
+                shards.hand_over(self.journal, self.rows)
         watcher.preparing("choosing a precision")
         crafting = self.processes.tell(self._choose_crafting() if first else None)
         assert crafting is not None
@@ -192,9 +209,15 @@ class _Run:
         if kept is not None:
             return Crafting(REDUCED if kept["name"] == "bf16" else None, kept["why"], kept["figures"])
         config = self.defences[0].names.config
+        if self.shard is not None and config.precision == "auto":  # time decides, and shards cannot agree on it
+            chosen = Crafting(None, "shards try no other precision: each might find another faster")
+            return self._keep_crafting(chosen)
         bare = self.defences[0].arms[UNDEFENDED]
         batches = self.dataset.batches("test", self.rows[0].keys, config.batch_size, self.device)
         chosen = choose(config.precision, bare, batches, eps=config.eps, seed=config.seed, device=self.device)
+        return self._keep_crafting(chosen)
+
+    def _keep_crafting(self, chosen: Crafting) -> Crafting:
         if self.journal is not None:
             self.journal.choose("crafting", {"name": chosen.name, "why": chosen.why, "figures": dict(chosen.figures)})
         return chosen
@@ -209,6 +232,8 @@ class _Run:
         self.watcher.begin(self.rows)
         try:
             for number, planned in enumerate(self.rows):
+                if not len(planned.keys):  # a shard has nothing of a row with few batches
+                    continue
                 self.watcher.row(planned)
                 record = self.evaluator.row(planned, number)
                 if record is not None:
@@ -229,7 +254,7 @@ class _Run:
             self.watcher.end()
         if not self.records:
             raise KeyboardInterrupt
-        if not self.partial and self.processes.first:
+        if not self.partial and self.processes.first and self.shard is None:
             try:
                 self.certifier.run(self.journal, self.watcher, self.evaluator.batch_size, self.device)
             except KeyboardInterrupt:
@@ -239,6 +264,8 @@ class _Run:
 
     def _write_judged_by(self, planned: PlannedRow) -> None:
         """Write the folders of the defences that a row is of, as they stand now."""
+        if self.shard is not None:  # its figures would be taken for the run's
+            return
         for out, defence in zip(self.outs, self.defences, strict=True):
             if out is not None and self.records and defence.names.has(planned):
                 # the whole report after every row: a fault in a later one loses nothing
@@ -246,7 +273,17 @@ class _Run:
                 run_folder.write(out, done.report, done.records)
 
     def conclude(self) -> list[Outcome]:
-        """Check every defence, write its folder for the last time, and return what was found of it."""
+        """Check every defence, write its folder for the last time, and return what was found of it.
+
+        Of a shard nothing but its journal is left, for `defend merge`.
+
+        Raises:
+            KeyboardInterrupt: a shard was cut off.
+        """
+        if self.shard is not None:
+            if self.partial:
+                raise KeyboardInterrupt
+            return []
         outcomes = []
         for out, defence in zip(self.outs, self.defences, strict=True):
             try:
@@ -301,13 +338,25 @@ class _Run:
                 **find_undone(config, rows, self.plugins),
                 **self.certifier.left_out(defence),
             },
-            notes=make_notes(config, rows, self.plugins, defence.built, own, describe_weights(defence.built)),
+            notes=(
+                *make_notes(config, rows, self.plugins, defence.built, own, describe_weights(defence.built)),
+                *self._note_merge(),
+            ),
             partial=self.partial or len(own) < len(rows),
             random=judge.random,
             certified=self.certifier.found(defence),
             given=_find_given(config, self.plugins),
         )
         return Outcome(assemble(config, own, known), own)
+
+    def _note_merge(self) -> list[str]:
+        merged = None if self.journal is None else self.journal.choice("merged")
+        if merged is None:
+            return []
+        return [
+            f"Merged from {merged['shards']} shards: checks and certificates were computed at the merge, and the run's "
+            "seconds are the slowest shard's"
+        ]
 
 
 def _find_given(config: RunConfig, plugins: Registry) -> tuple[str, ...]:

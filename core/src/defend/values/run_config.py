@@ -10,6 +10,7 @@ import attrs
 from defend.errors import ConfigError, did_you_mean
 from defend.options import fraction
 from defend.values.budgets import parse_eps, parse_sweep
+from defend.values.shards import as_shard
 from defend.values.sources import name_source
 
 Precision = Literal["auto", "exact", "fp32", "bf16"]
@@ -148,6 +149,8 @@ class RunConfig:
             (attacks crafted in bfloat16, judged in fp32).
         options: options by stage, for example {"purifier": {"steps": 15}, "pgd": {"steps": 40}}.
         weights: explicit weight files by stage.
+        shard: which share of the run's batches is computed, "2/8"; `defend merge` reports on all of them. None computes
+            all.
         out: the run folder; None writes nothing.
     """
 
@@ -180,6 +183,7 @@ class RunConfig:
     store: bool = True
     options: Mapping[str, Mapping[str, Any]] = attrs.field(factory=dict)
     weights: Mapping[str, str] = attrs.field(factory=dict)
+    shard: str | None = attrs.field(default=None, converter=as_shard)
     out: str | None = None
 
     def __attrs_post_init__(self) -> None:
