@@ -99,6 +99,11 @@ AT_LEAST = option(
         "How much": [
             option("--limit N", "Images, a seeded stratified sample (default 100; all with --thorough).", type=int),
             option("--adaptive-limit N", "Images in the adaptive rows (default 25; all with --thorough).", type=int),
+            option("--adaptive-steps N", "Steps of an attack in the adaptive rows, at most (default 10).", type=int),
+            option(
+                "--budget TIME",
+                "Choose images and steps of the adaptive rows so that the run takes so long, for example 10m.",
+            ),
             option("--thorough", "All images, attacks and steps in the adaptive rows too.", default=None),
             option("--draws N", "Passes the adaptive attacker averages over a random defence (default 20).", type=int),
             option(
@@ -126,6 +131,7 @@ AT_LEAST = option(
         ],
         OUTPUT: [
             option("--out DIR", "Run folder (default runs/TIME-VICTIM-PURIFIER)."),
+            option("--plan", "Run nothing: time two small batches a row, and print rows, minutes and memory."),
             GATE_FLAG,
             AT_LEAST,
             *VERDICTS,
@@ -158,6 +164,7 @@ def run_command(
     resume: Path | None,
     as_json: bool,
     quiet: bool,
+    plan: bool,
     gate: bool,
     at_least: tuple[str, ...],
     junit: Path | None,
@@ -176,6 +183,10 @@ def run_command(
 
     from defend.records.unfinished import tidy
 
+    if plan:
+        if resume is not None:
+            raise ConfigError("--plan is of a run that is to begin: leave out --resume")
+        return _plan(_asked(settings, file, values), as_json, quiet)
     if resume is None:
         configs = _asked(settings, file, values)
     else:
@@ -208,6 +219,26 @@ def run_command(
         )
     finally:
         log.end()
+
+
+def _plan(configs: Sequence[RunConfig], as_json: bool, quiet: bool) -> int:
+    """Print what a run would take."""
+    console = progress.open_console(stderr=True)
+    with progress.show_waiting(console, quiet):
+        from defend.evaluation.runner import plan_arms
+        from defend.report.forecast import render
+    watcher = progress.RunBar(console, quiet)
+    try:
+        found, chosen = plan_arms(configs, watcher)
+    finally:
+        watcher.end()
+    if as_json:
+        print_json(
+            {**found.to_dict(), "adaptive_limit": chosen.adaptive_limit, "adaptive_steps": chosen.adaptive_steps}
+        )
+        return 0
+    render(found, chosen, progress.open_console())
+    return 0
 
 
 def read_gates(at_least: Sequence[str], gate: bool, config: RunConfig) -> list[Floor]:
@@ -294,7 +325,8 @@ def run_configs(
         if first:
             kept = Path(str(configs[0].out)).parent if len(configs) > 1 else configs[0].out
             say(
-                f"shard {configs[0].shard} is complete; when all are: {say_command('merge', kept)} and the others' folders"
+                f"shard {configs[0].shard} is complete; when all are: {say_command('merge', kept)} and the others' "
+                "folders"
             )
         return 0
     if first:  # before anything is judged: it was computed

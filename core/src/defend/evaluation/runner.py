@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,10 @@ from defend.evaluation.arms import BuiltDefence, build_all
 from defend.evaluation.assemble import Circumstances, assemble, describe_weights
 from defend.evaluation.certify import Certifier
 from defend.evaluation.evaluate import EvaluationSettings, Evaluator
+from defend.evaluation.forecast import Forecast, choose_for, forecast
 from defend.evaluation.identity import identify
 from defend.evaluation.notes import make_notes
-from defend.evaluation.plan import attacks_of, counter_attacks, find_undone, plan
+from defend.evaluation.plan import attacks_of, counter_attacks, find_undone, is_costly, plan
 from defend.evaluation.precision import REDUCED, Crafting, choose
 from defend.evaluation.probing import check, choose_subject
 from defend.options import describe
@@ -41,10 +42,11 @@ from defend.util import interrupts
 from defend.util.files import sweep
 from defend.util.processes import Processes, join, resolve_device
 from defend.values.commands import say_command
+from defend.values.durations import parse_duration
 from defend.values.report import Report
-from defend.values.run_config import RunConfig
+from defend.values.run_config import MOST, QUICK_STEPS, RunConfig
 from defend.values.shards import parse_shard
-from defend.values.threats import DEFENDED, NO_SOURCES, UNDEFENDED, choose_threats
+from defend.values.threats import DEFENDED, NO_SOURCES, THREATS, UNDEFENDED, choose_threats
 from defend.values.toml import to_toml
 
 
@@ -108,6 +110,28 @@ def run_arms(
     return _agree(outcomes, run.processes)
 
 
+def plan_arms(
+    configs: Sequence[RunConfig],
+    watcher: Watcher | None = None,
+    plugins: Registry | None = None,
+    dataset: ImageDataset | None = None,
+) -> tuple[Forecast, RunConfig]:
+    """Return what a run will take, and its first config, with images and steps where a budget chooses them.
+
+    Nothing is written, trained or taken from earlier runs.
+
+    Raises:
+        DefendError: as `run`.
+    """
+    if configs[0].train_missing:
+        raise ConfigError("a plan trains nothing, and --train-missing was given: leave it out, and train first")
+    bare = [attrs.evolve(each, out=None, store=False) for each in configs]
+    with contextlib.ExitStack() as folders:
+        run = _Run(bare, watcher or Watcher(), plugins or registry(), False, dataset, folders)
+        found = run.forecast()
+    return found, attrs.evolve(run.defences[0].names.config, out=configs[0].out, store=configs[0].store)
+
+
 def _read(config: RunConfig, plugins: Registry, watcher: Watcher) -> ImageDataset:
     """Open the data set that a config names, with the run's workers where it takes any."""
     watcher.preparing(f"reading {config.dataset}")
@@ -167,6 +191,10 @@ class _Run:
         self.dataset = _read(config, plugins, watcher) if dataset is None else ensure_bounded(dataset)
         self.defences = build_all(configs, compositions, self.dataset, watcher, self.device)
         self.rows = plan([defence.names for defence in self.defences], self.dataset, plugins)
+        if config.undecided:
+            self._fit_budget()
+            configs = [each.names.config for each in self.defences]
+            config = configs[0]
         self.certifier = Certifier(self.defences, self.dataset)
         first = self.processes.first
         # of what was built, so that a run that goes on compares weights and code, not their names
@@ -189,6 +217,19 @@ class _Run:
         crafting = self.processes.tell(self._choose_crafting() if first else None)
         assert crafting is not None
         self.crafting = crafting
+        self.evaluator = self._make_evaluator(crafting, watcher.images, self.journal, store)
+        self.records: list[RowRecord] = []
+        self.partial = False
+
+    def _make_evaluator(
+        self,
+        crafting: Crafting,
+        progress: Callable[[int], None] = lambda images: None,
+        journal: Journal | None = None,
+        store: Store | None = None,
+        alone: bool = False,
+    ) -> Evaluator:
+        config = self.defences[0].names.config
         settings = EvaluationSettings(
             device=self.device,
             seed=config.seed,
@@ -196,12 +237,67 @@ class _Run:
             draws=config.draws,
             passes=config.passes_asked,
             crafting=crafting.dtype,
-            progress=watcher.images,
+            progress=progress,
         )
         arms = {name: arm for each in self.defences for name, arm in each.arms.items()}
-        self.evaluator = Evaluator(arms, self.dataset, settings, self.processes, self.journal, store)
-        self.records: list[RowRecord] = []
-        self.partial = False
+        return Evaluator(arms, self.dataset, settings, Processes() if alone else self.processes, journal, store)
+
+    def forecast(self, crafting: Crafting | None = None) -> Forecast:
+        """Time two small batches of every row, in this process alone."""
+        ready = time.perf_counter() - self.started
+        return forecast(
+            self._make_evaluator(crafting or self.crafting, alone=True),
+            self.rows,
+            batch_size=self.defences[0].names.config.batch_size,
+            device=self.device,
+            ready=ready,
+            told=lambda row: self.watcher.preparing(f"timing two batches of {row.name}, {row.threat.kind}"),
+        )
+
+    def _fit_budget(self) -> None:
+        """Choose how many images and steps the adaptive rows have, so that the run fits its budget; see `choose_for`.
+
+        Raises:
+            ConfigError: the least of them does not.
+        """
+        asked = self.defences[0].names.config
+        if asked.shard is not None:
+            raise ConfigError(
+                "shards cannot agree on what fits a budget: choose once, with --plan --budget, and give all of them "
+                "its --adaptive-limit and --adaptive-steps"
+            )
+        self._change(adaptive_steps=asked.adaptive_steps or QUICK_STEPS)
+        found = self.forecast(Crafting(None, ""))
+        names = [defence.names for defence in self.defences]
+        timed = self.rows
+        self._change(adaptive_steps=asked.adaptive_steps or MOST)
+        own = {
+            place: each.steps if THREATS[each.threat.kind].expensive and each.steps else None
+            for place, each in enumerate(self.rows)
+            if each.attack is not None and is_costly(each.threat.kind, each.attacked, names)
+        }
+        # where an attack was told its steps they are the same in both, and nothing is to be chosen of it
+        fixed = {place for place, steps in own.items() if steps and steps == timed[place].steps}
+        chosen = self.processes.tell(
+            choose_for(
+                parse_duration(str(asked.budget)),
+                found,
+                {place: None if place in fixed else steps for place, steps in own.items()},
+                spent=time.perf_counter() - self.started,
+                most=len(timed[0].keys),
+                images=asked.adaptive_limit,
+                steps=asked.adaptive_steps,
+            )
+        )
+        self._change(adaptive_limit=chosen.images, adaptive_steps=chosen.steps)
+
+    def _change(self, **settings: Any) -> None:
+        """Change settings of all arms, and plan again."""
+        self.defences = [
+            attrs.evolve(each, names=attrs.evolve(each.names, config=attrs.evolve(each.names.config, **settings)))
+            for each in self.defences
+        ]
+        self.rows = plan([defence.names for defence in self.defences], self.dataset, self.plugins)
 
     def _choose_crafting(self) -> Crafting:
         """Choose what attacks on bare victims are crafted in; a run that goes on keeps what it chose at first."""
