@@ -25,6 +25,7 @@ from defend.cli.completion import answer_shell
 from defend.cli.exits import INTERNAL, INTERRUPTED, WRONG_INPUT
 from defend.cli.export import export_command
 from defend.cli.list import list_command
+from defend.cli.merge import merge_command
 from defend.cli.new_plugin import new_plugin_command
 from defend.cli.predict import predict_command
 from defend.cli.recipe import recipe_command
@@ -77,6 +78,7 @@ for command in (
     compare_command,
     export_command,
     list_command,
+    merge_command,
     new_plugin_command,
     predict_command,
     recipe_command,

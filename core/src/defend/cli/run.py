@@ -44,9 +44,16 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from defend.evaluation.runner import Outcome
+    from defend.records.shards import Shards
     from defend.values.run_config import RunConfig
 
 NO_FILES = VerdictFiles()
+GATE_FLAG = option("--gate", "Exit with 3 if a check fails.")
+AT_LEAST = option(
+    "--at-least [ROW=]SHARE",
+    "Exit with 3 if the worst case leaves less, for example 0.3; or a row: pgd/adaptive=0.3, clean=0.9. Repeatable.",
+    multiple=True,
+)
 
 
 @command(
@@ -92,6 +99,11 @@ NO_FILES = VerdictFiles()
         "How much": [
             option("--limit N", "Images, a seeded stratified sample (default 100; all with --thorough).", type=int),
             option("--adaptive-limit N", "Images in the adaptive rows (default 25; all with --thorough).", type=int),
+            option("--adaptive-steps N", "Steps of an attack in the adaptive rows, at most (default 10).", type=int),
+            option(
+                "--budget TIME",
+                "Choose images and steps of the adaptive rows so that the run takes so long, for example 10m.",
+            ),
             option("--thorough", "All images, attacks and steps in the adaptive rows too.", default=None),
             option("--draws N", "Passes the adaptive attacker averages over a random defence (default 20).", type=int),
             option(
@@ -119,13 +131,9 @@ NO_FILES = VerdictFiles()
         ],
         OUTPUT: [
             option("--out DIR", "Run folder (default runs/TIME-VICTIM-PURIFIER)."),
-            option("--gate", "Exit with 3 if a check fails."),
-            option(
-                "--at-least [ROW=]SHARE",
-                "Exit with 3 if the worst case leaves less, for example 0.3; or a row: pgd/adaptive=0.3, clean=0.9. "
-                "Repeatable.",
-                multiple=True,
-            ),
+            option("--plan", "Run nothing: time two small batches a row, and print rows, minutes and memory."),
+            GATE_FLAG,
+            AT_LEAST,
             *VERDICTS,
             LOG,
             LOG_DIR,
@@ -137,6 +145,10 @@ NO_FILES = VerdictFiles()
             option(
                 "--precision NAME",
                 "auto (default), exact, fp32 (folded, channels-last), bf16 (crafting; slow on CPUs without it).",
+            ),
+            option(
+                "--shard K/N",
+                "Compute the K-th of N shares of the batches, for machines without a network; see `defend merge`.",
             ),
             option("--batch-size N", "Images at a time (default 64); halved when memory runs out.", type=int),
             option("--workers N", "Processes that decode image folders (default 2).", type=int),
@@ -152,6 +164,7 @@ def run_command(
     resume: Path | None,
     as_json: bool,
     quiet: bool,
+    plan: bool,
     gate: bool,
     at_least: tuple[str, ...],
     junit: Path | None,
@@ -168,9 +181,12 @@ def run_command(
     """
     import attrs
 
-    from defend.plugins import registry
     from defend.records.unfinished import tidy
 
+    if plan:
+        if resume is not None:
+            raise ConfigError("--plan is of a run that is to begin: leave out --resume")
+        return _plan(_asked(settings, file, values), as_json, quiet)
     if resume is None:
         configs = _asked(settings, file, values)
     else:
@@ -184,12 +200,11 @@ def run_command(
                 )
             say(f"{resume} is complete, there is nothing to resume. A page of it: {say_command('report', resume)}")
             return 0
-    floors = parse_floors(at_least)
-    for floor in floors:
-        if floor.attack is not None:
-            registry().find("attack", floor.attack)
-    if gate and configs[0].checks == "none":
-        raise ConfigError("--gate needs checks, and --checks none leaves them out: expected basic or full")
+    floors = read_gates(at_least, gate, configs[0])
+    if configs[0].shard is not None:
+        asked = {"--gate": gate, "--at-least": at_least, "--junit": junit, "--sarif": sarif, "--json": as_json}
+        if given := [flag for flag, value in asked.items() if value]:
+            raise ConfigError(f"{given[0]} is of a report, and a shard has none: give it to `defend merge`")
     log = Log(loggers, Path(str(configs[0].out)).name, log_dir, attrs.asdict(configs[0]))
     try:
         return run_configs(
@@ -204,6 +219,39 @@ def run_command(
         )
     finally:
         log.end()
+
+
+def _plan(configs: Sequence[RunConfig], as_json: bool, quiet: bool) -> int:
+    """Print what a run would take."""
+    console = progress.open_console(stderr=True)
+    with progress.show_waiting(console, quiet):
+        from defend.evaluation.runner import plan_arms
+        from defend.report.forecast import render
+    watcher = progress.RunBar(console, quiet)
+    try:
+        found, chosen = plan_arms(configs, watcher)
+    finally:
+        watcher.end()
+    if as_json:
+        print_json(
+            {**found.to_dict(), "adaptive_limit": chosen.adaptive_limit, "adaptive_steps": chosen.adaptive_steps}
+        )
+        return 0
+    render(found, chosen, progress.open_console())
+    return 0
+
+
+def read_gates(at_least: Sequence[str], gate: bool, config: RunConfig) -> list[Floor]:
+    """Return the floors that were asked for; refuse gates of what the run will not have."""
+    from defend.plugins import registry
+
+    floors = parse_floors(at_least)
+    for floor in floors:
+        if floor.attack is not None:
+            registry().find("attack", floor.attack)
+    if gate and config.checks == "none":
+        raise ConfigError("--gate needs checks, and --checks none leaves them out: expected basic or full")
+    return floors
 
 
 def _unfinished(folder: Path, values: dict[str, Any]) -> list[RunConfig]:
@@ -250,6 +298,7 @@ def run_configs(
     verdicts: VerdictFiles = NO_FILES,
     log: Log | None = None,
     resume: bool = False,
+    shards: Shards | None = None,
 ) -> int:
     """Run configs, one an arm, each with a run folder; print what is left and return the exit code.
 
@@ -262,6 +311,7 @@ def run_configs(
         verdicts: files to write the checks to.
         log: told of every row.
         resume: go on with what was begun.
+        shards: take what these have computed.
     """
     from defend.report.verdicts import LEFT, checks_of
 
@@ -270,7 +320,15 @@ def run_configs(
     if first:
         verdicts.begin()
     goes_on = _say_resume(configs[0], gate, floors)
-    outcomes = _run(configs, console, quiet=quiet, log=log, resume=resume, first=first, goes_on=goes_on)
+    outcomes = _run(configs, console, quiet=quiet, log=log, resume=resume, shards=shards, first=first, goes_on=goes_on)
+    if configs[0].shard is not None:
+        if first:
+            kept = Path(str(configs[0].out)).parent if len(configs) > 1 else configs[0].out
+            say(
+                f"shard {configs[0].shard} is complete; when all are: {say_command('merge', kept)} and the others' "
+                "folders"
+            )
+        return 0
     if first:  # before anything is judged: it was computed
         _print(configs, outcomes, as_json)
     reports = [each.report for each in outcomes]
@@ -318,6 +376,7 @@ def _run(
     quiet: bool,
     log: Log | None,
     resume: bool,
+    shards: Shards | None,
     first: bool,
     goes_on: str,
 ) -> Sequence[Outcome]:
@@ -331,7 +390,7 @@ def _run(
     watcher = progress.RunBar(console, quiet) if first else Watcher()
     watcher = watcher if log is None else LoggedRun(watcher, log)
     try:
-        return run_arms(configs, watcher, resume=resume)
+        return run_arms(configs, watcher, resume=resume, shards=shards)
     except (KeyboardInterrupt, Exception) as error:
         # a stage that failed is changed before anybody goes on, and a run goes on with the same code alone; what cannot
         # be written says so itself

@@ -36,7 +36,7 @@ def make_notes(
     """
     tag = plugins.find("victim", config.victim).note(built["victim"].config)
     own = [warn_of(part, known) for part, known in weights.items()]
-    notes = (tag, *_note_weights(built, records), *own, _note_rounding(config, rows))
+    notes = (tag, *_note_weights(built, records), *own, _note_budget(config), _note_rounding(config, rows))
     return tuple(note for note in notes if note)
 
 
@@ -57,6 +57,16 @@ def _note_weights(built: Mapping[str, Built], records: Sequence[RowRecord]) -> l
             )
         notes.append(note)
     return notes
+
+
+def _note_budget(config: RunConfig) -> str:
+    """Say what a budget of time has decided: fewer images widen the interval, fewer steps weaken the attack."""
+    if config.budget is None or config.adaptive_limit is None:
+        return ""
+    return (
+        f"To fit a budget of {config.budget}, the adaptive rows have {config.adaptive_limit} images and attacks of at "
+        f"most {config.adaptive_steps} steps: more of either may leave less"
+    )
 
 
 def _note_rounding(config: RunConfig, rows: Sequence[PlannedRow]) -> str:

@@ -17,10 +17,10 @@ from defend.options import describe
 from defend.plugins import Found, Registry
 from defend.records.rows import PlannedRow
 from defend.stages import Attack, Stage, Task
-from defend.values.run_config import QUICK_ATTACKS, RunConfig
+from defend.values.run_config import QUICK_ATTACKS, QUICK_STEPS, RunConfig
 from defend.values.threats import DEFENDED, NO_SOURCES, THREATS, UNDEFENDED, Threat, choose_threats, find_insisted
 
-QUICK: Mapping[str, int] = {"steps": 10, "queries": 200}
+QUICK: Mapping[str, int] = {"steps": QUICK_STEPS, "queries": 200}
 """What a quick run takes of expensive attacks; single-step ones, which have neither, it takes only if named."""
 USUAL_SOURCES = ("resnet18", "vgg11_bn")
 STEP_SIZE = "step_size"
@@ -78,7 +78,7 @@ def plan(defences: Sequence[ArmNames], dataset: ImageDataset, plugins: Registry)
                 faced.setdefault((variant, attacked), []).append(defence)
         before = len(rows)
         for (variant, attacked), facing in faced.items():
-            costly = THREATS[kind].expensive or any(attacked in defence.costly for defence in facing)
+            costly = is_costly(kind, attacked, facing)
             rows += _rows(kind, variant, attacked, facing, plugins, fewer if costly else keys, dataset.task())
         # of the ladder, threats that do not fit are told in the report; one that was named is an error
         if kind in find_insisted(config) and len(rows) == before:
@@ -86,6 +86,11 @@ def plan(defences: Sequence[ArmNames], dataset: ImageDataset, plugins: Registry)
     if config.attacks is not None and len(rows) == 1:
         raise ConfigError("; ".join(f"{what}: {why}" for what, why in find_undone(config, rows, plugins).items()))
     return rows
+
+
+def is_costly(kind: str, attacked: str, defences: Sequence[ArmNames]) -> bool:
+    """Whether a row of a threat against an arm is one of the adaptive ones, of fewer images."""
+    return THREATS[kind].expensive or any(attacked in defence.costly for defence in defences)
 
 
 def find_undone(config: RunConfig, rows: Sequence[PlannedRow], plugins: Registry) -> dict[str, str]:
@@ -258,16 +263,21 @@ def _options(kind: str, found: Found, config: RunConfig, blind: bool) -> dict[st
     if blind and EARLY_STOP in known:
         usual[EARLY_STOP] = False
     given = {**usual, **own}
-    if config.thorough:
-        return {**usual, **threat.thorough.get(found.name, {}), **own}
     costly = threat.expensive
+    most_steps = config.adaptive_steps if costly else None
+    if config.thorough:
+        chosen = {**usual, **threat.thorough.get(found.name, {})}
+        own_steps = chosen.get("steps", known["steps"].default) if "steps" in known else None
+        if most_steps is not None and isinstance(own_steps, int):
+            chosen["steps"] = min(own_steps, most_steps)
+        return {**chosen, **own}
     if costly and config.attacks is None and not QUICK.keys() & known.keys():
         return None  # one step finds little that many do not
     if not (costly or (blind and _plain(config))):
         return given
     fewer = {
         name: min(known[name].default, most)
-        for name, most in QUICK.items()
+        for name, most in {**QUICK, **({"steps": most_steps} if most_steps is not None else {})}.items()
         if name in known and isinstance(known[name].default, int)
     }
     return {**fewer, **given}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,10 @@ from defend.evaluation.arms import BuiltDefence, build_all
 from defend.evaluation.assemble import Circumstances, assemble, describe_weights
 from defend.evaluation.certify import Certifier
 from defend.evaluation.evaluate import EvaluationSettings, Evaluator
+from defend.evaluation.forecast import Forecast, choose_for, forecast
 from defend.evaluation.identity import identify
 from defend.evaluation.notes import make_notes
-from defend.evaluation.plan import attacks_of, counter_attacks, find_undone, plan
+from defend.evaluation.plan import attacks_of, counter_attacks, find_undone, is_costly, plan
 from defend.evaluation.precision import REDUCED, Crafting, choose
 from defend.evaluation.probing import check, choose_subject
 from defend.options import describe
@@ -32,6 +33,7 @@ from defend.plugins import Registry, registry
 from defend.records import folder as run_folder
 from defend.records.journal import Journal
 from defend.records.rows import PlannedRow, RowRecord, restrict
+from defend.records.shards import Shards, share
 from defend.records.unfinished import way_on
 from defend.records.watcher import Watcher
 from defend.stages import Stage
@@ -40,9 +42,11 @@ from defend.util import interrupts
 from defend.util.files import sweep
 from defend.util.processes import Processes, join, resolve_device
 from defend.values.commands import say_command
+from defend.values.durations import parse_duration
 from defend.values.report import Report
-from defend.values.run_config import RunConfig
-from defend.values.threats import DEFENDED, NO_SOURCES, UNDEFENDED, choose_threats
+from defend.values.run_config import MOST, QUICK_STEPS, RunConfig
+from defend.values.shards import parse_shard
+from defend.values.threats import DEFENDED, NO_SOURCES, THREATS, UNDEFENDED, choose_threats
 from defend.values.toml import to_toml
 
 
@@ -61,6 +65,8 @@ def run(config: RunConfig, watcher: Watcher | None = None, plugins: Registry | N
         DefendError: anything wrong with the config, before or during the run; finished rows are kept
             in the run folder.
     """
+    if config.shard is not None:
+        raise ConfigError(f"shard {config.shard} has no report of its own: run it with `defend run --shard`")
     return run_arms([config], watcher, plugins)[0].report
 
 
@@ -70,6 +76,7 @@ def run_arms(
     plugins: Registry | None = None,
     resume: bool = False,
     dataset: ImageDataset | None = None,
+    shards: Shards | None = None,
 ) -> list[Outcome]:
     """Evaluate several defences of one victim side by side, see `alternatives`.
 
@@ -79,6 +86,9 @@ def run_arms(
     batches; process 0 alone writes, and alone runs the checks that query the defence. A `dataset` that is open
     already is not read again.
 
+    A shard leaves its finished batches in its folder, and nothing is returned: it has no report. Given all `shards`,
+    their batches are taken, and only what no shard has is computed: certificates, and the checks.
+
     Raises:
         DefendError: as `run`.
         BusyError: another run is at work in one of the folders.
@@ -86,7 +96,7 @@ def run_arms(
     """
     try:
         with interrupts.careful(), contextlib.ExitStack() as folders:
-            run = _Run(configs, watcher or Watcher(), plugins or registry(), resume, dataset, folders)
+            run = _Run(configs, watcher or Watcher(), plugins or registry(), resume, dataset, folders, shards)
             run.evaluate()
             outcomes = run.conclude()
     except WriteError as error:
@@ -98,6 +108,28 @@ def run_arms(
             stacklevel=2,
         )
     return _agree(outcomes, run.processes)
+
+
+def plan_arms(
+    configs: Sequence[RunConfig],
+    watcher: Watcher | None = None,
+    plugins: Registry | None = None,
+    dataset: ImageDataset | None = None,
+) -> tuple[Forecast, RunConfig]:
+    """Return what a run will take, and its first config, with images and steps where a budget chooses them.
+
+    Nothing is written, trained or taken from earlier runs.
+
+    Raises:
+        DefendError: as `run`.
+    """
+    if configs[0].train_missing:
+        raise ConfigError("a plan trains nothing, and --train-missing was given: leave it out, and train first")
+    bare = [attrs.evolve(each, out=None, store=False) for each in configs]
+    with contextlib.ExitStack() as folders:
+        run = _Run(bare, watcher or Watcher(), plugins or registry(), False, dataset, folders)
+        found = run.forecast()
+    return found, attrs.evolve(run.defences[0].names.config, out=configs[0].out, store=configs[0].store)
 
 
 def _read(config: RunConfig, plugins: Registry, watcher: Watcher) -> ImageDataset:
@@ -140,6 +172,7 @@ class _Run:
         resume: bool,
         dataset: ImageDataset | None,
         folders: contextlib.ExitStack,
+        shards: Shards | None = None,
     ) -> None:
         self.started = time.perf_counter()
         check_default_type()
@@ -158,20 +191,45 @@ class _Run:
         self.dataset = _read(config, plugins, watcher) if dataset is None else ensure_bounded(dataset)
         self.defences = build_all(configs, compositions, self.dataset, watcher, self.device)
         self.rows = plan([defence.names for defence in self.defences], self.dataset, plugins)
+        if config.undecided:
+            self._fit_budget()
+            configs = [each.names.config for each in self.defences]
+            config = configs[0]
         self.certifier = Certifier(self.defences, self.dataset)
         first = self.processes.first
+        # of what was built, so that a run that goes on compares weights and code, not their names
+        writes = first and config.out is not None
+        decisive = identify(self.defences, self.rows, self.dataset, plugins, self.device) if writes else {}
+        if shards is not None and writes:
+            shards.check(self.rows, decisive)
+        self.shard = None if config.shard is None else parse_shard(config.shard)
+        if self.shard is not None:
+            self.rows = share(self.rows, config.batch_size, self.shard)
         self.outs: list[Path | None] = [None] * len(configs)
         if first:
             self.outs = folders.enter_context(run_folder.claim(configs, resume))
         self.journal = _announce(configs, self.outs)
         if self.journal is not None:
-            # of what was built, so that a run that goes on compares weights and code, not their names
-            decisive = identify(self.defences, self.rows, self.dataset, plugins, self.device)
             self.journal.begin([to_toml(each) for each in configs], decisive)
+            if shards is not None:
+                shards.hand_over(self.journal, self.rows)
         watcher.preparing("choosing a precision")
         crafting = self.processes.tell(self._choose_crafting() if first else None)
         assert crafting is not None
         self.crafting = crafting
+        self.evaluator = self._make_evaluator(crafting, watcher.images, self.journal, store)
+        self.records: list[RowRecord] = []
+        self.partial = False
+
+    def _make_evaluator(
+        self,
+        crafting: Crafting,
+        progress: Callable[[int], None] = lambda images: None,
+        journal: Journal | None = None,
+        store: Store | None = None,
+        alone: bool = False,
+    ) -> Evaluator:
+        config = self.defences[0].names.config
         settings = EvaluationSettings(
             device=self.device,
             seed=config.seed,
@@ -179,12 +237,67 @@ class _Run:
             draws=config.draws,
             passes=config.passes_asked,
             crafting=crafting.dtype,
-            progress=watcher.images,
+            progress=progress,
         )
         arms = {name: arm for each in self.defences for name, arm in each.arms.items()}
-        self.evaluator = Evaluator(arms, self.dataset, settings, self.processes, self.journal, store)
-        self.records: list[RowRecord] = []
-        self.partial = False
+        return Evaluator(arms, self.dataset, settings, Processes() if alone else self.processes, journal, store)
+
+    def forecast(self, crafting: Crafting | None = None) -> Forecast:
+        """Time two small batches of every row, in this process alone."""
+        ready = time.perf_counter() - self.started
+        return forecast(
+            self._make_evaluator(crafting or self.crafting, alone=True),
+            self.rows,
+            batch_size=self.defences[0].names.config.batch_size,
+            device=self.device,
+            ready=ready,
+            told=lambda row: self.watcher.preparing(f"timing two batches of {row.name}, {row.threat.kind}"),
+        )
+
+    def _fit_budget(self) -> None:
+        """Choose how many images and steps the adaptive rows have, so that the run fits its budget; see `choose_for`.
+
+        Raises:
+            ConfigError: the least of them does not.
+        """
+        asked = self.defences[0].names.config
+        if asked.shard is not None:
+            raise ConfigError(
+                "shards cannot agree on what fits a budget: choose once, with --plan --budget, and give all of them "
+                "its --adaptive-limit and --adaptive-steps"
+            )
+        self._change(adaptive_steps=asked.adaptive_steps or QUICK_STEPS)
+        found = self.forecast(Crafting(None, ""))
+        names = [defence.names for defence in self.defences]
+        timed = self.rows
+        self._change(adaptive_steps=asked.adaptive_steps or MOST)
+        own = {
+            place: each.steps if THREATS[each.threat.kind].expensive and each.steps else None
+            for place, each in enumerate(self.rows)
+            if each.attack is not None and is_costly(each.threat.kind, each.attacked, names)
+        }
+        # where an attack was told its steps they are the same in both, and nothing is to be chosen of it
+        fixed = {place for place, steps in own.items() if steps and steps == timed[place].steps}
+        chosen = self.processes.tell(
+            choose_for(
+                parse_duration(str(asked.budget)),
+                found,
+                {place: None if place in fixed else steps for place, steps in own.items()},
+                spent=time.perf_counter() - self.started,
+                most=len(timed[0].keys),
+                images=asked.adaptive_limit,
+                steps=asked.adaptive_steps,
+            )
+        )
+        self._change(adaptive_limit=chosen.images, adaptive_steps=chosen.steps)
+
+    def _change(self, **settings: Any) -> None:
+        """Change settings of all arms, and plan again."""
+        self.defences = [
+            attrs.evolve(each, names=attrs.evolve(each.names, config=attrs.evolve(each.names.config, **settings)))
+            for each in self.defences
+        ]
+        self.rows = plan([defence.names for defence in self.defences], self.dataset, self.plugins)
 
     def _choose_crafting(self) -> Crafting:
         """Choose what attacks on bare victims are crafted in; a run that goes on keeps what it chose at first."""
@@ -192,9 +305,15 @@ class _Run:
         if kept is not None:
             return Crafting(REDUCED if kept["name"] == "bf16" else None, kept["why"], kept["figures"])
         config = self.defences[0].names.config
+        if self.shard is not None and config.precision == "auto":  # time decides, and shards cannot agree on it
+            chosen = Crafting(None, "shards try no other precision: each might find another faster")
+            return self._keep_crafting(chosen)
         bare = self.defences[0].arms[UNDEFENDED]
         batches = self.dataset.batches("test", self.rows[0].keys, config.batch_size, self.device)
         chosen = choose(config.precision, bare, batches, eps=config.eps, seed=config.seed, device=self.device)
+        return self._keep_crafting(chosen)
+
+    def _keep_crafting(self, chosen: Crafting) -> Crafting:
         if self.journal is not None:
             self.journal.choose("crafting", {"name": chosen.name, "why": chosen.why, "figures": dict(chosen.figures)})
         return chosen
@@ -209,6 +328,8 @@ class _Run:
         self.watcher.begin(self.rows)
         try:
             for number, planned in enumerate(self.rows):
+                if not len(planned.keys):  # a shard has nothing of a row with few batches
+                    continue
                 self.watcher.row(planned)
                 record = self.evaluator.row(planned, number)
                 if record is not None:
@@ -229,7 +350,7 @@ class _Run:
             self.watcher.end()
         if not self.records:
             raise KeyboardInterrupt
-        if not self.partial and self.processes.first:
+        if not self.partial and self.processes.first and self.shard is None:
             try:
                 self.certifier.run(self.journal, self.watcher, self.evaluator.batch_size, self.device)
             except KeyboardInterrupt:
@@ -239,6 +360,8 @@ class _Run:
 
     def _write_judged_by(self, planned: PlannedRow) -> None:
         """Write the folders of the defences that a row is of, as they stand now."""
+        if self.shard is not None:  # its figures would be taken for the run's
+            return
         for out, defence in zip(self.outs, self.defences, strict=True):
             if out is not None and self.records and defence.names.has(planned):
                 # the whole report after every row: a fault in a later one loses nothing
@@ -246,7 +369,17 @@ class _Run:
                 run_folder.write(out, done.report, done.records)
 
     def conclude(self) -> list[Outcome]:
-        """Check every defence, write its folder for the last time, and return what was found of it."""
+        """Check every defence, write its folder for the last time, and return what was found of it.
+
+        Of a shard nothing but its journal is left, for `defend merge`.
+
+        Raises:
+            KeyboardInterrupt: a shard was cut off.
+        """
+        if self.shard is not None:
+            if self.partial:
+                raise KeyboardInterrupt
+            return []
         outcomes = []
         for out, defence in zip(self.outs, self.defences, strict=True):
             try:
@@ -301,13 +434,25 @@ class _Run:
                 **find_undone(config, rows, self.plugins),
                 **self.certifier.left_out(defence),
             },
-            notes=make_notes(config, rows, self.plugins, defence.built, own, describe_weights(defence.built)),
+            notes=(
+                *make_notes(config, rows, self.plugins, defence.built, own, describe_weights(defence.built)),
+                *self._note_merge(),
+            ),
             partial=self.partial or len(own) < len(rows),
             random=judge.random,
             certified=self.certifier.found(defence),
             given=_find_given(config, self.plugins),
         )
         return Outcome(assemble(config, own, known), own)
+
+    def _note_merge(self) -> list[str]:
+        merged = None if self.journal is None else self.journal.choice("merged")
+        if merged is None:
+            return []
+        return [
+            f"Merged from {merged['shards']} shards: checks and certificates were computed at the merge, and the run's "
+            "seconds are the slowest shard's"
+        ]
 
 
 def _find_given(config: RunConfig, plugins: Registry) -> tuple[str, ...]:

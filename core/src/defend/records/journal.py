@@ -131,8 +131,21 @@ class Journal:
                 stacklevel=2,
             )
 
+    def adopt(self, row: int, place: int, file: Path) -> None:
+        """Take over a finished batch that another journal holds, as it is: the `place`-th of its row here."""
+        try:
+            data = file.read_bytes()
+        except OSError as error:
+            raise ConfigError(f"{str(file)!r} cannot be read: {error.strerror}") from None
+        write_bytes(self._file(row, place), data, "finished batch")
+
     def _file(self, row: int, place: int) -> Path:
-        return self._folder / f"{row:03d}-{place:06d}{BATCH}"
+        return self.file(self._folder, row, place)
+
+    @staticmethod
+    def file(folder: Path, row: int, place: int) -> Path:
+        """Return where the journal in a folder keeps a batch."""
+        return folder / f"{row:03d}-{place:06d}{BATCH}"
 
 
 def _flat(part: Part) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -183,7 +183,10 @@ def _checked(folder: Path) -> dict[str, Any]:
         what = "is a file, not a folder" if folder.exists() else "does not exist"
         raise DataError(f"run folder {str(folder)!r} {what}: {_nearest(folder)}")
     if not path.exists():
-        raise DataError(f"{str(folder)!r} holds no report.json: no run, or one stopped before its first row was done")
+        raise DataError(
+            f"{str(folder)!r} holds no report.json: no run, one stopped before its first row was done, or a "
+            "shard, on which `defend merge` reports"
+        )
     try:
         report = _parsed(folder)
     except OSError as error:

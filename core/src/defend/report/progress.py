@@ -11,14 +11,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from defend.records.watcher import TrainingWatcher, Watcher
+from defend.report.time_left import TimeLeft
 from defend.util.launch import place
 from defend.util.printable import escape
+from defend.values.durations import say_duration
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
-    from defend.records.rows import PlannedRow
+    from defend.records.rows import PlannedRow, RowRecord
 
 
 PIPED_WIDTH = 120
@@ -51,14 +53,16 @@ def show_waiting(
     return contextlib.nullcontext() if quiet or not console.is_terminal else console.status(Text(what))
 
 
-def _bar(console: Console, quiet: bool, *, training: bool = False) -> Progress:
-    """Return a bar that is gone when it ends; of a training also with the time left and the losses."""
+def _bar(console: Console, quiet: bool, field: str = "", *, training: bool = False) -> Progress:
+    """Return a bar that is gone when it ends, with a text beside it; of a training also with the time left."""
     from rich import progress as rich
 
     columns = [rich.TextColumn("{task.description}", markup=False), rich.BarColumn(), rich.MofNCompleteColumn()]
     columns += [rich.TimeElapsedColumn()]
     if training:
-        columns += [rich.TimeRemainingColumn(), rich.TextColumn("{task.fields[losses]}", markup=False)]
+        columns += [rich.TimeRemainingColumn()]
+    if field:
+        columns += [rich.TextColumn(f"{{task.fields[{field}]}}", markup=False)]
     return rich.Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal)
 
 
@@ -87,24 +91,34 @@ class RunBar(Watcher):
 
     def begin(self, rows: Sequence[PlannedRow]) -> None:
         self._still()
-        self._rows, self._done = len(rows), 0
-        self._bar = _bar(self._console, self._quiet)
-        self._task = self._bar.add_task("", total=None)
+        self._rows, self._done, self._left = len(rows), 0, TimeLeft(rows)
+        self._bar = _bar(self._console, self._quiet, "left")
+        self._task = self._bar.add_task("", total=None, left="")
         self._bar.start()
 
     def row(self, plan: PlannedRow) -> None:
         self._done += 1
+        self._left.row()
         whose = f" against {plan.attacked.split(':')[0]}" if ":" in plan.attacked else ""
         name = "clean" if plan.attack is None else f"{plan.name}, {plan.threat.kind}{whose}"
         text = f"row {self._done} of {self._rows}: {name}, {len(plan.keys)} images"
         assert self._bar is not None
-        self._bar.reset(self._task, total=len(plan.keys), description=text)
+        self._bar.reset(self._task, total=len(plan.keys), description=text, left=self._say_left())
         if not self._quiet and not self._console.is_terminal:
-            self._console.print(text, highlight=False)
+            left = self._say_left()
+            self._console.print(f"{text}{'; ' if left else ''}{left}", highlight=False)
 
     def images(self, count: int) -> None:
         assert self._bar is not None
-        self._bar.advance(self._task, count)
+        self._left.images(count)
+        self._bar.update(self._task, advance=count, left=self._say_left())
+
+    def finished(self, record: RowRecord) -> None:
+        self._left.finished(record)
+
+    def _say_left(self) -> str:
+        seconds = self._left.seconds()
+        return "" if seconds is None else f"about {say_duration(seconds)} left"
 
     def end(self) -> None:
         self._still()
@@ -130,7 +144,7 @@ class TrainingBar(TrainingWatcher):
         self._console, self._title = console, title
         self._silent = quiet or place()[0] != 0
         self._made = False
-        self._bar = _bar(console, self._silent, training=True)
+        self._bar = _bar(console, self._silent, "losses", training=True)
         self._task = self._bar.add_task(title, total=None, losses="")
         self._bar.start()
 

@@ -1,8 +1,14 @@
-"""Whether memory ran out, so that fewer images at a time may still fit."""
+"""How much memory is held, and whether it ran out, so that fewer images at a time may still fit."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 SIGNS = ("cannot allocate memory", "failed to map segment", "bad alloc", "bad_alloc", "can't start new thread")
 """What those say that meet a limit of memory: the loader of a library, C++, threads."""
@@ -25,3 +31,27 @@ def out_of_memory(error: BaseException) -> bool:
     except (ImportError, MemoryError):  # which needs memory itself
         return False
     return isinstance(error, Exception) and should_reduce_batch_size(error)
+
+
+def restart_peak(device: torch.device) -> None:
+    """Begin to look for the most memory that is held from here on; see `peak_memory`."""
+    if device.type == "cuda":
+        import torch
+
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    with contextlib.suppress(OSError):  # where the system has no such file, or does not let it be written
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Return the most bytes held since `restart_peak`: of the GPU, or by this process. None where nothing tells."""
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated(device)
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return None

@@ -10,12 +10,15 @@ import attrs
 from defend.errors import ConfigError, did_you_mean
 from defend.options import fraction
 from defend.values.budgets import parse_eps, parse_sweep
+from defend.values.durations import check_duration
+from defend.values.shards import as_shard
 from defend.values.sources import name_source
 
 Precision = Literal["auto", "exact", "fp32", "bf16"]
 PRECISIONS: tuple[Precision, ...] = ("auto", "exact", "fp32", "bf16")
 QUICK_LIMIT = 100
 QUICK_ADAPTIVE_LIMIT = 25
+QUICK_STEPS = 10
 CHECKS = ("none", "basic", "full")
 QUICK_ATTACKS = ("noise", "fgsm", "pgd")
 LADDER = "ladder"
@@ -134,6 +137,9 @@ class RunConfig:
             the field uses (MNIST 0.3 and 2, CIFAR-10 8/255 and 0.5).
         limit: how many test images, a seeded stratified sample; None: 100, or all with `thorough`.
         adaptive_limit: how many of them the adaptive rows use; None: 25, or all with `thorough`.
+        adaptive_steps: the most steps that an attack takes in the adaptive rows; None: 10, or its own with `thorough`.
+        budget: a span of time, "10m": `adaptive_limit` and `adaptive_steps`, where they are not given, are chosen so
+            that the run fits it (`evaluation.forecast`).
         thorough: all images, all attacks and the attacks' own step counts, in the adaptive rows too; a quick
             run leaves out single-step adaptive attacks and takes 10 steps of the others.
         draws: forward passes that the adaptive attacker averages over when the defence is random.
@@ -148,6 +154,8 @@ class RunConfig:
             (attacks crafted in bfloat16, judged in fp32).
         options: options by stage, for example {"purifier": {"steps": 15}, "pgd": {"steps": 40}}.
         weights: explicit weight files by stage.
+        shard: which share of the run's batches is computed, "2/8"; `defend merge` reports on all of them. None computes
+            all.
         out: the run folder; None writes nothing.
     """
 
@@ -165,6 +173,8 @@ class RunConfig:
     eps_l2: float | None = attrs.field(default=None, converter=_length)
     limit: int | None = attrs.field(default=None, validator=_positive)
     adaptive_limit: int | None = attrs.field(default=None, validator=_positive)
+    adaptive_steps: int | None = attrs.field(default=None, validator=_positive)
+    budget: str | None = attrs.field(default=None, converter=check_duration)
     thorough: bool = False
     draws: int = attrs.field(default=20, validator=_positive)
     passes: int | None = attrs.field(default=None, validator=_positive)
@@ -180,6 +190,7 @@ class RunConfig:
     store: bool = True
     options: Mapping[str, Mapping[str, Any]] = attrs.field(factory=dict)
     weights: Mapping[str, str] = attrs.field(factory=dict)
+    shard: str | None = attrs.field(default=None, converter=as_shard)
     out: str | None = None
 
     def __attrs_post_init__(self) -> None:
@@ -194,6 +205,11 @@ class RunConfig:
     def purifiers(self) -> tuple[str, ...]:
         """The purifiers in the order in which they are applied."""
         return split_names(self.purifier)
+
+    @property
+    def undecided(self) -> bool:
+        """Whether images or steps are still to be chosen for a budget."""
+        return self.budget is not None and (self.adaptive_limit is None or self.adaptive_steps is None)
 
     @property
     def passes_asked(self) -> int:

@@ -20,7 +20,7 @@ from defend.errors import ConfigError, did_you_mean
 from defend.options import parse
 from defend.values.editions import is_file
 from defend.values.references import anchor, shorten
-from defend.values.run_config import RunConfig
+from defend.values.run_config import NONE, RunConfig
 from defend.values.sources import is_path, name_source
 
 _converter = cattrs.Converter(omit_if_default=True)
@@ -192,6 +192,18 @@ def alternatives(config: RunConfig, purifiers: Sequence[str]) -> list[RunConfig]
     return configs
 
 
+def place_arms(configs: Sequence[RunConfig], out: str | None) -> list[RunConfig]:
+    """Give the arms of a run their folders: `out` itself, or those of the purifiers in it; None names a fresh one."""
+    several = tuple(config.purifier or NONE for config in configs) if len(configs) > 1 else ()
+    root = out or default_out(configs[0], several)
+    if not several:
+        return [attrs.evolve(configs[0], out=root)]
+    return [
+        attrs.evolve(config, out=str(Path(root) / _as_file_name(name)))
+        for config, name in zip(configs, several, strict=True)
+    ]
+
+
 def _as_file_name(names: str) -> str:
     """Return names as a folder of theirs is called."""
     return shorten(names).replace(":", "_").replace("/", "_").replace(",", "+")
@@ -202,7 +214,8 @@ def default_out(config: RunConfig, purifiers: Sequence[str] = (), root: Path = P
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     named = "-vs-".join(purifiers) or config.purifier
     tuned = f"finetune-{config.finetune}" if config.finetune else None
-    named_parts = [config.victim, *(part for part in (named, config.detector, tuned) if part)]
+    share = f"shard-{config.shard.replace('/', '-of-')}" if config.shard else None
+    named_parts = [config.victim, *(part for part in (named, config.detector, tuned, share) if part)]
     return str(root / "-".join([stamp, *map(_as_file_name, named_parts), secrets.token_hex(4)]))
 
 
