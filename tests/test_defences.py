@@ -132,7 +132,10 @@ def toys(installed):
     installed("toys", {"__init__.py": HOOKS, "parts.py": PARTS})
 
 
-QUICK = ("run", "--victim", "resnet20", "--limit", "10", "--adaptive-limit", "2", "--set", "pgd.steps=2", "--checks", "none", "--quiet")
+QUICK = (
+    *("run", "--victim", "resnet20", "--limit", "10", "--adaptive-limit", "2", "--set", "pgd.steps=2"),
+    *("--checks", "none", "--quiet"),
+)
 ONE_ROW = (*QUICK, "--attack", "pgd", "--threat", "oblivious")
 
 

@@ -36,7 +36,9 @@ class Watched(AutoencoderTraining):
 def prepare(task, victim):
     def prepared(stop_at=None, **recipe):
         torch.manual_seed(0)
-        return Watched(build(AutoencoderOptions(), task), AutoencoderRecipe(**{**QUICK, **recipe}), victim, stop_at=stop_at)
+        return Watched(
+            build(AutoencoderOptions(), task), AutoencoderRecipe(**{**QUICK, **recipe}), victim, stop_at=stop_at
+        )
 
     return prepared
 
