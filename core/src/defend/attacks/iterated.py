@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from defend.attacks.balls import clip, random_start
+from defend.attacks.cycles import TRAVEL, Cycles
 from defend.attacks.goals import Goal, choose_goal, confirm, settle, step_along
 from defend.attacks.keeping import Attempts, Keeper, choose
 from defend.attacks.objectives import Objective, cross_entropy, scaled_cross_entropy, steady_cross_entropy
@@ -30,6 +31,7 @@ def climb_ball(
     schedule: str = "constant",
     judged: bool = True,
     norm: str = "linf",
+    may_cycle: bool = False,
 ) -> Tensor:
     """Take `steps` projected steps from `start`, at most eps [B] from `images` in the norm, "linf" or "l2".
 
@@ -40,7 +42,9 @@ def climb_ball(
     not decide: there an image is left where full precision confirms it, whenever the batch is
     compacted. The result is where the last step ended, which has not been queried; of a random target it is that or
     the iterate that fooled most draws on the way, whichever fools more of new ones. `judged` is False where the
-    objective's logits are not the target's own: they decide no success.
+    objective's logits are not the target's own: they decide no success. With `may_cycle`, climbs that come back to
+    where they were are cut short (`defend.attacks.cycles`): for an objective that depends on its arguments alone, of
+    which that changes no result.
     """
     keeper = Keeper(start) if target.random and judged else None
     early_stop = early_stop and judged and not target.random
@@ -48,28 +52,35 @@ def climb_ball(
     result = start.clone()
     place = torch.arange(len(images), device=images.device)
     current, origin, budget, size, identity = start, images, eps, step_size, keys
+    fixed = schedule == "constant" and norm == "linf" and not target.random and target.precision is None
+    cycles = None
+    if may_cycle and fixed and bool((steps * step_size > TRAVEL * eps).any()):
+        cycles = Cycles(start, steps)
     for step in range(steps):
         slope = target.slope(current, goal.labels, identity, f"{stream}/{step}", objective, judged=judged)
         length = size if schedule == "constant" else size * (1 - step / steps)
         moved = clip(current + step_along(slope.gradient, goal, length, norm), origin, budget, norm)
         if keeper is not None:
             keeper.take(current, slope, goal, goal.sign * slope.loss)
-        if not early_stop:
+        if not early_stop and cycles is None:
             current = moved
             continue
         due = (step + 1) % compact_every == 0
         if target.precision is not None and not due:
             current = moved  # nobody is believed to be fooled yet: confirming it waits for the device
             continue
-        fooled = goal.reached(slope.logits)
-        fooled = confirm(fooled, target, goal, current, identity, f"{stream}/{step}")
-        current = torch.where(fooled.view(-1, 1, 1, 1), current, moved)
+        done = torch.zeros_like(goal.labels, dtype=torch.bool) if cycles is None else cycles.over(current, step)
+        if early_stop:
+            fooled = goal.reached(slope.logits)
+            done |= confirm(fooled, target, goal, current, identity, f"{stream}/{step}")
+        current = torch.where(done.view(-1, 1, 1, 1), current, moved)
         if due and step + 1 < steps:
             result[place] = current
-            keep = (~fooled).nonzero()[:, 0]
+            keep = (~done).nonzero()[:, 0]
             if len(keep) == 0:
                 return result
             if len(keep) < len(place):
+                cycles = None if cycles is None else cycles.part(keep)
                 place, current, origin, goal = place[keep], current[keep], origin[keep], goal.part(keep)
                 budget, size, identity = budget[keep], size[keep], identity[keep]
     if keeper is not None:  # no image was left behind on the way
@@ -128,6 +139,7 @@ class Pgd:
         scale = config.logit_scale if isinstance(config, PgdOptions) else None
         usual = steady_cross_entropy if scale is None else scaled_cross_entropy(scale)
         self._config, self._objective, self._judged, self.norm = config, objective or usual, judged, norm
+        self._may_cycle = objective is None  # another may remember what it was asked
 
     def __call__(self, target: Target, images: Tensor, labels: Tensor, *, eps: Tensor, keys: Tensor) -> Tensor:
         """See `defend.stages.Attack`."""
@@ -160,6 +172,7 @@ class Pgd:
                 schedule=config.schedule,
                 judged=self._judged,
                 norm=self.norm,
+                may_cycle=self._may_cycle,
             )
             attempts.add(restart, found)
         return settle(goal, target, images, attempts.images, labels, keys, "pgd")
