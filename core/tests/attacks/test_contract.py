@@ -117,6 +117,16 @@ class TestCwMinimal(AttackContract):
     options = {"clip": "none", **BRISK}
 
 
+class TestMiFgsm(AttackContract):
+    name = "mi_fgsm"
+    options = {"steps": 4}
+
+
+class TestVmiFgsm(AttackContract):
+    name = "vmi_fgsm"
+    options = {"steps": 3, "samples": 2}
+
+
 class TestFmn(AttackContract):
     name = "fmn"
     options = {"steps": 8}

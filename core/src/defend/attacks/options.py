@@ -40,6 +40,15 @@ def _logit_scale() -> float:
     )
 
 
+def _steady_scale() -> float | None:
+    return option(  # type: ignore[no-any-return]
+        None,
+        help="logits are multiplied by it before the cross-entropy, which is then literal; None: its steady "
+        "form, which a saturated softmax does not hide and a factor of the logits does not change",
+        at_least=1e-3,
+    )
+
+
 @options
 class FgsmOptions(GoalOptions):
     """Options of `fgsm` and `fgsm_l2`."""
@@ -108,12 +117,25 @@ class ClimbOptions(IteratedOptions):
 class PgdOptions(ClimbOptions):
     """Options of `pgd` and `pgd_l2` (Madry et al. 2018)."""
 
-    logit_scale: float | None = option(
-        None,
-        help="logits are multiplied by it before the cross-entropy, which is then literal; None: its steady "
-        "form, which a saturated softmax does not hide and a factor of the logits does not change",
-        at_least=1e-3,
-    )
+    logit_scale: float | None = _steady_scale()
+
+
+@options
+class MomentumOptions(GoalOptions):
+    """Options of `mi_fgsm` (Dong et al. 2018); the defaults are its paper's."""
+
+    steps: int = option(10, help="steps", at_least=1)
+    step_size: float | None = option(None, help="size of a step (None: eps / steps)", at_least=0, at_most=1)
+    decay: float = option(1.0, help="what is kept of the sum of earlier gradients at each step", at_least=0)
+    logit_scale: float | None = _steady_scale()
+
+
+@options
+class VarianceOptions(MomentumOptions):
+    """Options of `vmi_fgsm` (Wang and He 2021); the defaults are its paper's."""
+
+    samples: int = option(20, help="gradients around each point", at_least=1)
+    beta: float = option(1.5, help="how far around, in budgets", at_least=0)
 
 
 def _restarts() -> int:

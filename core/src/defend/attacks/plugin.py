@@ -15,10 +15,12 @@ from defend.attacks.options import (
     FgsmOptions,
     FmnOptions,
     JointOptions,
+    MomentumOptions,
     PgdOptions,
     RfgsmOptions,
     SquareOptions,
     StandardOptions,
+    VarianceOptions,
 )
 from defend.hookspecs import hookimpl
 from defend.stages import Paper, StageSpec
@@ -72,6 +74,25 @@ def defend_attacks() -> Sequence[StageSpec]:
                 "Madry et al.",
                 2018,
                 "arXiv:1706.06083",
+            ),
+        ),
+        StageSpec(
+            name="mi_fgsm",
+            summary="steps along a running sum of gradients, which come over to other victims (L-inf)",
+            build="defend.attacks.momentum:mi_fgsm",
+            config=MomentumOptions,
+            paper=Paper("Boosting Adversarial Attacks with Momentum", "Dong et al.", 2018, "arXiv:1710.06081"),
+        ),
+        StageSpec(
+            name="vmi_fgsm",
+            summary="mi_fgsm with gradients tuned by those around each point (L-inf)",
+            build="defend.attacks.momentum:vmi_fgsm",
+            config=VarianceOptions,
+            paper=Paper(
+                "Enhancing the Transferability of Adversarial Attacks through Variance Tuning",
+                "Wang and He",
+                2021,
+                "arXiv:2103.15571",
             ),
         ),
         *(

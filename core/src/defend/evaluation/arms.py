@@ -16,6 +16,7 @@ from defend.assembly.stage import Built
 from defend.boundary.answers import threshold_of
 from defend.datasets.base import ImageDataset
 from defend.defence import Defence
+from defend.evaluation.averaged import Averaged
 from defend.evaluation.bpda import BackwardThrough, surrogates_of
 from defend.evaluation.plan import ArmNames
 from defend.plugins import Registry
@@ -37,6 +38,7 @@ from defend.values.threats import (
 )
 
 SAMPLE = 4
+AVERAGED = " + "  # between the sources of a variant that averages them
 
 
 @attrs.frozen
@@ -112,7 +114,8 @@ def build_all(
         # by identity, as a purifier and a detector may share a network
         everything = {id(p): p.numel() for p in whole.parameters()}
         added = sum(everything.values()) - sum(p.numel() for p in whole.victim.parameters())
-        armed = ArmNames(each, names, faced, aim, frozenset(attackable) - {f"source {name}" for name in sources})
+        cheap = {f"source {name}" for name in (*sources, AVERAGED.join(sources))}
+        armed = ArmNames(each, names, faced, aim, frozenset(attackable) - cheap)
         precisions = done | {stage: how for stage, how in behind_done.items() if stage in ("purifier", "detector")}
         words = dict.fromkeys(each[LEFT_OUT] for each in (done, behind_done) if LEFT_OUT in each)
         precisions |= {LEFT_OUT: "; ".join(words)} if words else {}
@@ -164,6 +167,11 @@ def _faced(
             behind = f"{name} behind the defence"
             through[behind] = f"{label}source {behind}"
             made[through[behind]] = Defence(module, whole.purifier)
+    # one row an attack more, so not in a quick run that named nothing but its sources
+    if len(sources) > 1 and (config.threats is not None or config.thorough):
+        together = AVERAGED.join(sources)
+        through[together] = f"source {together}"
+        made[through[together]] = Defence(Averaged(sources.values()))
     backwards = {}
     if whole.purifier is not None and any(one.faces == "surrogates" for one in threats.values()):
         for variant, surrogate in surrogates_of(whole.purifier).items():

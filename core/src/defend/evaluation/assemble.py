@@ -161,7 +161,16 @@ def _worst_case(counted: Mapping[str, RowRecord], rows: Sequence[Row], screened:
         steps=max((row.steps for row in rows if row.steps), default=None),
         gradients=_most_looks(counted, rows, kept),
         rising=tuple(row.key for row in rows if row.rising),
+        by_threat=_weakest_of(rows, alone),
     )
+
+
+def _weakest_of(rows: Sequence[Row], alone: Mapping[str, int]) -> dict[str, str]:
+    """Return, of each threat with several rows, the one that leaves least: `alone` counts what is left, by row."""
+    threats: dict[str, list[str]] = {}
+    for row in rows:
+        threats.setdefault(row.threat, []).append(row.key)
+    return {threat: min(keys, key=alone.__getitem__) for threat, keys in threats.items() if len(keys) > 1}
 
 
 def _most_looks(counted: Mapping[str, RowRecord], rows: Sequence[Row], kept: set[int]) -> int | None:

@@ -19,6 +19,7 @@ from defend.report.text import (
     over_passes,
     percent,
     row_title,
+    sources_in_words,
     with_interval,
 )
 from defend.values.commands import say_command, type_settings
@@ -113,6 +114,7 @@ def _headline(report: Report) -> Text:
         f"\n{of_norms(worst.norms)}" if worst.norms else "",
         _with_credit(worst.with_credit) if worst.with_credit else "",
         f"\nLeast is left by {worst.weakest}" if worst.weakest else "",
+        f"\n{said}" if (said := sources_in_words(worst)) else "",
     )
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from defend.values.report import Certified, Row
+from defend.values.report import Certified, Row, WorstCase
+from defend.values.threats import THREATS
 
 NORMS = {"linf": "L-inf", "l2": "L2"}
 
@@ -50,6 +51,15 @@ def distance_in_words(row: Row) -> str:
     norm, median, found = NORMS.get(row.norm, row.norm), row.distances["median"], row.distances["found"]
     middle = "no median" if median is None else f"median {median:.3g}"
     return f"{middle} in {norm}, found for {found} of {row.n}"
+
+
+def sources_in_words(worst: WorstCase) -> str:
+    """Say which source and which steps of a transfer leave least, `WorstCase.by_threat`; "" where there was no choice.
+
+    So of every threat whose attacker faces other victims.
+    """
+    keys = [key for threat, key in worst.by_threat.items() if threat in THREATS and THREATS[threat].faces == "sources"]
+    return f"Of other victims' images those of {' and '.join(keys)} leave least" if keys else ""
 
 
 def certified_in_words(found: Certified) -> str:

@@ -108,6 +108,7 @@ class WorstCase:
         steps: the most that one of the rows took.
         gradients: what all rows took of the image that they looked at most, draws counted; null where unknown.
         rising: the rows among them whose curve has not flattened (`Row.curve`).
+        by_threat: of each threat with several rows among them, the row that alone leaves least.
     """
 
     accuracy: float
@@ -122,6 +123,7 @@ class WorstCase:
     steps: int | None = None
     gradients: int | None = None
     rising: tuple[str, ...] = ()
+    by_threat: Mapping[str, str] = attrs.field(factory=dict)
 
 
 @attrs.frozen

@@ -117,6 +117,7 @@ THREATS: Mapping[str, ThreatKind] = {
         summary="the gradient of another victim, trained independently; also behind a copy of the defence",
         faces="sources",
         attacks=("pgd",),
+        more=("mi_fgsm", "vmi_fgsm"),
         suits="oblivious",
         quick=True,
     ),
