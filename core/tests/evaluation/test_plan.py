@@ -10,12 +10,12 @@ from defend.attacks.host import craft
 from defend.attacks.target import Target
 from defend.defence import Defence
 from defend.errors import ConfigError, ContractError
-from defend.evaluation.assemble import OVER_PASSES
 from defend.evaluation.bpda import BackwardThrough, surrogates_of
 from defend.evaluation.evaluate import EvaluationSettings, Evaluator
 from defend.evaluation.plan import ArmNames, plan
 from defend.plugins import registry
 from defend.randomness import uniform_like
+from defend.records.chance import OVER_PASSES, sum_passes
 from defend.records.rows import REJECTED, PlannedRow, right, worst_case
 from defend.testing.toys import TASK, TinyVictim, tiny_dataset
 from defend.values.run_config import RunConfig
@@ -327,7 +327,7 @@ def test_a_random_defence_is_asked_several_times():
     assert record.arms[UNDEFENDED].passes is None
     (again,) = evaluated([clean], Jitter(), passes=6, batch_size=5)
     assert torch.equal(again.arms[DEFENDED].passes, said), "draws belong to the image"
-    worst, majority = (judged(record, DEFENDED).float().mean() for judged in OVER_PASSES.values())
+    worst, majority = (judged()(record, DEFENDED).float().mean() for judged in OVER_PASSES.values())
     assert worst < majority
     assert worst <= right(record, DEFENDED).float().mean()
 
@@ -338,8 +338,28 @@ def test_worst_and_majority_by_hand():
     passes = torch.tensor([[4, 4, 4, 4, 4], [4, 4, 3, 3, 2], [REJECTED, 4, REJECTED, REJECTED, 4], [4, 4, 4, 1, 1]])
     one = attrs.evolve(record.arms[DEFENDED], passes=passes, predicted=passes[:, 0].clamp_min(0))
     record = attrs.evolve(record, labels=labels, arms={DEFENDED: one})
-    assert OVER_PASSES["worst"](record, DEFENDED).tolist() == [True, False, False, False]
-    assert OVER_PASSES["majority"](record, DEFENDED).tolist() == [True, False, False, True]
+    assert OVER_PASSES["worst"]()(record, DEFENDED).tolist() == [True, False, False, False]
+    assert OVER_PASSES["majority"]()(record, DEFENDED).tolist() == [True, False, False, True]
+
+
+def test_the_curve_over_passes_has_the_clean_images_beside_it():
+    (record,) = evaluated([row("none")])
+    keys, labels = torch.tensor([7, 5, 9]), torch.tensor([4, 4, 4])
+
+    def asked(passes, keys=keys):
+        arm = attrs.evolve(record.arms[DEFENDED], passes=torch.tensor(passes), predicted=torch.tensor(passes)[:, 0])
+        return attrs.evolve(record, arms={DEFENDED: attrs.evolve(arm, accepted=labels > 0)}, keys=keys, labels=labels)
+
+    attacked = asked([[4, 1, 1], [4, 4, 1], [1, 4, 4]])
+    clean = asked([[4, 4, 4], [4, 4, 4], [4, 4, 1]], keys=torch.tensor([9, 7, 11]))
+    found = sum_passes([attacked], clean)
+    assert found["n"] == 3 and found["one_shot"]["accuracy"] == pytest.approx(2 / 3)
+    worst, majority = ([point[name]["accuracy"] for point in found["curve"]] for name in ("worst", "majority"))
+    assert [point["n"] for point in found["curve"]] == [1, 2, 3]
+    assert worst == pytest.approx([2 / 3, 1 / 3, 0]) and worst[-1] == found["worst"]["accuracy"]
+    assert majority == pytest.approx([2 / 3, 1 / 3, 2 / 3]), "of two answers the smaller one wins"
+    assert [point["worst"]["accuracy"] for point in found["clean"]] == [1, 1, 1], "of the same images alone"
+    assert sum_passes([record], clean) is None
 
 
 def test_examples_show_failures_first():
@@ -379,9 +399,9 @@ def test_queries_are_recorded_and_those_of_images_taken_over_are_none():
 
 def test_the_worst_case_may_be_judged_over_passes():
     (record,) = evaluated([row("none")], Jitter(), passes=4)
-    keys, held = worst_case([record], DEFENDED, OVER_PASSES["worst"])
+    keys, held = worst_case([record], DEFENDED, OVER_PASSES["worst"]())
     assert keys.tolist() == sorted(record.keys.tolist())
-    assert int(held.sum()) == int(OVER_PASSES["worst"](record, DEFENDED).sum())
+    assert int(held.sum()) == int(OVER_PASSES["worst"]()(record, DEFENDED).sum())
 
 
 def test_an_attack_of_a_family_is_named_with_it():

@@ -24,6 +24,7 @@ from defend.report.figures.curves import curves
 from defend.report.figures.detector import roc
 from defend.report.figures.distances import distances
 from defend.report.figures.ladder import ladder
+from defend.report.figures.passes import passes
 from defend.report.figures.scene import DARK, LIGHT, SERIES, Picture, Shape, Text, fit_text, round_ticks
 from defend.report.figures.surface import surface
 from defend.report.figures.svg import to_svg
@@ -111,6 +112,7 @@ def test_every_section_is_there_in_order(full):
     assert page.headings == [
         "puvae + puvae + resnet18 on digits",
         "What each attacker leaves",
+        "What chance is worth",
         "Accuracy against the budget",
         "Single images",
         "The detector",
@@ -162,7 +164,7 @@ def test_headline_and_table_are_the_reports(full):
     assert alone in page.words.replace("\xa0", " ")
     right = round(worst["accuracy"] * worst["n"])
     assert f"Of {worst['n']} test images, {right} are still classified correctly and accepted" in page.words
-    table = [row for row in page.rows if len(row) == 14][1:]
+    table = [row for row in page.rows if len(row) == 15][1:]
     assert len(table) == len(report["rows"])
     for row in report["rows"]:
         cells = [
@@ -177,11 +179,22 @@ def test_headline_and_table_are_the_reports(full):
         assert [cell.partition("[")[0] for cell in found[0][8:11]] == list(shown)
         assert (found[0][7] == DASH) == (row["threat"] in ("query", "bpda", "adaptive", "detector-aware"))
         assert found[0][11].startswith(f"{100 * row['passes']['worst']['accuracy']:.1f}")
-        assert bool(found[0][13]) == (row["threat"] == "query")
+        assert bool(found[0][14]) == (row["threat"] == "query")
 
 
 def _eps(row):
     return "" if row["threat"] == "none" else DASH if row["eps"] is None else f"{row['eps']:.4g}"
+
+
+def test_a_random_defence_is_drawn_over_its_passes_beside_the_clean_images(full):
+    results = read_results(full)
+    rows = [row for row in results.rows if row.passes]
+    html, _ = page_of(full)
+    assert html.count('width="92"') == len(rows) > 1, "a curve as large as a word in every row"
+    chart = passes(results)
+    assert chart is not None and "clean, right in every pass" in chart.says and "of 10" in chart.says
+    asked_once = attrs.evolve(results, report=attrs.evolve(results.report, rows=(), worst_case=None), rows=())
+    assert passes(asked_once) is None
 
 
 def test_a_failed_check_blocks_the_headline(runs):
@@ -263,7 +276,7 @@ def test_the_same_run_gives_the_same_bytes(tmp_path):
     second = write_page([run], tmp_path / "two.html")
     assert first.page.read_bytes() == second.page.read_bytes()
     assert before == {path: path.read_bytes() for path in second.figures}
-    assert {path.suffix for path in before} == {".png", ".svg"} and len(before) == 10
+    assert {path.suffix for path in before} == {".png", ".svg"} and len(before) == 12
     for path, content in before.items():
         if path.suffix == ".png":
             assert content.startswith(b"\x89PNG")

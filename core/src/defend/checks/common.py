@@ -15,7 +15,7 @@ from defend.checks.outcomes import Outcomes
 from defend.datasets.base import Batch
 from defend.defence import Defence
 from defend.randomness import keyed
-from defend.records.rows import RowRecord
+from defend.records.rows import RowRecord, find_clean
 from defend.values.report import Calibration
 from defend.values.threats import DEFENDED, THREATS, UNDEFENDED, ThreatKind
 
@@ -83,7 +83,7 @@ class Case:
     @cached_property
     def clean(self) -> RowRecord | None:
         """The row without an attack."""
-        return next((record for record in self.records if record.plan.threat.kind == "none"), None)
+        return find_clean(self.records)
 
     @cached_property
     def bare(self) -> bool:

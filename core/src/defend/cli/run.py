@@ -108,7 +108,7 @@ AT_LEAST = option(
             option("--draws N", "Passes the adaptive attacker averages over a random defence (default 20).", type=int),
             option(
                 "--passes N",
-                "Ask a random defence N times: worst of N, majority vote (default 1; 10 with --thorough).",
+                "Ask a random defence N times: worst of N, majority vote (default 1; 20 with --thorough).",
                 type=int,
             ),
             option(

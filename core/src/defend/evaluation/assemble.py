@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -13,15 +13,16 @@ from torch import Tensor
 from defend.assembly.stage import Built
 from defend.datasets.base import ImageDataset
 from defend.evaluation.provenance import describe
+from defend.records.chance import sum_passes
 from defend.records.distances import distances_of
-from defend.records.looks import curve_of, gradients_of
-from defend.records.rows import RowRecord, right, worst_case
+from defend.records.looks import curve_of, find_draws, gradients_of
+from defend.records.rows import RowRecord, find_clean, right, worst_case
 from defend.util.distributions import version_of
 from defend.util.metrics import auroc, proportion, share, tpr_at
 from defend.util.statistics import mcnemar, paired_interval, wilson
 from defend.values.report import ArmResult, Calibration, Certified, Check, Cost, Report, Row, WorstCase
 from defend.values.run_config import RunConfig
-from defend.values.threats import DEFENDED, RATES, UNDEFENDED, is_harmless, knows_the_defence
+from defend.values.threats import DEFENDED, RATES, UNDEFENDED, is_harmless
 
 
 def arm(predicted: Tensor, labels: Tensor, accepted: Tensor, attacked: bool) -> ArmResult:
@@ -69,8 +70,11 @@ class Circumstances:
 
 def assemble(config: RunConfig, records: Sequence[RowRecord], known: Circumstances) -> Report:
     """Return the report of one defence; its records have the arms "undefended", "defended" and perhaps others."""
-    draws = config.draws if known.random else 1
-    rows = tuple(_row(record, config.seed, known.thresholds, draws) for record in records)
+    clean_row = find_clean(records)
+    rows = tuple(
+        _row(record, config.seed, known.thresholds, clean_row, config.draws if known.random else None)
+        for record in records
+    )
     counted = {row.key: record for row, record in zip(rows, records, strict=True) if row.headline}
     clean = records[0].judge_ms
     return Report(
@@ -139,15 +143,6 @@ def _worst_case(counted: Mapping[str, RowRecord], rows: Sequence[Row], screened:
         )
         for key, record in counted.items()
     }
-    several = [record for record in records if record.arms[DEFENDED].passes is not None]
-    passes = None
-    if several:
-        one = several[0].arms[DEFENDED].passes
-        assert one is not None
-        passes = {"n": one.shape[1], "one_shot": proportion(held)}
-        for name, judged in OVER_PASSES.items():
-            _, good = worst_case(records, DEFENDED, judged)
-            passes[name] = proportion(good)
     return WorstCase(
         accuracy=float(held.double().mean()),
         ci95=wilson(int(held.sum()), len(held)),
@@ -156,7 +151,7 @@ def _worst_case(counted: Mapping[str, RowRecord], rows: Sequence[Row], screened:
         undefended=float(bare.double().mean()),
         weakest=min(alone, key=alone.__getitem__),
         with_credit=proportion(credited) if screened else None,
-        passes=passes,
+        passes=sum_passes(records, find_clean(records)),
         norms=_of_norms(records, kept),
         steps=max((row.steps for row in rows if row.steps), default=None),
         gradients=_most_looks(counted, rows, kept),
@@ -199,26 +194,16 @@ def _of_norms(records: Sequence[RowRecord], kept: set[int]) -> dict[str, Any] | 
     return found
 
 
-def _in_every_pass(record: RowRecord, arm: str) -> Tensor:
-    passes = record.arms[arm].passes
-    return right(record, arm) if passes is None else (passes == record.labels[:, None]).all(1)
-
-
-def _by_majority(record: RowRecord, arm: str) -> Tensor:
-    """Whether the most frequent answer is right. A rejection is an answer too.
-
-    Of equally frequent answers the smallest wins, so a rejection (-1) wins every tie.
-    """
-    passes = record.arms[arm].passes
-    return right(record, arm) if passes is None else passes.mode(1).values == record.labels
-
-
-OVER_PASSES: Mapping[str, Callable[[RowRecord, str], Tensor]] = {"worst": _in_every_pass, "majority": _by_majority}
-"""What a random defence that was asked several times is credited with, bool [N]."""
-
-
-def _row(record: RowRecord, seed: int, thresholds: Mapping[float, float], draws: int = 1) -> Row:
+def _row(
+    record: RowRecord,
+    seed: int,
+    thresholds: Mapping[float, float],
+    clean: RowRecord | None = None,
+    draws: int | None = None,
+) -> Row:
+    """Return a record as a row; `draws` are those of a run, None where the defence is not random."""
     attacked = record.plan.attack is not None
+    own = 1 if draws is None else find_draws(record.plan, draws)
     arms = {name: arm(said.predicted, record.labels, said.accepted, attacked) for name, said in record.arms.items()}
     return Row(
         attack=record.plan.name,
@@ -239,11 +224,12 @@ def _row(record: RowRecord, seed: int, thresholds: Mapping[float, float], draws:
         headline=record.plan.headline,
         queries=None if record.queries is None else _queries(record.queries),
         paired=_compare_arms(record),
-        passes=_passes(record),
+        passes=sum_passes([record], clean),
+        budget=_budget(record, own) if attacked and draws is not None else None,
         # only an attacker who aims at a score below every threshold can be judged at each of them
         success_at_fpr=_success(record, thresholds) if record.plan.aim is not None else None,
         reused=record.reused,
-        gradients=gradients_of(record, draws if knows_the_defence(record.plan.threat.kind) else 1),
+        gradients=gradients_of(record, own),
         curve=curve_of(record),
         distances=distances_of(record),
     )
@@ -267,12 +253,12 @@ def _queries(counted: Tensor) -> dict[str, float]:
     return {"mean": float(many.mean()), "median": float(many.median()), "max": float(many.max())}
 
 
-def _passes(record: RowRecord) -> dict[str, Any] | None:
-    passes = record.arms[DEFENDED].passes
-    if passes is None:
-        return None
-    figures = {name: proportion(judged(record, DEFENDED)) for name, judged in OVER_PASSES.items()}
-    return {"n": passes.shape[1], "one_shot": proportion(right(record, DEFENDED)), **figures}
+def _budget(record: RowRecord, draws: int) -> dict[str, int] | None:
+    """Return what was spent on an image of a random defence, `Row.budget`."""
+    passes, steps = record.arms[DEFENDED].passes, record.plan.steps
+    if record.seen is not None:  # with all restarts
+        steps = int(record.seen.looks.max()) or steps
+    return {"draws": draws, "steps": steps or 1, "passes": 1 if passes is None else passes.shape[1]}
 
 
 def _success(record: RowRecord, thresholds: Mapping[float, float]) -> dict[str, float]:
@@ -285,7 +271,7 @@ def _success(record: RowRecord, thresholds: Mapping[float, float]) -> dict[str, 
 def _detector(records: Sequence[RowRecord], known: Circumstances) -> dict[str, Any]:
     """Return the detector's figures: for every attacked row, and for the one that it tells apart worst."""
     calibration = known.calibration
-    clean = next((record for record in records if record.plan.threat.kind == "none"), records[0])
+    clean = find_clean(records) or records[0]
     scores = clean.arms[DEFENDED].score
     rows = {
         _row(record, 0, {}).key: _separation(scores, record.arms[DEFENDED].score)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from defend.records.rows import RowRecord, right
+from defend.records.rows import PlannedRow, RowRecord, right
 from defend.values.threats import DEFENDED, THREATS, knows_the_defence
 
 LATE_SHARE = 0.02  # of the images: what the second half of the looks may still fool of a curve that has flattened
@@ -31,6 +31,15 @@ def gradients_of(record: RowRecord, draws: int) -> dict[str, Any] | None:
         "left_blind": int(find_left_blind(record).sum()),
         "first": int(blind_at.min()) if len(blind_at) else None,
     }
+
+
+def find_draws(plan: PlannedRow, draws: int) -> int:
+    """Return over how many draws each look of a row's attack is averaged, where the defence is random.
+
+    Who does not face the defence meets none of them, and who only asks gets one answer a question.
+    """
+    kind = plan.threat.kind
+    return draws if knows_the_defence(kind) and THREATS[kind].knows == "gradient" else 1
 
 
 def find_left_blind(record: RowRecord) -> Tensor:

@@ -225,6 +225,11 @@ def restrict(record: RowRecord, names: Mapping[str, str]) -> RowRecord:
     return attrs.evolve(record, **kept(record, ("arms", "judge_seconds", "judge_ms")), example=example)
 
 
+def find_clean(records: Iterable[RowRecord]) -> RowRecord | None:
+    """Return the row of unattacked images, None where there is none."""
+    return next((record for record in records if record.plan.threat.kind == "none"), None)
+
+
 def right(record: RowRecord, arm: str) -> Tensor:
     """Return bool [N]: which images an arm classified right, and accepted."""
     said = record.arms[arm]

@@ -29,6 +29,7 @@ from defend.report.figures.curves import curves
 from defend.report.figures.detector import histograms, roc, scored_rows
 from defend.report.figures.distances import distances
 from defend.report.figures.ladder import ladder
+from defend.report.figures.passes import passes, spark
 from defend.report.figures.progress import progress
 from defend.report.figures.scene import DARK, LIGHT, NOTHING, Scene
 from defend.report.figures.strips import Strip
@@ -37,7 +38,7 @@ from defend.report.figures.svg import png_uri, to_svg
 from defend.report.html import environment
 from defend.report.leaderboard import Place, leaderboard
 from defend.report.terminal import ARM_TITLES, basis, loose, more_steps
-from defend.report.text import NORMS, certified_in_words, distance_in_words, sources_in_words
+from defend.report.text import NORMS, certified_in_words, distance_in_words, sources_in_words, spent
 from defend.util.files import make_folder, number_twin, place_under, write_text
 from defend.values.commands import say_command
 from defend.values.report import Row
@@ -92,6 +93,11 @@ class Section:
         return progress(self.results)
 
     @cached_property
+    def passes(self) -> Scene | None:
+        """What more passes of a random defence leave, attacked and clean."""
+        return passes(self.results)
+
+    @cached_property
     def strips(self) -> list[Strip]:
         """Example images, by row."""
         results = self.results
@@ -127,7 +133,9 @@ class Section:
     @property
     def scenes(self) -> list[Scene]:
         """Every figure, for the files."""
-        single = [scene for scene in (self.ladder, self.progress, self.roc, self.surface) if scene is not None]
+        single = [
+            scene for scene in (self.ladder, self.passes, self.progress, self.roc, self.surface) if scene is not None
+        ]
         return [*single, *self.curves, *self.distances, *map(strips.scene, self.strips), *self.histograms]
 
     @property
@@ -273,6 +281,8 @@ def _environment() -> jinja2.Environment:
         certified_in_words=certified_in_words,
         distance_in_words=distance_in_words,
         sources_in_words=sources_in_words,
+        spark=spark,
+        spent=spent,
         origin=lambda weights: describe(weights) or NOTHING,
         knows_the_defence=knows_the_defence,
         numbers=_numbers,

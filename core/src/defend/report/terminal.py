@@ -20,6 +20,7 @@ from defend.report.text import (
     percent,
     row_title,
     sources_in_words,
+    spent,
     with_interval,
 )
 from defend.values.commands import say_command, type_settings
@@ -77,6 +78,8 @@ def render(report: Report, console: Console) -> None:
         lines.append(_headline(report))
         if report.worst_case.passes:
             lines.append(Text(over_passes(report.worst_case.passes)))
+        if weakest := next((row for row in report.rows if row.key == report.worst_case.weakest and row.budget), None):
+            lines.append(Text(f"{weakest.key} spent {spent(weakest.budget or {})} on an image", "dim"))
     if report.certified is not None:
         lines += certificate(report.certified)
     if report.cost is not None and report.defended:

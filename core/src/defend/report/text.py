@@ -41,7 +41,16 @@ def row_title(attack: str, threat: str, variant: str, eps: float | None) -> tupl
 def over_passes(passes: Mapping[str, Any]) -> str:
     """Say what several passes of a random defence leave, `Row.passes`, in a sentence without its end."""
     worst, majority = (percent(passes[name]["accuracy"]) for name in ("worst", "majority"))
-    return f"The defence is random: right in each of {passes['n']} passes {worst} %, by majority {majority} %"
+    said = f"The defence is random: right in each of {passes['n']} passes {worst} %, by majority {majority} %"
+    if clean := passes.get("clean"):  # older runs have no control
+        worst, majority = (percent(clean[-1][name]["accuracy"]) for name in ("worst", "majority"))
+        said += f"; unattacked, in each {worst} %, by majority {majority} %"
+    return said
+
+
+def spent(budget: Mapping[str, int]) -> str:
+    """Say what was spent on an image of a random defence, `Row.budget`."""
+    return f"{budget['draws']:,} draws x {budget['steps']:,} steps x {budget['passes']:,} passes"
 
 
 def distance_in_words(row: Row) -> str:

@@ -38,7 +38,10 @@ class Row:
             the defence helps), "ci95" (Bonett and Price 2012), "only_defended" and "only_undefended" (images that only
             this arm got right), "p" (McNemar's exact test).
         passes: where the defence is random and was asked several times: "n", and "one_shot", "worst" (right in every
-            pass) and "majority" with their "accuracy" and "ci95".
+            pass) and "majority" with their "accuracy" and "ci95"; the "curve" of the two over the first 1, 2, 5, 10,
+            ... passes ("n"), and "clean", the same of these images unattacked: what chance alone takes.
+        budget: what was spent on an image of a random defence: "draws" a step, "steps" with all restarts, and the
+            "passes" that judged.
         success_at_fpr: of an attack that knows the detector: the share accepted and misclassified, by false-positive
             rate ("0.01", "0.05").
         reused: how many of the attacked images another run had made (`defend cache`); their seconds are not counted.
@@ -73,6 +76,7 @@ class Row:
     queries: Mapping[str, float] | None = None
     paired: Mapping[str, Any] | None = None
     passes: Mapping[str, Any] | None = None
+    budget: Mapping[str, int] | None = None
     success_at_fpr: Mapping[str, float] | None = None
     reused: int = 0
     gradients: Mapping[str, Any] | None = None

@@ -22,7 +22,7 @@ QUICK_STEPS = 10
 CHECKS = ("none", "basic", "full")
 QUICK_ATTACKS = ("noise", "fgsm", "pgd")
 LADDER = "ladder"
-PASSES = 10
+NUMBERS_OF_PASSES = (1, 2, 5, 10, 20)  # at which the accuracy of a random defence is told
 NONE = "none"  # in the place of a purifier: the arm that has none
 MOST, MOST_SEED = 2**31 - 1, 2**63 - 1
 
@@ -143,7 +143,7 @@ class RunConfig:
         thorough: all images, all attacks and the attacks' own step counts, in the adaptive rows too; a quick
             run leaves out single-step adaptive attacks and takes 10 steps of the others.
         draws: forward passes that the adaptive attacker averages over when the defence is random.
-        passes: how often a random defence is asked for the worst of N and the majority vote; None: 10 with
+        passes: how often a random defence is asked for the worst of N and the majority vote; None: 20 with
             `thorough`, once in a quick run.
         certify: certify the vote over so many draws of a purifier's Gaussian noise, on the images of the adaptive rows
             (`evaluation.certify`); None certifies nothing.
@@ -214,7 +214,7 @@ class RunConfig:
     @property
     def passes_asked(self) -> int:
         """How often a random defence is asked."""
-        return self.passes or (PASSES if self.thorough else 1)
+        return self.passes or (NUMBERS_OF_PASSES[-1] if self.thorough else 1)
 
     @property
     def row_limit(self) -> int | None:
