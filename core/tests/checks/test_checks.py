@@ -95,9 +95,9 @@ def behind(purifier, tuned=False):
 
 
 RIGGED = {
-    "quantiser": (behind(rigged.Quantiser), {}, {1: "fail", 2: "fail", 3: "fail", 5: "fail", 10: "warn"}),
+    "quantiser": (behind(rigged.Quantiser), {}, {1: "fail", 2: "fail", 3: "fail", 5: "fail", 10: "warn", 14: "fail"}),
     "detacher": (behind(rigged.Detacher), {"plans": BLIND}, {1: "fail", 5: "fail", 10: "fail"}),
-    "blinder": (behind(rigged.Blinder), {}, {1: "fail", 2: "fail", 3: "fail", 5: "fail"}),
+    "blinder": (behind(rigged.Blinder), {}, {1: "fail", 2: "fail", 3: "fail", 5: "fail", 14: "fail"}),
     "shutter": (behind(rigged.Shutter), {}, {4: "fail"}),
     "rippler": (behind(rigged.Rippler), {}, {4: "fail"}),
     "secret randomiser": (behind(rigged.SecretRandomiser), {"level": "basic"}, {6: "fail"}),
@@ -112,6 +112,7 @@ RIGGED = {
     "saturated": (lambda: Defence(rigged.Saturated(toy()[2])), {}, {1: "fail", 5: "fail"}),
     "unnormalised": (lambda: Defence(rigged.Unnormalised(toy()[1])), {"level": "basic", "itself": True}, {12: "fail"}),
     "reordered": (lambda: Defence(rigged.Reordered(toy()[1])), {"level": "basic", "itself": True}, {12: "fail"}),
+    "roughness detector": (lambda: Defence(toy()[2], None, rough()), {"level": "basic", "plans": BLIND}, {15: "fail"}),
     "constant detector": (lambda: Defence(toy()[2], None, rigged.ConstantDetector()), {"level": "basic"}, {11: "fail"}),
 }
 
@@ -162,9 +163,11 @@ def test_an_honest_defence_passes_all_that_applies(name):
     found = honest(name)
     loud = {number: check.detail for number, check in found.items() if check.status in ("fail", "warn")}
     short = "the second half of the steps"  # the rows' attacks are short, so that this is quick; see test_sight
-    assert {number: said for number, said in loud.items() if short not in said} == {}
     detector = name == "detector"
-    assert [number for number, check in found.items() if check.status == "skip"] == ([] if detector else [11])
+    if detector:  # it sees any noise, and is told so
+        assert "it rejects harmless noise too" in loud.pop(15)
+    assert {number: said for number, said in loud.items() if short not in said} == {}
+    assert [number for number, check in found.items() if check.status == "skip"] == ([] if detector else [11, 15])
 
 
 def test_every_check_is_caught_by_something():
@@ -206,6 +209,8 @@ def test_basic_says_what_it_leaves_out_and_what_it_costs():
         3: "no query row: add --threat query",
         10: "needs --checks full",
         11: "no detector",
+        14: "needs --checks full, or --thorough",
+        15: "no detector",
     }
     assert passes["forward"] + 3 * passes["backward"] <= 60 * 8
 

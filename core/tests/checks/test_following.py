@@ -117,7 +117,7 @@ def test_images_are_those_that_the_strongest_white_box_row_leaves_right_and_the_
         predicted = whole.labels.where(torch.tensor(held), (whole.labels + 1) % 4)
         said = ArmRecord(predicted, torch.zeros(8), torch.ones(8, dtype=torch.bool), torch.zeros(8))
         bare = ArmRecord(whole.labels, torch.ones(8), said.accepted, said.score)
-        plan = SimpleNamespace(name=name, threat=Threat(kind, "linf", rigged.EPS), variant="", headline=True)
+        plan = SimpleNamespace(name=name, threat=Threat(kind, "linf", rigged.EPS), variant="", headline=True, steps=10)
         return SimpleNamespace(
             plan=plan, keys=whole.keys, labels=whole.labels, arms={"undefended": bare, "defended": said}
         )

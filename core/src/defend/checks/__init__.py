@@ -15,6 +15,8 @@
 | 11  | detector           | rows, and the score's gradient    |                                                     |
 | 12  | clean accuracy     | the clean row, and one pass       |                                                     |
 | 13  | batch              | a few images alone, and together  |                                                     |
+| 14  | planted examples   |                                   | the strongest attack on examples that are planted   |
+| 15  | detector's control | rows of noise                     | the same detector with random weights               |
 
 1, 2, 4 and 9 follow Carlini et al. 2019 (arXiv:1902.06705), whose authors warn that a checklist is neither necessary
 nor sufficient. A difference counts where chance explains it less often than a normal deviate beyond two standard
@@ -29,7 +31,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from defend.boundary.held import as_before
-from defend.checks import batch, clean, climbs, detection, ladder, probes, records
+from defend.checks import batch, clean, climbs, control, detection, ladder, planted, probes, records
 from defend.checks.common import Case, Findings, Level, NoGradientError, Promise, Subject, plain
 from defend.checks.records import LEAK, label_leak
 from defend.errors import DefendError, StageError
@@ -54,6 +56,8 @@ CHECKS: tuple[tuple[str, tuple[CheckPart, ...]], ...] = (
     ("detector", (detection.separation, probes.detector_gradient)),
     ("clean accuracy", (clean.outputs, clean.above_chance, clean.as_promised)),
     ("batch", (batch.batch,)),
+    ("planted examples", (planted.planted,)),
+    ("detector's control", (control.noise, control.untrained)),
 )
 """Names and parts of the checks, in the order of their numbers."""
 

@@ -50,6 +50,7 @@ class Subject:
         classes: how many.
         calibration: how the detector's threshold was set, None if unknown.
         promise: what the card of the victim's weights gives, None if nothing.
+        plant: whether examples are planted below level `full` too.
         left: images that the white-box rows leave right, for what is to be asked about those; None: `images`.
     """
 
@@ -65,6 +66,7 @@ class Subject:
     steps: int = 20
     calibration: Calibration | None = None
     promise: Promise | None = None
+    plant: bool = False
     left: Batch | None = None
 
     def part(self, which: slice) -> Subject:

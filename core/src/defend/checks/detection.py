@@ -31,7 +31,7 @@ def separation(case: Case, found: Findings) -> None:
         return
     for row in case.of(lambda threat: threat.faces == "victim"):
         attacked = row.arms[DEFENDED].score
-        area, z = auroc(scores, attacked), _rank_deviate(scores, attacked)
+        area, z = auroc(scores, attacked), rank_deviate(scores, attacked)
         found.numbers[title(row)] = {"auroc": area, "z": z}
         said = f"{title(row)}: AUROC {area:.3f} on {len(scores)} clean and {len(attacked)} attacked images"
         if z > 2:
@@ -49,7 +49,7 @@ def separation(case: Case, found: Findings) -> None:
             found.add("pass", text)
 
 
-def _rank_deviate(clean: Tensor, attacked: Tensor) -> float:
+def rank_deviate(clean: Tensor, attacked: Tensor) -> float:
     """Return the standard normal deviate of the AUROC under no difference, ties corrected (Mann and Whitney 1947)."""
     n, m = len(clean), len(attacked)
     _, counts = torch.cat([clean, attacked]).unique(return_counts=True)

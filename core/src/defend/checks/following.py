@@ -41,12 +41,20 @@ MEANS: Mapping[Verdict, str] = {
 
 @attrs.frozen
 class Group:
-    """The white-box rows of one norm and budget, by the strongest; `left` says who stands them all, by image."""
+    """The white-box rows of one norm and budget, by the strongest; `left` says who stands them all, by image.
 
-    who: str
+    `row` is the strongest, which leaves least, and among equals took most steps; None where there is none.
+    """
+
+    row: RowRecord | None
     norm: str
     eps: float
     left: Outcomes
+
+    @property
+    def who(self) -> str:
+        """Name the strongest row."""
+        return "no white-box row" if self.row is None else title(self.row)
 
 
 @attrs.frozen
@@ -104,11 +112,11 @@ def group_rows(case: Case) -> list[Group]:
             groups.setdefault((row.plan.threat.norm, row.plan.threat.eps), []).append(row)
     found = []
     for (norm, eps), rows in groups.items():
-        strongest = min(rows, key=lambda row: share(find_classified(row)))
-        found.append(Group(title(strongest), norm, eps, worst_of([find_classified(row) for row in rows])))
+        strongest = min(rows, key=lambda row: (share(find_classified(row)), -(row.plan.steps or 0)))
+        found.append(Group(strongest, norm, eps, worst_of([find_classified(row) for row in rows])))
     if found or subject is None:
         return found
-    return [Group("no white-box row", "linf", subject.eps, {})]
+    return [Group(None, "linf", subject.eps, {})]
 
 
 def choose_left(records: Sequence[RowRecord], most: int) -> Tensor | None:

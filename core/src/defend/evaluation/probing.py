@@ -65,6 +65,7 @@ def choose_subject(
         classes=dataset.task().classes,
         calibration=defence.calibration,
         promise=_promise(defence, dataset),
+        plant=config.thorough,
         left=None if left is None else next(iter(dataset.batches("test", left, len(left), device))),
     )
 

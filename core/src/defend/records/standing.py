@@ -40,7 +40,8 @@ def _of_the_victim(report: Mapping[str, Any]) -> Iterator[str]:
         yield (
             f"the bare victim is right on {100 * accuracy:.1f} % of {n} clean images, and its weights' card says "
             f"{name} {100 * promised:.1f} %{whose}: outside the exact 99 % interval, {100 * low:.1f} to "
-            f"{100 * high:.1f} %; the weights, the images or what is done to them are not those of the card"
+            f"{100 * high:.1f} %; "
+            "the weights, the images or what is done to them are not those of the card"
         )
 
 
