@@ -27,7 +27,7 @@ from defend.errors import DefendError
 from defend.stages import Attack
 
 WORKLOAD = "10 standard"
-TARGETS, STEPS = (1, 2, 3, 9), 20
+TARGETS, STEPS = (1, 2, 3, 9), 10
 CIRCLES, STEP = 100, 0.25  # steps of PGD, and the size of one in budgets, as with 2/255 of 8/255
 
 
