@@ -256,3 +256,20 @@ def test_starts_are_held_against_importing_torch(monkeypatch, garbage_stays):
     assert all(math.isfinite(bar.figure) for bar in short.bars)
     assert asked[-1][:3] == ["-m", "defend", "run"]
     assert not whole.bars  # a look is not the main command
+
+
+# The standard ensemble
+
+
+def test_the_standard_ensemble_is_timed_and_counted(monkeypatch):
+    from benchmarks import standard
+
+    from defend.testing.toys import TASK, TinyVictim, images
+
+    victim, pictures = TinyVictim().requires_grad_(False), images(TASK, 6)
+    labels = victim(pictures).argmax(1)
+    monkeypatch.setattr(standard, "CIRCLES", 30)
+    result = standard.contest("t", victim, pictures, labels, 0.02, TINY)
+    assert [one.name for one in result.timings] == list(result.figures["left"]) == ["ours, malt", "ours, rank"]
+    result = standard.circles("t", victim, pictures, labels, 0.015)
+    assert result.figures["images that differ"] == 0 and result.timings[0].median > 0

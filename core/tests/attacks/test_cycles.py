@@ -24,21 +24,21 @@ class Counting(torch.nn.Module):
         return self.inner(batch)
 
 
-def attacked(monkeypatch, module=None, travel=None, **options):
+def attacked(monkeypatch, module=None, travel=None, every=None, **options):
     """The attacked images and how many were differentiated, with cycles looked for or not."""
     if travel is not None:
         monkeypatch.setattr(iterated, "TRAVEL", travel)
     module = module or Counting()
     pictures = images(TASK, 30)
     attack = Pgd(PgdOptions(steps=151, **options))
-    found = craft(attack, Target(module), pictures, module.inner(pictures).argmax(1), eps=0.015)
+    found = craft(attack, Target(module, compact_every=every), pictures, module.inner(pictures).argmax(1), eps=0.015)
     monkeypatch.undo()
     return found, module.count
 
 
-@pytest.mark.parametrize("early_stop", [True, False])
-def test_cut_short_the_images_are_the_same(monkeypatch, early_stop):
-    options = {"step_size": 0.004, "early_stop": early_stop}
+@pytest.mark.parametrize(("early_stop", "every"), [(True, None), (False, None), (True, 40)])
+def test_cut_short_the_images_are_the_same(monkeypatch, early_stop, every):
+    options = {"step_size": 0.004, "early_stop": early_stop, "every": every}
     whole, many = attacked(monkeypatch, travel=torch.inf, **options)
     short, few = attacked(monkeypatch, **options)
     assert torch.equal(whole, short) and few < 0.7 * many, (few, many)

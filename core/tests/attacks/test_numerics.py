@@ -216,7 +216,7 @@ def test_equal_logits_have_a_finite_slope():
     assert value.item() == 0 and torch.isfinite(gradient).all()
 
 
-@pytest.mark.parametrize("name", ["apgd_dlr", "apgd_dlr_l2", "square", "square_l2", "cw"])
+@pytest.mark.parametrize("name", ["apgd_dlr", "apgd_dlr_l2", "apgd_t", "fab_t", "square", "square_l2", "cw"])
 def test_one_class_is_refused_where_classes_are_compared(name):
     victim = nn.Sequential(nn.Flatten(), nn.Linear(784, 1))
     with pytest.raises(ContractError, match=r"one number an image, expected float logits \[B,classes\]"):

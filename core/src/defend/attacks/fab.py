@@ -96,8 +96,9 @@ def step_to_plane(now: Tensor, origin: Tensor, slope: Tensor, gap: Tensor, norm:
         slope, gap: gradient [B,C,H,W] and value [B] at `now` of what is zero on the boundary.
         norm: in which the change from the origin is to be small.
     """
-    there = cross_plane(now, slope, gap, norm)
-    back = cross_plane(origin, slope, gap + (slope * (origin - now)).flatten(1).sum(1), norm)
+    back_gap = gap + (slope * (origin - now)).flatten(1).sum(1)
+    both = torch.cat((now, origin)), slope.repeat(2, 1, 1, 1), torch.cat((gap, back_gap))
+    there, back = cross_plane(*both, norm).chunk(2)
     far, near = (_measure(change, norm).clamp_min(1e-8) for change in (there, back))
     bias = wide((far / (far + near)).clamp_max(MOST_BIAS))
     return ((now + OVERSHOOT * there) * (1 - bias) + (origin + OVERSHOOT * back) * bias).clamp(0, 1)
