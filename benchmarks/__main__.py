@@ -35,6 +35,7 @@ WORKLOADS = (
     "adaptive",
     "batch_sizes",
     "settings",
+    "nearest",
 )
 DISTRIBUTIONS = {"art": "adversarial-robustness-toolbox"}
 VERSIONS = ("defend-core", "torch", "torchvision", "timm", "numpy", *(DISTRIBUTIONS.get(peer, peer) for peer in PEERS))

@@ -55,12 +55,11 @@ def _figure(one: Mapping[str, Any]) -> str:
 def threats() -> str:
     """Return the threat ladder, weakest first."""
     rows = (
-        (code(name), cell(one.summary), ", ".join(map(code, one.attacks)), one.needs or "anything")
+        (code(name), cell(one.summary), *(", ".join(map(code, each)) for each in (one.attacks, one.more)), one.needs)
         for name, one in THREATS.items()
     )
-    return table(
-        ("threat", "what the attacker has", "attacks, unless `--attack` names others", "makes sense for"), rows
-    )
+    attacks = "attacks, unless `--attack` names others", "`--thorough` adds"
+    return table(("threat", "what the attacker has", *attacks, "needs a"), rows)
 
 
 def stages(stage: str) -> str:
