@@ -94,8 +94,7 @@ class _Search:
     def _ask(self, place: Tensor, points: Tensor, stream: str, keep: bool = True) -> Tensor:
         """Ask about points [K,C,H,W]; return which fool, bool [K]. Images that may ask no more do not.
 
-        With `keep`, where every image is named once, what fools nearer than all before is kept; of a random target only
-        if it fools twice.
+        What fools nearer than all before is kept, unless told otherwise; of a random target only if it fools twice.
         """
         some = (self.queries[place] < self.config.queries).nonzero()[:, 0]
         fooled = torch.zeros_like(place, dtype=torch.bool)
@@ -111,7 +110,9 @@ class _Search:
 
     def _keep_nearest(self, place: Tensor, points: Tensor, fooled: Tensor, stream: str) -> None:
         distance = self._measure(points - self.images[place])
-        better = (fooled & (distance < self.distance[place])).nonzero()[:, 0]
+        # an image may be there several times: its nearest is taken
+        least = self.distance.scatter_reduce(0, place, torch.where(fooled, distance, torch.inf), "amin")
+        better = (fooled & (distance < self.distance[place]) & (distance <= least[place])).nonzero()[:, 0]
         if self.target.random and len(better):
             better = better[self._ask(place[better], points[better], f"{stream}/again", keep=False)]
         self.distance[place[better]] = distance[better]
@@ -175,7 +176,7 @@ class _Search:
             asking = torch.cat(who)
             points = torch.cat(around)
             moved = (points - current[asking]) / wide(reach[asking])
-            fooled = self._ask(place[asking], points, f"{step}/around/{first}", keep=False)
+            fooled = self._ask(place[asking], points, f"{step}/around/{first}")
             vote = torch.where(fooled, 1.0, -1.0).to(current.dtype)
             total.index_add_(0, asking, moved)
             answered.index_add_(0, asking, wide(vote) * moved)
