@@ -36,6 +36,7 @@ WORKLOADS = (
     "batch_sizes",
     "settings",
     "standard",
+    "nearest",
 )
 DISTRIBUTIONS = {"art": "adversarial-robustness-toolbox"}
 VERSIONS = ("defend-core", "torch", "torchvision", "timm", "numpy", *(DISTRIBUTIONS.get(peer, peer) for peer in PEERS))

@@ -54,15 +54,12 @@ def _figure(one: Mapping[str, Any]) -> str:
 
 def threats() -> str:
     """Return the threat ladder, weakest first."""
-    rows = ((code(name), cell(one.summary), _attacks_of(one), one.needs or "anything") for name, one in THREATS.items())
-    return table(
-        ("threat", "what the attacker has", "attacks, unless `--attack` names others", "makes sense for"), rows
+    rows = (
+        (code(name), cell(one.summary), *(", ".join(map(code, each)) for each in (one.attacks, one.more)), one.needs)
+        for name, one in THREATS.items()
     )
-
-
-def _attacks_of(one: ThreatKind) -> str:
-    usual = ", ".join(map(code, one.attacks))
-    return f"{usual}; with `--thorough` also {', '.join(map(code, one.more))}" if one.more else usual
+    attacks = "attacks, unless `--attack` names others", "`--thorough` adds"
+    return table(("threat", "what the attacker has", *attacks, "needs a"), rows)
 
 
 def stages(stage: str) -> str:

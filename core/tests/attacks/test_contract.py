@@ -137,6 +137,16 @@ class TestFmnL2(AttackContract):
     options = {"steps": 8}
 
 
+class TestHopSkipJump(AttackContract):
+    name = "hsj"
+    options = {"queries": 120, "initial_evals": 20}
+
+
+class TestHopSkipJumpL2(AttackContract):
+    name = "hsj_l2"
+    options = {"queries": 120, "initial_evals": 20}
+
+
 class TestSquare(AttackContract):
     name = "square"
     options = {"queries": 40}

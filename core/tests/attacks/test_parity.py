@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from defend.attacks.cw import CarliniWagner
+from defend.attacks.hop_skip_jump import HopSkipJump
 from defend.attacks.host import craft
 from defend.attacks.iterated import Bim, Pgd
 from defend.attacks.minimum_norm import FastMinimumNorm
@@ -17,6 +18,7 @@ from defend.attacks.options import (
     CwOptions,
     FgsmOptions,
     FmnOptions,
+    HopSkipJumpOptions,
     MomentumOptions,
     PgdOptions,
     VarianceOptions,
@@ -257,6 +259,36 @@ def test_the_smallest_changes_are_no_longer_than_theirs(norm, victim, batch):
     ratio = float(far.median() / farther.median())
     assert ratio <= 1.01, f"our median distance is {ratio:.4f} times foolbox's"
     assert (far <= 1.05 * farther).double().mean() >= 0.75, "most images have as small a change as foolbox finds"
+
+
+@pytest.mark.parametrize(("victim", "norm"), [("dense", "linf"), ("defence", "l2")], indirect=["victim"])
+def test_labels_alone_find_changes_no_longer_than_theirs_at_as_many_queries(norm, victim, batch):
+    import foolbox
+
+    pictures, labels = (part[:4] for part in batch)
+    asked = Counting(victim)
+    judge = foolbox.attacks.HopSkipJumpAttack(steps=2, constraint=norm)
+    torch.manual_seed(0)
+    theirs = judge(foolbox.PyTorchModel(asked.eval(), bounds=(0, 1), device="cpu"), pictures, labels, epsilons=None)[0]
+    queries = asked.images // len(pictures)
+    target = Target(victim)
+    attack = HopSkipJump(HopSkipJumpOptions(queries=queries), norm)
+    ours = craft(attack, target, pictures, labels, eps=None)
+    assert fooled(victim, ours, labels).all() and int(target.queries.max()) <= queries
+    far, farther = (float(measure((found - pictures).flatten(1), norm).median()) for found in (ours, theirs))
+    assert far <= 1.02 * farther, f"our median distance is {far:.4f}, foolbox's {farther:.4f}, of {queries} queries"
+
+
+class Counting(nn.Module):
+    """A victim that counts the images it is shown."""
+
+    def __init__(self, victim):
+        super().__init__()
+        self.victim, self.images = victim, 0
+
+    def forward(self, batch):
+        self.images += len(batch)
+        return self.victim(batch)
 
 
 def measure(changes, norm):

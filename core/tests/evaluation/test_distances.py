@@ -68,7 +68,6 @@ def test_a_row_at_eps_says_what_the_smallest_changes_say():
     assert said["found"] == 3 and said["median"] == pytest.approx(0.2) and said["images"][1] is None
     at = dict(zip(said["curve"]["eps"], said["curve"]["accuracy"], strict=True))
     assert at[0.0] == 0.8 and at[0.1 - 1e-4] == right(made, DEFENDED).double().mean() == 0.6 and min(at.values()) == 0.4
-    assert curve_of(made) is None, "a look beyond the budget says nothing of the steps"
     assert [line.split(",")[-1] for line in to_csv([made]).splitlines()[1:6]] == ["0.06", "inf", "0.2", "inf", "0"]
 
 
@@ -85,3 +84,11 @@ def test_the_smallest_change_is_found_where_it_is_known(norm):
     if norm == "l2":
         wanted = wanted * images(TASK, 1)[0].numel() ** 0.5
     torch.testing.assert_close(made.arms[DEFENDED].distance, wanted, rtol=0.02, atol=0)
+
+
+def test_looks_beyond_the_budget_fool_nobody_in_the_curve():
+    made = row(FastMinimumNorm(FmnOptions(steps=25), "linf"), LEVELS, 0.08)
+    curve = curve_of(made)
+    assert curve["at"][-1] == 25 and curve["left"][0] == 0.8, "one is wrong as it is"
+    assert curve["left"][-1] == right(made, DEFENDED).double().mean() == 0.4
+    assert made.seen.fooled_at.tolist()[2:] == [0, 0, 1], "two are fooled, and further off than eps"

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from defend.attacks.balls import at_least_float32, clip, lengths
+from defend.attacks.sight import Ball
 from defend.attacks.target import Target
 from defend.boundary.answers import Answering
 from defend.boundary.calls import Calling
@@ -42,7 +43,8 @@ def craft(
         images: floats [B,C,H,W] in [0,1].
         labels: whole numbers [B], 0 to one less than the module has logits.
         eps: one budget, or one an image [B], at least 0, in the attack's norm. An attack that minimises the distance
-            (`attack.minimal` is true) has none: whatever is given, it gets infinite budgets.
+            (`attack.minimal` is true) has none: it gets infinite budgets, and of one that `strays` what is given says
+            from where on an image counts as fooled in `target.sight`.
         keys: int64 [B], each image's identity for random draws; the place in the batch if None.
         name: what errors call the attack; its class's name if None.
 
@@ -64,6 +66,9 @@ def craft(
         budgets = as_budgets(eps, exact, name)
     identity = as_keys(keys, images)
     labels = as_labels(labels, images)
+    ball = None
+    if getattr(attack, "strays", False) and eps is not None:
+        ball = Ball(exact.clone(), as_budgets(eps, exact, name), attack.norm)
     # inside inference mode there are no gradients, whatever an attack turns on
     with (
         torch.inference_mode(False),
@@ -74,7 +79,7 @@ def craft(
         if target.classes is not None:
             asked.note_classes(target.classes)
         target.queries, target.shown = None, images.dtype
-        target.watch(identity.clone(), labels.clone())
+        target.watch(identity.clone(), labels.clone(), ball)
         copies = [value.clone() for value in (exact, labels, budgets, identity)]
         try:
             with compare_labels(asked):

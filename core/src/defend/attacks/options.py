@@ -238,6 +238,17 @@ class SquareOptions:
 
 
 @options
+class HopSkipJumpOptions:
+    """Options of `hsj` and `hsj_l2` (Chen et al. 2020); all but the number of queries are its paper's."""
+
+    queries: int = option(5000, help="labels that may be asked for, an image", at_least=1)
+    initial_evals: int = option(100, help="questions for the first direction; the t-th gets sqrt(t) times", at_least=1)
+    max_evals: int = option(10_000, help="questions for one direction at most", at_least=1)
+    gamma: float = option(1.0, help="how roughly the boundary is found and asked around, as a factor", at_least=1e-6)
+    starts: int = option(100, help="points tried until one fools: noise, mixed into the image", at_least=1)
+
+
+@options
 class DetectorAwareOptions:
     """Options that the attacks on classifier and detector share: step_size None means 2.5 eps / steps."""
 

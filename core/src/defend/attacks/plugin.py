@@ -14,6 +14,7 @@ from defend.attacks.options import (
     FabOptions,
     FgsmOptions,
     FmnOptions,
+    HopSkipJumpOptions,
     JointOptions,
     MomentumOptions,
     PgdOptions,
@@ -214,6 +215,22 @@ def defend_attacks() -> Sequence[StageSpec]:
                 threats=("query",),
             )
             for name, norm, text in (("square", "linf", "L-inf"), ("square_l2", "l2", "L2"))
+        ),
+        *(
+            StageSpec(
+                name=name,
+                summary=f"HopSkipJump: the smallest change of each image, from labels alone ({text})",
+                build=f"defend.attacks.hop_skip_jump:{norm}",
+                config=HopSkipJumpOptions,
+                paper=Paper(
+                    "HopSkipJumpAttack: A Query-Efficient Decision-Based Attack",
+                    "Chen et al.",
+                    2020,
+                    "arXiv:1904.02144",
+                ),
+                threats=("query",),
+            )
+            for name, norm, text in (("hsj", "linf", "L-inf"), ("hsj_l2", "l2", "L2"))
         ),
         StageSpec(
             name="pgd_joint",

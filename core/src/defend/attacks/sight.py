@@ -6,10 +6,27 @@ attacker differentiates (`defend.attacks.target.Target`), on the images that are
 
 from __future__ import annotations
 
+import attrs
 import torch
 from torch import Tensor
 
+from defend.attacks.balls import lengths
 from defend.records.seen import Seen
+
+
+@attrs.frozen
+class Ball:
+    """What an attack is held to that looks beyond it on its way: within `eps` [N] of `images` in the norm."""
+
+    images: Tensor
+    eps: Tensor
+    norm: str
+
+    def holds(self, points: Tensor, place: Tensor) -> Tensor:
+        """Return bool [B]: which points [B,C,H,W] are within, of the images at `place` [B]."""
+        difference = points - self.images[place]
+        far = lengths(difference) if self.norm == "l2" else difference.flatten(1).abs().amax(1)
+        return far <= self.eps[place]
 
 
 class Sight:
@@ -18,11 +35,12 @@ class Sight:
     Args:
         keys: int64 [N], of the images under attack, each once.
         labels: int64 [N], the true ones: who predicts another is fooled.
+        ball: where a look has to be for that; None for an attack that keeps to its budget all the way.
     """
 
-    def __init__(self, keys: Tensor, labels: Tensor) -> None:
+    def __init__(self, keys: Tensor, labels: Tensor, ball: Ball | None = None) -> None:
         self._sorted, self._order = keys.sort()
-        self._labels = labels
+        self._labels, self._ball = labels, ball
         self.seen = Seen.nothing(len(keys), keys.device)
         self._scale = torch.zeros(len(keys), device=keys.device)
 
@@ -36,8 +54,11 @@ class Sight:
         mended: Tensor | None = None,
         fooled: Tensor | None = None,
         logits: Tensor | None = None,
+        points: Tensor | None = None,
     ) -> None:
         """Write down one look at the images at `keys` [B]; keys that are not under attack are passed over.
+
+        One key several times is as many looks, and what happened in one of them happened in the last.
 
         Args:
             keys: which images.
@@ -46,6 +67,7 @@ class Sight:
             broken, mended: bool [B], see `Seen`.
             fooled: bool [B], who was fooled; from `logits` [B,K] if None.
             logits: what was attacked said, or None where it was not asked.
+            points: what was looked at, [B,C,H,W].
         """
         seen = self.seen
         place, known = self._places(keys)
@@ -66,12 +88,14 @@ class Sight:
             blind = (zero | none) & known
         if fooled is None and logits is not None:
             fooled = logits.argmax(1) != self._labels[place]
+        if fooled is not None and self._ball is not None and points is not None:
+            fooled = fooled & self._ball.holds(points, place)
         if fooled is not None:
             seen.judged.index_add_(0, place, one)
         for column, happened in ((seen.first_blind, blind), (seen.fooled_at, fooled)):
             if happened is not None:
                 first = torch.where(happened & known & (column[place] == 0), now, column[place])
-                column.scatter_(0, place, first.to(column.dtype))
+                column.scatter_reduce_(0, place, first.to(column.dtype), "amax")
 
     def first_scale(self, keys: Tensor, scale: Tensor) -> Tensor:
         """Return the scale [B] that was first given for each image at `keys` [B]: `scale` [B] the first time."""

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from defend.attacks.mending import Blindness, differentiate, fill, mend
 from defend.attacks.objectives import Objective, Steady, cross_entropy, scale_to_usual
-from defend.attacks.sight import Sight
+from defend.attacks.sight import Ball, Sight
 from defend.boundary.answers import ensure_bounded
 from defend.boundary.given import name_of
 from defend.errors import ContractError
@@ -125,9 +125,12 @@ class Target:
         named = [f"{name} {name_of(part)}" for name, part in parts if part is not None]
         return ", ".join(named) or f"victim {name_of(self.module)}"
 
-    def watch(self, keys: Tensor, labels: Tensor) -> None:
-        """Begin to write down what is seen of the images at `keys` [B], whose true labels [B] these are."""
-        self.sight, self._suspicious, self._looks = Sight(keys, labels), False, 0
+    def watch(self, keys: Tensor, labels: Tensor, ball: Ball | None = None) -> None:
+        """Begin to write down what is seen of the images at `keys` [B], whose true labels [B] these are.
+
+        A look that fools outside of the `ball` does not count, where there is one.
+        """
+        self.sight, self._suspicious, self._looks = Sight(keys, labels, ball), False, 0
 
     def slope(
         self,
@@ -188,7 +191,7 @@ class Target:
 
         (loss, logits, found), blind = self._look(look, images, keys, step, full)
         said = self._mean(logits)
-        self._note(keys, found, blind, logits=said if judged else None)
+        self._note(keys, found, blind, logits=said if judged else None, points=images)
         mean = self._mean_of_logs(steady.log_loss(loss)) if steady else self._mean(loss)
         votes = logits.argmax(1).unflatten(0, (self.draws, -1)) if self.random else None
         return Slope(fill(found[0], images), mean, said, votes)
@@ -253,13 +256,21 @@ class Target:
         blind: Blindness,
         logits: Tensor | None = None,
         fooled: Tensor | None = None,
+        points: Tensor | None = None,
     ) -> None:
         if self.sight is None:
             return
         there = [gradient for gradient in found if gradient is not None]
         one = None if not there else there[0] if len(there) == 1 else torch.cat([each.flatten(1) for each in there], 1)
         self.sight.note(
-            keys, gradient=one, absent=not there, broken=blind.broken, mended=blind.mended, logits=logits, fooled=fooled
+            keys,
+            gradient=one,
+            absent=not there,
+            broken=blind.broken,
+            mended=blind.mended,
+            logits=logits,
+            fooled=fooled,
+            points=points,
         )
 
     def slopes(self, images: Tensor, labels: Tensor, keys: Tensor, step: int | str, aims: Aims) -> Slopes:
@@ -281,7 +292,7 @@ class Target:
             (logits, scores, found), blind = self._look(look, images, keys, step, full=True)
             said, scored = self._mean(logits), self._mean(scores)
             fooled = (said.argmax(1) != labels) & (scored < self.wanted)
-            self._note(keys, found, blind, fooled=fooled)
+            self._note(keys, found, blind, fooled=fooled, points=images)
         share = self._share_fooled(logits, scores, packed)
         return Slopes([fill(gradient, images) for gradient in found], said, scored, share)
 
@@ -329,7 +340,8 @@ class Target:
                 accepted = self._mean((scores < detector.threshold).float(), count) > 0.5
             said = self._mean(logits.float(), count)
         if self.sight is not None:
-            self.sight.note(keys, logits=None, fooled=(said.argmax(1) != self.sight.labels_of(keys)) & accepted)
+            fooled = (said.argmax(1) != self.sight.labels_of(keys)) & accepted
+            self.sight.note(keys, logits=None, fooled=fooled, points=images)
         return said, accepted
 
     @property

@@ -58,10 +58,10 @@ def curve_of(record: RowRecord) -> dict[str, Any] | None:
 
     A look sees what the steps before it made of the image. What the last step made, only the judge saw.
 
-    None for an attack of few looks, for one whose objective has logits of its own, as they say nothing of the defence,
-    and for one that looks beyond its budget (`Attack.strays`).
+    None for an attack of few looks, and for one whose objective has logits of its own: they say nothing of the defence.
+    Of an attack that looks beyond its budget (`Attack.strays`) the looks within count.
     """
-    seen = None if getattr(record.plan.attack, "strays", False) else record.seen
+    seen = record.seen
     most = 0 if seen is None else int(seen.looks.max())
     if seen is None or most < FEW or not bool(seen.judged.any()):
         return None

@@ -132,6 +132,7 @@ THREATS: Mapping[str, ThreatKind] = {
         faces="defence",
         knows="answers",
         attacks=("square", "square_l2"),
+        more=("hsj", "hsj_l2"),
         evades="verdict",
         carries=True,
         expensive=True,

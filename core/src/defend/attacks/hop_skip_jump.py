@@ -1,0 +1,223 @@
+"""HopSkipJump (Chen et al. 2020, arXiv:1904.02144): the smallest change that fools, from labels alone."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from defend.attacks.balls import clip, lengths, steepest, wide
+from defend.attacks.options import HopSkipJumpOptions
+from defend.attacks.target import CPU_BATCH, Target
+from defend.randomness import keyed, normal_like, uniform_like, uniform_per_image
+
+HALVINGS = 12  # of a jump, until it lands on the other side
+FINEST = 20  # halvings of a way to the boundary: float32 tells no finer
+FIRST_PROBE = 0.1  # how far around an image is asked at first, in L2
+FEWEST = 10  # questions that make a direction
+COARSE = 4  # blocks a side of the coarse noise among the starts
+GPU_BATCH = 512  # images asked about at once
+
+
+class HopSkipJump:
+    """From a point that fools, go back to the boundary, ask around which way it lies, jump along it, and so on.
+
+    The attacker sees the label, and whether the image is accepted: a point fools if it is accepted and gets another
+    label than the true one. A search begins at noise, plain or coarse, mixed into the image, as a detector may reject
+    plain noise; where none of the starts fools, the image comes back as it was. What comes back is the nearest point
+    that ever fooled. A random target answers each question with one draw.
+
+    `target.queries` gets the number of questions asked of each image, at most `queries`.
+    """
+
+    minimal = nearest = strays = True
+
+    def __init__(self, config: HopSkipJumpOptions, norm: str) -> None:
+        self._config, self.norm = config, norm
+
+    def __call__(self, target: Target, images: Tensor, labels: Tensor, *, eps: Tensor, keys: Tensor) -> Tensor:
+        """See `defend.stages.Attack`."""
+        search = _Search(self._config, self.norm, target, images, labels, keys)
+        search.run()
+        target.queries = search.queries
+        return search.nearest
+
+
+class _Search:
+    """Where the search of every image stands: `nearest` what fooled nearest, `distance` how far, `queries` asked.
+
+    Methods take `place` [K], the images that are meant, and what stands for each in the same order.
+    """
+
+    def __init__(
+        self, config: HopSkipJumpOptions, norm: str, target: Target, images: Tensor, labels: Tensor, keys: Tensor
+    ) -> None:
+        self.config, self.norm, self.target = config, norm, target
+        self.images, self.labels, self.keys = images, labels, keys
+        self.nearest = images.clone()
+        self.distance = torch.full_like(images[:, 0, 0, 0], torch.inf)
+        self.queries = torch.zeros_like(labels)
+        size = images[0].numel() if len(images) else 1
+        # the paper's threshold: a share of the way, d^-3/2 in L2 and d^-2 in L-inf
+        share = (2 if norm == "linf" else 1.5) * math.log2(max(size, 2)) - math.log2(config.gamma)
+        self.halvings = min(max(math.ceil(share), 1), FINEST)
+        self.probe = config.gamma / size  # of the distance
+        self.reserve = HALVINGS + self.halvings  # what a jump and the way back may take
+
+    def run(self) -> None:
+        """Search until the questions are used up."""
+        everyone = torch.arange(len(self.labels), device=self.labels.device)
+        asked = self._ask(everyone, self.images, "start")
+        place, current = self._begin(everyone[~asked])
+        current = self._approach(place, current, "begin")
+        step = 0
+        while len(place):
+            count = min(int(self.config.initial_evals * math.sqrt(step + 1)), self.config.max_evals)
+            allowed = (self.config.queries - self.queries[place] - self.reserve).clamp_max(count)
+            # a way as short as float32 can tell has nothing left to halve
+            keep = (allowed >= FEWEST) & (self.distance[place] > 1e-6)
+            place, current, allowed = place[keep], current[keep], allowed[keep]
+            if not len(place):
+                break
+            far = self._measure(current - self.images[place])
+            # in L2 in both norms: a d-th of a length in L-inf, the paper's, is lost in the rounding of a network
+            around = self.probe * lengths(current - self.images[place])
+            reach = torch.full_like(far, FIRST_PROBE) if step == 0 else around
+            direction = self._look_around(place, current, reach, allowed, step)
+            landed, fooled = self._jump(place, current, direction, far / math.sqrt(step + 1), step)
+            back = self._approach(place[fooled], landed[fooled], f"{step}")
+            current = current.index_copy(0, fooled.nonzero()[:, 0], back)
+            step += 1
+
+    def _ask(self, place: Tensor, points: Tensor, stream: str, keep: bool = True) -> Tensor:
+        """Ask about points [K,C,H,W]; return which fool, bool [K]. Images that may ask no more do not.
+
+        What fools nearer than all before is kept, unless told otherwise; of a random target only if it fools twice.
+        """
+        some = (self.queries[place] < self.config.queries).nonzero()[:, 0]
+        fooled = torch.zeros_like(place, dtype=torch.bool)
+        if len(some) == 0:
+            return fooled
+        who, shown = place[some], points[some]
+        self.queries.index_add_(0, who, torch.ones_like(who))
+        logits, accepted = self.target.answer(shown, self.keys[who], f"hsj/{stream}", draws=1)
+        fooled[some] = accepted & (logits.argmax(1) != self.labels[who])
+        if keep:
+            self._keep_nearest(who, shown, fooled[some], stream)
+        return fooled
+
+    def _keep_nearest(self, place: Tensor, points: Tensor, fooled: Tensor, stream: str) -> None:
+        distance = self._measure(points - self.images[place])
+        # an image may be there several times: its nearest is taken
+        least = self.distance.scatter_reduce(0, place, torch.where(fooled, distance, torch.inf), "amin")
+        better = (fooled & (distance < self.distance[place]) & (distance <= least[place])).nonzero()[:, 0]
+        if self.target.random and len(better):
+            better = better[self._ask(place[better], points[better], f"{stream}/again", keep=False)]
+        self.distance[place[better]] = distance[better]
+        self.nearest[place[better]] = points[better]
+
+    def _begin(self, place: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the images that some start fools, and the start of each."""
+        start, waiting = self.images.clone(), place
+        for attempt in range(self.config.starts):
+            if not len(waiting):
+                break
+            images = self.images[waiting]
+            with keyed(self.keys[waiting], seed=self.target.seed, stream=f"hsj/start/{attempt}"):
+                noise = uniform_like(images) if attempt % 2 == 0 else _coarse_noise(images)
+                # the first two are noise alone
+                share = uniform_per_image(images) if attempt > 1 else torch.ones_like(images[:, 0, 0, 0])
+            points = images + wide(share.to(images.dtype)) * (noise - images)
+            fooled = self._ask(waiting, points, f"start/{attempt}")
+            start[waiting[fooled]] = points[fooled]
+            waiting = waiting[~fooled]
+        found = place[~torch.isin(place, waiting)]
+        return found, start[found]
+
+    def _approach(self, place: Tensor, points: Tensor, stream: str) -> Tensor:
+        """Halve the way from points that fool to their images; return the nearest on it that fool."""
+        far = self._measure(points - self.images[place])
+        low, high, best = torch.zeros_like(far), far, points
+        for halving in range(self.halvings):
+            middle = (low + high) / 2
+            tried = self._between(place, points, middle, far)
+            fooled = self._ask(place, tried, f"{stream}/back/{halving}")
+            best = torch.where(wide(fooled), tried, best)
+            low, high = torch.where(fooled, low, middle), torch.where(fooled, middle, high)
+        return best
+
+    def _between(self, place: Tensor, points: Tensor, middle: Tensor, far: Tensor) -> Tensor:
+        """Return the points at the distance `middle` of those at `far`: cut off in L-inf, in L2 on a straight line."""
+        images = self.images[place]
+        if self.norm == "linf":
+            return clip(points, images, middle, "linf")
+        return images + wide(torch.where(far > 0, middle / far, 0)) * (points - images)
+
+    def _look_around(self, place: Tensor, current: Tensor, reach: Tensor, allowed: Tensor, step: int) -> Tensor:
+        """Return where fooling lies, from answers `reach` [K] around: a direction of length 1 in the norm.
+
+        The answers' mean is taken off first (the paper's eq. 16), unless they are all the same.
+        """
+        total, answered = torch.zeros_like(current), torch.zeros_like(current)
+        votes = torch.zeros_like(reach)
+        batch = CPU_BATCH if current.device.type == "cpu" else GPU_BATCH
+        # a random target's draws are an image's own by its key: one question an image at a time
+        together = 1 if self.target.random else max(batch // max(len(place), 1), 1)
+        probes = int(allowed.max())
+        for first in range(0, probes, together):
+            rounds = range(first, min(first + together, probes))
+            around, who = [], []
+            for number in rounds:
+                some = (allowed > number).nonzero()[:, 0]
+                around.append(self._probe(place[some], current[some], reach[some], f"{step}/around/{number}"))
+                who.append(some)
+            asking = torch.cat(who)
+            points = torch.cat(around)
+            moved = (points - current[asking]) / wide(reach[asking])
+            fooled = self._ask(place[asking], points, f"{step}/around/{first}")
+            vote = torch.where(fooled, 1.0, -1.0).to(current.dtype)
+            total.index_add_(0, asking, moved)
+            answered.index_add_(0, asking, wide(vote) * moved)
+            votes.index_add_(0, asking, vote)
+        mean = votes / allowed
+        mean = torch.where(mean.abs() == 1, 0, mean)
+        return steepest(answered - wide(mean) * total, self.norm)
+
+    def _probe(self, place: Tensor, current: Tensor, reach: Tensor, stream: str) -> Tensor:
+        with keyed(self.keys[place], seed=self.target.seed, stream=f"hsj/{stream}"):
+            drawn = uniform_like(current, -1, 1) if self.norm == "linf" else normal_like(current)
+        return (current + wide(reach) * steepest(drawn, "l2")).clamp(0, 1)
+
+    def _jump(
+        self, place: Tensor, current: Tensor, direction: Tensor, size: Tensor, step: int
+    ) -> tuple[Tensor, Tensor]:
+        """Jump along directions, half as far until the point fools; return the points, and which do."""
+        landed, fooled = current.clone(), torch.zeros_like(place, dtype=torch.bool)
+        for halving in range(HALVINGS):
+            left = (~fooled).nonzero()[:, 0]
+            if len(left) == 0:
+                break
+            tried = (current[left] + wide(size[left] / 2**halving) * direction[left]).clamp(0, 1)
+            now = self._ask(place[left], tried, f"{step}/jump/{halving}")
+            landed[left[now]], fooled[left[now]] = tried[now], True
+        return landed, fooled
+
+    def _measure(self, changes: Tensor) -> Tensor:
+        return lengths(changes) if self.norm == "l2" else changes.flatten(1).abs().amax(1)
+
+
+def _coarse_noise(images: Tensor) -> Tensor:
+    """Draw noise in blocks, a quarter of the image a side."""
+    return F.interpolate(uniform_like(images[:, :, :COARSE, :COARSE]), size=images.shape[2:], mode="nearest")
+
+
+def linf(config: HopSkipJumpOptions) -> HopSkipJump:
+    """Build the L-inf attack."""
+    return HopSkipJump(config, "linf")
+
+
+def l2(config: HopSkipJumpOptions) -> HopSkipJump:
+    """Build the L2 attack."""
+    return HopSkipJump(config, "l2")
