@@ -100,6 +100,12 @@ NO_FILES = VerdictFiles()
                 type=int,
             ),
             option(
+                "--chance",
+                "Against a random defence: also who knows its draws, and who averages over none, at as many gradients "
+                "(default with --thorough).",
+                default=None,
+            ),
+            option(
                 "--certify N",
                 "Certify the vote over N draws of a purifier's Gaussian noise, an L2 radius an image: 1,000 for a "
                 "look; the paper's 100,000 show larger ones.",

@@ -112,7 +112,9 @@ def build_all(
         # by identity, as a purifier and a detector may share a network
         everything = {id(p): p.numel() for p in whole.parameters()}
         added = sum(everything.values()) - sum(p.numel() for p in whole.victim.parameters())
-        armed = ArmNames(each, names, faced, aim, frozenset(attackable) - {f"source {name}" for name in sources})
+        armed = ArmNames(
+            each, names, faced, aim, frozenset(attackable) - {f"source {name}" for name in sources}, judge.random
+        )
         precisions = done | {stage: how for stage, how in behind_done.items() if stage in ("purifier", "detector")}
         words = dict.fromkeys(each[LEFT_OUT] for each in (done, behind_done) if LEFT_OUT in each)
         precisions |= {LEFT_OUT: "; ".join(words)} if words else {}

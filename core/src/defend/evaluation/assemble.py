@@ -15,7 +15,7 @@ from torch import Tensor
 from defend.assembly.stage import Built
 from defend.datasets.base import ImageDataset
 from defend.evaluation.provenance import describe
-from defend.records.chance import sum_passes
+from defend.records.chance import compare_chance, sum_passes
 from defend.records.looks import curve_of, find_draws, gradients_of
 from defend.records.rows import RowRecord, find_clean, right, worst_case
 from defend.util.metrics import auroc, proportion, share, tpr_at
@@ -102,6 +102,7 @@ def assemble(config: RunConfig, records: Sequence[RowRecord], known: Circumstanc
         notes=known.notes,
         certified=known.certified,
         given=known.given,
+        chance=compare_chance(records, config.draws) if known.random else None,
     )
 
 

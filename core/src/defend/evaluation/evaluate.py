@@ -21,7 +21,7 @@ from defend.boundary.held import as_before
 from defend.datasets.base import Batch, ImageDataset
 from defend.defence import Defence, Screening, Verdict
 from defend.errors import ContractError, StageError
-from defend.evaluation.crafting import Crafted, Crafter
+from defend.evaluation.crafting import DEFENDER, VICTIM, Crafted, Crafter
 from defend.randomness import keyed
 from defend.records.journal import Journal
 from defend.records.rows import (
@@ -237,14 +237,14 @@ class Evaluator:
             whole = (*before, id(arm.victim))
             if before not in screened:
                 begin = self._now()
-                with keyed(keys, seed=self._settings.seed, stream="defender"), as_before(arm, "a pass"):
+                with keyed(keys, seed=self._settings.seed, stream=DEFENDER), as_before(arm, "a pass"):
                     screening = arm.screen(attacked)
                 screened[before] = screening, self._now() - begin
             if whole not in known:
                 screening, spent = screened[before]
                 begin = self._now()
                 # a stream of its own, so that a random victim draws the same behind any purifier
-                with keyed(keys, seed=self._settings.seed, stream="victim"), as_before(arm, "a pass"):
+                with keyed(keys, seed=self._settings.seed, stream=VICTIM), as_before(arm, "a pass"):
                     verdict = arm.judge(attacked, screening)
                 self._check_classes(verdict.logits.shape[1], arm)
                 known[whole] = verdict, spent + self._now() - begin
@@ -265,7 +265,7 @@ class Evaluator:
             # the first pass is the one that the row's accuracy is of
             said = [first.labels.where(first.accepted, REJECTED)]
             for number in range(1, self._settings.passes):
-                stream = f"defender/pass/{number}"
+                stream = f"{DEFENDER}/pass/{number}"
                 with keyed(keys, seed=self._settings.seed, stream=stream), as_before(arm, "a pass"):
                     verdict = arm.judge(attacked)
                 said.append(verdict.labels.where(verdict.accepted, REJECTED))

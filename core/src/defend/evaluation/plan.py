@@ -18,12 +18,22 @@ from defend.plugins import Found, Registry
 from defend.records.rows import PlannedRow
 from defend.stages import Attack, Stage, Task
 from defend.values.run_config import QUICK_ATTACKS, RunConfig
-from defend.values.threats import DEFENDED, NO_SOURCES, THREATS, UNDEFENDED, Threat, choose_threats, find_insisted
+from defend.values.threats import (
+    DEFENDED,
+    KNOWN_DRAWS,
+    NO_SOURCES,
+    ONE_DRAW,
+    THREATS,
+    UNDEFENDED,
+    Threat,
+    choose_threats,
+    find_insisted,
+)
 
 QUICK: Mapping[str, int] = {"steps": 10, "queries": 200}
 """What a quick run takes of expensive attacks; single-step ones, which have neither, it takes only if named."""
 USUAL_SOURCES = ("resnet18", "vgg11_bn")
-STEP_SIZE = "step_size"
+STEP_SIZE, STEPS = "step_size", "steps"
 EARLY_STOP = "early_stop"  # the option of an attack that leaves an image as it is once it is fooled
 
 
@@ -38,6 +48,7 @@ class ArmNames:
             the defence are missing.
         aim: the score below which an attacker who knows the detector wants to stay, or None.
         costly: arms that are expensive to attack, whatever the threat.
+        random: whether the arm that judges draws random numbers.
     """
 
     config: RunConfig
@@ -45,6 +56,7 @@ class ArmNames:
     faced: Mapping[str, Mapping[str, str]]
     aim: float | None = None
     costly: frozenset[str] = frozenset()
+    random: bool = False
 
     def has(self, row: PlannedRow) -> bool:
         """Whether a row is this defence's: its arm judges it, and no attacker made it who knows another defence.
@@ -113,6 +125,8 @@ def find_undone(config: RunConfig, rows: Sequence[PlannedRow], plugins: Registry
     for name in config.sources if config.sources != NO_SOURCES else ():
         if name not in variants:
             found[f"source {name}"] = "it is for the transfer threat, and there is no such row: add --threat transfer"
+    if config.chance and not any(row.chance for row in rows):
+        found["chance"] = "the defence draws no random numbers, or no adaptive row attacks it in steps"
     norms = {row.threat.norm for row in rows if row.attack is not None}
     if config.eps_l2 is not None and "l2" not in norms:
         found["eps_l2"] = "no attack of this run has an L2 budget"
@@ -217,6 +231,44 @@ def _rows(
                 (f"{found.name}/{kind}/{variant}/{attacked}", defended) if reusable else None,
                 _identify(found, settings),
             )
+    if config.chance_asked and facing[0].random and threat.exact and not threat.evades:
+        yield from _of_chance(kind, attacked, facing, plugins, keys, task)
+
+
+def _of_chance(
+    kind: str, attacked: str, facing: Sequence[ArmNames], plugins: Registry, keys: Tensor, task: Task
+) -> Iterator[PlannedRow]:
+    """Return the rows that tell what chance is worth: of the threat's first attack that goes in steps, at one budget.
+
+    Whoever knows the draws needs no average, and who averages over none takes as many more steps, so that all three
+    rows of the attack take about the same number of gradients, or fewer.
+    """
+    config = facing[0].config
+    for found in attacks_of(kind, config, plugins):
+        options = _options(kind, found, config, blind=False)
+        steps = None if options is None else getattr(found.config(options), STEPS, None)
+        if options is None or not isinstance(steps, int):
+            continue
+        for variant, times in ((KNOWN_DRAWS, 1), (ONE_DRAW, config.draws)):
+            settings = found.config({**options, STEPS: times * steps})
+            attack: Attack = found.call("build", settings)
+            (eps,) = [eps for eps, headline in _budgets(attack, config, task) if headline] or [None]
+            if eps is None:
+                return
+            yield PlannedRow(
+                found.name,
+                Threat(kind, attack.norm, eps),
+                attack,
+                keys,
+                times * steps,
+                attacked,
+                _judges(facing),
+                variant,
+                headline=variant != KNOWN_DRAWS,
+                identity=_identify(found, settings),
+                chance=variant,
+            )
+        return
 
 
 def _identify(found: Found, settings: Any) -> str:

@@ -36,7 +36,7 @@ from defend.report.figures.svg import png_uri, to_svg
 from defend.report.html import environment
 from defend.report.leaderboard import Place, leaderboard
 from defend.report.terminal import ARM_TITLES, NORMS, basis, loose, more_steps
-from defend.report.text import certified_in_words, spent
+from defend.report.text import certified_in_words, chance_in_words, spent
 from defend.util.files import make_folder, number_twin, place_under, write_text
 from defend.values.commands import say_command
 from defend.values.report import Row
@@ -264,6 +264,7 @@ def _environment() -> jinja2.Environment:
         png=png_uri,
         named=name_row,
         certified_in_words=certified_in_words,
+        chance_in_words=chance_in_words,
         spark=spark,
         spent=spent,
         origin=lambda weights: describe(weights) or NOTHING,

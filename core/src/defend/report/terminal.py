@@ -11,7 +11,16 @@ from rich.table import Table
 from rich.text import Text
 
 from defend.report.fitting import choose_fitting
-from defend.report.text import certified_in_words, interval, over_passes, percent, row_title, spent, with_interval
+from defend.report.text import (
+    certified_in_words,
+    chance_in_words,
+    interval,
+    over_passes,
+    percent,
+    row_title,
+    spent,
+    with_interval,
+)
 from defend.values.commands import say_command, type_settings
 from defend.values.references import shorten
 from defend.values.report import ArmResult, Certified, Report, Row, WorstCase
@@ -68,6 +77,8 @@ def render(report: Report, console: Console) -> None:
             lines.append(Text(over_passes(report.worst_case.passes)))
         if weakest := next((row for row in report.rows if row.key == report.worst_case.weakest and row.budget), None):
             lines.append(Text(f"{weakest.key} spent {spent(weakest.budget or {})} on an image", "dim"))
+    if report.chance is not None:
+        lines.append(Text(f"Chance: {chance_in_words(report.chance)}"))
     if report.certified is not None:
         lines += certificate(report.certified)
     if report.cost is not None and report.defended:

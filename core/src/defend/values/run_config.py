@@ -139,6 +139,8 @@ class RunConfig:
         draws: forward passes that the adaptive attacker averages over when the defence is random.
         passes: how often a random defence is asked for the worst of N and the majority vote; None: 20 with
             `thorough`, once in a quick run.
+        chance: against a random defence, also the attacker who knows its draws, and one who takes one draw a step and
+            as many more steps (`values.threats`); a thorough run does.
         certify: certify the vote over so many draws of a purifier's Gaussian noise, on the images of the adaptive rows
             (`evaluation.certify`); None certifies nothing.
         store: take images that another run attacked from the user's store (`defend cache`), and keep new ones there;
@@ -168,6 +170,7 @@ class RunConfig:
     thorough: bool = False
     draws: int = attrs.field(default=20, validator=_positive)
     passes: int | None = attrs.field(default=None, validator=_positive)
+    chance: bool = False
     certify: int | None = attrs.field(default=None, validator=_positive)
     checks: str = attrs.field(default="basic", validator=_one_of(CHECKS))
     seed: int = attrs.field(default=0, validator=_seed)
@@ -199,6 +202,11 @@ class RunConfig:
     def passes_asked(self) -> int:
         """How often a random defence is asked."""
         return self.passes or (NUMBERS_OF_PASSES[-1] if self.thorough else 1)
+
+    @property
+    def chance_asked(self) -> bool:
+        """Whether to tell what the draws of a random defence are worth."""
+        return self.chance or self.thorough
 
     @property
     def row_limit(self) -> int | None:

@@ -32,6 +32,9 @@ TUNED, UNTUNED = "tuned", "untuned"
 """The arms of a run: the bare victim; the whole defence; and where a fine-tuner is part of it, the tuned victim
 without the purifier, and the purifier before the victim as it was."""
 BEFORE_TUNING = "before tuning"
+KNOWN_DRAWS, ONE_DRAW = "draws known", "one draw a step"
+"""Variants of the adaptive threat against a random defence: the attacker knows the draws that the judge will make, so
+the row is no part of the worst case; or averages over none, and takes as many more steps."""
 NO_SOURCES = ("none",)  # what a run names that wants no transfer from other victims
 IDENTITY = "identity"
 RATES = (0.01, 0.05)  # false-positive rates at which detectors are compared
