@@ -89,7 +89,7 @@ def attack_order(case: Case, found: Findings) -> None:
     if not informed:
         found.add("skip", "no adaptive row: add --threat adaptive")
         return
-    weaker = case.of(lambda threat: not case.informed(threat))
+    weaker = case.of(lambda threat: not case.informed(threat) and threat.knows != "unknown")
     figures, better, other = {}, [], []
     for row in weaker:
         worst = worst_of([find_held(each) for each in informed if _same_budget(each, row)])

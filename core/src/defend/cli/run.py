@@ -63,7 +63,7 @@ NO_FILES = VerdictFiles()
         "Who attacks": [
             option(
                 "--attack NAME",
-                "Attack (default noise, fgsm, pgd). Repeatable.",
+                "Attack (default noise, fgsm, pgd), or file:adv.npz, images that somebody else made. Repeatable.",
                 "attacks",
                 multiple=True,
                 shell_complete=names_of("attack"),
@@ -125,6 +125,10 @@ NO_FILES = VerdictFiles()
         ],
         OUTPUT: [
             option("--out DIR", "Run folder (default runs/TIME-VICTIM-PURIFIER)."),
+            option(
+                "--save-images FORMAT",
+                "Write attacked images in 8 bits, npz or png, into the run folder; the strongest row's are judged again.",
+            ),
             option("--gate", "Exit with 3 if a check fails."),
             option(
                 "--at-least [ROW=]SHARE",

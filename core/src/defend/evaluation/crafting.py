@@ -8,6 +8,7 @@ import attrs
 import torch
 from torch import Tensor, nn
 
+from defend.attacks.given import Replay
 from defend.attacks.host import craft
 from defend.attacks.target import Target
 from defend.datasets.base import Batch
@@ -78,7 +79,8 @@ class Crafter:
         bare = arm.purifier is None and arm.detector is None
         # only what is decided by victim, attack and images is shared: a row that carries over depends on smaller
         # budgets too
-        if self._store is None or not plan.identity or plan.carry is not None or not bare:
+        there = isinstance(attack, Replay)  # already, and kept elsewhere
+        if self._store is None or not plan.identity or plan.carry is not None or not bare or there:
             return self._fresh(plan, attack, target, batch)
         key = self._key(plan, attack, target, batch, arm)
         found = self._store.get(key)

@@ -15,6 +15,7 @@ import attrs
 import torch
 from torch import Tensor
 
+from defend.attacks.rounding import round_to_levels
 from defend.attacks.target import Target
 from defend.boundary.given import name_of
 from defend.boundary.held import as_before
@@ -53,6 +54,7 @@ class EvaluationSettings:
         draws: passes an adaptive attacker averages over when the defence is random.
         passes: how often a random arm is asked.
         crafting: a dtype for autocast while crafting, or None.
+        keep: whether attacked images are part of the records, rounded to 8 bits.
         progress: called with the number of images just finished.
     """
 
@@ -62,6 +64,7 @@ class EvaluationSettings:
     draws: int = 20
     passes: int = 1
     crafting: torch.dtype | None = None
+    keep: bool = False
     progress: Callable[[int], None] = lambda images: None
 
 
@@ -198,6 +201,9 @@ class Evaluator:
             said = arms[plan.carry[1]]
             wrong = ((said.predicted != batch.labels.cpu()) & said.accepted).nonzero()[:, 0]
             carried = batch.keys.cpu()[wrong], attacked.cpu()[wrong]
+        levels = None
+        if self._settings.keep and plan.attack is not None:
+            levels = round_to_levels(attacked, images, plan.threat.eps, plan.threat.norm).cpu()
         return Part(
             keys=batch.keys.cpu(),
             labels=batch.labels.cpu(),
@@ -213,6 +219,7 @@ class Evaluator:
             fooled=carried,
             reused=made.reused,
             seen=None if made.seen is None else made.seen.cpu(),
+            attacked=levels,
             example=Example(
                 images[there].cpu(),
                 attacked[there].cpu(),

@@ -7,10 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import attrs
+import torch
 from torch import Tensor
 
 from defend.assembly.part import say_training
 from defend.attacks.balls import usual_l2
+from defend.attacks.given import GivenFile
 from defend.datasets.base import ImageDataset
 from defend.errors import ConfigError
 from defend.options import describe
@@ -33,6 +35,7 @@ from defend.values.threats import (
 QUICK: Mapping[str, int] = {"steps": 10, "queries": 200}
 """What a quick run takes of expensive attacks; single-step ones, which have neither, it takes only if named."""
 USUAL_SOURCES = ("resnet18", "vgg11_bn")
+BATCH = 256  # images at once, where a file of attacked ones is held against them
 STEP_SIZE, STEPS = "step_size", "steps"
 EARLY_STOP = "early_stop"  # the option of an attack that leaves an image as it is once it is fooled
 
@@ -91,7 +94,7 @@ def plan(defences: Sequence[ArmNames], dataset: ImageDataset, plugins: Registry)
         before = len(rows)
         for (variant, attacked), facing in faced.items():
             costly = THREATS[kind].expensive or any(attacked in defence.costly for defence in facing)
-            rows += _rows(kind, variant, attacked, facing, plugins, fewer if costly else keys, dataset.task())
+            rows += _rows(kind, variant, attacked, facing, plugins, fewer if costly else keys, dataset)
         # of the ladder, threats that do not fit are told in the report; one that was named is an error
         if kind in find_insisted(config) and len(rows) == before:
             raise ConfigError(_cannot(kind, config, dataset, bool(faced)))
@@ -141,6 +144,8 @@ def _suits(attack: Found, kind: str) -> bool:
 
 
 def _cannot(kind: str, config: RunConfig, dataset: ImageDataset, fits: bool) -> str:
+    if not THREATS[kind].attacks:
+        return f"threat {kind!r} has no attack of its own: name one, for example --attack file:adv.npz"
     if fits:
         given = ", ".join(config.attacks or ())
         return f"threat {kind!r} has no attack: none of {given} makes sense under it; leave --attack out for its own"
@@ -187,7 +192,12 @@ def attacks_of(kind: str, config: RunConfig, plugins: Registry) -> list[Found]:
         fitting = [plugins.find("attack", name) for name in default]
     if THREATS[kind].counters:
         fitting += [plugins.find("attack", name) for name in counter_attacks(config, plugins)]
-    return list({each.name: each for each in fitting}.values())
+    named: dict[str, Found] = {}
+    for each in fitting:
+        if named.setdefault(each.name, each).member != each.member:
+            both = f"{named[each.name].member} and {each.member}"
+            raise ConfigError(f"attack {each.name!r} would name the rows of {both}: rename one of the files")
+    return list(named.values())
 
 
 def _plain(config: RunConfig) -> bool:
@@ -202,9 +212,15 @@ def _only_others(kind: str, found: Sequence[Found]) -> bool:
 
 
 def _rows(
-    kind: str, variant: str, attacked: str, facing: Sequence[ArmNames], plugins: Registry, keys: Tensor, task: Task
+    kind: str,
+    variant: str,
+    attacked: str,
+    facing: Sequence[ArmNames],
+    plugins: Registry,
+    keys: Tensor,
+    dataset: ImageDataset,
 ) -> Iterator[PlannedRow]:
-    config, threat = facing[0].config, THREATS[kind]
+    config, threat, task = facing[0].config, THREATS[kind], dataset.task()
     defended = facing[0].names[DEFENDED]
     blind = not threat.whole and any(defence.names[DEFENDED] != attacked for defence in facing)
     for found in attacks_of(kind, config, plugins):
@@ -215,6 +231,11 @@ def _rows(
         attack: Attack = found.call("build", settings)
         steps = getattr(settings, "steps", None) or getattr(settings, "queries", None)
         for eps, headline in _budgets(attack, config, task):
+            if isinstance(attack, GivenFile):
+                if not headline:  # a file is made for one budget
+                    continue
+                parts = dataset.batches("test", keys, BATCH, torch.device("cpu"))
+                attack.take(torch.cat([part.images for part in parts]), keys, eps or 0.0)
             # with one budget there is no larger one to take images over to
             reusable = threat.carries and eps is not None and bool(config.sweep)
             yield PlannedRow(
@@ -229,7 +250,7 @@ def _rows(
                 headline,
                 facing[0].aim if threat.evades == "score" else None,
                 (f"{found.name}/{kind}/{variant}/{attacked}", defended) if reusable else None,
-                _identify(found, settings),
+                _identify(found, settings, getattr(attack, "digest", "")),
             )
     if config.chance_asked and facing[0].random and threat.exact and not threat.evades:
         yield from _of_chance(kind, attacked, facing, plugins, keys, task)
@@ -271,12 +292,11 @@ def _of_chance(
         return
 
 
-def _identify(found: Found, settings: Any) -> str:
-    """Name an attack with all its options."""
+def _identify(found: Found, settings: Any, digest: str = "") -> str:
+    """Name an attack with all its options, and the digest of the images that it brings."""
     options = attrs.asdict(settings) if attrs.has(type(settings)) else {}
-    return json.dumps(
-        {"attack": found.name, "build": found.spec.build, "options": options}, sort_keys=True, default=str
-    )
+    about = {"attack": found.name, "build": found.spec.build, "options": options}
+    return json.dumps(about | ({"images": digest} if digest else {}), sort_keys=True, default=str)
 
 
 def _budgets(attack: Attack, config: RunConfig, task: Task) -> list[tuple[float | None, bool]]:

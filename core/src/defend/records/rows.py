@@ -98,6 +98,7 @@ class Part:
         fooled: of a row that carries over: which images are fooled, and what fooled them [F,C,H,W].
         reused: how many attacked images came from the store.
         seen: what the attack saw of each image; None of a row without one, or where nothing was written down.
+        attacked: the attacked images in 8 bits, uint8 [N,C,H,W], within the budget; None where nobody wants them.
     """
 
     keys: Tensor
@@ -115,6 +116,7 @@ class Part:
     fooled: tuple[Tensor, Tensor] | None = None
     reused: int = 0
     seen: Seen | None = None
+    attacked: Tensor | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -156,6 +158,7 @@ def merge(parts: Sequence[Part]) -> Part:
         else None,
         reused=sum(part.reused for part in parts),
         seen=Seen.join([part.seen for part in parts]),
+        attacked=_join([part.attacked for part in parts]),
     )
 
 

@@ -14,6 +14,7 @@ from defend.values.sources import name_source
 
 Precision = Literal["auto", "exact", "fp32", "bf16"]
 PRECISIONS: tuple[Precision, ...] = ("auto", "exact", "fp32", "bf16")
+IMAGE_FILES = ("npz", "png")
 QUICK_LIMIT = 100
 QUICK_ADAPTIVE_LIMIT = 25
 CHECKS = ("none", "basic", "full")
@@ -145,6 +146,8 @@ class RunConfig:
             (`evaluation.certify`); None certifies nothing.
         store: take images that another run attacked from the user's store (`defend cache`), and keep new ones there;
             a run without a folder (`out`) never does.
+        save_images: write attacked images into the run folder, losslessly in 8 bits: "npz" (one file a row, which
+            `--attack file:` reads) or "png" (one folder a row); a row "8-bit" then judges the strongest row's again.
         checks: "basic", those of the sanity checks that cost little; "full", all; "none".
         precision: "auto", "exact" (nothing rewritten), "fp32" (folded, channels-last) or "bf16"
             (attacks crafted in bfloat16, judged in fp32).
@@ -172,6 +175,7 @@ class RunConfig:
     passes: int | None = attrs.field(default=None, validator=_positive)
     chance: bool = False
     certify: int | None = attrs.field(default=None, validator=_positive)
+    save_images: str | None = attrs.field(default=None, validator=attrs.validators.optional(_one_of(IMAGE_FILES)))
     checks: str = attrs.field(default="basic", validator=_one_of(CHECKS))
     seed: int = attrs.field(default=0, validator=_seed)
     batch_size: int = attrs.field(default=64, validator=_positive)

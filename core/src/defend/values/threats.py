@@ -41,7 +41,7 @@ RATES = (0.01, 0.05)  # false-positive rates at which detectors are compared
 
 
 Faces = Literal["bare", "victim", "sources", "surrogates", "defence"]
-Knows = Literal["nothing", "answers", "gradient"]
+Knows = Literal["nothing", "answers", "gradient", "unknown"]
 
 
 @attrs.frozen(kw_only=True)
@@ -53,7 +53,8 @@ class ThreatKind:
         faces: what it attacks: the "bare" victim as it was before any tuning, the "victim" that judges (tuned where
             there is a fine-tuner), other victims as "sources" of a transfer, the defence with "surrogates" of its
             purifier backwards, or the whole "defence".
-        knows: what of that it looks at. Who knows nothing is no attacker: checks expect nothing of it.
+        knows: what of that it looks at. Who knows nothing is no attacker: checks expect nothing of it. "unknown" is of
+            images whose maker is.
         attacks: what carries it out where no attacks were named.
         needs: what it makes sense for: "" for anything, or one of these parts.
         suits: which of an attack's declared threats it takes to run under this one; its own name if empty.
@@ -164,6 +165,13 @@ THREATS: Mapping[str, ThreatKind] = {
         needs="detector",
         evades="score",
         expensive=True,
+    ),
+    "given": ThreatKind(
+        summary="unknown: images that somebody else made, from a file (--attack file:adv.npz)",
+        faces="bare",
+        knows="unknown",
+        attacks=(),
+        quick=True,
     ),
 }
 
