@@ -3,6 +3,7 @@
 import csv
 import sys
 import types
+from importlib.machinery import ModuleSpec
 from importlib.metadata import EntryPoint
 
 import numpy as np
@@ -27,6 +28,7 @@ N = 8
 @pytest.fixture
 def toys(monkeypatch):
     plugin = types.ModuleType("toy_plugin")
+    plugin.__spec__ = ModuleSpec("toy_plugin", None, origin=__file__)  # so that a run of it can go on
     plugin.victim = lambda config, task: TinyVictim(task)
     plugin.negative = lambda config, task: Negative()
     plugin.tiny = lambda config: tiny_dataset(TASK)
@@ -168,11 +170,8 @@ def test_a_file_that_cannot_be_believed_is_refused_in_one_line(toys, tmp_path, f
 
 def test_what_is_no_file_of_images_is_refused(toys, tmp_path):
     (tmp_path / "torn.npz").write_bytes(archive(tmp_path).read_bytes()[:100])
-    for name, said in (
-        ("torn.npz", "damaged"),
-        ("none.npz", "cannot be read"),
-        ("adv.png", "for example file:adv.npz"),
-    ):
+    faults = {"torn.npz": "damaged", "none.npz": "cannot be read", "adv.png": "for example file:adv.npz"}
+    for name, said in faults.items():
         with pytest.raises((DataError, ConfigError), match=said):
             judged(toys, tmp_path / name, tmp_path / "run")
     (tmp_path / "other").mkdir()

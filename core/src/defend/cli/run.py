@@ -127,7 +127,7 @@ NO_FILES = VerdictFiles()
             option("--out DIR", "Run folder (default runs/TIME-VICTIM-PURIFIER)."),
             option(
                 "--save-images FORMAT",
-                "Write attacked images in 8 bits, npz or png, into the run folder; the strongest row's are judged again.",
+                "Write attacked images into the run folder, npz or png of 8 bits; the strongest row is judged again.",
             ),
             option("--gate", "Exit with 3 if a check fails."),
             option(
