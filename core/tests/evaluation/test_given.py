@@ -48,8 +48,8 @@ def verdicts(folder, attack, variant=""):
 
 
 def saved(toys, folder, kind="npz", **settings):
-    asked = {"threats": ("adaptive",), "attacks": ("pgd",), **settings}
-    return run(RunConfig(**SETTINGS, **asked, save_images=kind, out=str(folder)), plugins=toys)
+    asked = {**SETTINGS, "threats": ("adaptive",), "attacks": ("pgd",), **settings}
+    return run(RunConfig(**asked, save_images=kind, out=str(folder)), plugins=toys)
 
 
 def judged(toys, path, folder, **settings):
@@ -57,7 +57,8 @@ def judged(toys, path, folder, **settings):
 
 
 def test_what_was_saved_is_judged_alike_when_it_comes_back(toys, tmp_path):
-    report = saved(toys, tmp_path / "first", sweep=(0.05,))
+    report = saved(toys, tmp_path / "first", sweep=(0.05,), checks="basic")
+    assert not any("8-bit" in check.detail for check in report.checks if check.status == "warn")
     assert [row.key for row in report.rows] == [
         "none/none",
         "pgd/adaptive@0.05",

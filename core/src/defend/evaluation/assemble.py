@@ -245,11 +245,10 @@ def _queries(counted: Tensor) -> dict[str, float]:
 
 
 def _budget(record: RowRecord, draws: int) -> dict[str, int] | None:
-    """Return what was spent on an image of a random defence, `Row.budget`."""
-    passes, steps = record.arms[DEFENDED].passes, record.plan.steps
-    if record.seen is not None:  # with all restarts
-        steps = int(record.seen.looks.max()) or steps
-    return {"draws": draws, "steps": steps or 1, "passes": 1 if passes is None else passes.shape[1]}
+    """Return what was spent on an image of a random defence, `Row.budget`; None where nothing looked at any."""
+    passes = record.arms[DEFENDED].passes
+    looks = 0 if record.seen is None else int(record.seen.looks.max())  # of all restarts
+    return {"draws": draws, "steps": looks, "passes": 1 if passes is None else passes.shape[1]} if looks else None
 
 
 def _success(record: RowRecord, thresholds: Mapping[float, float]) -> dict[str, float]:
