@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from defend.report.text import interval, percent, row_title
-from defend.values.threats import THREATS, ThreatKind, knows_the_defence
+from defend.values.threats import THREATS, knows_the_defence
 from tools.manual import papers
 from tools.manual.included import ROOT
 from tools.manual.markdown import cell, code, table

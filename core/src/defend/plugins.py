@@ -24,7 +24,7 @@ from defend.recipes import Recipe
 from defend.stages import STAGES, Stage, StageSpec
 from defend.tables import Table
 from defend.util import interrupts
-from defend.values.references import split_reference
+from defend.values.references import shorten, split_reference
 from defend.values.threats import threat
 
 CORE = ("defend.attacks.plugin", "defend.datasets.plugin", "defend.finetuners.plugin", "defend.victims.plugin")
@@ -74,7 +74,7 @@ class Found:
     def name(self) -> str:
         """The stage's name or the family member's, without a tag."""
         if self.member is not None and self.spec.prefixed:
-            return f"{self.spec.name}:{self.member}"
+            return shorten(f"{self.spec.name}:{self.member}")
         return self.member or self.spec.name
 
     def config(self, values: Mapping[str, Any]) -> Any:

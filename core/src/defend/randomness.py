@@ -25,10 +25,10 @@ from defend.errors import ContractError
 
 
 class _Draws:
-    """The state of one `keyed` block: a base number per image and a count of draws."""
+    """The state of one `keyed` block: a base number per image, a count of draws, and the keys and the seed."""
 
-    def __init__(self, base: Tensor) -> None:
-        self.base = base
+    def __init__(self, base: Tensor, keys: Tensor, seed: int) -> None:
+        self.base, self.keys, self.seed = base, keys, seed
         self.count = 0
 
 
@@ -42,11 +42,19 @@ _MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
 @contextlib.contextmanager
 def keyed(keys: Tensor, *, seed: int, stream: str) -> Iterator[None]:
     """Make every draw in this block depend on `keys` (int64 [B]), `seed` and `stream` alone."""
-    token = _current.set(_Draws(_mix(keys * _GOLDEN + _stream_number(seed, stream))))
+    token = _current.set(_Draws(_mix(keys * _GOLDEN + _stream_number(seed, stream)), keys, seed))
     try:
         yield
     finally:
         _current.reset(token)
+
+
+@contextlib.contextmanager
+def switched(stream: str) -> Iterator[None]:
+    """Inside `keyed`, draw from another stream of the same images and seed, from its beginning; outside as ever."""
+    draws = _current.get()
+    with contextlib.nullcontext() if draws is None else keyed(draws.keys, seed=draws.seed, stream=stream):
+        yield
 
 
 def uniform_like(images: Tensor, low: float = 0.0, high: float = 1.0) -> Tensor:
@@ -91,7 +99,7 @@ def batch_seed() -> int | None:
 class Mark:
     """Where random draws stand: in a `keyed` block, or in torch's generators."""
 
-    base: Tensor | None
+    draws: _Draws | None
     count: int
     generator: Tensor | None
     device: torch.device
@@ -102,7 +110,7 @@ def mark(device: torch.device) -> Mark:
     """Remember where draws on a device stand, for `resumed`."""
     draws = _current.get()
     if draws is not None:
-        return Mark(draws.base, draws.count, None, device, None)
+        return Mark(draws, draws.count, None, device, None)
     on_device = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
     return Mark(None, 0, torch.get_rng_state(), device, on_device)
 
@@ -110,8 +118,8 @@ def mark(device: torch.device) -> Mark:
 @contextlib.contextmanager
 def resumed(at: Mark) -> Iterator[None]:
     """Make the draws in this block those that followed the mark; afterwards nothing has changed outside."""
-    if at.base is not None:
-        draws = _Draws(at.base)
+    if at.draws is not None:
+        draws = _Draws(at.draws.base, at.draws.keys, at.draws.seed)
         draws.count = at.count
         token = _current.set(draws)
         try:

@@ -8,18 +8,30 @@ from torch import nn
 from defend.assembly.load import open_dataset
 from defend.attacks.host import craft
 from defend.attacks.target import Target
+from defend.datasets.base import MemoryDataset
 from defend.defence import Defence
 from defend.errors import ConfigError, ContractError
 from defend.evaluation.bpda import BackwardThrough, surrogates_of
 from defend.evaluation.evaluate import EvaluationSettings, Evaluator
-from defend.evaluation.plan import ArmNames, plan
+from defend.evaluation.plan import ArmNames, find_undone, plan
 from defend.plugins import registry
-from defend.randomness import uniform_like
-from defend.records.chance import OVER_PASSES, sum_passes
+from defend.randomness import normal_like, uniform_like
+from defend.records.chance import OVER_PASSES, compare_chance, sum_passes
 from defend.records.rows import REJECTED, PlannedRow, right, worst_case
+from defend.testing.rigged import Randomiser
 from defend.testing.toys import TASK, TinyVictim, tiny_dataset
 from defend.values.run_config import RunConfig
-from defend.values.threats import DEFENDED, THREATS, TUNED, UNDEFENDED, Threat, choose_threats, find_insisted
+from defend.values.threats import (
+    DEFENDED,
+    KNOWN_DRAWS,
+    ONE_DRAW,
+    THREATS,
+    TUNED,
+    UNDEFENDED,
+    Threat,
+    choose_threats,
+    find_insisted,
+)
 
 FACED = {
     "noise": {"": UNDEFENDED},
@@ -32,9 +44,11 @@ FACED = {
 }
 
 
-def planned(faced=FACED, aim=0.5, **values):
+def planned(faced=FACED, aim=0.5, random=False, **values):
     config = RunConfig(victim="resnet18", **values)
-    armed = ArmNames(config, {UNDEFENDED: UNDEFENDED, DEFENDED: DEFENDED}, faced, aim, frozenset({"source behind"}))
+    armed = ArmNames(
+        config, {UNDEFENDED: UNDEFENDED, DEFENDED: DEFENDED}, faced, aim, frozenset({"source behind"}), random
+    )
     return plan([armed], open_dataset("digits"), registry())
 
 
@@ -284,9 +298,9 @@ class Jitter(nn.Module):
         return (images + uniform_like(images, -1, 1)).clamp(0, 1)
 
 
-def evaluated(rows, purifier=None, passes=1, batch_size=64, detector=None):
-    dataset = tiny_dataset(TASK)
-    arms = {UNDEFENDED: Defence(TinyVictim()), DEFENDED: Defence(TinyVictim(), purifier, detector)}
+def evaluated(rows, purifier=None, passes=1, batch_size=64, detector=None, victim=TinyVictim, dataset=None):
+    dataset = dataset or tiny_dataset(TASK)
+    arms = {UNDEFENDED: Defence(victim()), DEFENDED: Defence(victim(), purifier, detector)}
     settings = EvaluationSettings(device=torch.device("cpu"), passes=passes, batch_size=batch_size, draws=2)
     evaluator = Evaluator({name: arm.requires_grad_(False) for name, arm in arms.items()}, dataset, settings)
     return [evaluator.row(row) for row in rows]
@@ -330,6 +344,59 @@ def test_a_random_defence_is_asked_several_times():
     worst, majority = (judged()(record, DEFENDED).float().mean() for judged in OVER_PASSES.values())
     assert worst < majority
     assert worst <= right(record, DEFENDED).float().mean()
+
+
+def of_chance(rows):
+    return [(each.name, each.variant, each.steps, each.headline) for each in rows if each.chance]
+
+
+def test_two_rows_tell_what_chance_is_worth_where_that_is_asked_for():
+    asked = {"threats": ("adaptive",), "draws": 4}
+    rows = planned(random=True, chance=True, **asked)
+    assert of_chance(rows) == [("pgd", KNOWN_DRAWS, 10, False), ("pgd", ONE_DRAW, 40, True)]
+    assert of_chance(planned(random=True, thorough=True, **asked))[1] == ("pgd", ONE_DRAW, 400, True)
+    assert of_chance(planned(random=True, **asked)) == []
+    assert of_chance(planned(chance=True, **asked)) == []
+    told = find_undone(RunConfig(victim="resnet18", chance=True, **asked), planned(chance=True, **asked), registry())
+    assert "draws no random numbers" in told["chance"]
+
+
+class Fickle(TinyVictim):
+    """A victim that draws too."""
+
+    random = True
+
+    def forward(self, batch):
+        return super().forward(batch) + 3 * normal_like(batch.flatten(1)[:, : self.head.out_features])
+
+
+@pytest.mark.parametrize("victim", [TinyVictim, Fickle])
+def test_who_knows_the_draws_attacks_what_will_judge(victim):
+    """What she sees fooled is judged wrong, and what she does not is judged right, image by image."""
+    pixels = tiny_dataset(TASK).tensors("test")[0]
+    labelled = MemoryDataset("tiny", list("0123456789"), {"test": pixels}, {"test": TinyVictim()(pixels).argmax(1)})
+    mild = Randomiser()
+    (known,) = evaluated(
+        [attrs.evolve(row(eps=0.02, steps=6), chance=KNOWN_DRAWS)], mild, victim=victim, dataset=labelled
+    )
+    seen = known.seen.fooled_at > 0
+    assert 0 < seen.sum() < len(seen)
+    assert not right(known, DEFENDED)[seen].any()
+    (unknown,) = evaluated([row(eps=0.02, steps=6)], mild, victim=victim, dataset=labelled)
+    assert right(known, DEFENDED).sum() <= right(unknown, DEFENDED).sum()
+
+
+def test_what_averaging_bought_is_counted_on_the_same_images():
+    steps = {"eps": 0.1, "steps": 6}
+    rows = [row(**steps), attrs.evolve(row(**steps), chance=KNOWN_DRAWS, variant=KNOWN_DRAWS)]
+    rows.append(attrs.evolve(row(**{**steps, "steps": 12}), chance=ONE_DRAW, variant=ONE_DRAW))
+    records = evaluated(rows, Jitter())
+    found = compare_chance(records, draws=2)
+    averaged, known, single = (right(each, DEFENDED).double().mean() for each in records)
+    assert found["averaged"]["accuracy"] == averaged and found["known_draws"]["accuracy"] == known
+    assert found["bought"]["difference"] == pytest.approx(float(single - averaged))
+    assert found["hidden"]["difference"] == pytest.approx(float(averaged - known))
+    assert compare_chance(records[:2], draws=2) is None
 
 
 def test_worst_and_majority_by_hand():

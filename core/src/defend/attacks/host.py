@@ -91,7 +91,8 @@ def craft(
             target.shown = None
         target.classes = asked.classes
     # R-FGSM as paper 001's code has it goes beyond eps, see `defend.attacks.single_step.Rfgsm`
-    allowed = budgets + getattr(attack, "excess", 0.0)
+    # and images that came as a file are as they were written, whatever float32 makes of their budget
+    allowed = budgets + getattr(attack, "excess", 0.0) + getattr(attack, "slack", 0.0)
     adversarial = _check(adversarial, images, name)
     target.overshoot = overshoot(adversarial, exact, allowed, attack.norm)
     return clip(adversarial.to(images.dtype), images, allowed, attack.norm)

@@ -269,6 +269,16 @@ class JointOptions(DetectorAwareOptions):
     )
 
 
+@options
+class GivenOptions:
+    """Options of a file of attacked images."""
+
+    path: str | None = option(None, help="the file, as named after file:")
+    norm: str | None = option(
+        None, help="the norm of their budget (none: as the file says, else linf)", choices=("linf", "l2")
+    )
+
+
 def bim_steps(eps: float, step_size: float) -> int:
     """Paper 001's n = floor(2 eps / step + 2), rounded first, as float32 is inexact: 8/255 by 1/255 gives 18."""
     return math.floor(round(2 * eps / step_size + 2, 3)) if step_size > 0 else 1

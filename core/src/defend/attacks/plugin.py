@@ -14,6 +14,7 @@ from defend.attacks.options import (
     FabOptions,
     FgsmOptions,
     FmnOptions,
+    GivenOptions,
     HopSkipJumpOptions,
     JointOptions,
     MomentumOptions,
@@ -260,6 +261,16 @@ def defend_attacks() -> Sequence[StageSpec]:
                 threats=("detector-aware",),
             )
             for name, text in (("selective", ""), ("orthogonal", ", each orthogonal to the other"))
+        ),
+        StageSpec(
+            name="file",
+            summary="images that somebody else made, for example file:adv.npz (adversarial, keys)",
+            build="defend.attacks.given:build",
+            config=GivenOptions,
+            pattern=r".+\.npz",
+            member_option="path",
+            prefixed=True,
+            threats=("given",),
         ),
         *families(),
     ]

@@ -75,6 +75,8 @@ class Target:
             waits for the device: free on a CPU, so every step there; rarer on a GPU.
         threshold: the score below which an attacker who knows the detector wants an image to end, where that is
             stricter than the detector's own; None takes the detector's.
+        known: the stream of the draws that the module will be judged with, for an attacker who knows them: to her it
+            is not random. Her seed is the judge's. "" where she does not.
 
     Attributes:
         queries: int64 [B], how often each image of the last batch was shown to the model, in the batch's order,
@@ -106,9 +108,10 @@ class Target:
         precision: torch.dtype | None = None,
         compact_every: int | None = None,
         threshold: float | None = None,
+        known: str = "",
     ) -> None:
         self.module, self.seed, self.precision, self.threshold = ensure_bounded(module), seed, precision, threshold
-        self.random = bool(getattr(module, "random", False))
+        self.random, self._known = bool(getattr(module, "random", False)) and not known, known
         self.draws = draws if self.random else 1
         self.compact_every = compact_every
         self._suspicious, self._looks = False, 0
@@ -366,7 +369,7 @@ class Target:
             if count == 1
             else (keys[None] + torch.arange(count, device=keys.device)[:, None] * (1 << 40)).flatten()
         )
-        stack.enter_context(keyed(packed, seed=self.seed, stream=f"attacker/{step}"))
+        stack.enter_context(keyed(packed, seed=self.seed, stream=self._known or f"attacker/{step}"))
         if self.precision is not None and not full:
             stack.enter_context(torch.autocast(images.device.type, self.precision))
         return stack  # type: ignore[return-value]

@@ -70,7 +70,7 @@ AT_LEAST = option(
         "Who attacks": [
             option(
                 "--attack NAME",
-                "Attack (default noise, fgsm, pgd). Repeatable.",
+                "Attack (default noise, fgsm, pgd), or file:adv.npz, images that somebody else made. Repeatable.",
                 "attacks",
                 multiple=True,
                 shell_complete=names_of("attack"),
@@ -112,6 +112,12 @@ AT_LEAST = option(
                 type=int,
             ),
             option(
+                "--chance",
+                "Against a random defence: also who knows its draws, and who averages over none, at as many gradients "
+                "(default with --thorough).",
+                default=None,
+            ),
+            option(
                 "--certify N",
                 "Certify the vote over N draws of a purifier's Gaussian noise, an L2 radius an image: 1,000 for a "
                 "look; the paper's 100,000 show larger ones.",
@@ -132,6 +138,10 @@ AT_LEAST = option(
         OUTPUT: [
             option("--out DIR", "Run folder (default runs/TIME-VICTIM-PURIFIER)."),
             option("--plan", "Run nothing: time two small batches a row, and print rows, minutes and memory."),
+            option(
+                "--save-images FORMAT",
+                "Write attacked images into the run folder, npz or png of 8 bits; the strongest row is judged again.",
+            ),
             GATE_FLAG,
             AT_LEAST,
             *VERDICTS,

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.lib.npyio import NpzFile
 
-from defend.boundary.calls import say_cause
+from defend.boundary.arrays import open_archive, read_member, reading
 from defend.datasets.base import Split
 from defend.datasets.classes import read_class_names
 from defend.datasets.given import GivenDataset
@@ -52,11 +50,7 @@ def build(config: ArraysOptions) -> GivenDataset:
 
 
 def _read_archive(path: Path) -> dict[str, tuple[Any, Any]]:
-    # opened here, as numpy leaves a damaged file open
-    with _reading(path), path.open("rb") as file:
-        archive = np.load(file, allow_pickle=False)
-        if not isinstance(archive, NpzFile):
-            raise DataError(f"{str(path)!r} holds one array, and no .npz does: name it .npy, beside one of labels")
+    with open_archive(path) as archive:
         places: dict[str, dict[str, str]] = {}
         for name in archive.files:
             split, kind = _parse(name)
@@ -66,7 +60,7 @@ def _read_archive(path: Path) -> dict[str, tuple[Any, Any]]:
         if not pairs:
             raise DataError(f"{str(path)!r} holds {', '.join(archive.files)[:200] or 'nothing'}: expected {USUAL}")
         return {
-            split: (_member(archive, known["images"], path), _member(archive, known["labels"], path))
+            split: (read_member(archive, known["images"], path), read_member(archive, known["labels"], path))
             for split, known in pairs.items()
         }
 
@@ -102,27 +96,5 @@ def _read_pair(path: Path) -> dict[str, tuple[Any, Any]]:
 
 
 def _opened(path: Path) -> Any:
-    with _reading(path):
+    with reading(path):
         return np.load(path, mmap_mode="r", allow_pickle=False)
-
-
-def _member(archive: Any, name: str, path: Path) -> Any:
-    with _reading(path, f", {name}"):
-        return archive[name]
-
-
-@contextlib.contextmanager
-def _reading(path: Path, what: str = "") -> Iterator[None]:
-    try:
-        yield
-    except DataError:
-        raise
-    except Exception as error:  # of damaged files numpy and zipfile raise whatever they like
-        if isinstance(error, OSError) and error.strerror:
-            raise DataError(f"{str(path)!r} cannot be read: {error.strerror}") from None
-        text = say_cause(error)
-        objects = (
-            "holds Python objects, which are never loaded: save plain arrays, np.savez(FILE, images=..., labels=...)"
-        )
-        said = objects if "pickle" in text or "Python objects" in text else f"is damaged, or no file of arrays ({text})"
-        raise DataError(f"{str(path)!r}{what} {said}") from None

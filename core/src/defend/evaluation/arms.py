@@ -115,7 +115,7 @@ def build_all(
         everything = {id(p): p.numel() for p in whole.parameters()}
         added = sum(everything.values()) - sum(p.numel() for p in whole.victim.parameters())
         cheap = {f"source {name}" for name in (*sources, AVERAGED.join(sources))}
-        armed = ArmNames(each, names, faced, aim, frozenset(attackable) - cheap)
+        armed = ArmNames(each, names, faced, aim, frozenset(attackable) - cheap, judge.random)
         precisions = done | {stage: how for stage, how in behind_done.items() if stage in ("purifier", "detector")}
         words = dict.fromkeys(each[LEFT_OUT] for each in (done, behind_done) if LEFT_OUT in each)
         precisions |= {LEFT_OUT: "; ".join(words)} if words else {}

@@ -13,7 +13,7 @@ from torch import Tensor
 from defend.assembly.stage import Built
 from defend.datasets.base import ImageDataset
 from defend.evaluation.provenance import describe
-from defend.records.chance import sum_passes
+from defend.records.chance import compare_chance, sum_passes
 from defend.records.distances import distances_of
 from defend.records.looks import curve_of, find_draws, gradients_of
 from defend.records.rows import RowRecord, find_clean, right, worst_case
@@ -102,6 +102,7 @@ def assemble(config: RunConfig, records: Sequence[RowRecord], known: Circumstanc
         notes=known.notes,
         certified=known.certified,
         given=known.given,
+        chance=compare_chance(records, config.draws) if known.random else None,
     )
 
 
@@ -254,11 +255,10 @@ def _queries(counted: Tensor) -> dict[str, float]:
 
 
 def _budget(record: RowRecord, draws: int) -> dict[str, int] | None:
-    """Return what was spent on an image of a random defence, `Row.budget`."""
-    passes, steps = record.arms[DEFENDED].passes, record.plan.steps
-    if record.seen is not None:  # with all restarts
-        steps = int(record.seen.looks.max()) or steps
-    return {"draws": draws, "steps": steps or 1, "passes": 1 if passes is None else passes.shape[1]}
+    """Return what was spent on an image of a random defence, `Row.budget`; None where nothing looked at any."""
+    passes = record.arms[DEFENDED].passes
+    looks = 0 if record.seen is None else int(record.seen.looks.max())  # of all restarts
+    return {"draws": draws, "steps": looks, "passes": 1 if passes is None else passes.shape[1]} if looks else None
 
 
 def _success(record: RowRecord, thresholds: Mapping[float, float]) -> dict[str, float]:

@@ -6,18 +6,23 @@ from collections.abc import Mapping
 
 import attrs
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from defend.attacks.given import Replay
 from defend.attacks.host import craft
 from defend.attacks.target import Target
 from defend.datasets.base import Batch
 from defend.defence import Defence
+from defend.randomness import switched
 from defend.records.rows import Part, PlannedRow
 from defend.records.seen import Seen
 from defend.stages import Attack
 from defend.store.fingerprint import batch_key, code_version, module_hash
 from defend.store.store import Store
-from defend.values.threats import UNDEFENDED
+from defend.values.threats import KNOWN_DRAWS, UNDEFENDED
+
+DEFENDER, VICTIM = "defender", "victim"
+"""The streams of the judge's draws: of what stands before the victim, and of the victim itself."""
 
 
 @attrs.frozen
@@ -62,7 +67,11 @@ class Crafter:
         arm = self._arms[plan.attacked]
         # reduced precision was tried on the bare victim alone; in a purifier its rounding would hide the gradient
         precision = self._precision if plan.attacked == UNDEFENDED else None
-        return Target(arm, seed=self._seed, draws=self._draws, precision=precision, threshold=plan.aim)
+        known = ""
+        if plan.chance == KNOWN_DRAWS:
+            known, arm = DEFENDER, Defence(_AsJudged(arm.victim), arm.purifier, arm.detector)
+        draws = 1 if plan.chance else self._draws
+        return Target(arm, seed=self._seed, draws=draws, precision=precision, threshold=plan.aim, known=known)
 
     def make(self, plan: PlannedRow, attack: Attack, target: Target, batch: Batch) -> Crafted:
         """Return a batch's attacked images."""
@@ -70,7 +79,8 @@ class Crafter:
         bare = arm.purifier is None and arm.detector is None
         # only what is decided by victim, attack and images is shared: a row that carries over depends on smaller
         # budgets too
-        if self._store is None or not plan.identity or plan.carry is not None or not bare:
+        there = isinstance(attack, Replay)  # already, and kept elsewhere
+        if self._store is None or not plan.identity or plan.carry is not None or not bare or there:
             return self._fresh(plan, attack, target, batch)
         key = self._key(plan, attack, target, batch, arm)
         found = self._store.get(key)
@@ -148,6 +158,21 @@ class Crafter:
             for column, values in zip(seen.columns(), own.columns(), strict=True):
                 column[left] = values
         return attrs.evolve(made, seen=seen)
+
+
+class _AsJudged(nn.Module):
+    """A victim that draws what the judge will have it draw."""
+
+    bounded = True  # what it holds is looked at where the attacked defence was made
+
+    def __init__(self, victim: nn.Module) -> None:
+        super().__init__()
+        self.victim = victim
+
+    def forward(self, images: Tensor) -> Tensor:
+        with switched(VICTIM):
+            logits: Tensor = self.victim(images)
+        return logits
 
 
 def _find_seen(target: Target) -> Seen | None:

@@ -16,13 +16,14 @@ import torch
 from torch import Tensor
 
 from defend.attacks.balls import lengths, wide
+from defend.attacks.rounding import round_to_levels
 from defend.attacks.target import Target
 from defend.boundary.given import name_of
 from defend.boundary.held import as_before
 from defend.datasets.base import Batch, ImageDataset
 from defend.defence import Defence, Screening, Verdict
 from defend.errors import ContractError, StageError
-from defend.evaluation.crafting import Crafted, Crafter
+from defend.evaluation.crafting import DEFENDER, VICTIM, Crafted, Crafter
 from defend.randomness import keyed
 from defend.records.journal import Journal
 from defend.records.rows import (
@@ -54,6 +55,7 @@ class EvaluationSettings:
         draws: passes an adaptive attacker averages over when the defence is random.
         passes: how often a random arm is asked.
         crafting: a dtype for autocast while crafting, or None.
+        keep: whether attacked images are part of the records, rounded to 8 bits.
         progress: called with the number of images just finished.
     """
 
@@ -63,6 +65,7 @@ class EvaluationSettings:
     draws: int = 20
     passes: int = 1
     crafting: torch.dtype | None = None
+    keep: bool = False
     progress: Callable[[int], None] = lambda images: None
 
 
@@ -223,6 +226,9 @@ class Evaluator:
             said = arms[plan.carry[1]]
             wrong = ((said.predicted != batch.labels.cpu()) & said.accepted).nonzero()[:, 0]
             carried = batch.keys.cpu()[wrong], attacked.cpu()[wrong]
+        levels = None
+        if self._settings.keep and plan.attack is not None:
+            levels = round_to_levels(attacked, images, plan.threat.eps, plan.threat.norm).cpu()
         return Part(
             keys=batch.keys.cpu(),
             labels=batch.labels.cpu(),
@@ -238,6 +244,7 @@ class Evaluator:
             fooled=carried,
             reused=made.reused,
             seen=None if made.seen is None else made.seen.cpu(),
+            attacked=levels,
             example=Example(
                 images[there].cpu(),
                 attacked[there].cpu(),
@@ -271,14 +278,14 @@ class Evaluator:
             whole = (*before, id(arm.victim))
             if before not in screened:
                 begin = self._now()
-                with keyed(keys, seed=self._settings.seed, stream="defender"), as_before(arm, "a pass"):
+                with keyed(keys, seed=self._settings.seed, stream=DEFENDER), as_before(arm, "a pass"):
                     screening = arm.screen(attacked)
                 screened[before] = screening, self._now() - begin
             if whole not in known:
                 screening, spent = screened[before]
                 begin = self._now()
                 # a stream of its own, so that a random victim draws the same behind any purifier
-                with keyed(keys, seed=self._settings.seed, stream="victim"), as_before(arm, "a pass"):
+                with keyed(keys, seed=self._settings.seed, stream=VICTIM), as_before(arm, "a pass"):
                     verdict = arm.judge(attacked, screening)
                 self._check_classes(verdict.logits.shape[1], arm)
                 known[whole] = verdict, spent + self._now() - begin
@@ -299,7 +306,7 @@ class Evaluator:
             # the first pass is the one that the row's accuracy is of
             said = [first.labels.where(first.accepted, REJECTED)]
             for number in range(1, self._settings.passes):
-                stream = f"defender/pass/{number}"
+                stream = f"{DEFENDER}/pass/{number}"
                 with keyed(keys, seed=self._settings.seed, stream=stream), as_before(arm, "a pass"):
                     verdict = arm.judge(attacked)
                 said.append(verdict.labels.where(verdict.accepted, REJECTED))

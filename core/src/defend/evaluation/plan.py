@@ -7,10 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import attrs
+import torch
 from torch import Tensor
 
 from defend.assembly.part import say_training
 from defend.attacks.balls import usual_l2
+from defend.attacks.given import GivenFile
 from defend.datasets.base import ImageDataset
 from defend.errors import ConfigError
 from defend.options import describe
@@ -18,12 +20,23 @@ from defend.plugins import Found, Registry
 from defend.records.rows import PlannedRow
 from defend.stages import Attack, Stage, Task
 from defend.values.run_config import QUICK_ATTACKS, QUICK_STEPS, RunConfig
-from defend.values.threats import DEFENDED, NO_SOURCES, THREATS, UNDEFENDED, Threat, choose_threats, find_insisted
+from defend.values.threats import (
+    DEFENDED,
+    KNOWN_DRAWS,
+    NO_SOURCES,
+    ONE_DRAW,
+    THREATS,
+    UNDEFENDED,
+    Threat,
+    choose_threats,
+    find_insisted,
+)
 
 QUICK: Mapping[str, int] = {"steps": QUICK_STEPS, "queries": 200}
 """What a quick run takes of expensive attacks; single-step ones, which have neither, it takes only if named."""
 USUAL_SOURCES = ("resnet18", "vgg11_bn")
-STEP_SIZE = "step_size"
+BATCH = 256  # images at once, where a file of attacked ones is held against them
+STEP_SIZE, STEPS = "step_size", "steps"
 EARLY_STOP = "early_stop"  # the option of an attack that leaves an image as it is once it is fooled
 
 
@@ -38,6 +51,7 @@ class ArmNames:
             the defence are missing.
         aim: the score below which an attacker who knows the detector wants to stay, or None.
         costly: arms that are expensive to attack, whatever the threat.
+        random: whether the arm that judges draws random numbers.
     """
 
     config: RunConfig
@@ -45,6 +59,7 @@ class ArmNames:
     faced: Mapping[str, Mapping[str, str]]
     aim: float | None = None
     costly: frozenset[str] = frozenset()
+    random: bool = False
 
     def has(self, row: PlannedRow) -> bool:
         """Whether a row is this defence's: its arm judges it, and no attacker made it who knows another defence.
@@ -79,7 +94,7 @@ def plan(defences: Sequence[ArmNames], dataset: ImageDataset, plugins: Registry)
         before = len(rows)
         for (variant, attacked), facing in faced.items():
             costly = is_costly(kind, attacked, facing)
-            rows += _rows(kind, variant, attacked, facing, plugins, fewer if costly else keys, dataset.task())
+            rows += _rows(kind, variant, attacked, facing, plugins, fewer if costly else keys, dataset)
         # of the ladder, threats that do not fit are told in the report; one that was named is an error
         if kind in find_insisted(config) and len(rows) == before:
             raise ConfigError(_cannot(kind, config, dataset, bool(faced)))
@@ -118,6 +133,8 @@ def find_undone(config: RunConfig, rows: Sequence[PlannedRow], plugins: Registry
     for name in config.sources if config.sources != NO_SOURCES else ():
         if name not in variants:
             found[f"source {name}"] = "it is for the transfer threat, and there is no such row: add --threat transfer"
+    if config.chance and not any(row.chance for row in rows):
+        found["chance"] = "the defence draws no random numbers, or no adaptive row attacks it in steps"
     norms = {row.threat.norm for row in rows if row.attack is not None}
     if config.eps_l2 is not None and "l2" not in norms:
         found["eps_l2"] = "no attack of this run has an L2 budget"
@@ -132,6 +149,8 @@ def _suits(attack: Found, kind: str) -> bool:
 
 
 def _cannot(kind: str, config: RunConfig, dataset: ImageDataset, fits: bool) -> str:
+    if not THREATS[kind].attacks:
+        return f"threat {kind!r} has no attack of its own: name one, for example --attack file:adv.npz"
     if fits:
         given = ", ".join(config.attacks or ())
         return f"threat {kind!r} has no attack: none of {given} makes sense under it; leave --attack out for its own"
@@ -178,7 +197,12 @@ def attacks_of(kind: str, config: RunConfig, plugins: Registry) -> list[Found]:
         fitting = [plugins.find("attack", name) for name in default]
     if THREATS[kind].counters:
         fitting += [plugins.find("attack", name) for name in counter_attacks(config, plugins)]
-    return list({each.name: each for each in fitting}.values())
+    named: dict[str, Found] = {}
+    for each in fitting:
+        if named.setdefault(each.name, each).member != each.member:
+            both = f"{named[each.name].member} and {each.member}"
+            raise ConfigError(f"attack {each.name!r} would name the rows of {both}: rename one of the files")
+    return list(named.values())
 
 
 def _plain(config: RunConfig) -> bool:
@@ -193,9 +217,15 @@ def _only_others(kind: str, found: Sequence[Found]) -> bool:
 
 
 def _rows(
-    kind: str, variant: str, attacked: str, facing: Sequence[ArmNames], plugins: Registry, keys: Tensor, task: Task
+    kind: str,
+    variant: str,
+    attacked: str,
+    facing: Sequence[ArmNames],
+    plugins: Registry,
+    keys: Tensor,
+    dataset: ImageDataset,
 ) -> Iterator[PlannedRow]:
-    config, threat = facing[0].config, THREATS[kind]
+    config, threat, task = facing[0].config, THREATS[kind], dataset.task()
     defended = facing[0].names[DEFENDED]
     blind = not threat.whole and any(defence.names[DEFENDED] != attacked for defence in facing)
     for found in attacks_of(kind, config, plugins):
@@ -206,6 +236,11 @@ def _rows(
         attack: Attack = found.call("build", settings)
         steps = getattr(settings, "steps", None) or getattr(settings, "queries", None)
         for eps, headline in _budgets(attack, config, task):
+            if isinstance(attack, GivenFile):
+                if not headline:  # a file is made for one budget
+                    continue
+                parts = dataset.batches("test", keys, BATCH, torch.device("cpu"))
+                attack.take(torch.cat([part.images for part in parts]), keys, eps or 0.0)
             # with one budget there is no larger one to take images over to
             reusable = threat.carries and eps is not None and bool(config.sweep) and not hasattr(attack, "nearest")
             yield PlannedRow(
@@ -220,16 +255,53 @@ def _rows(
                 headline,
                 facing[0].aim if threat.evades == "score" else None,
                 (f"{found.name}/{kind}/{variant}/{attacked}", defended) if reusable else None,
-                _identify(found, settings),
+                _identify(found, settings, getattr(attack, "digest", "")),
             )
+    if config.chance_asked and facing[0].random and threat.exact and not threat.evades:
+        yield from _of_chance(kind, attacked, facing, plugins, keys, task)
 
 
-def _identify(found: Found, settings: Any) -> str:
-    """Name an attack with all its options."""
+def _of_chance(
+    kind: str, attacked: str, facing: Sequence[ArmNames], plugins: Registry, keys: Tensor, task: Task
+) -> Iterator[PlannedRow]:
+    """Return the rows that tell what chance is worth: of the threat's first attack that goes in steps, at one budget.
+
+    Whoever knows the draws needs no average, and who averages over none takes as many more steps, so that all three
+    rows of the attack take about the same number of gradients, or fewer.
+    """
+    config = facing[0].config
+    for found in attacks_of(kind, config, plugins):
+        options = _options(kind, found, config, blind=False)
+        steps = None if options is None else getattr(found.config(options), STEPS, None)
+        if options is None or not isinstance(steps, int):
+            continue
+        for variant, times in ((KNOWN_DRAWS, 1), (ONE_DRAW, config.draws)):
+            settings = found.config({**options, STEPS: times * steps})
+            attack: Attack = found.call("build", settings)
+            (eps,) = [eps for eps, headline in _budgets(attack, config, task) if headline] or [None]
+            if eps is None:
+                return
+            yield PlannedRow(
+                found.name,
+                Threat(kind, attack.norm, eps),
+                attack,
+                keys,
+                times * steps,
+                attacked,
+                _judges(facing),
+                variant,
+                headline=variant != KNOWN_DRAWS,
+                identity=_identify(found, settings),
+                chance=variant,
+            )
+        return
+
+
+def _identify(found: Found, settings: Any, digest: str = "") -> str:
+    """Name an attack with all its options, and the digest of the images that it brings."""
     options = attrs.asdict(settings) if attrs.has(type(settings)) else {}
-    return json.dumps(
-        {"attack": found.name, "build": found.spec.build, "options": options}, sort_keys=True, default=str
-    )
+    about = {"attack": found.name, "build": found.spec.build, "options": options}
+    return json.dumps(about | ({"images": digest} if digest else {}), sort_keys=True, default=str)
 
 
 def _budgets(attack: Attack, config: RunConfig, task: Task) -> list[tuple[float | None, bool]]:

@@ -13,6 +13,7 @@ import attrs
 
 from defend.assembly.composition import Composition
 from defend.assembly.load import check_default_type, open_dataset
+from defend.attacks.given import Replay
 from defend.boundary.answers import threshold_of
 from defend.checks import Subject
 from defend.datasets.base import ImageDataset
@@ -28,9 +29,12 @@ from defend.evaluation.notes import make_notes
 from defend.evaluation.plan import attacks_of, counter_attacks, find_undone, is_costly, plan
 from defend.evaluation.precision import REDUCED, Crafting, choose
 from defend.evaluation.probing import check, choose_subject
+from defend.evaluation.rounded import find_strongest, round_row
 from defend.options import describe
 from defend.plugins import Registry, registry
 from defend.records import folder as run_folder
+from defend.records.attacked import FOLDER as ATTACKED
+from defend.records.attacked import check_format, name_file, write_attacked
 from defend.records.journal import Journal
 from defend.records.rows import PlannedRow, RowRecord, restrict
 from defend.records.shards import Shards, share
@@ -189,6 +193,10 @@ class _Run:
             configs = [attrs.evolve(each, dataset=dataset.name) for each in configs]
             config = configs[0]
         self.dataset = _read(config, plugins, watcher) if dataset is None else ensure_bounded(dataset)
+        if config.save_images is not None:
+            check_format(config.save_images, self.dataset.task().channels)
+            if config.out is None:
+                raise ConfigError("save_images was asked for, and the run writes no folder: name one (out)")
         self.defences = build_all(configs, compositions, self.dataset, watcher, self.device)
         self.rows = plan([defence.names for defence in self.defences], self.dataset, plugins)
         if config.undecided:
@@ -220,6 +228,7 @@ class _Run:
         self.evaluator = self._make_evaluator(crafting, watcher.images, self.journal, store)
         self.records: list[RowRecord] = []
         self.partial = False
+        self._file_names: list[set[str]] = [set() for _ in self.outs]
 
     def _make_evaluator(
         self,
@@ -237,6 +246,7 @@ class _Run:
             draws=config.draws,
             passes=config.passes_asked,
             crafting=crafting.dtype,
+            keep=config.save_images is not None and not alone,
             progress=progress,
         )
         arms = {name: arm for each in self.defences for name, arm in each.arms.items()}
@@ -330,13 +340,12 @@ class _Run:
             for number, planned in enumerate(self.rows):
                 if not len(planned.keys):  # a shard has nothing of a row with few batches
                     continue
-                self.watcher.row(planned)
-                record = self.evaluator.row(planned, number)
-                if record is not None:
-                    self.records.append(record)
-                    self.watcher.finished(record)
-                self.partial = record is None or record.partial
-                self._write_judged_by(planned)
+                self._evaluate_row(number, planned)
+                if self.partial:
+                    break
+            for planned in [] if self.partial else self._round_strongest():
+                self.rows.append(planned)
+                self._evaluate_row(len(self.rows) - 1, planned)
                 if self.partial:
                     break
         except KeyboardInterrupt:  # between rows
@@ -357,6 +366,45 @@ class _Run:
                 self.partial = True
             finally:
                 self.watcher.end()
+
+    def _evaluate_row(self, number: int, planned: PlannedRow) -> None:
+        """Evaluate a row, keep its record, and write what there is."""
+        self.watcher.row(planned)
+        record = self.evaluator.row(planned, number)
+        if record is not None:
+            self._write_attacked(record)
+            record = attrs.evolve(record, attacked=None)  # they are in their files, and in the journal
+            self.records.append(record)
+            self.watcher.finished(record)
+        self.partial = record is None or record.partial
+        self._write_judged_by(planned)
+
+    def _write_attacked(self, record: RowRecord) -> None:
+        """Write a row's attacked images into the folder of every defence that it is of."""
+        if record.attacked is None or isinstance(record.plan.attack, Replay):  # which are in a file already
+            return
+        if self.shard is not None:  # the whole run's files are written at the merge
+            return
+        for out, defence, taken in zip(self.outs, self.defences, self._file_names, strict=True):
+            kind = defence.names.config.save_images
+            if out is not None and kind is not None and defence.names.has(record.plan):
+                write_attacked(out / ATTACKED, record, name_file(record.plan, taken), kind)
+
+    def _round_strongest(self) -> list[PlannedRow]:
+        """Return the rows that judge every defence's strongest row again, in 8 bits; none where no images are kept."""
+        found: list[PlannedRow | None] = []
+        kept = self.journal is not None and self.shard is None  # which row is the strongest, a shard cannot say
+        if kept and self.defences[0].names.config.save_images is not None:
+            for defence in self.defences:
+                names = defence.names
+                own = [restrict(one, names.names) for one in self.records if names.has(one.plan)]
+                strongest = find_strongest(own)
+                number = next((place for place, each in enumerate(self.rows) if each is strongest), None)
+                if strongest is not None and number is not None:
+                    found.append(round_row(strongest, self.journal.parts(number)))
+        # two defences may have the same one
+        rows = {(row.name, row.threat, row.variant, row.attacked): row for row in found if row is not None}
+        return self.processes.tell(list(rows.values()))
 
     def _write_judged_by(self, planned: PlannedRow) -> None:
         """Write the folders of the defences that a row is of, as they stand now."""

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from defend.records.rows import RowRecord, right, worst_case
 from defend.util.metrics import proportion
+from defend.util.statistics import paired_interval
 from defend.values.run_config import NUMBERS_OF_PASSES
-from defend.values.threats import DEFENDED
+from defend.values.threats import DEFENDED, KNOWN_DRAWS, ONE_DRAW
 
 Judged = Callable[[RowRecord, str], Tensor]
 """(record, arm) to which images are right, bool [N]."""
@@ -68,6 +69,37 @@ def sum_passes(rows: Sequence[RowRecord], clean: RowRecord | None) -> dict[str, 
     if clean is not None:
         found["clean"] = [_point([clean], keys, count) for count in counts]
     return found
+
+
+def compare_chance(records: Sequence[RowRecord], draws: int) -> dict[str, Any] | None:
+    """Return what the draws of a random defence are worth, `Report.chance`; None where no rows tell."""
+    for one in records:
+        if one.plan.chance != ONE_DRAW:
+            continue
+        # of rows that were cut off, images may be missing
+        same = [each for each in records if _alike(each, one) and len(each.keys) == len(one.keys)]
+        found = {each.plan.chance: right(each, DEFENDED) for each in same}
+        if "" not in found:
+            continue
+        said: dict[str, Any] = {"attack": one.plan.name, "threat": one.plan.threat.kind, "eps": one.plan.threat.eps}
+        said |= {"draws": draws, "n": len(one.keys), "averaged": proportion(found[""])}
+        said |= {"one_draw": proportion(found[ONE_DRAW]), "bought": _compare(found[ONE_DRAW], found[""])}
+        if KNOWN_DRAWS in found:
+            known = found[KNOWN_DRAWS]
+            said |= {"known_draws": proportion(known), "hidden": _compare(found[""], known)}
+        return said
+    return None
+
+
+def _alike(one: RowRecord, other: RowRecord) -> bool:
+    variants = {"", KNOWN_DRAWS, ONE_DRAW}
+    return (one.plan.name, one.plan.threat) == (other.plan.name, other.plan.threat) and one.plan.variant in variants
+
+
+def _compare(more: Tensor, fewer: Tensor) -> dict[str, Any]:
+    """Return how many more images are right in the one row than in the other, and the interval of the pairs."""
+    lost, won, n = int((fewer & ~more).sum()), int((more & ~fewer).sum()), len(more)
+    return {"difference": (won - lost) / n, "ci95": paired_interval(lost, won, n)}
 
 
 def _point(rows: Sequence[RowRecord], keys: Tensor, count: int) -> dict[str, Any]:

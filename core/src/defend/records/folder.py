@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import re
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,12 +11,13 @@ from pathlib import Path
 from torch import Tensor
 
 from defend.errors import ConfigError, WriteError
+from defend.records.attacked import name_file
 from defend.records.document import to_json
 from defend.records.per_image import to_csv
 from defend.records.reading import is_partial, is_run
 from defend.records.rows import RowRecord
 from defend.records.unfinished import FOLDER, is_unfinished
-from defend.util.files import number_twin, place_under, write_bytes, write_text
+from defend.util.files import place_under, write_bytes, write_text
 from defend.util.lock import hold
 from defend.util.sealed import to_sealed
 from defend.values.commands import say_command
@@ -103,8 +103,7 @@ def write_pictures(folder: Path, records: Sequence[RowRecord]) -> None:
     for record in records:
         plan = record.plan
         if plan.attack is not None and plan.headline:
-            named = "-".join(part for part in (plan.name, plan.threat.kind, plan.variant) if part)
-            name = number_twin(f"examples-{re.sub(r'[^a-z0-9_.-]+', '_', named.lower())}", taken)
+            name = name_file(plan, taken, "examples-")
             writers.append(functools.partial(draw_examples, record, folder / f"{name}.png"))
     for write_one in writers:
         try:

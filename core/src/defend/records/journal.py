@@ -152,6 +152,8 @@ def _flat(part: Part) -> tuple[dict[str, Tensor], dict[str, Any]]:
     tensors = {name: getattr(part, name) for name in COLUMNS}
     if part.queries is not None:
         tensors["queries"] = part.queries
+    if part.attacked is not None:
+        tensors["attacked"] = part.attacked
     if part.seen is not None:
         tensors["seen"] = torch.stack(part.seen.columns())
     if part.fooled is not None:
@@ -194,6 +196,7 @@ def _read(path: Path) -> tuple[Part, float] | None:
         part = Part(
             **{name: tensors[name] for name in COLUMNS},
             queries=tensors.get("queries"),
+            attacked=tensors.get("attacked"),
             arms=arms,
             example=Example(**example),
             attack_seconds=about["attack_seconds"],

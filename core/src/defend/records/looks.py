@@ -36,10 +36,11 @@ def gradients_of(record: RowRecord, draws: int) -> dict[str, Any] | None:
 def find_draws(plan: PlannedRow, draws: int) -> int:
     """Return over how many draws each look of a row's attack is averaged, where the defence is random.
 
-    Who does not face the defence meets none of them, and who only asks gets one answer a question.
+    Who does not face the defence meets none of them, who only asks gets one answer a question, and a row that tells
+    what chance is worth takes one draw a step.
     """
     kind = plan.threat.kind
-    return draws if knows_the_defence(kind) and THREATS[kind].knows == "gradient" else 1
+    return draws if not plan.chance and knows_the_defence(kind) and THREATS[kind].knows == "gradient" else 1
 
 
 def find_left_blind(record: RowRecord) -> Tensor:

@@ -28,7 +28,8 @@ class PlannedRow:
     the score below which an attacker who knows the detector wants to stay. `carry` is what rows of the same attack at
     several budgets have in common, and the arm that says who is fooled: those images are taken over to the next larger
     budget, which holds them too; never where the attacked arm is random. `identity` names the attack with all its
-    options, for the store of adversarial batches; a row without one is never stored.
+    options, for the store of adversarial batches; a row without one is never stored. `chance` is what a row that tells
+    the worth of a random defence's draws knows of them: `KNOWN_DRAWS`, `ONE_DRAW`, or "" of any other.
     """
 
     name: str
@@ -43,6 +44,7 @@ class PlannedRow:
     aim: float | None = None
     carry: tuple[str, str] | None = None
     identity: str = ""
+    chance: str = ""
 
 
 @attrs.frozen
@@ -98,6 +100,7 @@ class Part:
         fooled: of a row that carries over: which images are fooled, and what fooled them [F,C,H,W].
         reused: how many attacked images came from the store.
         seen: what the attack saw of each image; None of a row without one, or where nothing was written down.
+        attacked: the attacked images in 8 bits, uint8 [N,C,H,W], within the budget; None where nobody wants them.
     """
 
     keys: Tensor
@@ -115,6 +118,7 @@ class Part:
     fooled: tuple[Tensor, Tensor] | None = None
     reused: int = 0
     seen: Seen | None = None
+    attacked: Tensor | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -157,6 +161,7 @@ def merge(parts: Sequence[Part]) -> Part:
         else None,
         reused=sum(part.reused for part in parts),
         seen=Seen.join([part.seen for part in parts]),
+        attacked=_join([part.attacked for part in parts]),
     )
 
 

@@ -38,7 +38,14 @@ from defend.report.figures.svg import png_uri, to_svg
 from defend.report.html import environment
 from defend.report.leaderboard import Place, leaderboard
 from defend.report.terminal import ARM_TITLES, basis, loose, more_steps
-from defend.report.text import NORMS, certified_in_words, distance_in_words, sources_in_words, spent
+from defend.report.text import (
+    NORMS,
+    certified_in_words,
+    chance_in_words,
+    distance_in_words,
+    sources_in_words,
+    spent,
+)
 from defend.util.files import make_folder, number_twin, place_under, write_text
 from defend.values.commands import say_command
 from defend.values.report import Row
@@ -281,6 +288,7 @@ def _environment() -> jinja2.Environment:
         certified_in_words=certified_in_words,
         distance_in_words=distance_in_words,
         sources_in_words=sources_in_words,
+        chance_in_words=chance_in_words,
         spark=spark,
         spent=spent,
         origin=lambda weights: describe(weights) or NOTHING,

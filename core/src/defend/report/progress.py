@@ -98,7 +98,8 @@ class RunBar(Watcher):
 
     def row(self, plan: PlannedRow) -> None:
         self._done += 1
-        self._left.row()
+        self._left.row(plan)
+        self._rows = max(self._rows, self._done)  # one that rests on the others is not planned with them
         whose = f" against {plan.attacked.split(':')[0]}" if ":" in plan.attacked else ""
         name = "clean" if plan.attack is None else f"{plan.name}, {plan.threat.kind}{whose}"
         text = f"row {self._done} of {self._rows}: {name}, {len(plan.keys)} images"

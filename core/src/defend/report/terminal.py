@@ -14,6 +14,7 @@ from defend.report.fitting import choose_fitting
 from defend.report.text import (
     NORMS,
     certified_in_words,
+    chance_in_words,
     distance_in_words,
     interval,
     over_passes,
@@ -80,6 +81,8 @@ def render(report: Report, console: Console) -> None:
             lines.append(Text(over_passes(report.worst_case.passes)))
         if weakest := next((row for row in report.rows if row.key == report.worst_case.weakest and row.budget), None):
             lines.append(Text(f"{weakest.key} spent {spent(weakest.budget or {})} on an image", "dim"))
+    if report.chance is not None:
+        lines.append(Text(f"Chance: {chance_in_words(report.chance)}"))
     if report.certified is not None:
         lines += certificate(report.certified)
     if report.cost is not None and report.defended:

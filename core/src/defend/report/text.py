@@ -48,6 +48,19 @@ def over_passes(passes: Mapping[str, Any]) -> str:
     return said
 
 
+def chance_in_words(chance: Mapping[str, Any]) -> str:
+    """Say what the draws of a random defence are worth, `Report.chance`, in a sentence without its end."""
+    averaged, single, bought = (chance[name] for name in ("averaged", "one_draw", "bought"))
+    said = (
+        f"{chance['attack']} averaged over {chance['draws']} draws leaves {percent(averaged['accuracy'])} %, with one "
+        f"draw a step and as many gradients {percent(single['accuracy'])} %: averaging bought "
+        f"{points(bought['difference'])} points {interval(bought['ci95'])}"
+    )
+    if known := chance.get("known_draws"):
+        said += f"; who knows the draws leaves {percent(known['accuracy'])} %"
+    return said
+
+
 def spent(budget: Mapping[str, int]) -> str:
     """Say what was spent on an image of a random defence, `Row.budget`."""
     return f"{budget['draws']:,} draws x {budget['steps']:,} steps x {budget['passes']:,} passes"

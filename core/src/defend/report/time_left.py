@@ -29,9 +29,11 @@ class TimeLeft:
         self._step: dict[str, float] = {}  # seconds of a step on an image, by the arm that is attacked
         self._judge: dict[str, float] = {}  # seconds of judging an image, by arm
 
-    def row(self) -> None:
-        """The next row begins."""
-        self._place, self._done, self._begun = self._place + 1, 0, self._clock()
+    def row(self, plan: PlannedRow) -> None:
+        """A row begins; one that rests on the others was not planned with them."""
+        place = next((place for place, row in enumerate(self._rows) if row is plan), len(self._rows))
+        self._rows[place:] = self._rows[place:] or [plan]
+        self._place, self._done, self._begun = place, 0, self._clock()
 
     def images(self, count: int) -> None:
         """So many more images of the row are done."""

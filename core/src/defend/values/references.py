@@ -7,6 +7,7 @@ import importlib.util
 import re
 from pathlib import Path
 
+FILE = "file"  # what stands before a file of attacked images: file:adv.npz
 _REFERENCE = re.compile(r"(?P<where>.*\.py|[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):(?P<what>[A-Za-z_]\w*)", re.DOTALL)
 
 
@@ -33,6 +34,8 @@ def shorten(text: str) -> str:
 
 
 def _shorten(text: str) -> str:
+    if text.startswith(f"{FILE}:"):
+        return f"{FILE}:{Path(text.removeprefix(f'{FILE}:')).name}"
     where, colon, what = text.rpartition(":")
     return f"{Path(where).name}:{what}" if colon and where.endswith(".py") else text
 
@@ -43,6 +46,8 @@ def anchor(text: str, folder: Path) -> str:
 
 
 def _anchor(text: str, folder: Path) -> str:
+    if text.startswith(f"{FILE}:"):
+        return f"{FILE}:{(folder / Path(text.removeprefix(f'{FILE}:').strip()).expanduser()).resolve()}"
     where, colon, what = text.rpartition(":")
     if not colon or not where.endswith(".py"):
         return text

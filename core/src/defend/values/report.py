@@ -241,7 +241,10 @@ class Report:
     `left_out` are threats that do not fit this defence, and what else was asked for by name and is not among the rows
     ("attack square", "source resnet20"), with the reason; `notes` what else a reader should know, a sentence each.
     `certified` stands apart from the rows: what holds against every attack, where that was asked for. `given` are the
-    stages of which a program gave objects: that program alone makes the run again, and no command does.
+    stages of which a program gave objects: that program alone makes the run again, and no command does. `chance` is
+    what the draws of a random defence are worth, of one "attack" on the same "n" images: what it leaves "averaged" over
+    so many "draws", with "one_draw" a step and as many gradients (the difference is what averaging "bought"), and with
+    "known_draws" (what they have "hidden"); null where no rows tell.
     """
 
     versions: Mapping[str, str]
@@ -263,6 +266,7 @@ class Report:
     notes: tuple[str, ...] = ()
     certified: Certified | None = None
     given: tuple[str, ...] = ()
+    chance: Mapping[str, Any] | None = None
 
     @property
     def defended(self) -> bool:

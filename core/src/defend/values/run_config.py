@@ -16,6 +16,7 @@ from defend.values.sources import name_source
 
 Precision = Literal["auto", "exact", "fp32", "bf16"]
 PRECISIONS: tuple[Precision, ...] = ("auto", "exact", "fp32", "bf16")
+IMAGE_FILES = ("npz", "png")
 QUICK_LIMIT = 100
 QUICK_ADAPTIVE_LIMIT = 25
 QUICK_STEPS = 10
@@ -145,10 +146,14 @@ class RunConfig:
         draws: forward passes that the adaptive attacker averages over when the defence is random.
         passes: how often a random defence is asked for the worst of N and the majority vote; None: 20 with
             `thorough`, once in a quick run.
+        chance: against a random defence, also the attacker who knows its draws, and one who takes one draw a step and
+            as many more steps (`values.threats`); a thorough run does.
         certify: certify the vote over so many draws of a purifier's Gaussian noise, on the images of the adaptive rows
             (`evaluation.certify`); None certifies nothing.
         store: take images that another run attacked from the user's store (`defend cache`), and keep new ones there;
             a run without a folder (`out`) never does.
+        save_images: write attacked images into the run folder, losslessly in 8 bits: "npz" (one file a row, which
+            `--attack file:` reads) or "png" (one folder a row); a row "8-bit" then judges the strongest row's again.
         checks: "basic", those of the sanity checks that cost little; "full", all; "none".
         precision: "auto", "exact" (nothing rewritten), "fp32" (folded, channels-last) or "bf16"
             (attacks crafted in bfloat16, judged in fp32).
@@ -178,7 +183,9 @@ class RunConfig:
     thorough: bool = False
     draws: int = attrs.field(default=20, validator=_positive)
     passes: int | None = attrs.field(default=None, validator=_positive)
+    chance: bool = False
     certify: int | None = attrs.field(default=None, validator=_positive)
+    save_images: str | None = attrs.field(default=None, validator=attrs.validators.optional(_one_of(IMAGE_FILES)))
     checks: str = attrs.field(default="basic", validator=_one_of(CHECKS))
     seed: int = attrs.field(default=0, validator=_seed)
     batch_size: int = attrs.field(default=64, validator=_positive)
@@ -215,6 +222,11 @@ class RunConfig:
     def passes_asked(self) -> int:
         """How often a random defence is asked."""
         return self.passes or (NUMBERS_OF_PASSES[-1] if self.thorough else 1)
+
+    @property
+    def chance_asked(self) -> bool:
+        """Whether to tell what the draws of a random defence are worth."""
+        return self.chance or self.thorough
 
     @property
     def row_limit(self) -> int | None:

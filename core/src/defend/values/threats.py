@@ -32,13 +32,16 @@ TUNED, UNTUNED = "tuned", "untuned"
 """The arms of a run: the bare victim; the whole defence; and where a fine-tuner is part of it, the tuned victim
 without the purifier, and the purifier before the victim as it was."""
 BEFORE_TUNING = "before tuning"
+KNOWN_DRAWS, ONE_DRAW = "draws known", "one draw a step"
+"""Variants of the adaptive threat against a random defence: the attacker knows the draws that the judge will make, so
+the row is no part of the worst case; or averages over none, and takes as many more steps."""
 NO_SOURCES = ("none",)  # what a run names that wants no transfer from other victims
 IDENTITY = "identity"
 RATES = (0.01, 0.05)  # false-positive rates at which detectors are compared
 
 
 Faces = Literal["bare", "victim", "sources", "surrogates", "defence"]
-Knows = Literal["nothing", "answers", "gradient"]
+Knows = Literal["nothing", "answers", "gradient", "unknown"]
 
 
 @attrs.frozen(kw_only=True)
@@ -50,7 +53,8 @@ class ThreatKind:
         faces: what it attacks: the "bare" victim as it was before any tuning, the "victim" that judges (tuned where
             there is a fine-tuner), other victims as "sources" of a transfer, the defence with "surrogates" of its
             purifier backwards, or the whole "defence".
-        knows: what of that it looks at. Who knows nothing is no attacker: checks expect nothing of it.
+        knows: what of that it looks at. Who knows nothing is no attacker: checks expect nothing of it. "unknown" is of
+            images whose maker is.
         attacks: what carries it out where no attacks were named.
         more: what a thorough run adds to these.
         needs: what it makes sense for: "" for anything, or one of these parts.
@@ -168,6 +172,13 @@ THREATS: Mapping[str, ThreatKind] = {
         needs="detector",
         evades="score",
         expensive=True,
+    ),
+    "given": ThreatKind(
+        summary="unknown: images that somebody else made, from a file (--attack file:adv.npz)",
+        faces="bare",
+        knows="unknown",
+        attacks=(),
+        quick=True,
     ),
 }
 

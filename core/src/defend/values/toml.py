@@ -19,7 +19,7 @@ import tomli_w
 from defend.errors import ConfigError, did_you_mean
 from defend.options import parse
 from defend.values.editions import is_file
-from defend.values.references import anchor, shorten
+from defend.values.references import FILE, anchor, shorten
 from defend.values.run_config import NONE, RunConfig
 from defend.values.sources import is_path, name_source
 
@@ -81,7 +81,8 @@ def anchor_paths(values: Mapping[str, Any], folder: Path, only_there: bool = Fal
         return str(folder / Path(path).expanduser())
 
     def name(text: Any) -> Any:
-        if not isinstance(text, str) or elsewhere(text.rpartition(":")[0]):
+        file = text.partition(":")[2] if isinstance(text, str) and text.startswith(f"{FILE}:") else None
+        if not isinstance(text, str) or elsewhere(text.rpartition(":")[0] if file is None else file):
             return text
         return anchor(text, folder)
 

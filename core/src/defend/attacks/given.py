@@ -1,0 +1,206 @@
+"""Images that are there already: what another row made, rounded, or what somebody else made and sent as a file."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from defend.attacks.balls import lengths
+from defend.attacks.options import GivenOptions
+from defend.attacks.rounding import LEVELS
+from defend.attacks.target import Target
+from defend.boundary.arrays import open_archive, read_member
+from defend.errors import DataError
+
+ADVERSARIAL, KEYS, CLEAN, NORM = "adversarial", "keys", "clean", "norm"
+"""The arrays of a file: attacked images; the places of the images in the test split, or the clean images themselves (at
+least one of the two); and the norm of the budget, if it is not L-inf."""
+EXPECTED = "np.savez(FILE, adversarial=..., keys=...), uint8 or floats in [0,1], keys the places in the test split"
+TOLERANCE = 1e-6  # beyond a budget: float32 makes as much of 8/255
+SAME = 0.51 / LEVELS  # how far a clean image in the file may be from the data set's: it was rounded to 8 bits
+
+
+class Replay:
+    """Answers with images that are there already, by key.
+
+    Args:
+        norm: of their budget.
+        keys: int64 [N].
+        images: [N,C,H,W], uint8 or floats in [0,1].
+    """
+
+    slack = TOLERANCE
+
+    def __init__(self, norm: str, keys: Tensor, images: Tensor) -> None:
+        self.norm, self._images = norm, images
+        self._places = {key: place for place, key in enumerate(keys.tolist())}
+
+    def __call__(self, target: Target, images: Tensor, labels: Tensor, *, eps: Tensor, keys: Tensor) -> Tensor:
+        """See `defend.stages.Attack`."""
+        found = to_floats(self._images[[self._places[key] for key in keys.tolist()]])
+        return found.to(images.device, images.dtype)
+
+
+class GivenFile(Replay):
+    """Attacked images from a file; nothing of it is believed before `take` has looked at it.
+
+    Attributes:
+        digest: of what was taken.
+    """
+
+    digest = ""
+
+    def __init__(self, config: GivenOptions) -> None:
+        self._path = Path(str(config.path))
+        with open_archive(self._path) as archive:
+            self._arrays = {
+                name: read_member(archive, name, self._path)
+                for name in (ADVERSARIAL, KEYS, CLEAN, NORM)
+                if name in archive.files
+            }
+            self._said = ", ".join(archive.files)[:200] or "nothing"
+        norm = config.norm or (str(self._arrays[NORM]) if NORM in self._arrays else "linf")
+        if norm not in ("linf", "l2"):
+            raise self._fault(f"its norm is {norm!r}: expected linf or l2")
+        super().__init__(norm, torch.empty(0, dtype=torch.int64), torch.empty(0))
+
+    def _fault(self, why: str) -> DataError:
+        return DataError(f"{str(self._path)!r}: {why}")
+
+    def take(self, clean: Tensor, keys: Tensor, eps: float) -> None:
+        """Hold the file against the images that a run judges, and keep those that it needs.
+
+        Args:
+            clean: floats [N,C,H,W], the data set's.
+            keys: int64 [N], their places in the test split.
+            eps: the budget, in the file's norm.
+
+        Raises:
+            DataError: arrays that are missing, or of another number, shape, type or range; images of another order, or
+                that are not those of the data set; images that are missing, or that leave the budget.
+        """
+        found = self._as_images(ADVERSARIAL, clean)
+        places = self._places_of(found, clean, keys)
+        missing = (places < 0).nonzero()[:, 0]
+        if len(missing):
+            enough = int(missing[0])
+            fewer = f"; --limit {enough} judges the first of them, which it has" if enough else ""
+            raise self._fault(
+                f"it lacks {len(missing)} of the {len(keys)} images that this run judges, image "
+                f"{int(keys[missing[0]])} first, and holds {len(found)}{fewer}"
+            )
+        chosen = found[places]
+        self._check_clean(clean, keys, places)
+        difference = (to_floats(chosen) - clean).flatten(1)
+        distance = lengths(difference) if self.norm == "l2" else difference.abs().amax(1)
+        far = (distance > eps + TOLERANCE).nonzero()[:, 0]
+        if len(far):
+            most = int(distance.argmax())
+            raise self._fault(
+                f"{len(far)} of {len(chosen)} images leave the budget: image {int(keys[most])} is {distance[most]:.4g} "
+                f"away in {self.norm}, and eps is {eps:.4g}; give the budget that they were made with, or their order"
+            )
+        self.digest = hashlib.sha256(chosen.contiguous().numpy().tobytes()).hexdigest()
+        self._images, self._arrays = chosen, {}
+        self._places = {key: place for place, key in enumerate(keys.tolist())}
+
+    def _array(self, name: str) -> Any:
+        if name not in self._arrays:
+            raise self._fault(f"it holds {self._said}: expected {EXPECTED}")
+        return self._arrays[name]
+
+    def _as_images(self, name: str, like: Tensor) -> Tensor:
+        """Return an array of images as uint8 or float32 [N,C,H,W]."""
+        array = self._array(name)
+        channels, height, width = like.shape[1:]
+        if array.dtype.kind not in "uf" or (array.dtype.kind == "u" and array.dtype.itemsize > 1):
+            raise self._fault(f"{name} is of type {array.dtype}: expected uint8, or floats in [0,1]")
+        images = torch.from_numpy(array.copy())
+        if array.shape[1:] == (height, width, channels):
+            images = images.permute(0, 3, 1, 2)
+        elif channels == 1 and array.shape[1:] == (height, width):
+            images = images[:, None]
+        elif array.shape[1:] != (channels, height, width):
+            raise self._fault(
+                f"{name} has shape {list(array.shape)}: expected [N,{channels},{height},{width}] or "
+                f"[N,{height},{width},{channels}], as the data set's images"
+            )
+        if images.dtype == torch.uint8:
+            return images
+        images = images.float()
+        bad = ~((images >= 0) & (images <= 1)).flatten(1).all(1)  # a NaN is neither
+        if bad.any():
+            low, high = float(images.min()), float(images.max())
+            raise self._fault(
+                f"{int(bad.sum())} of {len(images)} images of {name} hold numbers outside [0,1] or that are not finite "
+                f"(from {low:.4g} to {high:.4g}): expected floats in [0,1], or uint8"
+            )
+        return images
+
+    def _places_of(self, found: Tensor, clean: Tensor, keys: Tensor) -> Tensor:
+        """Return where in the file the images at `keys` [N] stand, int64 [N]; -1 for one that is not there."""
+        if KEYS in self._arrays:
+            own = self._array(KEYS)
+            if own.dtype.kind not in "iu" or own.shape != (len(found),):
+                raise self._fault(
+                    f"keys is {own.dtype} {list(own.shape)}: expected a whole number an image, [{len(found)}]"
+                )
+            named = own.tolist()
+        elif CLEAN in self._arrays:
+            original = self._as_images(CLEAN, clean)
+            if len(original) != len(found):
+                raise self._fault(f"it holds {len(found)} images of {ADVERSARIAL}, and {len(original)} of {CLEAN}")
+            named, keys_of = _names(original), _names(clean)
+            by_name: dict[Any, list[int]] = {}
+            for place, name in enumerate(named):
+                by_name.setdefault(name, []).append(place)
+            # of two images that are the same each is taken once
+            return torch.tensor([(by_name.get(name) or [-1]).pop(0) for name in keys_of], dtype=torch.int64)
+        else:
+            raise self._fault(
+                f"it holds {self._said}, and neither keys nor clean, so that nothing tells whose images these are: "
+                f"expected {EXPECTED}"
+            )
+        if len(set(named)) < len(named):
+            twice = next(key for key in named if named.count(key) > 1)
+            raise self._fault(f"keys names image {twice} twice: expected each once")
+        where = {key: place for place, key in enumerate(named)}
+        return torch.tensor([where.get(key, -1) for key in keys.tolist()], dtype=torch.int64)
+
+    def _check_clean(self, clean: Tensor, keys: Tensor, places: Tensor) -> None:
+        """Refuse clean images that are not those of the data set at their keys."""
+        if CLEAN not in self._arrays or KEYS not in self._arrays:
+            return
+        original = self._as_images(CLEAN, clean)
+        if len(original) != len(self._array(ADVERSARIAL)):
+            raise self._fault(f"clean has {len(original)} images, and keys {len(self._array(KEYS))}")
+        other = ((to_floats(original[places]) - clean).abs().flatten(1).amax(1) > SAME).nonzero()[:, 0]
+        if len(other):
+            raise self._fault(
+                f"{len(other)} of {len(keys)} clean images are not the data set's, image {int(keys[other[0]])} first: "
+                "expected those of its test split, in the order of keys"
+            )
+
+
+def to_floats(images: Tensor) -> Tensor:
+    """Return images in [0,1], float32."""
+    return images.float() / LEVELS if images.dtype == torch.uint8 else images.float()
+
+
+def _names(images: Tensor) -> list[bytes]:
+    """Name images [N,C,H,W] by their 8 bit levels."""
+    levels = (LEVELS * to_floats(images)).round().to(torch.uint8)
+    return [level.contiguous().numpy().tobytes() for level in levels]
+
+
+def build(config: GivenOptions) -> GivenFile:
+    """Open a file of attacked images.
+
+    Raises:
+        DataError: it is missing, damaged or no .npz.
+    """
+    return GivenFile(config)

@@ -1,0 +1,61 @@
+"""Files of arrays that somebody else made: read without pickle, and every fault of theirs in one line."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.lib.npyio import NpzFile
+
+from defend.boundary.calls import say_cause
+from defend.errors import DataError
+
+
+@contextlib.contextmanager
+def reading(path: Path, what: str = "") -> Iterator[None]:
+    """Tell of what is wrong with a file of arrays, or with `what` of it, as one line that names it.
+
+    Raises:
+        DataError: it cannot be read, is damaged, or holds Python objects.
+    """
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:  # of damaged files numpy and zipfile raise whatever they like
+        if isinstance(error, OSError) and error.strerror:
+            raise DataError(f"{str(path)!r} cannot be read: {error.strerror}") from None
+        text = say_cause(error)
+        objects = (
+            "holds Python objects, which are never loaded: save plain arrays, np.savez(FILE, images=..., labels=...)"
+        )
+        said = objects if "pickle" in text or "Python objects" in text else f"is damaged, or no file of arrays ({text})"
+        raise DataError(f"{str(path)!r}{what} {said}") from None
+
+
+@contextlib.contextmanager
+def open_archive(path: Path) -> Iterator[NpzFile]:
+    """Open a .npz for a block.
+
+    Raises:
+        DataError: it is none, or what `reading` says.
+    """
+    # opened here, as numpy leaves a damaged file open
+    with reading(path), path.open("rb") as file:
+        archive = np.load(file, allow_pickle=False)
+        if not isinstance(archive, NpzFile):
+            raise DataError(f"{str(path)!r} holds one array, and no .npz does: name it .npy, beside one of labels")
+        yield archive
+
+
+def read_member(archive: NpzFile, name: str, path: Path) -> Any:
+    """Read one array of a .npz.
+
+    Raises:
+        DataError: as `reading` says, naming the array.
+    """
+    with reading(path, f", {name}"):
+        return archive[name]

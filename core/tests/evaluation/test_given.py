@@ -1,0 +1,200 @@
+"""Attacked images are saved, rounded, judged again, and taken from a file that somebody else wrote."""
+
+import csv
+import sys
+import types
+from importlib.machinery import ModuleSpec
+from importlib.metadata import EntryPoint
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from defend.errors import ConfigError, DataError
+from defend.evaluation.runner import run, run_arms
+from defend.hookspecs import hookimpl
+from defend.plugins import Registry
+from defend.stages import StageSpec
+from defend.testing.toys import TASK, Negative, TinyVictim, tiny_dataset
+from defend.util import interrupts
+from defend.values.run_config import RunConfig
+from defend.values.toml import run_config
+
+TOYS = {"victim": "victim", "purifier": "negative", "dataset": "tiny"}
+SETTINGS = {**TOYS, "eps": 0.1, "limit": 8, "adaptive_limit": 8, "checks": "none", "store": False, "batch_size": 3}
+N = 8
+
+
+@pytest.fixture
+def toys(monkeypatch):
+    plugin = types.ModuleType("toy_plugin")
+    plugin.__spec__ = ModuleSpec("toy_plugin", None, origin=__file__)  # so that a run of it can go on
+    plugin.victim = lambda config, task: TinyVictim(task)
+    plugin.negative = lambda config, task: Negative()
+    plugin.tiny = lambda config: tiny_dataset(TASK)
+    for stage, name in TOYS.items():
+        spec = StageSpec(name=name, summary="toy", build=f"toy_plugin:{name}")
+        setattr(plugin, f"defend_{stage}s", hookimpl(lambda spec=spec: [spec], specname=f"defend_{stage}s"))
+    monkeypatch.setitem(sys.modules, "toy_plugin", plugin)
+    return Registry(entry_points=[EntryPoint("toys", "toy_plugin", "defend")])
+
+
+def verdicts(folder, attack, variant=""):
+    """Return what was predicted of each image by each arm in one row."""
+    with (folder / "records.csv").open(newline="") as file:
+        lines = [line for line in csv.DictReader(file) if (line["attack"], line["variant"]) == (attack, variant)]
+    assert lines
+    return {(line["image"], line["arm"]): (line["predicted"], line["confidence"], line["linf"]) for line in lines}
+
+
+def saved(toys, folder, kind="npz", **settings):
+    asked = {**SETTINGS, "threats": ("adaptive",), "attacks": ("pgd",), **settings}
+    return run(RunConfig(**asked, save_images=kind, out=str(folder)), plugins=toys)
+
+
+def judged(toys, path, folder, **settings):
+    return run(RunConfig(**{**SETTINGS, **settings}, attacks=(f"file:{path}",), out=str(folder)), plugins=toys)
+
+
+def test_what_was_saved_is_judged_alike_when_it_comes_back(toys, tmp_path):
+    report = saved(toys, tmp_path / "first", sweep=(0.05,), checks="basic")
+    assert not any("8-bit" in check.detail for check in report.checks if check.status == "warn")
+    assert [row.key for row in report.rows] == [
+        "none/none",
+        "pgd/adaptive@0.05",
+        "pgd/adaptive",
+        "pgd/adaptive:8-bit",
+    ]
+    assert "pgd/adaptive:8-bit" in report.worst_case.over
+    files = sorted(path.name for path in (tmp_path / "first" / "attacked").iterdir())
+    assert files == ["pgd-adaptive-0.05.npz", "pgd-adaptive.npz"]
+
+    again = judged(toys, tmp_path / "first" / "attacked" / "pgd-adaptive.npz", tmp_path / "second")
+    assert [row.key for row in again.rows] == ["none/none", "file:pgd-adaptive.npz/given"]
+    assert again.worst_case.over == ("none/none", "file:pgd-adaptive.npz/given")
+    before = verdicts(tmp_path / "first", "pgd", "8-bit")
+    assert verdicts(tmp_path / "second", "file:pgd-adaptive.npz") == before
+    assert before != verdicts(tmp_path / "first", "pgd"), "rounding moved something"
+    config = run_config({}, tmp_path / "second" / "config.toml")
+    assert config.attacks == (f"file:{tmp_path / 'first' / 'attacked' / 'pgd-adaptive.npz'}",)
+
+
+def test_pictures_hold_what_the_archive_holds(toys, tmp_path):
+    saved(toys, tmp_path / "npz")
+    saved(toys, tmp_path / "png", "png")
+    folder = tmp_path / "png" / "attacked" / "pgd-adaptive"
+    with np.load(tmp_path / "npz" / "attacked" / "pgd-adaptive.npz") as archive:
+        images, keys, labels = (archive[name] for name in ("adversarial", "keys", "labels"))
+    with (folder / "index.csv").open(newline="") as file:
+        index = list(csv.DictReader(file))
+    assert [int(line["image"]) for line in index] == keys.tolist()
+    assert [int(line["label"]) for line in index] == labels.tolist()
+    for pixels, line in zip(images, index, strict=True):
+        with Image.open(folder / line["file"]) as picture:
+            assert np.array_equal(np.asarray(picture), pixels[:, :, 0])
+
+
+def test_a_run_that_goes_on_saves_and_rounds_what_it_had_made_before(toys, tmp_path, monkeypatch):
+    saved(toys, tmp_path / "whole")
+    asked = []
+
+    def stop():
+        asked.append(1)
+        if len(asked) == 6:  # before the last of the attacked row's three batches
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(interrupts, "stop_if_asked", stop)
+        assert saved(toys, tmp_path / "cut").partial
+    (done,) = run_arms([run_config({}, tmp_path / "cut" / "config.toml")], plugins=toys, resume=True)
+    assert not done.report.partial
+    for variant in ("", "8-bit"):
+        assert verdicts(tmp_path / "cut", "pgd", variant) == verdicts(tmp_path / "whole", "pgd", variant)
+    whole, cut = (np.load(tmp_path / name / "attacked" / "pgd-adaptive.npz") for name in ("whole", "cut"))
+    with whole, cut:
+        assert all(np.array_equal(whole[name], cut[name]) for name in ("adversarial", "keys", "labels"))
+
+
+def archive(folder, **arrays):
+    clean, _ = tiny_dataset(TASK).tensors("test", N)
+    keys = tiny_dataset(TASK).keys("test", N).numpy()
+    given = {"adversarial": (clean + 0.05).clamp(0, 1).numpy(), "keys": keys, **arrays}
+    path = folder / "adv.npz"
+    np.savez(path, **{name: array for name, array in given.items() if array is not None})
+    return path
+
+
+def clean_images():
+    return tiny_dataset(TASK).tensors("test", N)[0].numpy()
+
+
+def test_order_is_what_the_file_says_or_what_its_clean_images_say(toys, tmp_path):
+    keys, clean = tiny_dataset(TASK).keys("test", N).numpy(), clean_images()
+    attacked = (clean + 0.05).clip(0, 1)
+    turned = {"adversarial": attacked[::-1], "keys": keys[::-1]}
+    unnamed = {"adversarial": attacked[::-1].transpose(0, 2, 3, 1), "keys": None, "clean": clean[::-1]}
+    found = []
+    for place, arrays in enumerate(({}, turned, unnamed, {"clean": clean})):
+        judged(toys, archive(tmp_path, **arrays), tmp_path / str(place))
+        found.append(verdicts(tmp_path / str(place), "file:adv.npz"))
+    assert found[0] == found[1] == found[2] == found[3]
+
+
+FAULTS = {
+    "number": ({"adversarial": clean_images()[:3], "keys": np.arange(3)}, "it lacks"),
+    "fewer": (
+        {"adversarial": clean_images()[:5], "keys": tiny_dataset(TASK).keys("test", 5).numpy()},
+        "--limit 5 judges the first of them",
+    ),
+    "twice": ({"keys": np.zeros(N, dtype=np.int64)}, "names image 0 twice"),
+    "keys": ({"keys": np.arange(3)}, "expected a whole number an image, [8]"),
+    "order": ({"keys": None}, "nothing tells whose images these are"),
+    "other images": ({"clean": clean_images()[::-1]}, "clean images are not the data set's"),
+    "range": ({"adversarial": clean_images() * 255}, "outside [0,1]"),
+    "finite": ({"adversarial": clean_images() * np.nan}, "not finite"),
+    "budget": ({"adversarial": clean_images() * 0}, "away in linf, and eps is 0.1"),
+    "shape": ({"adversarial": np.zeros((N, 5, 5))}, "expected [N,1,28,28] or [N,28,28,1]"),
+    "type": ({"adversarial": np.zeros((N, 28, 28), dtype=np.int32)}, "expected uint8, or floats"),
+    "nothing": ({"adversarial": None}, "it holds keys: expected np.savez"),
+    "norm": ({"norm": np.array("l7")}, "its norm is 'l7'"),
+    "objects": ({"adversarial": np.array([None] * N)}, "holds Python objects"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_file_that_cannot_be_believed_is_refused_in_one_line(toys, tmp_path, fault):
+    arrays, said = FAULTS[fault]
+    with pytest.raises(DataError) as refused:
+        judged(toys, archive(tmp_path, **arrays), tmp_path / "run")
+    assert said in str(refused.value) and "adv.npz" in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_what_is_no_file_of_images_is_refused(toys, tmp_path):
+    (tmp_path / "torn.npz").write_bytes(archive(tmp_path).read_bytes()[:100])
+    faults = {"torn.npz": "damaged", "none.npz": "cannot be read", "adv.png": "for example file:adv.npz"}
+    for name, said in faults.items():
+        with pytest.raises((DataError, ConfigError), match=said):
+            judged(toys, tmp_path / name, tmp_path / "run")
+    (tmp_path / "other").mkdir()
+    both = (f"file:{archive(tmp_path)}", f"file:{archive(tmp_path / 'other')}")
+    with pytest.raises(ConfigError, match="rename one of the files"):
+        run(RunConfig(**SETTINGS, attacks=both), plugins=toys)
+    with pytest.raises(ConfigError, match="no attack of its own"):
+        run(RunConfig(**SETTINGS, threats=("given",)), plugins=toys)
+
+
+def test_images_of_a_file_may_have_an_l2_budget(toys, tmp_path):
+    far = clean_images().copy()
+    far[:, 0, 0, 0] = (far[:, 0, 0, 0] + 0.5) % 1
+    path = archive(tmp_path, adversarial=far, norm=np.array("l2"))
+    report = judged(toys, path, tmp_path / "run", eps_l2=1.0)
+    assert (report.rows[1].norm, report.rows[1].eps) == ("l2", 1.0)
+    with pytest.raises(DataError, match="away in linf"):
+        judged(toys, path, tmp_path / "other", options={"file:adv.npz": {"norm": "linf"}})
+
+
+def test_images_are_saved_where_there_is_a_folder(toys):
+    with pytest.raises(ConfigError, match="name one"):
+        run(RunConfig(**SETTINGS, save_images="npz"), plugins=toys)
+    with pytest.raises(ConfigError, match="save_images"):
+        RunConfig(victim="v", save_images="jpeg")
