@@ -93,8 +93,8 @@ class Followed:
         start = f"of {self.n} images {those}".rstrip()
         if self.promised[0] <= 0:
             return f"{start}: it is zero"
-        # at the shortest length, and where the loss keeps most of a promise that an attack's step makes
-        ends = (0, max((2, 3), key=lambda place: self.found[place]))
+        # a promise that is kept is so at the shortest length; of others it counts what an attack's steps find
+        ends = (0, 3) if self.verdict in ("exact", "short-sighted") else (2, 3)
         parts = [
             f"{percent(self.found[place] / self.promised[place])} at {LENGTHS[place]:g} eps where random directions "
             f"find {percent(self.blind[place] / self.promised[place])}"

@@ -65,21 +65,21 @@ class Planted(nn.Module):
     Args:
         features: of the victim.
         direction: [D].
-        middle, half: where along it the other class's logit is 0, and how far from there it is `STEEP`.
+        middle, reach: where along it the other class's logit is 0, and how far from there it is `STEEP`.
         label, other, classes: which logits these are, of how many.
     """
 
     def __init__(
-        self, features: Features, direction: Tensor, middle: Tensor, half: Tensor, label: int, other: int, classes: int
+        self, features: Features, direction: Tensor, middle: Tensor, reach: Tensor, label: int, other: int, classes: int
     ) -> None:
         super().__init__()
-        self.features, self.direction, self.middle, self.half = features, direction, middle, half
+        self.features, self.direction, self.middle, self.reach = features, direction, middle, reach
         self.label, self.other, self.classes = label, other, classes
         self.random = bool(getattr(features.bare.victim, "random", False))
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits [B,K]."""
-        along = STEEP * (self.features(images) @ self.direction - self.middle) / self.half
+        along = STEEP * (self.features(images) @ self.direction - self.middle) / self.reach
         logits = images.new_full((len(images), self.classes), FAR)
         places = torch.tensor([self.label, self.other], device=images.device)
         return logits.index_copy(1, places, torch.stack([torch.zeros_like(along), along], 1))
@@ -137,7 +137,8 @@ def plant(subject: Subject, norm: str, eps: float) -> Defence | None:
     def show(points: Tensor, first: int) -> Tensor:
         keys = subject.keys + FAR_KEYS * (first + torch.arange(len(points), device=points.device))
         with keyed(keys, seed=subject.seed, stream="check/planted"):
-            return features(whole.purify(points))
+            found: Tensor = features(whole.purify(points))
+            return found
 
     points = _points(subject, norm, eps, INNER + TRIES)
     inner = torch.cat([image.expand(copies, *image.shape[1:]), points[TRIES:]])
@@ -154,10 +155,10 @@ def plant(subject: Subject, norm: str, eps: float) -> Defence | None:
         direction = torch.linalg.solve(spread, other.double().mean(0) - own.double().mean(0)).float()
         direction = direction / direction.norm().clamp_min(torch.finfo(torch.float32).tiny)
         near, far = (own @ direction).max(), (other @ direction).mean()
-        middle, half, rest = (near + far) / 2, (far - near) / 2, (label + 1) % subject.classes
+        middle, reach, rest = (near + far) / 2, (far - near) / 2, (label + 1) % subject.classes
         if not bool(far > near):
             continue
-        victim = Planted(features, direction, middle, half, label, rest, subject.classes)
+        victim = Planted(features, direction, middle, reach, label, rest, subject.classes)
         as_one = attrs.evolve(subject, defence=Defence(victim, whole.purifier))
         if bool(judge(as_one, image)[0]) and not bool(judge(as_one, edge)[0]):
             return as_one.defence

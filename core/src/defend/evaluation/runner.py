@@ -432,7 +432,8 @@ class _Run:
         for out, defence in zip(self.outs, self.defences, strict=True):
             try:
                 whole = not self.partial and self.processes.first
-                subject = choose_subject(defence, self.dataset, self.device, self.records) if whole else None
+                own = self._own(defence)
+                subject = choose_subject(defence, self.dataset, self.device, own) if whole else None
                 done = self._report(defence, subject)
             except KeyboardInterrupt:  # within the checks: the rows are whole
                 self.partial = True
@@ -450,12 +451,16 @@ class _Run:
                     sweep(out, age=0)
         return outcomes
 
+    def _own(self, defence: BuiltDefence) -> list[RowRecord]:
+        """Return the finished rows of one defence, its arms by their names in a report."""
+        finished = zip(self.rows, self.records, strict=False)  # the last rows may be missing
+        return [restrict(record, defence.names.names) for planned, record in finished if defence.names.has(planned)]
+
     def _report(self, defence: BuiltDefence, subject: Subject | None = None) -> Outcome:
         """Report on one defence from what is finished; the checks query the `subject` if there is one."""
         config, names = defence.names.config, defence.names.names
         judge = defence.arms[names[DEFENDED]]
-        finished = zip(self.rows, self.records, strict=False)  # the last rows may be missing
-        own = [restrict(record, names) for planned, record in finished if defence.names.has(planned)]
+        own = self._own(defence)
         rows = [planned for planned in self.rows if defence.names.has(planned)]
         checks = check(config, own, subject, self.watcher)  # first, as they count in the run's seconds
         known = Circumstances(
