@@ -15,8 +15,8 @@ PASSES_OF_A_GRADIENT = 3  # forward passes that a gradient takes as long as: one
 class TimeLeft:
     """Tells how long a run will still take.
 
-    An attack's time is taken to grow with its images and steps. What a step against an arm takes is measured in rows that
-    attack it; until there is one, it is taken from what judging an image took, which the clean row tells.
+    An attack's time is taken to grow with its images and steps. What a step against an arm takes is measured in rows
+    that attack it; until there is one, it is taken from what judging an image took, which the clean row tells.
 
     Args:
         rows: of the run.
