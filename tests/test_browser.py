@@ -204,3 +204,23 @@ def test_print_is_light_unfolded_and_fits(show, pages):
     folded = page.locator("details.row:not([open]) figure").first
     assert folded.evaluate("each => each.getBoundingClientRect().height") > 100
     assert page.pdf(format="A4", prefer_css_page_size=True).startswith(b"%PDF-")
+
+
+@pytest.mark.parametrize("view", ["desktop", "phone"])
+def test_an_image_opens_large_and_a_row_leads_to_its_threat_without_a_script(show, pages, view):
+    page = show(pages["full"], view, java_script_enabled=True)
+    small = page.locator("details.row[open] .large img").first
+    before = small.bounding_box()
+    page.locator("details.row[open] .large .open").first.click()
+    after = small.bounding_box()
+    width, height = VIEWS[view]
+    assert after["width"] > 4 * before["width"]
+    assert 0 <= after["x"] and after["x"] + after["width"] <= width and after["y"] + after["height"] <= height
+    assert overflow(page) == 0
+    page.locator(".large:target .close").click()
+    assert small.bounding_box()["width"] == before["width"]
+    link = page.locator("td a[href='#adaptive1']").first
+    link.click()
+    assert page.locator(":target").inner_text() == "adaptive"
+    page.emulate_media(media="print")
+    assert page.locator(".large:target").count() == 0

@@ -73,7 +73,7 @@ def scale_to_usual(spread: Tensor) -> Tensor:
 def log_odds(logits: Tensor, labels: Tensor) -> Tensor:
     """Return the log of the odds against the label, [B], from logits [B,K]: it rises and falls as the cross-entropy."""
     own = F.one_hot(labels, logits.shape[1]).bool()
-    return logits.masked_fill(own, -torch.inf).logsumexp(1) - logits[own]
+    return logits.masked_fill(own, -torch.inf).logsumexp(1) - logits.gather(1, labels[:, None])[:, 0]
 
 
 def scaled_cross_entropy(scale: float) -> Objective:

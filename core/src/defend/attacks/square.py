@@ -80,6 +80,7 @@ class _Search:
         self.margin = torch.full_like(eps, torch.inf)
         self.accepted = self.done = torch.zeros_like(labels, dtype=torch.bool)
         self.waiting = self.done
+        self.unusable = torch.zeros((), dtype=torch.int64, device=images.device)
 
     def run(self, queries: int, p_init: float) -> Tensor:
         """Search with so many queries an image; return who is done, bool [all images]."""
@@ -94,7 +95,8 @@ class _Search:
                 else:
                     proposed = self._propose(share_of_pixels(query - 2, max(queries - 2, 1), p_init))
             self._ask(proposed, query)
-            if (query + 1) % every == 0 or query + 1 == queries:
+            if (query + 1) % every == 0 or query + 1 == queries:  # the only waits for the device
+                self._check()
                 self.best[self.place], finished[self.place] = self.point, self.done
                 keep = (~self.done).nonzero()[:, 0]
                 if len(keep) == 0:
@@ -109,7 +111,7 @@ class _Search:
         shown = torch.where(wide(again), self.asked, proposed)
         self.queries[self.place] += (~self.done).long()
         logits, accepted = self.target.answer(shown, self.keys, f"{self.stream}/{query}", draws=1)
-        self._check(logits)
+        self.unusable = torch.maximum(self.unusable, (~torch.isfinite(logits)).any(1).sum())
         own = F.one_hot(self.labels, logits.shape[1]).bool()
         half = logits / 2  # so that no difference of large logits is infinite, where nothing would be better
         margin = half.gather(1, self.labels[:, None])[:, 0] - half.masked_fill(own, -torch.inf).amax(1)
@@ -126,12 +128,12 @@ class _Search:
         self.margin, self.accepted = torch.where(better, margin, self.margin), self.accepted | (better & accepted)
         self.done = self.done | certain
 
-    def _check(self, logits: Tensor) -> None:
+    def _check(self) -> None:
         """Refuse answers that cannot be compared: no proposal would ever be better, and every image look robust."""
-        bad = int((~torch.isfinite(logits)).any(1).sum())
+        bad = int(self.unusable)
         if bad:
             raise ContractError(
-                f"attack square: the model answered {bad} of {len(logits)} images with logits that are not finite: "
+                f"attack square: the model answered {bad} of {len(self.keys)} images with logits that are not finite: "
                 "expected finite numbers [B,classes]"
             )
 

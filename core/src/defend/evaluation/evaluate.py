@@ -38,10 +38,12 @@ from defend.records.rows import (
     merge,
     record_of,
 )
+from defend.records.seen import Seen
 from defend.store.store import Store
 from defend.util import interrupts
 from defend.util.memory import out_of_memory
 from defend.util.processes import Processes
+from defend.util.tensors import to_host
 
 T = TypeVar("T")
 
@@ -203,57 +205,70 @@ class Evaluator:
             attacked = torch.where(wide(nearest.beyond), images, attacked)
         verdicts, seconds = self._verdicts(plan.judges, attacked, batch.keys)
         passes = self._more_passes(verdicts, attacked, batch.keys)
+        difference = (attacked - images).flatten(1)
+        last = verdicts[plan.judges[-1]]
+        held = _stands(last, batch.labels)
+        # first those that look wrong, then those that look right; which of them really are is known on the host
+        some = torch.cat([each.to(torch.uint8).argsort(stable=True)[:EXAMPLES] for each in (held, ~held)])
+        columns = {
+            "keys": batch.keys,
+            "labels": batch.labels,
+            "linf": difference.abs().amax(1),
+            "l2": difference.square().sum(1).sqrt(),
+            "overshoot": made.overshoot,
+            "held": held,
+            "some": some,
+            "clean": images[some],
+            "attacked": attacked[some],
+        }
+        for name, said in verdicts.items():
+            columns |= {f"{name}/{key}": getattr(said, key) for key in ("labels", "confidence", "accepted", "score")}
+            columns[f"{name}/purified"] = said.purified[some]
+            if nearest is not None:
+                columns[f"{name}/distance"] = nearest.of(name, _stands(said, batch.labels))
+        columns |= {f"{name}/passes": each for name, each in passes.items()}
+        if made.queries is not None:
+            columns["queries"] = made.queries
+        if made.seen is not None:
+            columns["seen"] = torch.stack(made.seen.columns())
+        # against a random arm being fooled once is no proof: other draws may get the image right
+        carries = plan.carry if target is not None and not target.random else None
+        if carries is not None:
+            columns["every"] = attacked
+        if self._settings.keep and plan.attack is not None:
+            columns["levels"] = round_to_levels(attacked, images, plan.threat.eps, plan.threat.norm)
+        found = to_host(columns)
         arms = {
             name: ArmRecord(
-                said.labels.cpu(),
-                said.confidence.cpu(),
-                said.accepted.cpu(),
-                said.score.cpu(),
-                passes.get(name),
-                None if nearest is None else nearest.of(name, _stands(said, batch.labels)).cpu(),
+                *(found[f"{name}/{key}"] for key in ("labels", "confidence", "accepted", "score")),
+                found.get(f"{name}/passes"),
+                found.get(f"{name}/distance"),
             )
-            for name, said in verdicts.items()
+            for name in verdicts
         }
-        difference = (attacked - images).flatten(1)
-        last = arms[plan.judges[-1]]
-        held = (last.predicted == batch.labels.cpu()) & last.accepted
-        failures = (~held).nonzero()[:EXAMPLES, 0]
-        some = torch.cat([failures, held.nonzero()[:EXAMPLES, 0]])
-        there = some.to(images.device)
         carried = None
-        # against a random arm being fooled once is no proof: other draws may get the image right
-        if plan.carry is not None and target is not None and not target.random:
-            said = arms[plan.carry[1]]
-            wrong = ((said.predicted != batch.labels.cpu()) & said.accepted).nonzero()[:, 0]
-            carried = batch.keys.cpu()[wrong], attacked.cpu()[wrong]
-        levels = None
-        if self._settings.keep and plan.attack is not None:
-            levels = round_to_levels(attacked, images, plan.threat.eps, plan.threat.norm).cpu()
+        if carries is not None:
+            said = arms[carries[1]]
+            wrong = ((said.predicted != found["labels"]) & said.accepted).nonzero()[:, 0]
+            carried = found["keys"][wrong], found["every"][wrong]
+        example, failures = _choose_examples(found, arms)
         return Part(
-            keys=batch.keys.cpu(),
-            labels=batch.labels.cpu(),
+            keys=found["keys"],
+            labels=found["labels"],
             arms=arms,
-            linf=difference.abs().amax(1).cpu(),
-            l2=difference.square().sum(1).sqrt().cpu(),
+            linf=found["linf"],
+            l2=found["l2"],
             attack_seconds=crafted - start,
             judge_seconds=seconds,
             judge_ms={name: 1000 * took / len(images) for name, took in seconds.items()},
-            overshoot=made.overshoot.cpu(),
-            queries=None if made.queries is None else made.queries.cpu(),
-            failures=len(failures),
+            overshoot=found["overshoot"],
+            queries=found.get("queries"),
+            failures=failures,
             fooled=carried,
             reused=made.reused,
-            seen=None if made.seen is None else made.seen.cpu(),
-            attacked=levels,
-            example=Example(
-                images[there].cpu(),
-                attacked[there].cpu(),
-                batch.labels[there].cpu(),
-                batch.keys[there].cpu(),
-                {name: said.purified[there].cpu() for name, said in verdicts.items()},
-                {name: said.predicted[some] for name, said in arms.items()},
-                {name: said.accepted[some] for name, said in arms.items()},
-            ),
+            seen=Seen(*found["seen"]) if "seen" in found else None,
+            attacked=found.get("levels"),
+            example=example,
         )
 
     def _measure(self, plan: PlannedRow, batch: Batch, found: Tensor) -> Nearest:
@@ -310,7 +325,7 @@ class Evaluator:
                 with keyed(keys, seed=self._settings.seed, stream=stream), as_before(arm, "a pass"):
                     verdict = arm.judge(attacked)
                 said.append(verdict.labels.where(verdict.accepted, REJECTED))
-            found[name] = torch.stack(said, 1).cpu()
+            found[name] = torch.stack(said, 1)
         return found
 
     def _check_classes(self, classes: int | None, arm: Defence) -> None:
@@ -329,3 +344,21 @@ class Evaluator:
 
 def _stands(said: Verdict, labels: Tensor) -> Tensor:
     return (said.labels == labels) & said.accepted
+
+
+def _choose_examples(found: Mapping[str, Tensor], arms: Mapping[str, ArmRecord]) -> tuple[Example, int]:
+    """Return the images for the picture, first those that the last arm got wrong, and how many these are."""
+    some, half = found["some"], len(found["some"]) // 2
+    right = found["held"][some]
+    kept = torch.cat([~right[:half], right[half:]]).nonzero()[:, 0]
+    places = some[kept]
+    example = Example(
+        found["clean"][kept],
+        found["attacked"][kept],
+        found["labels"][places],
+        found["keys"][places],
+        {name: found[f"{name}/purified"][kept] for name in arms},
+        {name: said.predicted[places] for name, said in arms.items()},
+        {name: said.accepted[places] for name, said in arms.items()},
+    )
+    return example, int((~right[:half]).sum())

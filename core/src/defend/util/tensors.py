@@ -19,6 +19,21 @@ def bytes_of(tensor: Tensor) -> bytes:
     return data
 
 
+def to_host(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Bring tensors of one device to the CPU in one copy, for which the host waits once, not once a tensor."""
+    import torch
+
+    if all(tensor.device.type == "cpu" for tensor in tensors.values()):
+        return {name: tensor.detach() for name, tensor in tensors.items()}
+    flat = [tensor.detach().contiguous().reshape(-1).view(torch.uint8) for tensor in tensors.values()]
+    parts = torch.cat(flat).cpu().split([len(part) for part in flat])
+    # copies, which lie where their type may, and do not hold the whole
+    return {
+        name: part.clone().view(tensor.dtype).reshape(tensor.shape)
+        for (name, tensor), part in zip(tensors.items(), parts, strict=True)
+    }
+
+
 def content_hash(tensors: Mapping[str, Tensor]) -> str:
     """Return the SHA-256 of names, types, shapes and bytes of all tensors, in the order of their names."""
     digest = hashlib.sha256()

@@ -201,7 +201,7 @@ def climb(images: Tensor, networks: VaeGan, config: VaeganOptions) -> Tensor:
 
     def step(_: int, state: State, attached: bool) -> State:
         start, x, before, score_before, moving = state
-        if not moving.any():
+        if _asks(start) and not moving.any():
             return state
         twice = attached and config.sign_slope == "smooth"
         at = x if twice else x.detach().requires_grad_()
@@ -220,7 +220,7 @@ def climb(images: Tensor, networks: VaeGan, config: VaeganOptions) -> Tensor:
         ones = torch.ones_like(start[:, 0, 0, 0])
         state = unroll(step, (start, start, start, -torch.inf * ones, ones), config.steps, attached=outer)
         _, x, before, score_before, moving = state
-        if config.stop == "no_gain" and moving.any():
+        if config.stop == "no_gain" and not (_asks(start) and not moving.any()):
             with torch.no_grad():
                 score = networks.log_dis(x)
             _, x = _take_back(x, before, score, score_before, moving, networks)
@@ -236,12 +236,20 @@ def _take_back(
     """
     with torch.no_grad():
         gained = score > score_before
-        doubtful = ((moving > 0) & ~gained).nonzero()[:, 0]
-        if len(doubtful):
+        doubtful = ((moving > 0) & ~gained).nonzero()[:, 0] if _asks(x) else slice(None)
+        if isinstance(doubtful, slice) or len(doubtful):
             errors = [_sum_squares(some - networks.reconstruct(some)) for some in (before[doubtful], x[doubtful])]
-            gained[doubtful] = errors[1] < errors[0]
+            gained[doubtful] |= errors[1] < errors[0]
         moving = moving * gained
     return moving, torch.where(_column(moving), x, before)
+
+
+def _asks(images: Tensor) -> bool:
+    """Whether to ask which images still move, and to compute no others.
+
+    On another device the host would wait for the answer twice a step, which costs more than to compute all.
+    """
+    return images.device.type == "cpu"
 
 
 def _column(flags: Tensor) -> Tensor:
