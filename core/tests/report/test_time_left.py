@@ -27,12 +27,12 @@ def test_time_left():
     ]
     now = [0.0]
     left = TimeLeft(rows, lambda: now[0])
-    left.row()
+    left.row(rows[0])
     assert left.seconds() is None, "nothing is known yet"
     now[0] = 1.1
     left.images(10)
     left.finished(record(rows[0]))
-    left.row()
+    left.row(rows[1])
     judging = 0.11
     # until an arm was attacked, a step is three passes of judging
     expected = 10 * (judging + 5 * 0.03) + 4 * (judging + 5 * 0.3) + 4 * (judging + 10 * 0.3)
@@ -42,16 +42,25 @@ def test_time_left():
     assert left.seconds() == pytest.approx(2.0 + expected - 10 * (judging + 5 * 0.03)), "half of the row took two"
     now[0] += 2.0
     left.finished(record(rows[1], attack=3.0))
-    left.row()
+    left.row(rows[2])
     left.finished(record(rows[2], attack=10.0))
-    left.row()
+    left.row(rows[3])
     assert left.seconds() == pytest.approx(4 * (judging + 10 * 0.5)), "as the row before measured it"
 
 
 def test_images_of_another_run_tell_nothing_of_a_step():
     rows = [row(10, "undefended", 5), row(10, "undefended", 5)]
     left = TimeLeft(rows, lambda: 0.0)
-    left.row()
+    left.row(rows[0])
     left.finished(record(rows[0], attack=0.0, reused=10))
-    left.row()
+    left.row(rows[1])
     assert left.seconds() == pytest.approx(10 * (0.11 + 5 * 0.03))
+
+
+def test_a_row_that_rests_on_the_others_and_one_that_is_left_out():
+    rows = [row(10, "undefended", attack=False), row(10, "undefended", 5), row(4, "undefended", 5)]
+    left = TimeLeft(rows[:2], lambda: 0.0)
+    left.row(rows[0])
+    left.finished(record(rows[0]))
+    left.row(rows[2])
+    assert left.seconds() == pytest.approx(4 * (0.11 + 5 * 0.03)), "the second was left out, the third is its own"
