@@ -72,7 +72,7 @@ def contest(title: str, victim: nn.Module, images: Tensor, labels: Tensor, eps: 
     sizes = {"apgd_steps": 3, "fab_steps": 3, "square_queries": 5, "targets": 2} if scale.quick else {}
     found, timings = {}, []
     for order in ("malt", "rank"):
-        attack = Standard(StandardOptions(order=order, **sizes))  # type: ignore[arg-type]
+        attack = Standard(StandardOptions(order=order, **sizes))
         left, seconds = _left(attack, victim, images, labels, eps)
         found[f"ours, {order}"] = left
         timings.append(Timing(f"ours, {order}", [seconds]))

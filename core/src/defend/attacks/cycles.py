@@ -16,7 +16,8 @@ class Cycles:
 
     A step that depends on nothing but the point makes what follows the same again. So after a cycle of p steps, the
     steps that are left modulo p end where all of them would. One point an image is kept, exactly, and another now and
-    then (Brent 1980): a cycle of up to a quarter of the steps before it is found.
+    then (Brent 1980): a cycle of up to a quarter of the steps before it is found. Who stops leaves the batch,
+    which may round the others otherwise, as wherever images are dropped.
     """
 
     def __init__(self, points: Tensor, steps: int) -> None:

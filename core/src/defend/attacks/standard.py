@@ -13,6 +13,7 @@ from defend.attacks.objectives import measure_margin
 from defend.attacks.options import ApgdOptions, ApgdTargetedOptions, FabOptions, SquareOptions, StandardOptions
 from defend.attacks.square import SquareAttack
 from defend.attacks.target import Target
+from defend.options import make
 from defend.stages import Attack
 
 
@@ -27,11 +28,12 @@ class Standard:
     def __init__(self, config: StandardOptions, norm: str = "linf") -> None:
         self.norm = norm
         targets = {"targets": config.targets, "order": config.order, "candidates": config.candidates}
+        apgd, fab = {"steps": config.apgd_steps}, {"steps": config.fab_steps}
         self._parts: dict[str, Attack] = {
-            "apgd_ce": Apgd(ApgdOptions(steps=config.apgd_steps), "ce", norm),
-            "apgd_t": ApgdTargeted(ApgdTargetedOptions(steps=config.apgd_steps, **targets), norm),
-            "fab_t": FabTargeted(FabOptions(steps=config.fab_steps, **targets), norm),
-            "square": SquareAttack(SquareOptions(queries=config.square_queries), norm),
+            "apgd_ce": Apgd(make(ApgdOptions, apgd, "standard"), "ce", norm),
+            "apgd_t": ApgdTargeted(make(ApgdTargetedOptions, {**apgd, **targets}, "standard"), norm),
+            "fab_t": FabTargeted(make(FabOptions, {**fab, **targets}, "standard"), norm),
+            "square": SquareAttack(make(SquareOptions, {"queries": config.square_queries}, "standard"), norm),
         }
 
     def __call__(self, target: Target, images: Tensor, labels: Tensor, *, eps: Tensor, keys: Tensor) -> Tensor:

@@ -359,7 +359,7 @@ def test_an_unknown_member_is_refused():
             build.resolve(build.build)(options(attack="Nothing"))
 
 
-@pytest.mark.parametrize("name", ["LinfPGD", "PGD", "FGSM", "standard"])
+@pytest.mark.parametrize("name", ["LinfPGD", "PGD", "FGSM", "rand"])
 def test_no_name_of_a_library_is_taken_for_one_of_ours(name):
     with pytest.raises(UnknownNameError, match=f"unknown attack '{name}'"):
         registry().find("attack", name)
