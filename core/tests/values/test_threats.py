@@ -59,8 +59,9 @@ def test_one_more_entry_is_a_threat_like_any_other(faces, toys, tmp_path, monkey
 
     section = Section(read_results(out))
     page = write([section], None, ())
-    assert '<dt id="curious">curious</dt><dd>looks twice</dd>' in page
-    assert '<a href="#curious">curious</a>' in page
+    place = section.place
+    assert f'<dt id="curious{place}">curious</dt><dd>looks twice</dd>' in page
+    assert f'<a href="#curious{place}">curious</a>' in page
     drawn = [getattr(mark, "text", "") for scene in section.curves for mark in scene.marks]
     assert "defended, curious" in drawn
 
