@@ -107,7 +107,9 @@ def group_rows(case: Case) -> list[Group]:
     """Return the rows whose attacker has the exact gradient, by norm and budget; the whole defence where none is."""
     subject = case.subject
     groups: dict[tuple[str, float], list[RowRecord]] = {}
-    for row in case.of(lambda threat: threat.exact or (case.informed(threat) and threat.faces != "surrogates")):
+    # a surrogate backwards is another gradient, and who aims at a detector climbs something else beside the loss
+    fits = lambda threat: case.informed(threat) and threat.faces != "surrogates" and not threat.evades  # noqa: E731
+    for row in case.of(fits):
         if row.plan.threat.eps:
             groups.setdefault((row.plan.threat.norm, row.plan.threat.eps), []).append(row)
     found = []
