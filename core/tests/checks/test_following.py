@@ -10,7 +10,15 @@ from torch import nn
 
 from defend.checks import Subject
 from defend.checks.common import Case, Findings
-from defend.checks.following import LENGTHS, Followed, chance_of_ranks, choose_left, follow
+from defend.checks.following import (
+    BY_CHANCE,
+    LENGTHS,
+    Followed,
+    chance_of_ranks,
+    choose_count,
+    choose_left,
+    follow,
+)
 from defend.checks.probes import gradients
 from defend.datasets.base import Batch
 from defend.defence import Defence
@@ -119,6 +127,13 @@ def test_the_chance_of_ranks_is_what_counting_gives(n, others):
     sums = [sum(ranks) for ranks in product(range(others + 1), repeat=n)]
     for total in range(n * others + 1):
         assert chance_of_ranks(total, n, others) == pytest.approx(sum(s >= total for s in sums) / len(sums))
+
+
+def test_so_many_directions_are_asked_that_one_lucky_one_decides_nothing():
+    assert [choose_count(n) for n in (1, 2, 3, 4, 5, 6, 8, 32)] == [96, 16, 7, 4, 3, 2, 2, 2]
+    for n in (1, 2, 5, 8, 32):
+        count = choose_count(n)
+        assert chance_of_ranks(n * count - (n > 1), n, count) < BY_CHANCE
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,9 @@ from defend.records.rows import RowRecord
 LENGTHS = (1e-3, 1e-2, 0.1, 1.0)  # of eps
 STRIDE = 0.1  # from this length on: what attacks take steps of
 EXACT = 0.25  # of the promise that the loss may miss at the shortest length
-FEWEST = 2  # random directions an image, more where images are few
+RANDOM = (2, 96)  # random directions an image, the more the fewer images
+
+BY_CHANCE = TAIL / 2  # two lengths are steps of an attack
 
 Verdict = Literal["exact", "smoothed", "short-sighted", "masked"]
 USEFUL = ("exact", "smoothed")
@@ -53,8 +55,8 @@ class Group:
 
     @property
     def who(self) -> str:
-        """Name the strongest row."""
-        return "no white-box row" if self.row is None else title(self.row)
+        """Name the strongest row, or what is asked where there is none."""
+        return "the defence itself" if self.row is None else title(self.row)
 
 
 @attrs.frozen
@@ -80,7 +82,7 @@ class Followed:
         better = [
             length
             for length, found, chance in zip(LENGTHS, self.found, self.chance, strict=True)
-            if found > 0 and chance < TAIL / 2  # two lengths are steps of an attack
+            if found > 0 and chance < BY_CHANCE
         ]
         if not better or self.promised[0] <= 0:
             return "masked"
@@ -168,7 +170,7 @@ def follow(subject: Subject, norm: str, eps: float) -> Followed:
         before = log_odds(logits * scale[:, None], labels)
         slope = gradient(before, source).nan_to_num()
     before = before.detach()
-    count = max(FEWEST, math.ceil((2 / TAIL) ** (1 / n)))
+    count = choose_count(n)
     ways = [steepest(slope, norm), *(_random(subject, norm, number) for number in range(count))]
     promised, found, blind, chance = [], [], [], []
     for length in LENGTHS:
@@ -180,6 +182,12 @@ def follow(subject: Subject, norm: str, eps: float) -> Followed:
         below = (gains[:1] > gains[1:]).double() + 0.5 * (gains[:1] == gains[1:]).double()
         chance.append(chance_of_ranks(float(below.sum()), n, count))
     return Followed(n, tuple(promised), tuple(found), tuple(blind), tuple(chance))
+
+
+def choose_count(n: int) -> int:
+    """Return how many random directions tell a gradient from chance on n images, though one of them beats it once."""
+    fewest, most = RANDOM
+    return next((count for count in range(fewest, most) if (n + 1) / (count + 1) ** n < BY_CHANCE), most)
 
 
 def chance_of_ranks(total: float, n: int, others: int) -> float:
