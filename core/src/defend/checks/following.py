@@ -22,6 +22,7 @@ from defend.checks.common import PACK, Case, Findings, Known, Status, Subject, g
 from defend.checks.outcomes import TAIL, Outcomes, find_classified, share, worst_of
 from defend.randomness import keyed, normal_like, sign_like
 from defend.records.rows import RowRecord
+from defend.values.threats import ThreatKind
 
 LENGTHS = (1e-3, 1e-2, 0.1, 1.0)  # of eps
 STRIDE = 0.1  # from this length on: what attacks take steps of
@@ -109,8 +110,11 @@ def group_rows(case: Case) -> list[Group]:
     """Return the rows whose attacker has the exact gradient, by norm and budget; the whole defence where none is."""
     subject = case.subject
     groups: dict[tuple[str, float], list[RowRecord]] = {}
-    # a surrogate backwards is another gradient, and who aims at a detector climbs something else beside the loss
-    fits = lambda threat: case.informed(threat) and threat.faces != "surrogates" and not threat.evades  # noqa: E731
+
+    def fits(threat: ThreatKind) -> bool:
+        # a surrogate backwards is another gradient, and who aims at a detector climbs something else beside the loss
+        return case.informed(threat) and threat.faces != "surrogates" and not threat.evades
+
     for row in case.of(fits):
         if row.plan.threat.eps:
             groups.setdefault((row.plan.threat.norm, row.plan.threat.eps), []).append(row)
