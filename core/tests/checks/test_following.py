@@ -10,7 +10,15 @@ from torch import nn
 
 from defend.checks import Subject
 from defend.checks.common import Case, Findings
-from defend.checks.following import LENGTHS, Followed, chance_of_ranks, choose_left, follow
+from defend.checks.following import (
+    BY_CHANCE,
+    LENGTHS,
+    Followed,
+    chance_of_ranks,
+    choose_count,
+    choose_left,
+    follow,
+)
 from defend.checks.probes import gradients
 from defend.datasets.base import Batch
 from defend.defence import Defence
@@ -24,49 +32,16 @@ def victim():
     return rigged.train_victim(rigged.toy_dataset())
 
 
-class StraightThrough(nn.Module):
-    """Rounds to so many grey levels, and says backwards that it did not."""
-
-    random = False
-
-    def __init__(self, levels):
-        super().__init__()
-        self.levels = levels
-
-    def forward(self, images):
-        return images + ((images * self.levels).round() / self.levels - images).detach()
-
-
-class FalseSteps(nn.Module):
-    """Rounds, and shows backwards a slope whose sign is random from pixel to pixel."""
-
-    random = False
-
-    def forward(self, images):
-        torch.manual_seed(3)
-        signs = torch.randn(images.shape[1:]).sign()
-        return images.mul(64).round().div(64).detach() + signs * (images - images.detach())
-
-
-class FineRipple(nn.Module):
-    """Adds a ripple so fine that the exact slope holds for less than any attack's step."""
-
-    random = False
-
-    def forward(self, images):
-        return (images + 1e-3 * torch.sin(images * 2e4)).clamp(0, 1)
-
-
 CASES = {
     "smooth": (None, "exact", "pass"),
     "saturated": (lambda: Defence(rigged.Saturated(victim())), "exact", "warn"),  # of the cross-entropy alone
     "random": (lambda: Defence(victim(), rigged.Randomiser()), "exact", "pass"),
-    "smoothed on purpose": (lambda: Defence(victim(), StraightThrough(64)), "smoothed", "pass"),
-    "smoothed, coarse steps": (lambda: Defence(victim(), StraightThrough(16)), "smoothed", "pass"),
+    "smoothed on purpose": (lambda: Defence(victim(), rigged.StraightThrough(64)), "smoothed", "pass"),
+    "smoothed, coarse steps": (lambda: Defence(victim(), rigged.StraightThrough(16)), "smoothed", "pass"),
     "stepped": (lambda: Defence(victim(), rigged.Quantiser()), "masked", "fail"),
-    "stepped, with a false slope": (lambda: Defence(victim(), FalseSteps()), "masked", "fail"),
+    "stepped, with a false slope": (lambda: Defence(victim(), rigged.FalseSteps()), "masked", "fail"),
     "downhill": (lambda: Defence(victim(), rigged.Blinder()), "masked", "fail"),
-    "fine ripple": (lambda: Defence(victim(), FineRipple()), "short-sighted", "warn"),
+    "fine ripple": (lambda: Defence(victim(), rigged.FineRipple()), "short-sighted", "warn"),
 }
 
 
@@ -152,6 +127,13 @@ def test_the_chance_of_ranks_is_what_counting_gives(n, others):
     sums = [sum(ranks) for ranks in product(range(others + 1), repeat=n)]
     for total in range(n * others + 1):
         assert chance_of_ranks(total, n, others) == pytest.approx(sum(s >= total for s in sums) / len(sums))
+
+
+def test_so_many_directions_are_asked_that_one_lucky_one_decides_nothing():
+    assert [choose_count(n) for n in (1, 2, 3, 4, 5, 6, 8, 32)] == [96, 16, 7, 4, 3, 2, 2, 2]
+    for n in (1, 2, 5, 8, 32):
+        count = choose_count(n)
+        assert chance_of_ranks(n * count - (n > 1), n, count) < BY_CHANCE
 
 
 @pytest.mark.parametrize(

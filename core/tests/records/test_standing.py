@@ -1,11 +1,18 @@
 """A report opened again: its victim's clean accuracy against the card, its libraries against those that are here."""
 
+import importlib.util
+import json
 import platform
+from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from scipy.stats import beta
 
+from defend.cli.compare import compare_command
+from defend.cli.report import report_command
 from defend.records.standing import find_doubts
+from defend.report import page
 from defend.util.distributions import version_of
 
 
@@ -58,3 +65,18 @@ def test_versions_that_differ_are_named_and_builds_of_one_version_do_not():
 
 def test_an_older_report_that_says_nothing_of_it_is_not_doubted():
     assert find_doubts({"rows": [], "dataset": {}}) == ()
+
+
+def test_report_and_compare_say_so_of_each_run(tmp_path, monkeypatch):
+    spec = importlib.util.spec_from_file_location("made_up_run", Path(__file__).parents[1] / "made_up_run.py")
+    made_up_run = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made_up_run)
+    runs = [str(made_up_run.write(tmp_path / name, name=name, threats=("bpda",))) for name in ("dae", "vaegan")]
+    compared = CliRunner().invoke(compare_command, [*runs, "--json"], catch_exceptions=False)
+    notes = [note for note in json.loads(compared.stdout)["notes"] if "other versions" in note]
+    assert [note.split(":")[0] for note in notes] == ["dae+dae", "vaegan+vaegan"] and "torch 2, here" in notes[0]
+    monkeypatch.setattr(page, "_draw", lambda *_: [])  # the figures, which take seconds
+    shown = CliRunner().invoke(report_command, [runs[0]], catch_exceptions=False)
+    said = "the run was made with other versions than are here"
+    assert f"Note: {said}" in shown.stderr and "Written to" in shown.stdout
+    assert f"Since then: {said}" in (Path(runs[0]) / "report.html").read_text(encoding="utf-8")

@@ -22,11 +22,14 @@ from defend.checks.common import PACK, Case, Findings, Known, Status, Subject, g
 from defend.checks.outcomes import TAIL, Outcomes, find_classified, share, worst_of
 from defend.randomness import keyed, normal_like, sign_like
 from defend.records.rows import RowRecord
+from defend.values.threats import ThreatKind
 
 LENGTHS = (1e-3, 1e-2, 0.1, 1.0)  # of eps
 STRIDE = 0.1  # from this length on: what attacks take steps of
 EXACT = 0.25  # of the promise that the loss may miss at the shortest length
-FEWEST = 2  # random directions an image, more where images are few
+RANDOM = (2, 96)  # random directions an image, the more the fewer images
+
+BY_CHANCE = TAIL / 2  # two lengths are steps of an attack
 
 Verdict = Literal["exact", "smoothed", "short-sighted", "masked"]
 USEFUL = ("exact", "smoothed")
@@ -53,8 +56,8 @@ class Group:
 
     @property
     def who(self) -> str:
-        """Name the strongest row."""
-        return "no white-box row" if self.row is None else title(self.row)
+        """Name the strongest row, or what is asked where there is none."""
+        return "the defence itself" if self.row is None else title(self.row)
 
 
 @attrs.frozen
@@ -80,7 +83,7 @@ class Followed:
         better = [
             length
             for length, found, chance in zip(LENGTHS, self.found, self.chance, strict=True)
-            if found > 0 and chance < TAIL / 2  # two lengths are steps of an attack
+            if found > 0 and chance < BY_CHANCE
         ]
         if not better or self.promised[0] <= 0:
             return "masked"
@@ -107,7 +110,12 @@ def group_rows(case: Case) -> list[Group]:
     """Return the rows whose attacker has the exact gradient, by norm and budget; the whole defence where none is."""
     subject = case.subject
     groups: dict[tuple[str, float], list[RowRecord]] = {}
-    for row in case.of(lambda threat: threat.exact or (case.informed(threat) and threat.faces != "surrogates")):
+
+    def fits(threat: ThreatKind) -> bool:
+        # a surrogate backwards is another gradient, and who aims at a detector climbs something else beside the loss
+        return case.informed(threat) and threat.faces != "surrogates" and not threat.evades
+
+    for row in case.of(fits):
         if row.plan.threat.eps:
             groups.setdefault((row.plan.threat.norm, row.plan.threat.eps), []).append(row)
     found = []
@@ -166,7 +174,7 @@ def follow(subject: Subject, norm: str, eps: float) -> Followed:
         before = log_odds(logits * scale[:, None], labels)
         slope = gradient(before, source).nan_to_num()
     before = before.detach()
-    count = max(FEWEST, math.ceil((2 / TAIL) ** (1 / n)))
+    count = choose_count(n)
     ways = [steepest(slope, norm), *(_random(subject, norm, number) for number in range(count))]
     promised, found, blind, chance = [], [], [], []
     for length in LENGTHS:
@@ -178,6 +186,12 @@ def follow(subject: Subject, norm: str, eps: float) -> Followed:
         below = (gains[:1] > gains[1:]).double() + 0.5 * (gains[:1] == gains[1:]).double()
         chance.append(chance_of_ranks(float(below.sum()), n, count))
     return Followed(n, tuple(promised), tuple(found), tuple(blind), tuple(chance))
+
+
+def choose_count(n: int) -> int:
+    """Return how many random directions tell a gradient from chance on n images, though one of them beats it once."""
+    fewest, most = RANDOM
+    return next((count for count in range(fewest, most) if (n + 1) / (count + 1) ** n < BY_CHANCE), most)
 
 
 def chance_of_ranks(total: float, n: int, others: int) -> float:

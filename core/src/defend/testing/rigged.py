@@ -166,6 +166,41 @@ class Rippler(nn.Module):
         return (images + self.height * torch.sin(2 * torch.pi * self.waves * images)).clamp(0, 1)
 
 
+class StraightThrough(nn.Module):
+    """Rounds to some grey levels, and says backwards that it did not: check 5 calls it smoothed, and useful."""
+
+    random = False
+
+    def __init__(self, levels: int = 64) -> None:
+        super().__init__()
+        self.levels = levels
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Purify [B,C,H,W]."""
+        return images + ((images * self.levels).round() / self.levels - images).detach()
+
+
+class FalseSteps(nn.Module):
+    """Rounds, and shows backwards a slope whose sign is random from pixel to pixel: masked. Check 5."""
+
+    random = False
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Purify [B,C,H,W]."""
+        signs = torch.randn(images.shape[1:], generator=torch.Generator().manual_seed(3)).sign()
+        return (images * 64).round().div(64).detach() + signs * (images - images.detach())
+
+
+class FineRipple(nn.Module):
+    """Adds a ripple so fine that the exact slope holds for less than any attack's step: short-sighted. Check 5."""
+
+    random = False
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Purify [B,C,H,W]."""
+        return (images + 1e-3 * torch.sin(images * 2e4)).clamp(0, 1)
+
+
 class LabelReader(nn.Module):
     """Reads the true label out of the noise of an oblivious attack, and paints it. Check 8 (paper 000).
 
