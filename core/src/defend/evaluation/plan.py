@@ -202,7 +202,7 @@ def _rows(
         steps = getattr(settings, "steps", None) or getattr(settings, "queries", None)
         for eps, headline in _budgets(attack, config, task):
             # with one budget there is no larger one to take images over to
-            reusable = threat.carries and eps is not None and bool(config.sweep) and not hasattr(attack, "nearest")
+            reusable = threat.carries and eps is not None and bool(config.sweep)
             yield PlannedRow(
                 found.name,
                 Threat(kind, attack.norm, eps),
