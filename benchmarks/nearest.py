@@ -42,11 +42,10 @@ def run(scale: Scale) -> Iterator[Result]:
         return
     for name, count in PURIFIERS.items():
         try:
-            defence = defend.load(VICTIM, dataset=DATASET, **({"purifier": name} if name else {}))
+            whole = defend.load(VICTIM, dataset=DATASET, purifier=name or None).to(scale.device)
         except DefendError as error:
             yield Result(WORKLOAD, f"{name}: left out", "", notes=(str(error),))
             continue
-        whole = (defence if isinstance(defence, Defence) else Defence(defence)).to(scale.device)
         for norm in ("linf", "l2"):
             yield gradients(whole, name, QUICK_IMAGES if scale.quick else count, norm, scale)
             yield labels_alone(whole, name, QUICK_IMAGES if scale.quick else count, norm, scale)

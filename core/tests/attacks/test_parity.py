@@ -261,11 +261,12 @@ def test_the_smallest_changes_are_no_longer_than_theirs(norm, victim, batch):
     assert (far <= 1.05 * farther).double().mean() >= 0.75, "most images have as small a change as foolbox finds"
 
 
-@pytest.mark.parametrize(("victim", "norm"), [("dense", "linf"), ("defence", "l2")], indirect=["victim"])
+@pytest.mark.parametrize("victim", ["dense"], indirect=True)
+@pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_labels_alone_find_changes_no_longer_than_theirs_at_as_many_queries(norm, victim, batch):
     import foolbox
 
-    pictures, labels = (part[:4] for part in batch)
+    pictures, labels = (part[:12] for part in batch)
     asked = Counting(victim)
     judge = foolbox.attacks.HopSkipJumpAttack(steps=2, constraint=norm)
     torch.manual_seed(0)

@@ -29,7 +29,12 @@ def made_up_part(first=0, size=3, failures=1, others=2, *, passes=False, queries
     def arm():
         said = torch.randint(0, 10, (size, 4)) if passes else None
         return ArmRecord(
-            torch.randint(0, 10, (size,)), torch.rand(size), torch.rand(size) < 0.5, torch.rand(size), said
+            torch.randint(0, 10, (size,)),
+            torch.rand(size),
+            torch.rand(size) < 0.5,
+            torch.rand(size),
+            said,
+            torch.rand(size) if passes else None,
         )
 
     example = Example(

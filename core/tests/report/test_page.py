@@ -365,6 +365,18 @@ def test_the_smallest_changes_are_drawn_as_accuracy_at_any_eps(full):
     assert "Accuracy at any eps" in page.words and "fmn/adaptive: median 0.3 in L-inf" in page.words
 
 
+def test_the_source_and_the_steps_that_leave_least_are_said(full):
+    results = read_results(full)
+    said = "Of other victims' images those of pgd/transfer:resnet20 leave least"
+    assert said not in Page(render([Section(results)], None, [])).words
+    worst = attrs.evolve(
+        results.report.worst_case,
+        by_threat={"transfer": "pgd/transfer:resnet20", "adaptive": "pgd/adaptive"},
+    )
+    told = attrs.evolve(results, report=attrs.evolve(results.report, worst_case=worst))
+    assert said in Page(render([Section(told)], None, [])).words.replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
+
+
 def test_bars_are_as_long_as_the_figures(full):
     results = read_results(full)
     scene = ladder(results)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 from defend.attacks.balls import clip, lengths, steepest, wide
 from defend.attacks.options import HopSkipJumpOptions
 from defend.attacks.target import CPU_BATCH, Target
-from defend.randomness import keyed, normal_like, uniform_like, uniform_per_image
+from defend.randomness import keyed, normal_like, uniform_like
 
 HALVINGS = 12  # of a jump, until it lands on the other side
 FINEST = 20  # halvings of a way to the boundary: float32 tells no finer
@@ -25,9 +26,9 @@ class HopSkipJump:
     """From a point that fools, go back to the boundary, ask around which way it lies, jump along it, and so on.
 
     The attacker sees the label, and whether the image is accepted: a point fools if it is accepted and gets another
-    label than the true one. A search begins at noise, plain or coarse, mixed into the image, as a detector may reject
-    plain noise; where none of the starts fools, the image comes back as it was. What comes back is the nearest point
-    that ever fooled. A random target answers each question with one draw.
+    label than the true one. A search begins at noise, plain or coarse, or at the negative, mixed into the image, as a
+    detector may reject plain noise; where none of the starts fools, the image comes back as it was. What comes back is
+    the nearest point that ever fooled. A random target answers each question with one draw.
 
     `target.queries` gets the number of questions asked of each image, at most `queries`.
     """
@@ -126,10 +127,9 @@ class _Search:
                 break
             images = self.images[waiting]
             with keyed(self.keys[waiting], seed=self.target.seed, stream=f"hsj/start/{attempt}"):
-                noise = uniform_like(images) if attempt % 2 == 0 else _coarse_noise(images)
-                # the first two are noise alone
-                share = uniform_per_image(images) if attempt > 1 else torch.ones_like(images[:, 0, 0, 0])
-            points = images + wide(share.to(images.dtype)) * (noise - images)
+                other = STARTS[attempt % len(STARTS)](images)
+            # a little of it first: what fools then is near
+            points = images + SHARES[attempt // len(STARTS) % len(SHARES)] * (other - images)
             fooled = self._ask(waiting, points, f"start/{attempt}")
             start[waiting[fooled]] = points[fooled]
             waiting = waiting[~fooled]
@@ -211,6 +211,10 @@ class _Search:
 def _coarse_noise(images: Tensor) -> Tensor:
     """Draw noise in blocks, a quarter of the image a side."""
     return F.interpolate(uniform_like(images[:, :, :COARSE, :COARSE]), size=images.shape[2:], mode="nearest")
+
+
+STARTS: tuple[Callable[[Tensor], Tensor], ...] = (uniform_like, _coarse_noise, lambda images: 1 - images)
+SHARES = (0.2, 0.4, 0.6, 0.8, 1.0)  # of a start in the image
 
 
 def linf(config: HopSkipJumpOptions) -> HopSkipJump:

@@ -52,7 +52,7 @@ class FastMinimumNorm:
         ever = torch.zeros_like(labels, dtype=torch.bool)
         for step in range(config.steps):
             size = anneal(config.step_size, LAST_STEP * config.step_size, step / config.steps)
-            gamma = anneal(config.gamma, LAST_GAMMA, step / config.steps)
+            gamma = anneal(config.first_gamma, LAST_GAMMA, step / config.steps)
             # the nearest point lies on the boundary, where rounding would decide
             slope = target.slope(current, goal.labels, keys, f"fmn/{step}", lead, full=True)
             ahead = goal.reached(slope.logits) & (goal.sign * slope.loss > 0)

@@ -223,9 +223,18 @@ class FmnOptions(GoalOptions):
         help="the first step: its length in L2, in L-inf a share of the ball's radius; the last is a hundredth of it",
         at_least=0,
     )
-    gamma: float = option(
-        0.05, help="share by which the first steps shrink or widen the budget", at_least=1e-3, at_most=1
+    gamma: float | None = option(
+        None,
+        help="share by which the first step shrinks or widens the ball (None: 5 / steps, at most 0.3; so 0.05, as "
+        "published, of 100 steps, and fewer steps go as far)",
+        at_least=1e-3,
+        at_most=1,
     )
+
+    @property
+    def first_gamma(self) -> float:
+        """The share of the first step."""
+        return min(5 / self.steps, 0.3) if self.gamma is None else self.gamma
 
 
 @options
@@ -245,7 +254,7 @@ class HopSkipJumpOptions:
     initial_evals: int = option(100, help="questions for the first direction; the t-th gets sqrt(t) times", at_least=1)
     max_evals: int = option(10_000, help="questions for one direction at most", at_least=1)
     gamma: float = option(1.0, help="how roughly the boundary is found and asked around, as a factor", at_least=1e-6)
-    starts: int = option(100, help="points tried until one fools: noise, mixed into the image", at_least=1)
+    starts: int = option(100, help="points tried until one fools: noise, or the negative, mixed in", at_least=1)
 
 
 @options

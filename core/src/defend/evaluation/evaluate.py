@@ -277,7 +277,9 @@ class Evaluator:
         difference, eps = (found - batch.images).flatten(1), plan.threat.eps
         far = lengths(difference) if plan.attack.norm == "l2" else difference.abs().amax(1)
         beyond = torch.zeros_like(far, dtype=torch.bool) if eps is None else far > eps
-        said, _ = self._verdicts(plan.judges, found, batch.keys) if bool(beyond.any()) else ({}, {})
+        said: dict[str, Verdict] = {}
+        if bool(beyond.any()):
+            said, _ = self._verdicts(plan.judges, found, batch.keys)
         return Nearest(far, beyond, {name: _stands(one, batch.labels) for name, one in said.items()})
 
     def _verdicts(

@@ -242,7 +242,7 @@ def _rows(
                 parts = dataset.batches("test", keys, BATCH, torch.device("cpu"))
                 attack.take(torch.cat([part.images for part in parts]), keys, eps or 0.0)
             # with one budget there is no larger one to take images over to
-            reusable = threat.carries and eps is not None and bool(config.sweep) and not hasattr(attack, "nearest")
+            reusable = threat.carries and eps is not None and bool(config.sweep)
             yield PlannedRow(
                 found.name,
                 Threat(kind, attack.norm, eps),

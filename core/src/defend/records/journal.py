@@ -187,7 +187,8 @@ def _read(path: Path) -> tuple[Part, float] | None:
         arms = {
             name: ArmRecord(
                 **{key: tensors[f"arm/{place}/{key}"] for key in ("predicted", "confidence", "accepted", "score")},
-                **{key: tensors.get(f"arm/{place}/{key}") for key in ("passes", "distance")},
+                passes=tensors.get(f"arm/{place}/passes"),
+                distance=tensors.get(f"arm/{place}/distance"),
             )
             for place, name in names
         }

@@ -72,7 +72,8 @@ def distance_in_words(row: Row) -> str:
         return ""
     norm, median, found = NORMS.get(row.norm, row.norm), row.distances["median"], row.distances["found"]
     middle = "no median" if median is None else f"median {median:.3g}"
-    return f"{middle} in {norm}, found for {found} of {row.n}"
+    unknown = "" if found == row.n else " (where none is found, that is no robustness)"
+    return f"{middle} in {norm}, found for {found} of {row.n}{unknown}"
 
 
 def sources_in_words(worst: WorstCase) -> str:
