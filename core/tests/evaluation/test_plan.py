@@ -95,7 +95,7 @@ def test_thorough_means_the_ladder_with_what_is_recommended():
     assert rows["pgd", "adaptive"].steps == rows["pgd", "bpda"].steps == 100
     assert rows["pgd", "oblivious"].steps == 20
     assert rows["square", "query"].steps == 5000
-    assert {kind for _, kind in rows} == {"none", *THREATS}
+    assert {kind for _, kind in rows} == {"none", *THREATS} - {"given"}, "nobody gave a file"
     assert len(rows["square", "query"].keys) == 500
 
 
@@ -218,7 +218,7 @@ def test_named_attacks_leave_rungs_with_attacks_of_their_own_alone():
 
 
 def test_what_is_chosen_and_what_is_insisted_on():
-    assert choose_threats(RunConfig(victim="v")) == ("noise", "transfer", "oblivious", "adaptive")
+    assert choose_threats(RunConfig(victim="v")) == ("noise", "transfer", "oblivious", "adaptive", "given")
     assert choose_threats(RunConfig(victim="v", thorough=True)) == tuple(THREATS)
     assert choose_threats(RunConfig(victim="v", threats=("query", "noise"))) == ("noise", "query")
     assert find_insisted(RunConfig(victim="v", threats=("ladder", "query"))) == ("query",)

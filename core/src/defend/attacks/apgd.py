@@ -108,7 +108,7 @@ class Apgd:
         result, place = start.clone(), torch.arange(len(images), device=images.device)
         slope = self._look(target, start, goal, keys, f"{stream}/0")
         state = _State.begin(start, slope, FIRST_STEP * eps, self.norm)
-        keeper = Keeper(start) if target.random else None
+        keeper = Keeper(start) if target.draws > 1 else None
         if keeper is not None:
             keeper.take(start, slope, goal, slope.loss)
         origin, budget, identity, aim = images, eps, keys, goal
