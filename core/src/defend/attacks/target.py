@@ -306,8 +306,8 @@ class Target:
     def votes(self, images: Tensor, keys: Tensor, step: int | str) -> Tensor:
         """Return what is predicted in each of the draws, int64 [D,B], in full precision."""
         with self._surroundings(images, keys, step, full=True):
-            logits: Tensor = self.module(self._repeat(images))
-            return logits.argmax(1).unflatten(0, (self.draws, -1))
+            votes: Tensor = self.module(self._repeat(images)).argmax(1).unflatten(0, (self.draws, -1))
+            return votes
 
     @torch.no_grad()
     def scores(self, images: Tensor, labels: Tensor, keys: Tensor, step: int | str) -> Slopes:
