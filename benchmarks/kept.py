@@ -19,6 +19,7 @@ from torch import Tensor
 
 import defend
 from defend.attacks import iterated
+from defend.attacks.keeping import choose as choose_by_draws
 from defend.attacks.options import PgdOptions
 from defend.defence import Defence
 from defend.randomness import keyed
@@ -58,8 +59,9 @@ def main() -> None:
         defence = defend.load(given.victim, dataset=given.dataset, purifier=name).to(given.device)
         for schedule in ("linear", "constant"):
             options = PgdOptions(**{**THREATS["adaptive"].options["pgd"], "steps": given.steps, "schedule": schedule})
-            fooled, seconds = {}, {}
-            for way, choose in (("last", last), ("kept", iterated.choose)):
+            fooled: dict[str, Tensor] = {}
+            seconds: dict[str, float] = {}
+            for way, choose in (("last", last), ("kept", choose_by_draws)):
                 with mock.patch.object(iterated, "choose", choose):
                     target, begin = defend.Target(defence, seed=0, draws=given.draws), time.perf_counter()
                     found = defend.craft(iterated.Pgd(options), target, images, labels, eps=given.eps)
