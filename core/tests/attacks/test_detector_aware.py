@@ -9,7 +9,7 @@ from defend.attacks.detector_aware import _Best, joint, orthogonal, selective, w
 from defend.attacks.host import craft
 from defend.attacks.iterated import Pgd
 from defend.attacks.options import DetectorAwareOptions, JointOptions, PgdOptions
-from defend.attacks.target import Target
+from defend.attacks.target import Slopes, Target
 from defend.defence import Defence
 from defend.errors import ConfigError
 from defend.randomness import uniform_like
@@ -160,22 +160,24 @@ def test_every_image_has_its_own_projection():
 # Which candidate is kept
 
 
-def test_misclassified_comes_first_then_the_score_then_the_loss():
+def test_draws_come_first_then_misclassified_then_the_score_then_the_loss():
     best = _Best(torch.zeros(1, 1, 1, 1))
     right, wrong = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 2.0]])
     story = [
-        (1.0, right, 0.5, 1.0),  # the first of all
-        (2.0, right - torch.tensor([[1.0, 0.0]]), 0.9, 2.0),  # a higher loss
-        (3.0, right, 0.1, 2.0),  # a lower one
-        (4.0, wrong, 0.8, 4.0),  # misclassified
-        (5.0, wrong, 0.9, 4.0),  # a higher score
-        (6.0, wrong, 0.3, 6.0),  # a lower one
-        (7.0, right, 0.0, 6.0),  # right again
+        (1.0, right, 0.5, 0.0, 1.0),  # the first of all
+        (2.0, right - torch.tensor([[1.0, 0.0]]), 0.9, 0.0, 2.0),  # a higher loss
+        (3.0, right, 0.1, 0.0, 2.0),  # a lower one
+        (4.0, wrong, 0.8, 0.0, 4.0),  # misclassified
+        (5.0, wrong, 0.9, 0.0, 4.0),  # a higher score
+        (6.0, wrong, 0.3, 0.0, 6.0),  # a lower one
+        (7.0, right, 0.0, 0.0, 6.0),  # right again
+        (8.0, right, 0.9, 0.25, 8.0),  # right on the average, and a quarter of the draws are fooled
+        (9.0, wrong, 0.1, 0.0, 8.0),  # misclassified on the average, and no draw accepted
+        (10.0, wrong, 0.4, 0.75, 10.0),
     ]
-    for value, logits, score, kept in story:
-        best.record(
-            torch.tensor([0]), torch.full((1, 1, 1, 1), value), logits, torch.tensor([score]), torch.tensor([0])
-        )
+    for value, logits, score, share, kept in story:
+        said = Slopes([], logits, torch.tensor([score]), torch.tensor([share]))
+        best.record(torch.tensor([0]), torch.full((1, 1, 1, 1), value), said, torch.tensor([0]))
         assert best.images.item() == kept
 
 

@@ -14,7 +14,6 @@ from defend.attacks.balls import clip
 from defend.attacks.cw import CarliniWagner
 from defend.attacks.host import craft
 from defend.attacks.iterated import Bim, Pgd
-from defend.attacks.keeping import VOTES
 from defend.attacks.noise import Noise
 from defend.attacks.objectives import scaled_cross_entropy
 from defend.attacks.options import ApgdOptions, BimOptions, CwOptions, FgsmOptions, PgdOptions, RfgsmOptions, bim_steps
@@ -421,7 +420,7 @@ def test_a_random_defence_is_never_stopped_early():
     wrong = (victim(pictures).argmax(1) + 1) % TASK.classes
     counting = Counting(victim, random=True)
     found = craft(Pgd(PgdOptions(steps=5, early_stop=True)), Target(counting, draws=3), pictures, wrong, eps=0.1)
-    last_or_most_fooling = 2 * [12 * VOTES]
+    last_or_most_fooling = 2 * [12 * 3]
     assert counting.passes == [12 * 3] * 5 + last_or_most_fooling
     assert (linf(found, pictures) > 0).all()
 

@@ -8,7 +8,7 @@ from defend.attacks.apgd import Apgd
 from defend.attacks.goals import Goal
 from defend.attacks.host import craft
 from defend.attacks.iterated import Pgd
-from defend.attacks.keeping import VOTES, Attempts, Keeper, choose
+from defend.attacks.keeping import Attempts, Keeper, choose
 from defend.attacks.options import ApgdOptions, PgdOptions
 from defend.attacks.target import Slope, Target
 from defend.randomness import uniform_per_image
@@ -42,12 +42,12 @@ def test_the_iterate_that_fools_is_kept_and_not_the_last():
     assert slit.passes == [2 * 12] * (4 + 2), "four gradients, and two candidates before the same new draws"
 
 
-def test_a_deterministic_target_costs_no_pass_more():
+@pytest.mark.parametrize(("random", "draws"), [(False, 12), (True, 1)])
+def test_one_draw_costs_no_pass_more(random, draws):
     slit = Slit(jitter=0.0)
-    slit.random = False
-    craft(
-        Pgd(PgdOptions(steps=3, random_start=False)), Target(slit, draws=12), pixels(0.2), torch.tensor([0]), eps=0.01
-    )
+    slit.random = random
+    target = Target(slit, draws=draws)
+    craft(Pgd(PgdOptions(steps=3, random_start=False)), target, pixels(0.2), torch.tensor([0]), eps=0.01)
     assert slit.passes == [1, 1, 1]
 
 
@@ -82,7 +82,7 @@ def test_two_candidates_meet_the_same_draws_and_the_second_wins_a_draw():
     first, second = pixels(0.5, 0.1, 0.45), pixels(0.1, 0.5, 0.55)
     chosen = choose(target, goal, first, second, keys, "choose")
     assert chosen.flatten().tolist() == pytest.approx([0.5, 0.5, 0.55])
-    assert target.module.module.passes == [3 * VOTES] * 2
+    assert target.module.module.passes == [3 * 3] * 2
 
 
 def test_of_several_starts_the_one_counts_that_fools_most_draws():

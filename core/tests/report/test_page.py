@@ -30,6 +30,7 @@ from defend.report.figures.surface import surface
 from defend.report.figures.svg import to_svg
 from defend.report.leaderboard import leaderboard
 from defend.report.page import Section, render, write_page
+from defend.report.text import chance_in_words, spent
 from defend.util.metrics import auroc
 
 spec = importlib.util.spec_from_file_location("made_up_run", Path(__file__).parents[1] / "made_up_run.py")
@@ -195,6 +196,17 @@ def test_a_random_defence_is_drawn_over_its_passes_beside_the_clean_images(full)
     assert chart is not None and "clean, right in every pass" in chart.says and "of 10" in chart.says
     asked_once = attrs.evolve(results, report=attrs.evolve(results.report, rows=(), worst_case=None), rows=())
     assert passes(asked_once) is None
+
+
+def test_what_the_draws_are_worth_is_said_in_one_sentence():
+    share = {"accuracy": 0.4, "ci95": (0.3, 0.5)}
+    chance = {"attack": "pgd", "draws": 20, "averaged": share, "one_draw": {**share, "accuracy": 0.55}}
+    chance |= {"bought": {"difference": 0.15, "ci95": (0.05, 0.25)}, "known_draws": {**share, "accuracy": 0.1}}
+    assert chance_in_words(chance) == (
+        "pgd averaged over 20 draws leaves 40.0 %, with one draw a step and as many gradients 55.0 %: averaging bought "
+        "+15.0 points [5.0, 25.0]; who knows the draws leaves 10.0 %"
+    )
+    assert spent({"draws": 20, "steps": 1000, "passes": 10}) == "20 draws x 1,000 steps x 10 passes"
 
 
 def test_a_failed_check_blocks_the_headline(runs):

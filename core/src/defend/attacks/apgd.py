@@ -79,7 +79,7 @@ def climb(
 ) -> Tensor:
     """Climb once from a random start; return the first fooling image of each, or the one with the highest loss.
 
-    Of a random target it is the image that fooled most draws, or the one with the highest loss, whichever fools more.
+    Where there are several draws it is the image that fooled most draws, or the one with the highest loss, whichever fools more.
     It takes `config.steps` gradients, and one at the start. `stream` names the draws: the attack's name, and what
     tells this climb from its others.
     """
@@ -91,7 +91,7 @@ def climb(
     result, place = start.clone(), torch.arange(len(images), device=images.device)
     slope = _look(target, start, goal, objective, keys, f"{stem}/0")
     state = _State.begin(start, slope, FIRST_STEP * eps, norm)
-    keeper = Keeper(start) if target.random else None
+    keeper = Keeper(start) if target.draws > 1 else None
     if keeper is not None:
         keeper.take(start, slope, goal, slope.loss)
     origin, budget, identity, aim = images, eps, keys, goal

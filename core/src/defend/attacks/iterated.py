@@ -40,13 +40,13 @@ def climb_ball(
     With `early_stop`, an image is left as it is from the first iterate that reaches the goal: the
     logits of the gradient's own forward pass tell, so it costs nothing. In reduced precision they do
     not decide: there an image is left where full precision confirms it, whenever the batch is
-    compacted. The result is where the last step ended, which has not been queried; of a random target it is that or
-    the iterate that fooled most draws on the way, whichever fools more of new ones. `judged` is False where the
-    objective's logits are not the target's own: they decide no success. With `may_cycle`, climbs that come back to
+    compacted. The result is where the last step ended, which has not been queried; where there are several draws it is
+    that or the iterate that fooled most of them on the way, whichever fools more of new ones. `judged` is False where
+    the objective's logits are not the target's own: they decide no success. With `may_cycle`, climbs that come back to
     where they were are cut short (`defend.attacks.cycles`): for an objective that depends on its arguments alone, of
     which that changes no result.
     """
-    keeper = Keeper(start) if target.random and judged else None
+    keeper = Keeper(start) if target.draws > 1 and judged else None
     early_stop = early_stop and judged and not target.random
     compact_every = target.compact_every or (1 if images.device.type == "cpu" else max(steps // 4, 1))
     result = start.clone()

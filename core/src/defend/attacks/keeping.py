@@ -1,4 +1,4 @@
-"""Of what an attack meets on its way, what it keeps: against a random target the image that fools most draws."""
+"""Of what an attack that averages over draws meets on its way, what it keeps: the image that fools most of them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from torch import Tensor
 from defend.attacks.balls import wide
 from defend.attacks.goals import Goal
 from defend.attacks.target import Slope, Target
-
-VOTES = 10  # draws, at least, that decide between two candidates: a single one would be a toss
 
 
 class Keeper:
@@ -32,20 +30,19 @@ class Keeper:
 
 
 def choose(target: Target, goal: Goal, first: Tensor, second: Tensor, keys: Tensor, step: str) -> Tensor:
-    """Return of two candidates [B,C,H,W] the one that fools more of the same new draws, the second of equals.
+    """Return of two candidates [B,C,H,W] the one that fools more of as many new draws, the same; the second of equals.
 
     The draws that a climb chose its candidate by flatter it: of many iterates the luckiest was taken.
     """
-    count = max(target.draws, VOTES)
-    before, after = (goal.share(target.votes(images, keys, step, draws=count)) for images in (first, second))
+    before, after = (goal.share(target.votes(images, keys, step)) for images in (first, second))
     return torch.where(wide(before > after), first, second)
 
 
 class Attempts:
     """What several starts of an attack found of each image.
 
-    An image that is fooled needs no other start, a random target's only where all draws are; of several starts the one
-    counts that fools most draws, of a target that is not random the last.
+    An image that is fooled needs no other start; where there are several draws, only one of which all are fooled, and
+    of several starts the one counts that fools most of them. Else the last counts.
 
     Attributes:
         images: [N,C,H,W], the best so far.
@@ -60,7 +57,7 @@ class Attempts:
     def add(self, restart: int, found: Tensor) -> None:
         """Take in what a start found of the images that were left."""
         left, aim, last = self.left, self._goal.part(self.left), restart + 1 == self._restarts
-        if self._target.random and self._restarts > 1:
+        if self._target.draws > 1 and self._restarts > 1:
             # the same draws for every start, so that they compare
             votes = self._target.votes(found, self._keys[left], f"{self._name}/judge")
             share = aim.share(votes).to(self._share.dtype)

@@ -35,7 +35,7 @@ CPU_BATCH = 64  # images at once: a resnet18 on 32x32 takes 1.27 times as long f
 class Slope:
     """A gradient [B,C,H,W] at some images, the loss [B] and the logits [B,K] there (means over draws).
 
-    `votes` is what a random target predicted in each of the draws, int64 [D,B]; None of one that is not random.
+    `votes` is what the target predicted in each of several draws, int64 [D,B]; None of a single one.
     """
 
     gradient: Tensor
@@ -162,7 +162,8 @@ class Target:
             return pieces[0]
         columns = ([getattr(piece, name) for piece in pieces] for name in ("gradient", "loss", "logits"))
         votes = [piece.votes for piece in pieces if piece.votes is not None]
-        return Slope(*(torch.cat(column) for column in columns), torch.cat(votes, 1) if votes else None)
+        gradient, loss, said = (torch.cat(column) for column in columns)
+        return Slope(gradient, loss, said, torch.cat(votes, 1) if votes else None)
 
     def _pieces(self, *columns: Tensor) -> Iterator[tuple[Tensor, ...]]:
         """Cut a large batch up on a CPU, where more than `CPU_BATCH` images at once are slower an image, not faster."""
@@ -196,7 +197,7 @@ class Target:
         said = self._mean(logits)
         self._note(keys, found, blind, logits=said if judged else None, points=images)
         mean = self._mean_of_logs(steady.log_loss(loss)) if steady else self._mean(loss)
-        votes = logits.argmax(1).unflatten(0, (self.draws, -1)) if self.random else None
+        votes = logits.argmax(1).unflatten(0, (self.draws, -1)) if self.draws > 1 else None
         return Slope(fill(found[0], images), mean, said, votes)
 
     def _usual_scale(self, keys: Tensor, logits: Tensor) -> Tensor:
@@ -309,11 +310,11 @@ class Target:
             return self._mean(self.module(self._repeat(images)).float())
 
     @torch.no_grad()
-    def votes(self, images: Tensor, keys: Tensor, step: int | str, draws: int | None = None) -> Tensor:
-        """Return what is predicted in each of `draws` draws (None: the target's own number), int64 [D,B]."""
-        count = (draws or self.draws) if self.random else 1
-        with self._surroundings(images, keys, step, full=True, draws=count):
-            return self.module(self._repeat(images, count)).argmax(1).unflatten(0, (count, -1))
+    def votes(self, images: Tensor, keys: Tensor, step: int | str) -> Tensor:
+        """Return what is predicted in each of the draws, int64 [D,B], in full precision."""
+        with self._surroundings(images, keys, step, full=True):
+            votes: Tensor = self.module(self._repeat(images)).argmax(1).unflatten(0, (self.draws, -1))
+            return votes
 
     @torch.no_grad()
     def scores(self, images: Tensor, labels: Tensor, keys: Tensor, step: int | str) -> Slopes:

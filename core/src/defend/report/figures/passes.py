@@ -47,12 +47,12 @@ def passes(results: Results) -> Scene | None:
 
 def spark(row: Row) -> Scene:
     """Return a row's curve as large as a word: in every pass (line) and by majority (dashes), clean ones in grey."""
-    found = row.passes
+    found, clean = row.passes, row.threat == "none"
     assert found is not None
     plot = Plot(left=2, top=2, width=SMALL_WIDTH - 4, height=SMALL_HEIGHT - 4, x=(1, max(found["n"], 2)))
     marks = [
         plot.line([point[:2] for point in _points(points, kind)], stroke=role, width=1.5, dash=dash)
-        for points, role in ((found.get("clean", ()), CLEAN), (found["curve"], ATTACKED))
+        for points, role in ((found.get("clean", ()), CLEAN), (found["curve"], ATTACKED))[: 1 if clean else 2]
         for kind, dash in zip(WAYS, DASHES, strict=False)
         if points
     ]

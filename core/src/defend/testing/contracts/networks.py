@@ -74,21 +74,21 @@ class PurifierContract(ModuleContract):
         """Of a purifier that unrolls its steps by `defend.gradients.unroll`; there is nothing to compare of others."""
         module, batch = self.stage_module().requires_grad_(False), images(self.task, 2).requires_grad_()
 
-        def differentiate() -> tuple[Tensor, Tensor]:
-            answer = self.run(module, batch)
+        def differentiate(answer: Tensor) -> tuple[Tensor, Tensor]:
             return answer.detach(), torch.autograd.grad(answer.square().sum(), batch)[0]
 
         with whole_graph() as calls:
-            expected = differentiate()
-        if calls:
-            for ours, naive in zip(differentiate(), expected, strict=True):
-                message = (
-                    f"through {sum(calls)} steps the gradient is not that of the whole graph, by up to "
-                    f"{(ours - naive).abs().max():.3g} of {naive.abs().max():.3g}: an adaptive attack would be misled; "
-                    "draw through defend.randomness, and carry what depends on the images in the state"
-                )
-                atol = 1e-4 * float(naive.abs().max())
-                torch.testing.assert_close(ours, naive, atol=atol, rtol=1e-3, msg=message)
+            whole = self.run(module, batch)
+        if not calls:
+            return
+        for ours, naive in zip(differentiate(self.run(module, batch)), differentiate(whole), strict=True):
+            message = (
+                f"through {sum(calls)} steps the gradient is not that of the whole graph, by up to "
+                f"{(ours - naive).abs().max():.3g} of {naive.abs().max():.3g}: an adaptive attack would be misled; "
+                "draw through defend.randomness, and carry what depends on the images in the state"
+            )
+            atol = 1e-4 * float(naive.abs().max())
+            torch.testing.assert_close(ours, naive, atol=atol, rtol=1e-3, msg=message)
 
     def test_parameters_keep_no_gradient(self) -> None:
         module = self.stage_module()
