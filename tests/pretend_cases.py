@@ -87,7 +87,7 @@ def attacks() -> Iterator[Case]:
             detector = module_of("detector", "puvae") if name.endswith(WITH_DETECTOR) else None
             defence = Defence(Normalised(), purifier, detector).to(device)
             target = Target(defence, threshold=0.5 if detector is not None else None)
-            batch, keys = images(TASK, 3).to(device), torch.arange(3).to(device)
+            batch, keys = images(TASK, 2).to(device), torch.arange(2).to(device)
             made = found.call("build", found.config(options_of(found, steps)))
             return craft(made, target, batch, keys % 10, eps=0.1, keys=keys, name=name)
 
