@@ -2,7 +2,7 @@
 
 What CUDA refuses is refused, and what CUDA waits for is counted: each time the host asks for a number that is on the
 device, and each copy either way, with the line of ours that caused it. It tells nothing of speed, streams, autocast or
-pinned memory. It stands on what torch offers to backends written in Python, which versions before 2.10 lack: `available`.
+pinned memory. It stands on what torch offers to backends written in Python, which older versions lack: `available`.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils._pytree import tree_leaves, tree_map
-from torch.utils.backend_registration import _DummyBackendModule
 
 try:
+    from torch.utils.backend_registration import _DummyBackendModule
     from torch.utils.backend_registration import _setup_privateuseone_for_python_backend as _setup
 except ImportError:
-    _setup = None
+    _DummyBackendModule, _setup = object, None
 
 available = _setup is not None
 NAME = "pretend"

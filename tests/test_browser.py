@@ -215,7 +215,7 @@ def test_an_image_opens_large_and_a_row_leads_to_its_threat_without_a_script(sho
     after = small.bounding_box()
     width, height = VIEWS[view]
     assert after["width"] > 4 * before["width"]
-    assert 0 <= after["x"] and after["x"] + after["width"] <= width and after["y"] + after["height"] <= height
+    assert after["x"] >= 0 and after["x"] + after["width"] <= width and after["y"] + after["height"] <= height
     assert overflow(page) == 0
     page.locator(".large:target .close").click()
     assert small.bounding_box()["width"] == before["width"]

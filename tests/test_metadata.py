@@ -57,5 +57,18 @@ def test_the_citation_names_the_paper_of_every_plugin():
 
 
 def test_the_workflow_runs_what_decides():
-    (job,) = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"].values()
+    job = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"]["run"]
     assert job["steps"][-1]["run"] == "bash .ci/run"
+
+
+def test_the_lowest_versions_are_those_that_are_tested():
+    lines = (ROOT / ".ci/lowest.txt").read_text().splitlines()
+    tested = dict(line.split("==") for line in lines if not line.startswith("#"))
+    for path in PROJECTS:
+        for needed in tomllib.loads(path.read_text())["project"]["dependencies"]:
+            name, _, least = needed.partition(">=")
+            if not name.startswith("defend-"):
+                assert name in tested, f"{name}, of {path}, is not in .ci/lowest.txt"
+                padded = [int(part) for part in least.split(".")]
+                version = [int(part) for part in tested[name].split(".")]
+                assert version[: len(padded)] == padded, f"{path} allows {needed}, and {tested[name]} is what is tested"

@@ -79,7 +79,8 @@ def climb(
 ) -> Tensor:
     """Climb once from a random start; return the first fooling image of each, or the one with the highest loss.
 
-    Where there are several draws it is the image that fooled most draws, or the one with the highest loss, whichever fools more.
+    Where there are several draws it is the image that fooled most of them, or the one with the highest loss, whichever
+    fools more of new ones.
     It takes `config.steps` gradients, and one at the start. `stream` names the draws: the attack's name, and what
     tells this climb from its others.
     """

@@ -251,7 +251,7 @@ def _plan(configs: Sequence[RunConfig], as_json: bool, quiet: bool) -> int:
     return 0
 
 
-def read_gates(at_least: Sequence[str], gate: bool, config: RunConfig) -> list[Floor]:
+def read_gates(at_least: Sequence[str], gate: bool, config: RunConfig) -> Sequence[Floor]:
     """Return the floors that were asked for; refuse gates of what the run will not have."""
     from defend.plugins import registry
 

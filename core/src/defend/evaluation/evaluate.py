@@ -240,16 +240,19 @@ class Evaluator:
         found = to_host(columns)
         arms = {
             name: ArmRecord(
-                *(found[f"{name}/{key}"] for key in ("labels", "confidence", "accepted", "score")),
-                found.get(f"{name}/passes"),
-                found.get(f"{name}/distance"),
+                predicted=found[f"{name}/labels"],
+                confidence=found[f"{name}/confidence"],
+                accepted=found[f"{name}/accepted"],
+                score=found[f"{name}/score"],
+                passes=found.get(f"{name}/passes"),
+                distance=found.get(f"{name}/distance"),
             )
             for name in verdicts
         }
         carried = None
         if carries is not None:
-            said = arms[carries[1]]
-            wrong = ((said.predicted != found["labels"]) & said.accepted).nonzero()[:, 0]
+            whom = arms[carries[1]]
+            wrong = ((whom.predicted != found["labels"]) & whom.accepted).nonzero()[:, 0]
             carried = found["keys"][wrong], found["every"][wrong]
         example, failures = _choose_examples(found, arms)
         return Part(

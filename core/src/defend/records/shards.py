@@ -146,9 +146,9 @@ def read_shards(folders: Sequence[Path]) -> Shards:
                 f"{say_command('run', '--config', first / 'config.toml', '--shard', others[0].shard)}"
             )
     decided = [_decided(folder, journal) for (folder, _), journal in zip(ordered, journals, strict=True)]
-    for (folder, _), other in zip(ordered[1:], decided[1:], strict=True):
-        for key in {**decided[0], **other}:
-            if decided[0].get(key) != other.get(key):
+    for (folder, _), said in zip(ordered[1:], decided[1:], strict=True):
+        for key in {**decided[0], **said}:
+            if decided[0].get(key) != said.get(key):
                 raise ConfigError(
                     f"{str(folder)!r} was run with another {key} than {str(first)!r}: run one of them again"
                 )

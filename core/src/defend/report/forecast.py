@@ -34,7 +34,7 @@ def render(found: Forecast, chosen: RunConfig, console: Console) -> None:
             _say_memory(each.memory(found.batch_size)),
         )
     whole = f"\nAbout {say_duration(found.seconds)} and {_say_memory(found.memory) or 'an unknown amount'} of memory"
-    lines = [table, Text(f"{whole}, of which {say_duration(found.ready)} before the first row")]
+    lines: list[Table | Text] = [table, Text(f"{whole}, of which {say_duration(found.ready)} before the first row")]
     if chosen.budget is not None:
         lines.append(
             Text(

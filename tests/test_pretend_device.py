@@ -1,0 +1,61 @@
+"""Every stage on a device that is not the CPU: nothing mixes devices, and nobody waits for it once a step.
+
+The device is pretended (`pretend_device`): what CUDA refuses is refused there, and what CUDA waits for is counted.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests import pretend_cases, pretend_device
+
+from defend.plugins import registry
+
+pytestmark = pytest.mark.skipif(not pretend_device.available, reason="this torch takes no backend written in Python")
+A_STEP = 1.0  # waits a step, at most: an attack looks now and then for whom it may leave
+FIXED = 16  # waits of an attack whatever its steps: what goes in and what comes out is checked
+CHECKED = {"apudae_a": 36, "apudae_b": 36, "vaegan_straight": 56}  # by parameters: that a network is left as it was
+OTHERS = {"detector": 4, "export": 0, "a row": 16, "training finetuner": 64, "training purifier": 280}
+
+
+def of(seen, kind):
+    found = {name.removeprefix(f"{kind} "): said for name, said in seen.items() if name.startswith(kind)}
+    assert found
+    return found
+
+
+def test_every_stage_computes_there_what_the_cpu_computes_and_hardly_waits():
+    done = subprocess.run([sys.executable, pretend_cases.__file__], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    seen = {name: said for line in done.stdout.splitlines() for name, said in json.loads(line).items()}
+    assert {name: said["error"] for name, said in seen.items() if "error" in said} == {}
+    assert {name: said["away"] for name, said in seen.items() if said["away"] > 0} == {}
+    for kind in ("attack", "purifier", "detector"):
+        every = {entry.spec.name for entry in registry().entries(kind) if not entry.spec.members}
+        assert set(of(seen, kind)) == every
+    for name, said in of(seen, "attack").items():
+        few, more = said["waits"]
+        assert (more - few) / (pretend_cases.MORE - pretend_cases.FEW) <= A_STEP, (name, said)
+        assert few <= CHECKED.get(name, FIXED) + A_STEP * pretend_cases.FEW, (name, said)
+    assert {name: said for name, said in of(seen, "purifier").items() if any(said["waits"])} == {}
+    for kind, most in OTHERS.items():
+        for name, said in of(seen, kind).items():
+            assert max(said["waits"]) <= most, (name, said)
+            assert said["waits"][0] == said["waits"][-1], (name, said)
+
+
+def test_what_mixes_devices_is_refused_and_what_waits_is_counted():
+    code = (
+        "import torch; from tests import pretend_device\n"
+        "with pretend_device.watch() as (device, seen):\n"
+        "    there = torch.ones(3).to(device)\n"
+        "    try: there + torch.ones(3); print('mixed')\n"
+        "    except RuntimeError as error: print('same device' in str(error))\n"
+        "    there.sum().item(), there.cpu(), there[there > 0], there.nonzero()\n"
+        "    print(sum(seen.waits.values()), sum(seen.copies.values()))\n"
+    )
+    root = Path(__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
+    assert done.stdout.split() == ["True", "4", "1"]
