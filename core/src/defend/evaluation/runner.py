@@ -393,8 +393,8 @@ class _Run:
     def _round_strongest(self) -> list[PlannedRow]:
         """Return the rows that judge every defence's strongest row again, in 8 bits; none where no images are kept."""
         found: list[PlannedRow | None] = []
-        kept = self.journal is not None and self.shard is None  # which row is the strongest, a shard cannot say
-        if kept and self.defences[0].names.config.save_images is not None:
+        asked = self.defences[0].names.config.save_images is not None
+        if self.journal is not None and asked and self.shard is None:  # a shard cannot say which row is the strongest
             for defence in self.defences:
                 names = defence.names
                 own = [restrict(one, names.names) for one in self.records if names.has(one.plan)]
