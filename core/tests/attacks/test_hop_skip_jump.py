@@ -88,6 +88,32 @@ def test_what_it_finds_is_accepted(batch):
     assert torch.equal(found[~fooled], batch[0][~fooled]), "what fools nobody comes back as it was"
 
 
+class Grainy(nn.Module):
+    """A detector of noise: how much neighbours differ."""
+
+    random = False
+
+    def __init__(self, threshold):
+        super().__init__()
+        self.register_buffer("threshold", torch.tensor(threshold))
+
+    def forward(self, batch, purified):
+        return (batch[..., 1:] - batch[..., :-1]).abs().flatten(1).mean(1)
+
+
+def test_it_begins_behind_a_detector_that_rejects_all_noise(batch):
+    pictures, labels = batch
+    detector = Grainy(0.0)
+    # what the images themselves and their mirror images have, and no noise mixed in by a fifth
+    detector.threshold.fill_(float(detector(pictures, pictures).max()) * 1.01)
+    noise = torch.rand(pictures.shape, generator=torch.Generator().manual_seed(0))
+    assert (detector(pictures + 0.2 * (noise - pictures), None) > detector.threshold).sum() >= 3
+    defence = Defence(TinyVictim(), detector=detector)
+    found, _ = search(Target(defence), batch)
+    said = defence.judge(found)
+    assert ((said.labels != labels) & said.accepted).sum() >= 3
+
+
 def test_an_image_that_nothing_fools_comes_back_after_its_starts(batch):
     module = nn.Sequential(nn.Flatten(), nn.Linear(28 * 28, 10))
     nn.init.zeros_(module[1].weight)

@@ -16,6 +16,7 @@ from defend.randomness import keyed, normal_like, uniform_like
 
 HALVINGS = 12  # of a jump, until it lands on the other side
 FINEST = 20  # halvings of a way to the boundary: float32 tells no finer
+ACROSS = 1e-3  # how much further than the boundary
 FIRST_PROBE = 0.1  # how far around an image is asked at first, in L2
 FEWEST = 10  # questions that make a direction
 COARSE = 4  # blocks a side of the coarse noise among the starts
@@ -26,9 +27,10 @@ class HopSkipJump:
     """From a point that fools, go back to the boundary, ask around which way it lies, jump along it, and so on.
 
     The attacker sees the label, and whether the image is accepted: a point fools if it is accepted and gets another
-    label than the true one. A search begins at noise, plain or coarse, or at the negative, mixed into the image, as a
-    detector may reject plain noise; where none of the starts fools, the image comes back as it was. What comes back is
-    the nearest point that ever fooled. A random target answers each question with one draw.
+    label than the true one. A search begins at noise mixed into the image, or at the image turned or shifted mixed into
+    itself: a detector that rejects all noise may take these for images. Where none of the starts fools, the image comes
+    back as it was, which says nothing of the defence. What comes back is the nearest point that ever fooled. A random
+    target answers each question with one draw.
 
     `target.queries` gets the number of questions asked of each image, at most `queries`.
     """
@@ -65,7 +67,7 @@ class _Search:
         share = (2 if norm == "linf" else 1.5) * math.log2(max(size, 2)) - math.log2(config.gamma)
         self.halvings = min(max(math.ceil(share), 1), FINEST)
         self.probe = config.gamma / size  # of the distance
-        self.reserve = HALVINGS + self.halvings  # what a jump and the way back may take
+        self.reserve = HALVINGS + self.halvings + 1  # what a jump, the way back and the last question may take
 
     def run(self) -> None:
         """Search until the questions are used up."""
@@ -91,6 +93,15 @@ class _Search:
             back = self._approach(place[fooled], landed[fooled], f"{step}")
             current = current.index_copy(0, fooled.nonzero()[:, 0], back)
             step += 1
+        self._step_across()
+
+    def _step_across(self) -> None:
+        """Move what was found a thousandth further: so near the boundary, rounding would decide what a judge says."""
+        place = ((self.distance > 0) & self.distance.isfinite()).nonzero()[:, 0]
+        images = self.images[place]
+        further = (images + (1 + ACROSS) * (self.nearest[place] - images)).clamp(0, 1)
+        fooled = self._ask(place, further, "across", keep=False)
+        self.nearest[place[fooled]] = further[fooled]
 
     def _ask(self, place: Tensor, points: Tensor, stream: str, keep: bool = True) -> Tensor:
         """Ask about points [K,C,H,W]; return which fool, bool [K]. Images that may ask no more do not.
@@ -213,8 +224,16 @@ def _coarse_noise(images: Tensor) -> Tensor:
     return F.interpolate(uniform_like(images[:, :, :COARSE, :COARSE]), size=images.shape[2:], mode="nearest")
 
 
-STARTS: tuple[Callable[[Tensor], Tensor], ...] = (uniform_like, _coarse_noise, lambda images: 1 - images)
-SHARES = (0.2, 0.4, 0.6, 0.8, 1.0)  # of a start in the image
+STARTS: tuple[Callable[[Tensor], Tensor], ...] = (
+    uniform_like,
+    _coarse_noise,
+    lambda images: images.flip(3),
+    lambda images: images.flip(2),
+    lambda images: images.flip(2, 3),
+    lambda images: images.roll(images.shape[2] // 4, 2),
+    lambda images: images.roll(images.shape[3] // 4, 3),
+)
+SHARES = (0.2, 0.4, 0.6, 0.8, 1.0, 0.3, 0.5, 0.7, 0.9)  # of a start in the image
 
 
 def linf(config: HopSkipJumpOptions) -> HopSkipJump:
