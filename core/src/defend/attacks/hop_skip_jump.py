@@ -28,14 +28,14 @@ class HopSkipJump:
 
     The attacker sees the label, and whether the image is accepted: a point fools if it is accepted and gets another
     label than the true one. A search begins at noise mixed into the image, or at the image turned or shifted mixed into
-    itself: a detector that rejects all noise may take these for images. Where none of the starts fools, the image comes
-    back as it was, which says nothing of the defence. What comes back is the nearest point that ever fooled. A random
-    target answers each question with one draw.
+    itself, or at `target.others`, images of other classes: a detector that rejects all noise takes these for images.
+    Where none of the starts fools, the image comes back as it was, which says nothing of the defence. What comes back
+    is the nearest point that ever fooled. A random target answers each question with one draw.
 
     `target.queries` gets the number of questions asked of each image, at most `queries`.
     """
 
-    minimal = nearest = strays = True
+    minimal = nearest = strays = begins_elsewhere = True
 
     def __init__(self, config: HopSkipJumpOptions, norm: str) -> None:
         self._config, self.norm = config, norm
@@ -138,14 +138,22 @@ class _Search:
                 break
             images = self.images[waiting]
             with keyed(self.keys[waiting], seed=self.target.seed, stream=f"hsj/start/{attempt}"):
-                other = STARTS[attempt % len(STARTS)](images)
-            # a little of it first: what fools then is near
-            points = images + SHARES[attempt // len(STARTS) % len(SHARES)] * (other - images)
+                points = self._start(images, attempt)
             fooled = self._ask(waiting, points, f"start/{attempt}")
             start[waiting[fooled]] = points[fooled]
             waiting = waiting[~fooled]
         found = place[~torch.isin(place, waiting)]
         return found, start[found]
+
+    def _start(self, images: Tensor, attempt: int) -> Tensor:
+        """Return a start of each image: a little of something else in it, then more, then another image altogether."""
+        others = self.target.others
+        known = 0 if others is None else len(others)
+        if others is not None and FIRST_STARTS <= attempt < FIRST_STARTS + known:
+            return others[attempt - FIRST_STARTS].to(images).expand_as(images)
+        number = attempt if attempt < FIRST_STARTS else attempt - known
+        other = STARTS[number % len(STARTS)](images)
+        return images + SHARES[number // len(STARTS) % len(SHARES)] * (other - images)
 
     def _approach(self, place: Tensor, points: Tensor, stream: str) -> Tensor:
         """Halve the way from points that fool to their images; return the nearest on it that fool."""
@@ -234,6 +242,7 @@ STARTS: tuple[Callable[[Tensor], Tensor], ...] = (
     lambda images: images.roll(images.shape[3] // 4, 3),
 )
 SHARES = (0.2, 0.4, 0.6, 0.8, 1.0, 0.3, 0.5, 0.7, 0.9)  # of a start in the image
+FIRST_STARTS = 5 * len(STARTS)  # before other images are taken, which are farther off
 
 
 def linf(config: HopSkipJumpOptions) -> HopSkipJump:

@@ -43,6 +43,7 @@ from defend.util.memory import out_of_memory
 from defend.util.processes import Processes
 
 T = TypeVar("T")
+OTHERS = 20  # held-out images that an attack may begin at
 
 
 @attrs.frozen(kw_only=True)
@@ -159,6 +160,8 @@ class Evaluator:
         every = plan.keys.split(settings.batch_size)
         if not places:
             return
+        if target is not None and getattr(plan.attack, "begins_elsewhere", False):
+            target.others, _ = self._dataset.tensors("val", limit=OTHERS)
         keys = torch.cat([every[place] for place in places])
         batches = self._dataset.batches("test", keys, settings.batch_size, settings.device)
         for place, batch in zip(places, batches, strict=True):
