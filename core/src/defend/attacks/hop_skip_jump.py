@@ -16,7 +16,8 @@ from defend.randomness import keyed, normal_like, uniform_like
 
 HALVINGS = 12  # of a jump, until it lands on the other side
 FINEST = 20  # halvings of a way to the boundary: float32 tells no finer
-ACROSS = 1e-3  # how much further than the boundary
+ACROSS = (1.001,)  # how much further than the boundary
+RANDOM_ACROSS, RANDOM_TIMES = (1.001, 1.1, 1.2, 1.4), 3  # of a random target the first that fools so often
 FIRST_PROBE = 0.1  # how far around an image is asked at first, in L2
 FEWEST = 10  # questions that make a direction
 COARSE = 4  # blocks a side of the coarse noise among the starts
@@ -67,7 +68,9 @@ class _Search:
         share = (2 if norm == "linf" else 1.5) * math.log2(max(size, 2)) - math.log2(config.gamma)
         self.halvings = min(max(math.ceil(share), 1), FINEST)
         self.probe = config.gamma / size  # of the distance
-        self.reserve = HALVINGS + self.halvings + 1  # what a jump, the way back and the last question may take
+        self.across, self.times = (RANDOM_ACROSS, RANDOM_TIMES) if target.random else (ACROSS, 1)
+        # what a jump, the way back and the last questions may take
+        self.reserve = HALVINGS + self.halvings + len(self.across) * self.times
 
     def run(self) -> None:
         """Search until the questions are used up."""
@@ -96,12 +99,19 @@ class _Search:
         self._step_across()
 
     def _step_across(self) -> None:
-        """Move what was found a thousandth further: so near the boundary, rounding would decide what a judge says."""
+        """Move what was found a little further: so near the boundary, rounding would decide what a judge says.
+
+        Of a random target, whose boundary is as wide as its draws, as much further as fools several times running.
+        """
         place = ((self.distance > 0) & self.distance.isfinite()).nonzero()[:, 0]
-        images = self.images[place]
-        further = (images + (1 + ACROSS) * (self.nearest[place] - images)).clamp(0, 1)
-        fooled = self._ask(place, further, "across", keep=False)
-        self.nearest[place[fooled]] = further[fooled]
+        for factor in self.across:
+            images = self.images[place]
+            further = (images + factor * (self.nearest[place] - images)).clamp(0, 1)
+            fooled = torch.ones_like(place, dtype=torch.bool)
+            for time in range(self.times):
+                fooled = fooled & self._ask(place, further, f"across/{factor}/{time}", keep=False)
+            self.nearest[place[fooled]] = further[fooled]
+            place = place[~fooled]
 
     def _ask(self, place: Tensor, points: Tensor, stream: str, keep: bool = True) -> Tensor:
         """Ask about points [K,C,H,W]; return which fool, bool [K]. Images that may ask no more do not.
