@@ -139,12 +139,12 @@ class TestFmnL2(AttackContract):
 
 class TestHopSkipJump(AttackContract):
     name = "hsj"
-    options = {"queries": 120, "initial_evals": 20}
+    options = {"queries": 90, "initial_evals": 20}
 
 
 class TestHopSkipJumpL2(AttackContract):
     name = "hsj_l2"
-    options = {"queries": 120, "initial_evals": 20}
+    options = {"queries": 90, "initial_evals": 20}
 
 
 class TestSquare(AttackContract):

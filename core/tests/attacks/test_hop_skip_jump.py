@@ -88,6 +88,59 @@ def test_what_it_finds_is_accepted(batch):
     assert torch.equal(found[~fooled], batch[0][~fooled]), "what fools nobody comes back as it was"
 
 
+class Grainy(nn.Module):
+    """A detector of noise: how much neighbours differ."""
+
+    random = False
+
+    def __init__(self, threshold):
+        super().__init__()
+        self.register_buffer("threshold", torch.tensor(threshold))
+
+    def forward(self, batch, purified):
+        return (batch[..., 1:] - batch[..., :-1]).abs().flatten(1).mean(1)
+
+
+def test_it_begins_behind_a_detector_that_rejects_all_noise(batch):
+    pictures, labels = batch
+    detector = Grainy(0.0)
+    # what the images themselves and their mirror images have, and no noise mixed in by a fifth
+    detector.threshold.fill_(float(detector(pictures, pictures).max()) * 1.01)
+    noise = torch.rand(pictures.shape, generator=torch.Generator().manual_seed(0))
+    assert (detector(pictures + 0.2 * (noise - pictures), None) > detector.threshold).sum() >= 3
+    defence = Defence(TinyVictim(), detector=detector)
+    found, _ = search(Target(defence), batch)
+    said = defence.judge(found)
+    assert ((said.labels != labels) & said.accepted).sum() >= 3
+
+
+class Known(nn.Module):
+    """A detector that accepts what lies within 0.3 of an image that it knows, in L-inf."""
+
+    random = False
+
+    def __init__(self, known):
+        super().__init__()
+        self.known = known
+        self.register_buffer("threshold", torch.tensor(0.3))
+
+    def forward(self, batch, purified):
+        return (batch[:, None] - self.known).flatten(2).abs().amax(2).amin(1)
+
+
+def test_it_begins_at_other_images_where_nothing_else_is_accepted(batch):
+    pictures, labels = (part[:2] for part in batch)
+    others = 0.8 * images(TASK, 12)[4:]
+    target = Target(Defence(TinyVictim(), detector=Known(others)))
+    options = HopSkipJumpOptions(queries=120, initial_evals=15)
+    found, _ = search(target, (pictures, labels), options=options)
+    assert torch.equal(found, pictures), "it found a start by itself, so the test says nothing"
+    target.others = others
+    found, queries = search(target, (pictures, labels), options=options)
+    said = target.module.judge(found)
+    assert (said.accepted & (said.labels != labels)).all() and int(queries.max()) <= 120
+
+
 def test_an_image_that_nothing_fools_comes_back_after_its_starts(batch):
     module = nn.Sequential(nn.Flatten(), nn.Linear(28 * 28, 10))
     nn.init.zeros_(module[1].weight)

@@ -16,6 +16,8 @@ from defend.randomness import keyed, normal_like, uniform_like
 
 HALVINGS = 12  # of a jump, until it lands on the other side
 FINEST = 20  # halvings of a way to the boundary: float32 tells no finer
+ACROSS = (1.001,)  # how much further than the boundary
+RANDOM_ACROSS, RANDOM_TIMES = (1.001, 1.1, 1.2, 1.4), 3  # of a random target the first that fools so often
 FIRST_PROBE = 0.1  # how far around an image is asked at first, in L2
 FEWEST = 10  # questions that make a direction
 COARSE = 4  # blocks a side of the coarse noise among the starts
@@ -26,14 +28,15 @@ class HopSkipJump:
     """From a point that fools, go back to the boundary, ask around which way it lies, jump along it, and so on.
 
     The attacker sees the label, and whether the image is accepted: a point fools if it is accepted and gets another
-    label than the true one. A search begins at noise, plain or coarse, or at the negative, mixed into the image, as a
-    detector may reject plain noise; where none of the starts fools, the image comes back as it was. What comes back is
-    the nearest point that ever fooled. A random target answers each question with one draw.
+    label than the true one. A search begins at noise mixed into the image, or at the image turned or shifted mixed into
+    itself, or at `target.others`, images of other classes: a detector that rejects all noise takes these for images.
+    Where none of the starts fools, the image comes back as it was, which says nothing of the defence. What comes back
+    is the nearest point that ever fooled. A random target answers each question with one draw.
 
     `target.queries` gets the number of questions asked of each image, at most `queries`.
     """
 
-    minimal = nearest = strays = True
+    minimal = nearest = strays = begins_elsewhere = True
 
     def __init__(self, config: HopSkipJumpOptions, norm: str) -> None:
         self._config, self.norm = config, norm
@@ -65,7 +68,9 @@ class _Search:
         share = (2 if norm == "linf" else 1.5) * math.log2(max(size, 2)) - math.log2(config.gamma)
         self.halvings = min(max(math.ceil(share), 1), FINEST)
         self.probe = config.gamma / size  # of the distance
-        self.reserve = HALVINGS + self.halvings  # what a jump and the way back may take
+        self.across, self.times = (RANDOM_ACROSS, RANDOM_TIMES) if target.random else (ACROSS, 1)
+        # what a jump, the way back and the last questions may take
+        self.reserve = HALVINGS + self.halvings + len(self.across) * self.times
 
     def run(self) -> None:
         """Search until the questions are used up."""
@@ -91,6 +96,22 @@ class _Search:
             back = self._approach(place[fooled], landed[fooled], f"{step}")
             current = current.index_copy(0, fooled.nonzero()[:, 0], back)
             step += 1
+        self._step_across()
+
+    def _step_across(self) -> None:
+        """Move what was found a little further: so near the boundary, rounding would decide what a judge says.
+
+        Of a random target, whose boundary is as wide as its draws, as much further as fools several times running.
+        """
+        place = ((self.distance > 0) & self.distance.isfinite()).nonzero()[:, 0]
+        for factor in self.across:
+            images = self.images[place]
+            further = (images + factor * (self.nearest[place] - images)).clamp(0, 1)
+            fooled = torch.ones_like(place, dtype=torch.bool)
+            for time in range(self.times):
+                fooled = fooled & self._ask(place, further, f"across/{factor}/{time}", keep=False)
+            self.nearest[place[fooled]] = further[fooled]
+            place = place[~fooled]
 
     def _ask(self, place: Tensor, points: Tensor, stream: str, keep: bool = True) -> Tensor:
         """Ask about points [K,C,H,W]; return which fool, bool [K]. Images that may ask no more do not.
@@ -127,14 +148,22 @@ class _Search:
                 break
             images = self.images[waiting]
             with keyed(self.keys[waiting], seed=self.target.seed, stream=f"hsj/start/{attempt}"):
-                other = STARTS[attempt % len(STARTS)](images)
-            # a little of it first: what fools then is near
-            points = images + SHARES[attempt // len(STARTS) % len(SHARES)] * (other - images)
+                points = self._start(images, attempt)
             fooled = self._ask(waiting, points, f"start/{attempt}")
             start[waiting[fooled]] = points[fooled]
             waiting = waiting[~fooled]
         found = place[~torch.isin(place, waiting)]
         return found, start[found]
+
+    def _start(self, images: Tensor, attempt: int) -> Tensor:
+        """Return a start of each image: a little of something else in it, then more, then another image altogether."""
+        others = self.target.others
+        known = 0 if others is None else len(others)
+        if others is not None and FIRST_STARTS <= attempt < FIRST_STARTS + known:
+            return others[attempt - FIRST_STARTS].to(images).expand_as(images)
+        number = attempt if attempt < FIRST_STARTS else attempt - known
+        other = STARTS[number % len(STARTS)](images)
+        return images + SHARES[number // len(STARTS) % len(SHARES)] * (other - images)
 
     def _approach(self, place: Tensor, points: Tensor, stream: str) -> Tensor:
         """Halve the way from points that fool to their images; return the nearest on it that fool."""
@@ -213,8 +242,17 @@ def _coarse_noise(images: Tensor) -> Tensor:
     return F.interpolate(uniform_like(images[:, :, :COARSE, :COARSE]), size=images.shape[2:], mode="nearest")
 
 
-STARTS: tuple[Callable[[Tensor], Tensor], ...] = (uniform_like, _coarse_noise, lambda images: 1 - images)
-SHARES = (0.2, 0.4, 0.6, 0.8, 1.0)  # of a start in the image
+STARTS: tuple[Callable[[Tensor], Tensor], ...] = (
+    uniform_like,
+    _coarse_noise,
+    lambda images: images.flip(3),
+    lambda images: images.flip(2),
+    lambda images: images.flip(2, 3),
+    lambda images: images.roll(images.shape[2] // 4, 2),
+    lambda images: images.roll(images.shape[3] // 4, 3),
+)
+SHARES = (0.2, 0.4, 0.6, 0.8, 1.0, 0.3, 0.5, 0.7, 0.9)  # of a start in the image
+FIRST_STARTS = 5 * len(STARTS)  # before other images are taken, which are farther off
 
 
 def linf(config: HopSkipJumpOptions) -> HopSkipJump:

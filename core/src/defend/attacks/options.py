@@ -254,7 +254,7 @@ class HopSkipJumpOptions:
     initial_evals: int = option(100, help="questions for the first direction; the t-th gets sqrt(t) times", at_least=1)
     max_evals: int = option(10_000, help="questions for one direction at most", at_least=1)
     gamma: float = option(1.0, help="how roughly the boundary is found and asked around, as a factor", at_least=1e-6)
-    starts: int = option(100, help="points tried until one fools: noise, or the negative, mixed in", at_least=1)
+    starts: int = option(100, help="points tried until one fools: noise, itself turned, other images", at_least=1)
 
 
 @options

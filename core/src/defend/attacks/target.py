@@ -84,6 +84,8 @@ class Target:
         overshoot: [B], how far beyond budget or box the last result was before `craft` clipped it; None at first.
         sight: what was seen of each image of the last batch that `craft` attacked; None outside of it.
         classes: how many the module tells apart, once `craft` has seen an answer.
+        others: images [N,C,H,W] that the attacker has of her own, or None: a run gives held-out ones to an attack
+            whose attribute `begins_elsewhere` is true.
         differentiated: whether a library's attack has taken a gradient, see `defend.attacks.adapters.library`.
         shown: the float type that the module is shown images in, whatever the attack computes in; None leaves it.
             `craft` sets it, as attacks on images of half precision compute in float32, where small steps add up.
@@ -98,6 +100,7 @@ class Target:
     classes: int | None = None
     shown: torch.dtype | None = None
     differentiated: bool = False
+    others: Tensor | None = None
 
     def __init__(
         self,

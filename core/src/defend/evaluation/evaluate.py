@@ -46,6 +46,7 @@ from defend.util.processes import Processes
 from defend.util.tensors import to_host
 
 T = TypeVar("T")
+OTHERS = 20  # held-out images that an attack may begin at
 
 
 @attrs.frozen(kw_only=True)
@@ -164,6 +165,8 @@ class Evaluator:
         every = plan.keys.split(settings.batch_size)
         if not places:
             return
+        if target is not None and getattr(plan.attack, "begins_elsewhere", False):
+            target.others, _ = self._dataset.tensors("val", limit=OTHERS)
         keys = torch.cat([every[place] for place in places])
         batches = self._dataset.batches("test", keys, settings.batch_size, settings.device)
         for place, batch in zip(places, batches, strict=True):
