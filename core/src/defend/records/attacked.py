@@ -55,7 +55,7 @@ def write_attacked(folder: Path, record: RowRecord, name: str, kind: str) -> Pat
     arrays |= {"norm": np.array(threat.norm)} | ({} if threat.eps is None else {"eps": np.array(threat.eps)})
     path = folder / f"{name}.{NPZ}"
     with atomic(path, WHAT) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # no array is called allow_pickle
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
     return path
 
 
