@@ -24,7 +24,7 @@ CONFIG = RunConfig(
     threats=("oblivious", "adaptive"),
     sweep=(0.05,),
     options={"pgd": {"steps": 2}},
-    precision="fp32",
+    precision="exact",
 )
 
 

@@ -37,7 +37,7 @@ def arguments(model: str) -> dict[str, object]:
 
     timm's VGG head has 120 M parameters, which take a second and half a gigabyte to draw: it is made one unit wide.
     """
-    return {"mlp_ratio": 1 / 4096} if is_model_in_modules(model, "vgg") else {}
+    return {"mlp_ratio": 1 / 4096} if is_model_in_modules(model, ("vgg",)) else {}
 
 
 def reshape(network: nn.Module, model: str, stem: str, side: int, pretrained: bool) -> int:
