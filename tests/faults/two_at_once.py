@@ -231,13 +231,13 @@ def _agree(folder: Path) -> str:
 def _tell_folder(folder: Path) -> None:
     from defend.evaluation import runner
 
-    conclude = runner._Run.conclude
+    conclude = runner.Course.conclude
 
-    def told(run: runner._Run) -> object:
+    def told(run: runner.Course) -> object:
         (folder / f"told-{os.environ['RANK']}").write_text(str(run.defences[0].names.config.out))
         return conclude(run)
 
-    runner._Run.conclude = told
+    runner.Course.conclude = told
 
 
 def _killed(folder: Path, after: int, fork: bool = False) -> str:

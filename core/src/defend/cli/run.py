@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from defend.evaluation.runner import Outcome
+    from defend.evaluation.course import Outcome
     from defend.records.shards import Shards
     from defend.values.run_config import RunConfig
 
