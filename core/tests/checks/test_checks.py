@@ -261,6 +261,22 @@ def test_rows_that_carry_images_over_say_nothing_of_rising():
     assert short.status == "skip" and "carried over" in short.detail and "before 128/255" in short.detail
 
 
+class Lost:
+    """Looks for the smallest change, and finds none."""
+
+    norm, minimal, nearest = "linf", True, True
+
+    def __call__(self, target, images, labels, *, eps, keys):
+        return images
+
+
+def test_who_found_no_change_at_all_is_told():
+    keys, judges = toy()[0].keys("test", 100, 0), ("undefended", "defended")
+    row = PlannedRow("lost", Threat("query", "linf", EPS), Lost(), keys, None, "defended", judges)
+    found = gate(Defence(toy()[2]), plans=[row], level="basic")[4]
+    assert found.status == "warn" and "lost/query of " in found.detail and "hardly attacked" in found.detail
+
+
 def test_a_budget_that_leaves_more_than_a_smaller_one_is_caught():
     broken = sweep_rows((0.3,), step_size=1e-4, random_start=False)
     found = gate(Defence(toy()[1], rigged.Descender()), plans=[*sweep_rows((EPS,)), *broken], level="basic")

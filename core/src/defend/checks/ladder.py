@@ -9,6 +9,7 @@ from defend.attacks.given import Replay
 from defend.checks.common import SAME_EPS, Case, Findings, Status, percent, title
 from defend.checks.outcomes import Outcomes, beyond, compare, find_classified, find_held, share, worst_of
 from defend.checks.records import differentiated_arm, has_scores
+from defend.records.distances import distances_of
 from defend.records.looks import curve_of, find_left_blind, gradients_of
 from defend.records.rows import RowRecord
 from defend.values.threats import DEFENDED, THREATS
@@ -210,6 +211,25 @@ def rising(case: Case, found: Findings) -> None:
         )
     elif ended:
         found.add("pass", f"the second half of the steps of {ended} rows fooled at most one image in fifty")
+
+
+def lost(case: Case, found: Findings) -> None:
+    """Check 4: an attack that looks for the smallest change found one, however long, of every image.
+
+    Far enough away every image is fooled: who found nothing never began, or lost the way, and the image that counts as
+    right was not attacked.
+    """
+    nothing = []
+    for row in case.of(lambda threat: threat.whole or case.informed(threat)):
+        distances = distances_of(row)
+        if distances is not None and distances["found"] < len(row.keys):
+            nothing.append(f"{title(row)} of {len(row.keys) - distances['found']} of {len(row.keys)}")
+    if nothing:
+        found.add(
+            "warn",
+            f"no change, however long, was found after which the defence is wrong ({'; '.join(nothing)}): these images "
+            "count as right and were hardly attacked; more steps or queries, or another attack",
+        )
 
 
 def blindness(case: Case, found: Findings) -> None:
