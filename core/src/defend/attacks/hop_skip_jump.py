@@ -68,7 +68,8 @@ class _Search:
         share = (2 if norm == "linf" else 1.5) * math.log2(max(size, 2)) - math.log2(config.gamma)
         self.halvings = min(max(math.ceil(share), 1), FINEST)
         self.probe = config.gamma / size  # of the distance
-        self.across, self.times = (RANDOM_ACROSS, RANDOM_TIMES) if target.random else (ACROSS, 1)
+        self.across: tuple[float, ...] = RANDOM_ACROSS if target.random else ACROSS
+        self.times = RANDOM_TIMES if target.random else 1
         # what a jump, the way back and the last questions may take
         self.reserve = HALVINGS + self.halvings + len(self.across) * self.times
 
