@@ -39,7 +39,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "unet_gan": {"width": 8},
     "vaegan": {"width": 0.125, "latent": 6},
 }
-STEPS = ("steps", "latent_steps", "queries")
+STEPS = ("steps", "queries")  # what the options end in that say how long
+ONCE = {"binary_search_steps": 1, "targets": 1, "candidates": 2, "starts": 2, "initial_evals": 2, "max_evals": 4}
 FEW, MORE = 2, 4
 NAMED = {"apudae_a": "apudae", "apudae_b": "apudae", "vaegan_straight": "vaegan"}  # attacks on one purifier alone
 TRAINED: tuple[tuple[Stage, str], ...] = (
@@ -52,8 +53,8 @@ Case = tuple[str, Callable[[int, torch.device], Tensor]]
 
 def options_of(found: Found, steps: int) -> dict[str, Any]:
     known = {option.name for option in describe(found.spec.config)}
-    chosen = {name: steps for name in STEPS if name in known}
-    return {**chosen, **({"binary_search_steps": 1} if "binary_search_steps" in known else {})}
+    chosen = {name: steps for name in known if name.endswith(STEPS)}
+    return chosen | {name: value for name, value in ONCE.items() if name in known}
 
 
 def module_of(stage: Stage, name: str, steps: int = FEW) -> nn.Module:
@@ -77,7 +78,7 @@ class Normalised(TinyVictim):
 
 def attacks() -> Iterator[Case]:
     for entry in registry().entries("attack"):
-        if entry.spec.members:  # another library's
+        if entry.spec.is_family:  # another library's, or a file's
             continue
         name = entry.spec.name
 

@@ -216,11 +216,11 @@ def test_an_unknown_stage_is_refused(tmp_path):
 def test_what_exists_is_not_overwritten(tmp_path):
     (tmp_path / "haze").mkdir()
     (tmp_path / "haze/mine.txt").write_text("mine")
-    (tmp_path / "file").write_text("mine")
-    for name in ("haze", "file"):
+    (tmp_path / "mist").write_text("mine")
+    for name in ("haze", "mist"):
         with pytest.raises(ConfigError, match="not an empty folder"):
             scaffold.create(name, "attack", tmp_path)
-    assert [path.name for path in sorted(tmp_path.rglob("*"))] == ["file", "haze", "mine.txt"]
+    assert [path.name for path in sorted(tmp_path.rglob("*"))] == ["haze", "mine.txt", "mist"]
     with pytest.raises(ConfigError, match="does not exist"):
         scaffold.create("haze", "attack", tmp_path / "nowhere")
 

@@ -5,22 +5,15 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from defend.attacks.balls import clip, lengths, wide
 from defend.attacks.goals import Goal, choose_goal, settle, step_along
+from defend.attacks.objectives import margin
 from defend.attacks.options import FmnOptions
 from defend.attacks.target import Target
 
 LAST_STEP, LAST_GAMMA = 0.01, 0.001  # a share of the first step; and the last gamma
-
-
-def lead(module: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The objective: the best other logit less the label's, above zero where the label is left."""
-    logits = module(images)
-    own = F.one_hot(labels, logits.shape[1]).bool()
-    return logits.masked_fill(own, -torch.inf).amax(1) - logits[own], logits
 
 
 def anneal(first: float, last: float, progress: float) -> float:
@@ -29,7 +22,7 @@ def anneal(first: float, last: float, progress: float) -> float:
 
 
 class FastMinimumNorm:
-    """Climb the lead of the other classes in a ball that shrinks while the image fools, and widens while it does not.
+    """Climb the margin of the other classes in a ball that shrinks while the image fools, and widens while it does not.
 
     Before an image has ever fooled, its ball reaches at least as far as the slope says that the boundary is. In L-inf a
     step goes along the gradient's sign, and is a share of the ball's radius: the published steps, of a length in L2,
@@ -54,7 +47,7 @@ class FastMinimumNorm:
             size = anneal(config.step_size, LAST_STEP * config.step_size, step / config.steps)
             gamma = anneal(config.first_gamma, LAST_GAMMA, step / config.steps)
             # the nearest point lies on the boundary, where rounding would decide
-            slope = target.slope(current, goal.labels, keys, f"fmn/{step}", lead, full=True)
+            slope = target.slope(current, goal.labels, keys, f"fmn/{step}", margin, full=True)
             ahead = goal.reached(slope.logits) & (goal.sign * slope.loss > 0)
             fooled = self._sure(ahead, target, goal, current, keys, step)
             distance = self._measure(current - images)

@@ -99,7 +99,8 @@ def log_odds_of_margin(logits: Tensor, labels: Tensor) -> Tensor:
     largest, which = others.max(1)
     but_largest = logits.masked_fill(F.one_hot(which, logits.shape[1]).bool(), -torch.inf)
     above = torch.logaddexp(others.logsumexp(1), largest)
-    return above - torch.logaddexp(but_largest.logsumexp(1), logits[own])
+    # gathered, not masked: how many a mask selects, the host would wait to be told
+    return above - torch.logaddexp(but_largest.logsumexp(1), logits.gather(1, labels[:, None])[:, 0])
 
 
 def _log_softplus(odds: Tensor) -> Tensor:
