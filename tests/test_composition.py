@@ -184,6 +184,7 @@ def test_batch_size_changes_no_record_of_a_real_run(tmp_path):
                 threats=("noise", "oblivious"),
                 limit=6,
                 batch_size=batch_size,
+                checks="none",
                 out=str(out),
                 options={"purifier": {"steps": 3}},
             )
