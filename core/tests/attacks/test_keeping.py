@@ -8,7 +8,7 @@ from defend.attacks.apgd import Apgd
 from defend.attacks.goals import Goal
 from defend.attacks.host import craft
 from defend.attacks.iterated import Pgd
-from defend.attacks.keeping import Attempts, Keeper, choose
+from defend.attacks.keeping import Attempts, Best, Keeper, choose
 from defend.attacks.options import ApgdOptions, PgdOptions
 from defend.attacks.target import Slope, Target
 from defend.randomness import uniform_per_image
@@ -94,3 +94,27 @@ def test_of_several_starts_the_one_counts_that_fools_most_draws():
     assert attempts.images.flatten().tolist() == pytest.approx([0.5, 0.6])
     attempts.add(2, pixels(0.52))
     assert attempts.images.flatten().tolist() == pytest.approx([0.5, 0.52]) and attempts.left.tolist() == []
+
+
+def test_of_candidates_the_one_that_fools_most_draws_then_the_least_margin():
+    def pictures(value):
+        return torch.full((3, 1, 1, 1), value)
+
+    best = Best(pictures(0.0), torch.tensor([0.5, 0.5, 0.0]), torch.tensor([1.0, 1.0, 1.0]))
+    # more draws beat a margin; as many, a smaller margin beats; fewer never do
+    best.take(torch.arange(3), pictures(0.1), torch.tensor([0.75, 0.5, 0.0]), torch.tensor([2.0, 0.5, 1.5]))
+    assert best.images.flatten().tolist() == pytest.approx([0.1, 0.1, 0.0])
+    best.take(torch.tensor([2, 0]), pictures(0.2)[:2], torch.tensor([1.0, 0.5]), torch.tensor([3.0, -9.0]))
+    assert best.images.flatten().tolist() == pytest.approx([0.1, 0.1, 0.2])
+    outside = torch.tensor([False, True])
+    best.take(torch.tensor([0, 1]), pictures(0.3)[:2], torch.ones(2), torch.zeros(2), outside)
+    assert best.images.flatten().tolist() == pytest.approx([0.1, 0.3, 0.2])
+
+
+def test_share_is_of_single_draws_not_of_their_mean():
+    target, images, keys = Target(Slit(), draws=50), torch.full((2, 1, 1, 1), 0.41), torch.arange(2)
+    logits, share = target.judge(images, torch.zeros(2, dtype=torch.int64), keys, "step")
+    votes = target.votes(images, keys, "step")
+    assert share.tolist() == pytest.approx((votes != 0).float().mean(0).tolist())
+    assert 0 < float(share[0]) < 1
+    assert torch.equal(logits, target.logits(images, keys, "step"))

@@ -1,10 +1,6 @@
 """Attacked images are saved, rounded, judged again, and taken from a file that somebody else wrote."""
 
 import csv
-import sys
-import types
-from importlib.machinery import ModuleSpec
-from importlib.metadata import EntryPoint
 
 import numpy as np
 import pytest
@@ -12,10 +8,7 @@ from PIL import Image
 
 from defend.errors import ConfigError, DataError
 from defend.evaluation.runner import run, run_arms
-from defend.hookspecs import hookimpl
-from defend.plugins import Registry
-from defend.stages import StageSpec
-from defend.testing.toys import TASK, Negative, TinyVictim, tiny_dataset
+from defend.testing.toys import TASK, tiny_dataset
 from defend.util import interrupts
 from defend.values.run_config import RunConfig
 from defend.values.toml import run_config
@@ -23,20 +16,6 @@ from defend.values.toml import run_config
 TOYS = {"victim": "victim", "purifier": "negative", "dataset": "tiny"}
 SETTINGS = {**TOYS, "eps": 0.1, "limit": 8, "adaptive_limit": 8, "checks": "none", "store": False, "batch_size": 3}
 N = 8
-
-
-@pytest.fixture
-def toys(monkeypatch):
-    plugin = types.ModuleType("toy_plugin")
-    plugin.__spec__ = ModuleSpec("toy_plugin", None, origin=__file__)  # so that a run of it can go on
-    plugin.victim = lambda config, task: TinyVictim(task)
-    plugin.negative = lambda config, task: Negative()
-    plugin.tiny = lambda config: tiny_dataset(TASK)
-    for stage, name in TOYS.items():
-        spec = StageSpec(name=name, summary="toy", build=f"toy_plugin:{name}")
-        setattr(plugin, f"defend_{stage}s", hookimpl(lambda spec=spec: [spec], specname=f"defend_{stage}s"))
-    monkeypatch.setitem(sys.modules, "toy_plugin", plugin)
-    return Registry(entry_points=[EntryPoint("toys", "toy_plugin", "defend")])
 
 
 def verdicts(folder, attack, variant=""):

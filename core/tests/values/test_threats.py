@@ -1,39 +1,19 @@
 """A threat is one entry: one more in `THREATS` is run, checked and shown like those that were always there."""
 
 import io
-import sys
-import types
-from importlib.metadata import EntryPoint
 
 import pytest
 from rich.console import Console
 
 from defend.evaluation.runner import run
-from defend.hookspecs import hookimpl
-from defend.plugins import Registry
 from defend.records.reading import read_results
 from defend.report.page import Section
 from defend.report.page import render as write
 from defend.report.terminal import render
-from defend.stages import StageSpec
-from defend.testing.toys import TASK, Negative, TinyVictim, tiny_dataset
 from defend.values.run_config import RunConfig
 from defend.values.threats import THREATS, ThreatKind, is_harmless, knows_the_defence, rank
 
 TOYS = {"victim": "victim", "purifier": "negative", "dataset": "tiny"}
-
-
-@pytest.fixture
-def toys(monkeypatch):
-    plugin = types.ModuleType("toy_plugin")
-    plugin.victim = lambda config, task: TinyVictim(task)
-    plugin.negative = lambda config, task: Negative()
-    plugin.tiny = lambda config: tiny_dataset(TASK)
-    for stage, name in TOYS.items():
-        spec = StageSpec(name=name, summary="toy", build=f"toy_plugin:{name}")
-        setattr(plugin, f"defend_{stage}s", hookimpl(lambda spec=spec: [spec], specname=f"defend_{stage}s"))
-    monkeypatch.setitem(sys.modules, "toy_plugin", plugin)
-    return Registry(entry_points=[EntryPoint("toys", "toy_plugin", "defend")])
 
 
 @pytest.mark.parametrize("faces", ["defence", "victim"])

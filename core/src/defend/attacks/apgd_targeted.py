@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from defend.attacks.apgd import climb
-from defend.attacks.balls import wide
 from defend.attacks.goals import Goal
+from defend.attacks.keeping import Best
 from defend.attacks.objectives import LOSSES, measure_margin
 from defend.attacks.options import ApgdTargetedOptions
 from defend.attacks.target import Target
@@ -20,8 +19,9 @@ class ApgdTargeted:
     """All the steps towards each class; an image that is fooled, into whatever class, is attacked no further.
 
     One that is misclassified as it is stays so. A random defence gets all classes and starts, whoever was fooled: its
-    draws may have been lucky. What comes back is the candidate whose margin, asked for after each climb, is least.
-    Gradients an image: one more than the steps for each class and start, and one for each candidate of `malt`.
+    draws may have been lucky. What comes back is the candidate that fools most draws, of those that fool as many the
+    one with the least margin. Gradients an image: one more than the steps for each class and start, and one for each
+    candidate of `malt`.
     """
 
     def __init__(self, config: ApgdTargetedOptions, norm: str = "linf") -> None:
@@ -29,18 +29,17 @@ class ApgdTargeted:
 
     def __call__(self, target: Target, images: Tensor, labels: Tensor, *, eps: Tensor, keys: Tensor) -> Tensor:
         """See `defend.stages.Attack`."""
-        config, best = self._config, images.clone()
-        logits = target.logits(images, keys, f"{NAME}/before")
-        least = measure_margin(logits, labels)
+        config = self._config
+        logits, share = target.judge(images, labels, keys, f"{NAME}/judge")
+        best = Best(images, share, measure_margin(logits, labels))
         place = still_open(target, logits, labels)
         if len(place) == 0:
-            return best
+            return best.images
         aims = choose_classes(
             config, target, images[place], labels[place], logits[place], keys[place], norm=self.norm, stream=NAME
         )
         for number in range(aims.shape[1]):
             for restart in range(config.restarts):
-                own = f"{number}/{restart}"
                 found = climb(
                     target,
                     images[place],
@@ -50,19 +49,16 @@ class ApgdTargeted:
                     eps=eps[place],
                     keys=keys[place],
                     norm=self.norm,
-                    stream=(NAME, own),
+                    stream=(NAME, f"{number}/{restart}"),
                 )
-                logits = target.logits(found, keys[place], f"{NAME}/judge/{own}")
-                margin = measure_margin(logits, labels[place])
-                # of equal logits the first decides, so a margin of 0 is fooled or not
-                nearer = (margin < least[place]) | (logits.argmax(1) != labels[place]) & (margin <= least[place])
-                best[place] = torch.where(wide(nearer), found, best[place])
-                least[place] = torch.minimum(margin, least[place])
+                # under the same draws as all others, so that they compare
+                logits, share = target.judge(found, labels[place], keys[place], f"{NAME}/judge")
+                best.take(place, found, share, measure_margin(logits, labels[place]))
                 keep = still_open(target, logits, labels[place])
                 if len(keep) == 0:
-                    return best
+                    return best.images
                 place, aims = place[keep], aims[keep]
-        return best
+        return best.images
 
 
 def linf(config: ApgdTargetedOptions) -> ApgdTargeted:

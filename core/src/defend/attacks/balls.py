@@ -104,6 +104,16 @@ def lengths(directions: Tensor) -> Tensor:
     return length
 
 
+def measure(changes: Tensor, norm: str) -> Tensor:
+    """Return how long changes [B,...] are in the norm, [B]."""
+    return lengths(changes) if norm == "l2" else changes.flatten(1).abs().amax(1)
+
+
+def measure_slope(gradient: Tensor, norm: str) -> Tensor:
+    """Return the dual norm of gradients [B,...], [B]: how much rises what has them, with a change of length 1."""
+    return lengths(gradient) if norm == "l2" else gradient.flatten(1).abs().sum(1)
+
+
 def _scale(directions: Tensor) -> tuple[Tensor, Tensor]:
     """Divide every image's numbers [B,...] by a power of two [B] that leaves the largest of them between 1 and 2.
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from defend.attacks.balls import lengths, wide
+from defend.attacks.balls import measure, wide
+from defend.attacks.keeping import Best
 from defend.attacks.objectives import measure_margin, targeted_margin
 from defend.attacks.options import FabOptions
 from defend.attacks.target import Target
@@ -20,9 +21,10 @@ class FabTargeted:
     """From the image to the plane where two logits are equal, and back towards the image once that is crossed.
 
     It looks for the smallest change, so it goes where attacks that fill their budget do not. An image is done once a
-    change within its budget fools the target, into whatever class; a random defence gets all steps of all classes, and
-    the answer is the point within the budget whose margin was least. An image for which no such point was found comes
-    back as it is. Gradients an image: the steps for each class, and as many answers; and those of the order `malt`.
+    change within its budget fools the target, into whatever class; a random defence gets all steps of all classes. The
+    answer is the point within the budget that fooled most draws, of those that fooled as many the one with the least
+    margin; an image for which no such point was found comes back as it is. Gradients an image: the steps for each
+    class, and as many answers; and those of the order `malt`.
     """
 
     def __init__(self, config: FabOptions, norm: str = "linf") -> None:
@@ -30,20 +32,20 @@ class FabTargeted:
 
     def __call__(self, target: Target, images: Tensor, labels: Tensor, *, eps: Tensor, keys: Tensor) -> Tensor:
         """See `defend.stages.Attack`."""
-        logits = target.logits(images, keys, f"{NAME}/before")
-        best, least = images.clone(), measure_margin(logits, labels)
+        logits, share = target.judge(images, labels, keys, f"{NAME}/before")
+        best = Best(images, share, measure_margin(logits, labels))
         place = still_open(target, logits, labels)
         if len(place) == 0:
-            return best
+            return best.images
         aims = choose_classes(
             self._config, target, images[place], labels[place], logits[place], keys[place], norm=self.norm, stream=NAME
         )
         for number in range(aims.shape[1]):
-            keep = self._search(target, images, labels, aims[:, number], eps, keys, place, best, least, str(number))
+            keep = self._search(target, images, labels, aims[:, number], eps, keys, place, best, str(number))
             place, aims = place[keep], aims[keep]
             if len(place) == 0:
                 break
-        return best
+        return best.images
 
     def _search(
         self,
@@ -54,11 +56,10 @@ class FabTargeted:
         eps: Tensor,
         keys: Tensor,
         place: Tensor,
-        best: Tensor,
-        least: Tensor,
+        best: Best,
         stream: str,
     ) -> Tensor:
-        """Make for one class each; write what is found into `best` and `least`; return who is left, of `place`."""
+        """Make for one class each; tell `best` what is found; return who is left, of `place`."""
         every = target.compact_every or (1 if images.device.type == "cpu" else COMPACT_ON_GPU)
         left, now = torch.arange(len(place), device=images.device), images[place]
         done = torch.zeros_like(left, dtype=torch.bool)
@@ -68,13 +69,9 @@ class FabTargeted:
             pairs = torch.stack((aims[left], true), 1)
             slope = target.slope(now, pairs, key, f"{NAME}/{stream}/{step}", targeted_margin)
             now = step_to_plane(now, origin, slope.gradient, slope.loss, self.norm)
-            logits = target.logits(now, key, f"{NAME}/{stream}/{step}/answer")
-            fooled, margin = logits.argmax(1) != true, measure_margin(logits, true)
-            moved = (now - origin).flatten(1)
-            inside = (lengths(moved) if self.norm == "l2" else moved.abs().amax(1)) <= eps[own]
-            nearer = inside & ((margin < least[own]) | (fooled & (margin <= least[own])))
-            best[own] = torch.where(wide(nearer), now, best[own])
-            least[own] = torch.where(nearer, margin, least[own])
+            logits, share = target.judge(now, true, key, f"{NAME}/{stream}/{step}/answer")
+            fooled, inside = logits.argmax(1) != true, measure(now - origin, self.norm) <= eps[own]
+            best.take(own, now, share, measure_margin(logits, true), inside)
             now = torch.where(wide(fooled), origin + BACK * (now - origin), now)
             if not target.random:
                 done[left] |= fooled & inside
@@ -99,7 +96,7 @@ def step_to_plane(now: Tensor, origin: Tensor, slope: Tensor, gap: Tensor, norm:
     back_gap = gap + (slope * (origin - now)).flatten(1).sum(1)
     both = torch.cat((now, origin)), slope.repeat(2, 1, 1, 1), torch.cat((gap, back_gap))
     there, back = cross_plane(*both, norm).chunk(2)
-    far, near = (_measure(change, norm).clamp_min(1e-8) for change in (there, back))
+    far, near = (measure(change, norm).clamp_min(1e-8) for change in (there, back))
     bias = wide((far / (far + near)).clamp_max(MOST_BIAS))
     return ((now + OVERSHOOT * there) * (1 - bias) + (origin + OVERSHOOT * back) * bias).clamp(0, 1)
 
@@ -131,10 +128,6 @@ def cross_plane(points: Tensor, slope: Tensor, gap: Tensor, norm: str) -> Tensor
     multiplier = torch.where(open_ > 0, multiplier, stop[:, -1:])
     change = torch.where(size > 0, torch.minimum(multiplier * worth, room), 0)
     return (up * change).view_as(points)
-
-
-def _measure(change: Tensor, norm: str) -> Tensor:
-    return lengths(change) if norm == "l2" else change.flatten(1).abs().amax(1)
 
 
 def linf(config: FabOptions) -> FabTargeted:

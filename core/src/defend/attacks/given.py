@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from defend.attacks.balls import lengths
+from defend.attacks.balls import measure
 from defend.attacks.options import GivenOptions
 from defend.attacks.rounding import LEVELS
 from defend.attacks.target import Target
@@ -95,8 +95,7 @@ class GivenFile(Replay):
             )
         chosen = found[places]
         self._check_clean(clean, keys, places)
-        difference = (to_floats(chosen) - clean).flatten(1)
-        distance = lengths(difference) if self.norm == "l2" else difference.abs().amax(1)
+        distance = measure(to_floats(chosen) - clean, self.norm)
         far = (distance > eps + TOLERANCE).nonzero()[:, 0]
         if len(far):
             most = int(distance.argmax())

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from defend.attacks.balls import clip, lengths, steepest, wide
+from defend.attacks.balls import clip, lengths, measure, steepest, wide
 from defend.attacks.options import HopSkipJumpOptions
 from defend.attacks.target import CPU_BATCH, Target
 from defend.randomness import keyed, normal_like, uniform_like
@@ -88,7 +88,7 @@ class _Search:
             place, current, allowed = place[keep], current[keep], allowed[keep]
             if not len(place):
                 break
-            far = self._measure(current - self.images[place])
+            far = measure(current - self.images[place], self.norm)
             # in L2 in both norms: a d-th of a length in L-inf, the paper's, is lost in the rounding of a network
             around = self.probe * lengths(current - self.images[place])
             reach = torch.full_like(far, FIRST_PROBE) if step == 0 else around
@@ -132,7 +132,7 @@ class _Search:
         return fooled
 
     def _keep_nearest(self, place: Tensor, points: Tensor, fooled: Tensor, stream: str) -> None:
-        distance = self._measure(points - self.images[place])
+        distance = measure(points - self.images[place], self.norm)
         # an image may be there several times: its nearest is taken
         least = self.distance.scatter_reduce(0, place, torch.where(fooled, distance, torch.inf), "amin")
         better = (fooled & (distance < self.distance[place]) & (distance <= least[place])).nonzero()[:, 0]
@@ -168,7 +168,7 @@ class _Search:
 
     def _approach(self, place: Tensor, points: Tensor, stream: str) -> Tensor:
         """Halve the way from points that fool to their images; return the nearest on it that fool."""
-        far = self._measure(points - self.images[place])
+        far = measure(points - self.images[place], self.norm)
         low, high, best = torch.zeros_like(far), far, points
         for halving in range(self.halvings):
             middle = (low + high) / 2
@@ -233,9 +233,6 @@ class _Search:
             now = self._ask(place[left], tried, f"{step}/jump/{halving}")
             landed[left[now]], fooled[left[now]] = tried[now], True
         return landed, fooled
-
-    def _measure(self, changes: Tensor) -> Tensor:
-        return lengths(changes) if self.norm == "l2" else changes.flatten(1).abs().amax(1)
 
 
 def _coarse_noise(images: Tensor) -> Tensor:

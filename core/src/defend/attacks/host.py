@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from defend.attacks.balls import at_least_float32, clip, lengths
+from defend.attacks.balls import at_least_float32, clip, measure
 from defend.attacks.sight import Ball
 from defend.attacks.target import Target
 from defend.boundary.answers import Answering
@@ -112,8 +112,7 @@ def _victim(module: nn.Module) -> object:
 
 def overshoot(adversarial: Tensor, images: Tensor, eps: Tensor, norm: str) -> Tensor:
     """Return how far each image is outside its budget or outside [0,1], whichever is larger: [B], 0 if inside."""
-    difference = (adversarial - images).flatten(1)
-    distance = lengths(difference) if norm == "l2" else difference.abs().amax(1)
+    distance = measure(adversarial - images, norm)
     flat = adversarial.flatten(1)
     outside = torch.maximum(-flat.amin(1), flat.amax(1) - 1)
     return torch.maximum(distance - eps, outside).clamp_min(0).abs()  # no -0

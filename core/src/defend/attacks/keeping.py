@@ -38,6 +38,31 @@ def choose(target: Target, goal: Goal, first: Tensor, second: Tensor, keys: Tens
     return torch.where(wide(before > after), first, second)
 
 
+class Best:
+    """Of several candidates of each image the one that fools most draws; of those that fool as many, the least margin.
+
+    Args:
+        images: [N,C,H,W], the first candidates.
+        share: in how many of the draws each fools, [N] in [0,1].
+        margin: the label's logit less the largest other, [N].
+
+    Attributes:
+        images: [N,C,H,W], the best so far.
+    """
+
+    def __init__(self, images: Tensor, share: Tensor, margin: Tensor) -> None:
+        self.images, self._share, self._margin = images.clone(), share.clone(), margin.clone()
+
+    def take(self, place: Tensor, images: Tensor, share: Tensor, margin: Tensor, allowed: Tensor | None = None) -> None:
+        """Take in candidates of the images at `place` [B]; of these only who is `allowed`, bool [B], if not None."""
+        most, least = self._share[place], self._margin[place]
+        better = (share > most) | ((share == most) & (margin < least))
+        better = better if allowed is None else better & allowed
+        self.images[place] = torch.where(wide(better), images, self.images[place])
+        self._share[place] = torch.where(better, share, most)
+        self._margin[place] = torch.where(better, margin, least)
+
+
 class Attempts:
     """What several starts of an attack found of each image.
 

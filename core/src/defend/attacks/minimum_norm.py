@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from defend.attacks.balls import clip, lengths, wide
+from defend.attacks.balls import clip, measure, measure_slope, wide
 from defend.attacks.goals import Goal, choose_goal, settle, step_along
 from defend.attacks.objectives import margin
 from defend.attacks.options import FmnOptions
@@ -40,7 +40,7 @@ class FastMinimumNorm:
         config = self._config
         goal = choose_goal(config, target, images, labels, keys)
         current, nearest = images, images
-        farthest = self._measure(torch.maximum(images, 1 - images))
+        farthest = measure(torch.maximum(images, 1 - images), self.norm)
         radius, best = torch.full_like(eps, torch.inf), farthest
         ever = torch.zeros_like(labels, dtype=torch.bool)
         for step in range(config.steps):
@@ -50,12 +50,12 @@ class FastMinimumNorm:
             slope = target.slope(current, goal.labels, keys, f"fmn/{step}", margin, full=True)
             ahead = goal.reached(slope.logits) & (goal.sign * slope.loss > 0)
             fooled = self._sure(ahead, target, goal, current, keys, step)
-            distance = self._measure(current - images)
+            distance = measure(current - images, self.norm)
             better = fooled & (distance <= best)
             ever = ever | fooled
             best = torch.where(better, distance, best)
             nearest = torch.where(wide(better), current, nearest)
-            steepness = self._measure_slope(slope.gradient)
+            steepness = measure_slope(slope.gradient, self.norm)
             to_boundary = torch.where(steepness > 0, slope.loss.abs() / steepness, torch.inf)
             # also before it ever fooled: on the boundary is not across it, and the box cuts off of what the ball allows
             wider = torch.where(radius.isfinite(), radius * (1 + gamma), 0)
@@ -71,13 +71,6 @@ class FastMinimumNorm:
         if target.random and bool(fooled.any()):
             return fooled & goal.reached(target.logits(images, keys, f"fmn/{step}/again"))
         return fooled
-
-    def _measure(self, changes: Tensor) -> Tensor:
-        return lengths(changes) if self.norm == "l2" else changes.flatten(1).abs().amax(1)
-
-    def _measure_slope(self, gradient: Tensor) -> Tensor:
-        """Return the length of gradients in the dual norm [B]: how much the loss rises with a change of length 1."""
-        return lengths(gradient) if self.norm == "l2" else gradient.flatten(1).abs().sum(1)
 
 
 def linf(config: FmnOptions) -> FastMinimumNorm:

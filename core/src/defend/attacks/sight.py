@@ -10,7 +10,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from defend.attacks.balls import lengths
+from defend.attacks.balls import measure
 from defend.records.seen import Seen
 
 
@@ -24,9 +24,7 @@ class Ball:
 
     def holds(self, points: Tensor, place: Tensor) -> Tensor:
         """Return bool [B]: which points [B,C,H,W] are within, of the images at `place` [B]."""
-        difference = points - self.images[place]
-        far = lengths(difference) if self.norm == "l2" else difference.flatten(1).abs().amax(1)
-        return far <= self.eps[place]
+        return measure(points - self.images[place], self.norm) <= self.eps[place]
 
 
 class Sight:

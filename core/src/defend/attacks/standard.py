@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from defend.attacks.apgd import Apgd
 from defend.attacks.apgd_targeted import ApgdTargeted
-from defend.attacks.balls import wide
 from defend.attacks.fab import FabTargeted
+from defend.attacks.keeping import Best
 from defend.attacks.objectives import measure_margin
 from defend.attacks.options import ApgdOptions, ApgdTargetedOptions, FabOptions, SquareOptions, StandardOptions
 from defend.attacks.square import SquareAttack
@@ -21,8 +20,8 @@ class Standard:
     """Auto-PGD on the cross-entropy, targeted Auto-PGD, targeted FAB, Square; one after the other, image by image.
 
     An image that one of them fooled is not attacked by the next; with a detector it has to be accepted too. A random
-    defence gets all of them, whoever was fooled: its draws may have been lucky. What comes back is what fools and is
-    accepted, and of several of the same kind the one with the least margin.
+    defence gets all of them, whoever was fooled: its draws may have been lucky. What comes back is what is accepted and
+    fools most draws, and of several of the same kind the one with the least margin.
     """
 
     def __init__(self, config: StandardOptions, norm: str = "linf") -> None:
@@ -38,26 +37,28 @@ class Standard:
 
     def __call__(self, target: Target, images: Tensor, labels: Tensor, *, eps: Tensor, keys: Tensor) -> Tensor:
         """See `defend.stages.Attack`."""
-        best = images.clone()
-        through, least = _judge(target, images, labels, keys, "before")
+        through, share, margin = _judge(target, images, labels, keys, "before")
+        best = Best(images, share, margin)
         for name, attack in self._parts.items():
             place = (~through | target.random).nonzero()[:, 0]
             if len(place) == 0:
                 break
             found = attack(target, images[place], labels[place], eps=eps[place], keys=keys[place])
-            won, margin = _judge(target, found, labels[place], keys[place], name)
-            nearer = (won & ~through[place]) | ((won == through[place]) & (margin < least[place]))
-            best[place] = torch.where(wide(nearer), found, best[place])
-            least[place] = torch.where(nearer, margin, least[place])
+            won, share, margin = _judge(target, found, labels[place], keys[place], name)
+            best.take(place, found, share, margin)
             through[place] |= won
         target.queries = None  # Square counted its own part
-        return best
+        return best.images
 
 
-def _judge(target: Target, images: Tensor, labels: Tensor, keys: Tensor, name: str) -> tuple[Tensor, Tensor]:
-    """Return who is misclassified and accepted, bool [B], and the margins [B]."""
+def _judge(target: Target, images: Tensor, labels: Tensor, keys: Tensor, name: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Return who is misclassified and accepted, bool [B], in how many of the draws, [B] in [0,1], and the margins."""
     logits, accepted = target.answer(images, keys, f"standard/{name}")
-    return accepted & (logits.argmax(1) != labels), measure_margin(logits, labels)
+    won = accepted & (logits.argmax(1) != labels)
+    share = won.float()
+    if target.draws > 1:  # the same for all candidates, so that they compare
+        share = accepted * target.judge(images, labels, keys, "standard/judge")[1]
+    return won, share, measure_margin(logits, labels)
 
 
 def linf(config: StandardOptions) -> Standard:

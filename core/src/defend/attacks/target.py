@@ -313,6 +313,13 @@ class Target:
             return self._mean(self.module(self._repeat(images)).float())
 
     @torch.no_grad()
+    def judge(self, images: Tensor, labels: Tensor, keys: Tensor, step: int | str) -> tuple[Tensor, Tensor]:
+        """Return logits [B,K], the mean over draws, and in how many draws each is misclassified, [B] in [0,1]."""
+        with self._surroundings(images, keys, step, full=True):
+            said = self.module(self._repeat(images)).float()
+            return self._mean(said), self._mean((said.argmax(1) != self._repeat(labels)).float())
+
+    @torch.no_grad()
     def votes(self, images: Tensor, keys: Tensor, step: int | str) -> Tensor:
         """Return what is predicted in each of the draws, int64 [D,B], in full precision."""
         with self._surroundings(images, keys, step, full=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from defend.attacks.balls import lengths
+from defend.attacks.balls import measure_slope
 from defend.attacks.objectives import targeted_margin
 from defend.attacks.options import TargetsOptions
 from defend.attacks.target import Target
@@ -39,7 +39,7 @@ def choose_classes(
     for aim in candidates.unbind(1):
         # of one step, so that all candidates are compared under the same draws
         slope = target.slope(images, torch.stack((aim, labels), 1), keys, f"{stream}/order", targeted_margin, full=True)
-        length = lengths(slope.gradient) if norm == "l2" else slope.gradient.flatten(1).abs().sum(1)
+        length = measure_slope(slope.gradient, norm)
         far.append(torch.where(length > 0, slope.loss / length, torch.inf))
     order = torch.stack(far, 1).argsort(dim=1, stable=True)
     return candidates.gather(1, order)[:, :count]

@@ -15,7 +15,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from defend.attacks.balls import lengths, wide
+from defend.attacks.balls import measure, wide
 from defend.attacks.rounding import round_to_levels
 from defend.attacks.target import Target
 from defend.boundary.given import name_of
@@ -280,8 +280,7 @@ class Evaluator:
     def _measure(self, plan: PlannedRow, batch: Batch, found: Tensor) -> Nearest:
         """Measure how far off an attack found its images, and ask all arms there, also beyond the budget."""
         assert plan.attack is not None
-        difference, eps = (found - batch.images).flatten(1), plan.threat.eps
-        far = lengths(difference) if plan.attack.norm == "l2" else difference.abs().amax(1)
+        far, eps = measure(found - batch.images, plan.attack.norm), plan.threat.eps
         beyond = torch.zeros_like(far, dtype=torch.bool) if eps is None else far > eps
         said: dict[str, Verdict] = {}
         if bool(beyond.any()):
