@@ -1,4 +1,4 @@
-"""Workload 10: the smallest changes that fool, against foolbox's at as many gradients or queries.
+"""Workload 11: the smallest changes that fool, against foolbox's at as many gradients or queries.
 
 python -m benchmarks nearest
 
@@ -25,7 +25,7 @@ from defend.attacks.options import FmnOptions, HopSkipJumpOptions
 from defend.defence import Defence
 from defend.errors import DefendError
 
-WORKLOAD = "10 nearest"
+WORKLOAD = "11 nearest"
 VICTIM, DATASET = "resnet18", "digits"
 PURIFIERS = {"": 64, "dae": 64, "unet_gan": 24}
 """Images an attack gets; without a purifier the victim stands alone."""
