@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from defend.attacks.adapters.specs import families
 from defend.attacks.options import (
@@ -32,6 +33,12 @@ AUTOATTACK = Paper(
     "Croce and Hein",
     2020,
     "arXiv:2003.01690",
+)
+PMA = Paper(
+    "Towards Million-Scale Adversarial Robustness Evaluation With Stronger Individual Attacks",
+    "Xie et al.",
+    2024,
+    "arXiv:2411.15210",
 )
 
 
@@ -111,71 +118,46 @@ def defend_attacks() -> Sequence[StageSpec]:
             )
         ),
         *(
-            StageSpec(
-                name=f"apgd_{loss}",
-                summary=f"Auto-PGD, a step size that adapts, on the {text}",
-                build=f"defend.attacks.apgd:{loss}",
+            spec
+            for loss, what, paper in (
+                ("ce", "cross-entropy", AUTOATTACK),
+                ("dlr", "difference of logits ratio", AUTOATTACK),
+                ("margin", "difference of logits", AUTOATTACK),
+                ("pm", "difference of probabilities", PMA),
+            )
+            for spec in _in_both_norms(
+                f"apgd_{loss}",
+                f"Auto-PGD, a step size that adapts, on the {what}",
+                (f"apgd:{loss}", f"apgd:{loss}_l2"),
                 config=ApgdOptions,
-                paper=AUTOATTACK,
-            )
-            for loss, text in (
-                ("ce", "cross-entropy (L-inf)"),
-                ("dlr", "difference of logits ratio (L-inf)"),
-                ("margin", "difference of logits (L-inf)"),
-                ("ce_l2", "cross-entropy (L2)"),
-                ("dlr_l2", "difference of logits ratio (L2)"),
-                ("margin_l2", "difference of logits (L2)"),
+                paper=paper,
             )
         ),
-        *(
-            StageSpec(
-                name=f"apgd_{name}",
-                summary=f"Auto-PGD, a step size that adapts, on the difference of probabilities ({text})",
-                build=f"defend.attacks.apgd:{name}",
-                config=ApgdOptions,
-                paper=Paper(
-                    "Towards Million-Scale Adversarial Robustness Evaluation With Stronger Individual Attacks",
-                    "Xie et al.",
-                    2024,
-                    "arXiv:2411.15210",
-                ),
-            )
-            for name, text in (("pm", "L-inf"), ("pm_l2", "L2"))
+        *_in_both_norms(
+            "apgd_t",
+            "Auto-PGD towards one wrong class after another, nearest first",
+            ("apgd_targeted:linf", "apgd_targeted:l2"),
+            config=ApgdTargetedOptions,
+            paper=Paper("MALT Powers Up Adversarial Attacks", "Melamed et al.", 2024, "arXiv:2407.02240"),
         ),
-        *(
-            StageSpec(
-                name=name,
-                summary=f"Auto-PGD towards one wrong class after another, nearest first ({text})",
-                build=f"defend.attacks.apgd_targeted:{norm}",
-                config=ApgdTargetedOptions,
-                paper=Paper("MALT Powers Up Adversarial Attacks", "Melamed et al.", 2024, "arXiv:2407.02240"),
-            )
-            for name, norm, text in (("apgd_t", "linf", "L-inf"), ("apgd_t_l2", "l2", "L2"))
+        *_in_both_norms(
+            "fab_t",
+            "FAB: small changes across the boundary to one wrong class after another",
+            ("fab:linf", "fab:l2"),
+            config=FabOptions,
+            paper=Paper(
+                "Minimally Distorted Adversarial Examples with a Fast Adaptive Boundary Attack",
+                "Croce and Hein",
+                2020,
+                "arXiv:1907.02044",
+            ),
         ),
-        *(
-            StageSpec(
-                name=name,
-                summary=f"FAB: small changes across the boundary to one wrong class after another ({text})",
-                build=f"defend.attacks.fab:{norm}",
-                config=FabOptions,
-                paper=Paper(
-                    "Minimally Distorted Adversarial Examples with a Fast Adaptive Boundary Attack",
-                    "Croce and Hein",
-                    2020,
-                    "arXiv:1907.02044",
-                ),
-            )
-            for name, norm, text in (("fab_t", "linf", "L-inf"), ("fab_t_l2", "l2", "L2"))
-        ),
-        *(
-            StageSpec(
-                name=name,
-                summary=f"AutoAttack's standard: apgd_ce, apgd_t, fab_t, square, until an image is fooled ({text})",
-                build=f"defend.attacks.standard:{norm}",
-                config=StandardOptions,
-                paper=AUTOATTACK,
-            )
-            for name, norm, text in (("standard", "linf", "L-inf"), ("standard_l2", "l2", "L2"))
+        *_in_both_norms(
+            "standard",
+            "AutoAttack's standard: apgd_ce, apgd_t, fab_t, square, until an image is fooled",
+            ("standard:linf", "standard:l2"),
+            config=StandardOptions,
+            paper=AUTOATTACK,
         ),
         StageSpec(
             name="cw",
@@ -186,52 +168,43 @@ def defend_attacks() -> Sequence[StageSpec]:
                 "Towards Evaluating the Robustness of Neural Networks", "Carlini and Wagner", 2017, "arXiv:1608.04644"
             ),
         ),
-        *(
-            StageSpec(
-                name=name,
-                summary=f"fast minimum-norm attack: the smallest change of each image, so accuracy at any eps ({text})",
-                build=f"defend.attacks.minimum_norm:{norm}",
-                config=FmnOptions,
-                paper=Paper(
-                    "Fast Minimum-norm Adversarial Attacks through Adaptive Norm Constraints",
-                    "Pintor et al.",
-                    2021,
-                    "arXiv:2102.12827",
-                ),
-            )
-            for name, norm, text in (("fmn", "linf", "L-inf"), ("fmn_l2", "l2", "L2"))
+        *_in_both_norms(
+            "fmn",
+            "fast minimum-norm attack: the smallest change of each image, so accuracy at any eps",
+            ("minimum_norm:linf", "minimum_norm:l2"),
+            config=FmnOptions,
+            paper=Paper(
+                "Fast Minimum-norm Adversarial Attacks through Adaptive Norm Constraints",
+                "Pintor et al.",
+                2021,
+                "arXiv:2102.12827",
+            ),
         ),
-        *(
-            StageSpec(
-                name=name,
-                summary=f"Square Attack: random search with answers alone ({text})",
-                build=f"defend.attacks.square:{norm}",
-                config=SquareOptions,
-                paper=Paper(
-                    "Square Attack: a Query-efficient Black-box Adversarial Attack via Random Search",
-                    "Andriushchenko et al.",
-                    2020,
-                    "arXiv:1912.00049",
-                ),
-                threats=("query",),
-            )
-            for name, norm, text in (("square", "linf", "L-inf"), ("square_l2", "l2", "L2"))
+        *_in_both_norms(
+            "square",
+            "Square Attack: random search with answers alone",
+            ("square:linf", "square:l2"),
+            config=SquareOptions,
+            paper=Paper(
+                "Square Attack: a Query-efficient Black-box Adversarial Attack via Random Search",
+                "Andriushchenko et al.",
+                2020,
+                "arXiv:1912.00049",
+            ),
+            threats=("query",),
         ),
-        *(
-            StageSpec(
-                name=name,
-                summary=f"HopSkipJump: the smallest change of each image, from labels alone ({text})",
-                build=f"defend.attacks.hop_skip_jump:{norm}",
-                config=HopSkipJumpOptions,
-                paper=Paper(
-                    "HopSkipJumpAttack: A Query-Efficient Decision-Based Attack",
-                    "Chen et al.",
-                    2020,
-                    "arXiv:1904.02144",
-                ),
-                threats=("query",),
-            )
-            for name, norm, text in (("hsj", "linf", "L-inf"), ("hsj_l2", "l2", "L2"))
+        *_in_both_norms(
+            "hsj",
+            "HopSkipJump: the smallest change of each image, from labels alone",
+            ("hop_skip_jump:linf", "hop_skip_jump:l2"),
+            config=HopSkipJumpOptions,
+            paper=Paper(
+                "HopSkipJumpAttack: A Query-Efficient Decision-Based Attack",
+                "Chen et al.",
+                2020,
+                "arXiv:1904.02144",
+            ),
+            threats=("query",),
         ),
         StageSpec(
             name="pgd_joint",
@@ -274,3 +247,9 @@ def defend_attacks() -> Sequence[StageSpec]:
         ),
         *families(),
     ]
+
+
+def _in_both_norms(name: str, summary: str, builders: tuple[str, str], **more: Any) -> Iterator[StageSpec]:
+    """Yield an attack in L-inf, and the same in L2, NAME_l2; `builders` are their "module:function" of this folder."""
+    for mark, norm, builder in zip(("", "_l2"), ("L-inf", "L2"), builders, strict=True):
+        yield StageSpec(name=f"{name}{mark}", summary=f"{summary} ({norm})", build=f"defend.attacks.{builder}", **more)
