@@ -35,7 +35,8 @@ def mart(clean: Tensor, robust: Tensor, labels: Tensor, weight: float) -> Tensor
     nearest = F.one_hot(robust.detach().masked_fill(own, -torch.inf).argmax(1), robust.shape[1]).bool()
     # log(1 - q_k) without taking 1 - q_k, which rounds to 0 where q_k is near 1
     rest = robust.masked_fill(nearest, -torch.inf).logsumexp(1) - robust.logsumexp(1)
-    doubt = 1 - clean.softmax(1)[own]
+    # gathered, not masked: how many a mask selects, the host would wait to be told
+    doubt = 1 - clean.softmax(1).gather(1, labels[:, None])[:, 0]
     return F.cross_entropy(robust, labels, reduction="none") - rest + weight * divergence(clean, robust) * doubt
 
 
