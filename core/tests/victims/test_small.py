@@ -21,7 +21,7 @@ from defend.testing.toys import images as pictures
 from defend.training.loop import FitSettings, fit
 from defend.training.stage import train_stage
 from defend.victims.plugin import VictimRecipe
-from defend.victims.training import NormalisedVictim, VictimTraining, cut_out
+from defend.victims.training import NormalisedVictim, VictimTraining, cut_out, shrink
 
 COLOUR = Task("tiles", 3, 32, 32, 10, (0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
 GREY = attrs.evolve(TASK, dataset="grey")
@@ -258,10 +258,52 @@ def test_a_cutout_larger_than_the_images_is_refused():
     assert str(caught.value) == "cutout=29 is larger than the images of digits: expected at most 28"
 
 
+def test_the_first_epochs_see_small_images_and_the_others_whole_ones():
+    described = training(task=COLOUR, victim=(probe := Probe()), shift=0, epochs=3, small_epochs=2, small_size=8)
+    halves = torch.zeros(1, 3, 32, 32)
+    halves[..., 16:, :] = 1  # what is large stays where it is
+    for epoch, side in ((0, 8), (1, 8), (2, 32)):
+        described.epoch = epoch
+        list(described.losses(Batch(halves.expand(2, -1, -1, -1), torch.tensor([0, 1]), torch.arange(2))))
+        assert probe.seen.shape == (2, 3, side, side)
+        top, bottom = probe.seen[..., : side // 4, :], probe.seen[..., -(side // 4) :, :]
+        torch.testing.assert_close(top, torch.zeros_like(top))
+        torch.testing.assert_close(bottom, torch.ones_like(bottom))
+
+
+def test_small_images_keep_their_mean_and_shape():
+    torch.manual_seed(0)
+    images = torch.rand(2, 3, 32, 48)
+    small = shrink(images, 16)
+    assert small.shape == (2, 3, 16, 24)
+    torch.testing.assert_close(small.mean((2, 3)), images.mean((2, 3)), atol=0.02, rtol=0)
+    assert small.std() < 0.7 * images.std()  # antialiased: noise of a pixel is averaged, not picked
+
+
+@pytest.mark.parametrize(
+    ("recipe", "said"),
+    [
+        (
+            {"small_epochs": 1, "small_size": 28},
+            "small_size=28 is no smaller than the images of digits: expected at most 27, or small_epochs=0",
+        ),
+        (
+            {"small_epochs": 3, "epochs": 3},
+            "small_epochs=3 leaves no epoch of whole images: expected at most 2, one less than epochs",
+        ),
+    ],
+)
+def test_small_images_that_are_none_are_refused(recipe, said):
+    with pytest.raises(ConfigError) as caught:
+        training(**recipe)
+    assert str(caught.value) == said
+
+
 def test_the_recipe_with_everything_on_learns_digits():
     dataset = open_dataset("digits")
     recipe = {"optimiser": "sgd", "lr": 0.2, "weight_decay": 5e-4, "label_smoothing": 0.1, "cutout": 4, "shift": 1}
-    described = training(task=dataset.task(), epochs=4, batch_size=32, **recipe)
+    recipe |= {"small_epochs": 1, "small_size": 20}
+    described = training(task=dataset.task(), epochs=5, batch_size=32, **recipe)
     untrained = described.finish(dataset, torch.device("cpu"))["val_accuracy"]
     figures = fit(described, dataset, FitSettings(), {"what": "test"})
     assert untrained < 0.3

@@ -80,6 +80,12 @@ class VictimRecipe:
         0.0, help="share of the target that is spread over all classes", at_least=0, at_most=1
     )
     cutout: int = option(0, help="side in pixels of a black square at a random place of each image", at_least=0)
+    small_epochs: int = option(
+        0, help="the first so many epochs see images of small_size, which take less time", at_least=0
+    )
+    small_size: int = option(
+        24, help="height in pixels of the images of small_epochs; width to scale", at_least=8, at_most=LARGEST_SIZE
+    )
 
 
 @hookimpl

@@ -20,10 +20,12 @@ MOMENTUM = 0.9
 
 
 class VictimTraining(Training):
-    """Cross-entropy on shifted (and flipped, and partly covered) training images.
+    """Cross-entropy on shifted (and flipped, and partly covered) training images, the first of them made smaller.
+
+    Smaller images first, larger ones later: Howard, fast.ai's entry in DAWNBench (2018).
 
     Raises:
-        ConfigError: the recipe's cutout is larger than the images.
+        ConfigError: the recipe's cutout is larger than the images, or its small images are no smaller, or all it has.
     """
 
     def __init__(self, victim: nn.Module, recipe: VictimRecipe, task: Task) -> None:
@@ -32,6 +34,16 @@ class VictimTraining(Training):
             raise ConfigError(
                 f"cutout={recipe.cutout} is larger than the images of {task.dataset}: expected at most "
                 f"{min(task.height, task.width)}"
+            )
+        if recipe.small_epochs and recipe.small_size >= task.height:
+            raise ConfigError(
+                f"small_size={recipe.small_size} is no smaller than the images of {task.dataset}: expected at most "
+                f"{task.height - 1}, or small_epochs=0"
+            )
+        if recipe.small_epochs >= recipe.epochs and recipe.small_epochs:
+            raise ConfigError(
+                f"small_epochs={recipe.small_epochs} leaves no epoch of whole images: expected at most "
+                f"{recipe.epochs - 1}, one less than epochs"
             )
         self._recipe, self._flips = recipe, task.flips
 
@@ -60,6 +72,8 @@ class VictimTraining(Training):
 
     def losses(self, batch: Batch) -> Iterator[Loss]:
         images = cut_out(augment(batch.images, self._recipe.shift, self._flips), self._recipe.cutout)
+        if self.epoch < self._recipe.small_epochs:
+            images = shrink(images, self._recipe.small_size)
         logits = unwrap(self.modules["victim"](images))  # some answer more while they train: Inception's auxiliary head
         right = (logits.detach().argmax(1) == batch.labels).float().mean()
         loss = F.cross_entropy(logits, batch.labels, label_smoothing=self._recipe.label_smoothing)
@@ -90,6 +104,12 @@ def augment(images: Tensor, shift: int, flips: bool) -> Tensor:
     batch = torch.arange(count, device=images.device).view(-1, 1, 1, 1)
     channel = torch.arange(channels, device=images.device).view(1, -1, 1, 1)
     return padded[batch, channel, rows[:, None, :, None], columns[:, None, None, :]]
+
+
+def shrink(images: Tensor, height: int) -> Tensor:
+    """Scale images [B,C,H,W] in [0,1] down to a height, and their width alike; antialiased."""
+    width = max(round(images.shape[3] * height / images.shape[2]), 1)
+    return F.interpolate(images, (height, width), mode="bilinear", antialias=True, align_corners=False)
 
 
 def cut_out(images: Tensor, side: int) -> Tensor:
