@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from defend.report import readme
+from defend.report.text import interval, percent
 
 
 def cell(value: object) -> str:
@@ -16,6 +18,11 @@ def code(value: object) -> str:
     """Return a value as code in a cell; nothing of an empty one."""
     text = " ".join(str(value).split()).replace("|", "\\|")
     return f"`{text}`" if text else ""
+
+
+def figure(one: Mapping[str, Any]) -> str:
+    """Return an accuracy and its interval, which stay on one line."""
+    return f"{percent(one['accuracy'])} {interval(one['ci95'])}".replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -6,13 +6,13 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
-from defend.report.text import interval, percent, row_title
+from defend.report.text import percent, row_title
 from defend.values.threats import THREATS, knows_the_defence
 from tools.manual import papers
 from tools.manual.included import ROOT
-from tools.manual.markdown import cell, code, table
+from tools.manual.ladders import ladder_of
+from tools.manual.markdown import cell, code, figure, table
 
 FIRST_RUN = ROOT / "docs/results/first-run.json"
 PLACE = re.compile(r"^\{\{ *(\w+)(?: +([^}]*?))? *\}\}$", re.MULTILINE)
@@ -38,18 +38,13 @@ def first_run() -> str:
         title = row_title(row["attack"], row["threat"], row["variant"], row["eps"])
         curve = row["curve"]
         loose = "≤ " if curve and not curve["flattened"] and knows_the_defence(row["threat"]) else ""
-        bare = "" if knows_the_defence(row["threat"]) else _figure(row["undefended"])
-        rows.append((*title, str(row["steps"] or ""), str(row["n"]), bare, loose + _figure(row["defended"])))
+        bare = "" if knows_the_defence(row["threat"]) else figure(row["undefended"])
+        rows.append((*title, str(row["steps"] or ""), str(row["n"]), bare, loose + figure(row["defended"])))
     worst = kept["worst_case"]
     bound = "at most " if worst["rising"] else ""
-    last = f"**{bound}{_figure(worst)}**"
+    last = f"**{bound}{figure(worst)}**"
     rows.append(("**worst case per image**", "", "", "", str(worst["n"]), percent(worst["undefended"]), last))
     return table(("attack", "threat", "eps", "steps", "n", "undefended", "defended"), rows).strip()
-
-
-def _figure(one: Mapping[str, Any]) -> str:
-    said = f"{percent(one['accuracy'])} {interval(one['ci95'])}"
-    return said.replace(" ", "\N{NO-BREAK SPACE}")  # a figure and its interval stay on one line
 
 
 def threats() -> str:
@@ -96,6 +91,7 @@ def contracts() -> str:
 
 PARTS: Mapping[str, Callable[..., str]] = {
     "first_run": first_run,
+    "ladder": ladder_of,
     "threats": threats,
     "stages": stages,
     "contracts": contracts,

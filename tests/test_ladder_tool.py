@@ -1,0 +1,127 @@
+"""tools.ladder keeps what each purifier left, arm by arm, and the manual shows it."""
+
+import json
+import sys
+
+import pytest
+from tools import ladder
+from tools.manual.ladders import ladder_of
+
+from defend.errors import ConfigError
+
+
+def figure(accuracy, n=100):
+    return {"accuracy": accuracy, "ci95": [accuracy - 0.1, accuracy + 0.1], "n": n}
+
+
+def row(attack, threat, accuracy, variant="", n=100):
+    absent = dict.fromkeys(("norm", "eps", "steps", "queries"))
+    left = {"defended": figure(accuracy), "undefended": figure(1.0)}
+    return {"attack": attack, "threat": threat, "variant": variant, "n": n, "headline": True, **absent, **left}
+
+
+def report(*rows, worst, credit=None, failed=()):
+    timed = [{**one, "partial": False, "seconds": {"attack": 90, "purify": 30}} for one in rows]
+    checks = [{"name": name, "status": "fail"} for name in failed] + [{"name": "batch", "status": "pass"}]
+    headline = {**figure(worst), "with_credit": None if credit is None else figure(credit)}
+    return {
+        "rows": timed,
+        "checks": checks,
+        "worst_case": headline,
+        "versions": {"torch": "2"},
+        "plugins": {"p": "1"},
+        "seed": 0,
+    }
+
+
+@pytest.fixture
+def kept(tmp_path, monkeypatch):
+    """Keep results in a folder of the test's own; return what keeps an arm's report."""
+    monkeypatch.setattr(ladder, "KEPT", tmp_path / "ladder.json")
+
+    def keep(name, told):
+        folder = tmp_path / "work" / name
+        folder.mkdir(parents=True)
+        (folder / "report.json").write_text(json.dumps(told))
+        ladder.keep(ladder.ARMS[name], folder)
+
+    return keep
+
+
+def test_a_group_without_measurements_says_so(kept):
+    assert ladder_of("papers") == "Not measured yet: `apudae`, `dae`, `puvae`, `unet_gan`, `vaegan`."
+
+
+def test_rungs_are_shown_weakest_first_and_arms_in_their_order(kept):
+    clean = row("none", "none", 0.99)
+    kept("median", report(clean, row("pgd", "adaptive", 0.1), worst=0.1))
+    kept("blur", report(clean, row("pgd", "oblivious", 0.3), row("pgd", "adaptive", 0.25, n=120), worst=0.2))
+    lines = [line for line in ladder_of("baselines").splitlines() if line.startswith("|")]
+    assert lines[0] == "| what is left | `blur` | `median` |"
+    assert lines[2:5] == ["| clean | 99.0 | 99.0 |", "| oblivious: pgd | 30.0 |  |", "| adaptive: pgd | 25.0 | 10.0 |"]
+    assert lines[5].startswith("| **worst case per image** | **20.0")
+    said = ladder_of("baselines")
+    assert "Not measured yet: `bits`, `jpeg`, `tv`, `resize_pad`, `noise`." in said
+    assert "at least 100 images in every row" in said
+    assert "Minutes on one core: `blur` 6, `median` 4." in said  # two a row
+
+
+def test_a_failed_check_and_a_detectors_credit_are_told(kept):
+    kept("puvae", report(row("none", "none", 0.97), worst=0.0, credit=0.44, failed=("gradients",)))
+    said = ladder_of("papers")
+    assert r"| what is left | `puvae`\* |" in said
+    assert r"\* A check failed, the figures are not to be trusted: `puvae` (gradients)." in said
+    assert "the same, where a rejected attack counts as right | 44.0" in said
+    assert "`puvae`: `--detector puvae --draws 10`" in said
+
+
+def test_the_command_of_an_arm_is_kept_with_it(kept):
+    kept("noise", report(row("none", "none", 1.0), worst=0.5))
+    command = ladder.read()["noise"]["command"]
+    assert command.startswith("defend run --purifier noise --victim resnet18 --thorough")
+    assert command.endswith("--draws 10")
+
+
+def test_an_arm_measured_again_takes_its_own_place(kept, tmp_path):
+    kept("blur", report(row("none", "none", 1.0), worst=0.5))
+    told = report(row("none", "none", 0.9), worst=0.4)
+    (tmp_path / "work/blur/report.json").write_text(json.dumps(told))
+    ladder.keep(ladder.ARMS["blur"], tmp_path / "work/blur")
+    assert ladder.read()["blur"]["worst_case"]["accuracy"] == 0.4
+
+
+def test_a_run_that_is_not_complete_is_not_kept(kept):
+    told = report({**row("none", "none", 1.0)}, worst=0.5)
+    told["rows"][0]["partial"] = True
+    with pytest.raises(ConfigError, match=r"the run of blur in .* is not complete: go on with the same command"):
+        kept("blur", told)
+    assert ladder.read() == {}
+
+
+def test_an_unknown_arm_is_refused_before_anything_runs(capsys):
+    assert ladder.main(["--only", "blurr"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: --only 'blurr' is no arm: expected one of apudae, dae,") and said.count("\n") == 1
+
+
+def test_a_run_that_was_cut_off_is_gone_on_with(monkeypatch, tmp_path):
+    called = []
+    monkeypatch.setattr(
+        ladder.subprocess, "run", lambda words, check: called.append(words) or type("", (), {"returncode": 0})
+    )
+    arm = ladder.ARMS["jpeg"]
+    ladder.measure(arm, tmp_path)
+    (tmp_path / "jpeg").mkdir()
+    (tmp_path / "jpeg/run.json").write_text("{}")
+    ladder.measure(arm, tmp_path)
+    (tmp_path / "jpeg/report.json").write_text("{}")
+    assert ladder.measure(arm, tmp_path) == tmp_path / "jpeg"
+    begun, resumed = called  # what is complete is not run again
+    assert begun == [sys.executable, "-m", "defend", *arm.arguments, "--out", str(tmp_path / "jpeg")]
+    assert resumed == [sys.executable, "-m", "defend", "run", "--resume", str(tmp_path / "jpeg")]
+
+
+def test_every_arm_is_installed_and_its_settings_are_taken():
+    from defend.plugins import registry
+
+    assert {arm.name for arm in ladder.ARMS.values()} <= {entry.spec.name for entry in registry().entries("purifier")}

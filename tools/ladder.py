@@ -1,0 +1,145 @@
+"""Measures the ladder of docs/judge/threats.md: every purifier of this repository on digits, with every rung.
+
+    python -m tools.ladder                       # all arms, one after the other: a day of one core
+    python -m tools.ladder --only blur jpeg      # these
+    python -m tools.ladder --work DIR            # where the run folders go; the same command goes on there
+
+What an arm left is kept in docs/results/ladder-digits.json as soon as it is measured. See README.md beside this file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from defend.errors import ConfigError, DefendError
+from defend.util.files import write_text
+from defend.values.commands import say_command
+from tools.manual.included import ROOT
+
+KEPT = ROOT / "docs/results/ladder-digits.json"
+IMAGES = 100  # in every row
+SETTINGS = (
+    *("--victim", "resnet18", "--thorough", "--limit", str(IMAGES), "--adaptive-limit", str(IMAGES)),
+    *("--adaptive-steps", "20", "--set", "pgd.restarts=1"),
+    *("--set", "square.queries=200", "--set", "square_l2.queries=200"),
+    *("--set", "hsj.queries=400", "--set", "hsj_l2.queries=400"),
+)
+"""A CPU's budget: a fifth of a thorough run's steps and restarts, a twenty-fifth of its queries."""
+ROW = ("attack", "threat", "variant", "norm", "eps", "n", "steps", "queries", "undefended", "defended", "headline")
+"""What is kept of a row."""
+
+
+@attrs.frozen
+class Arm:
+    """One column: a purifier, and what its run is given beside `SETTINGS`."""
+
+    name: str
+    more: tuple[str, ...] = ()
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """What `defend` is called with, less the run folder."""
+        return ("run", "--purifier", self.name, *SETTINGS, *self.more)
+
+
+FEW_DRAWS = ("--draws", "10")
+GROUPS: Mapping[str, tuple[Arm, ...]] = {
+    "papers": (
+        Arm("apudae"),
+        Arm("dae"),
+        Arm("puvae", ("--detector", "puvae", *FEW_DRAWS)),
+        Arm("unet_gan"),
+        Arm("vaegan"),
+    ),
+    "baselines": (
+        Arm("blur"),
+        Arm("median"),
+        Arm("bits"),
+        Arm("jpeg"),
+        Arm("tv"),
+        Arm("resize_pad", FEW_DRAWS),
+        Arm("noise", FEW_DRAWS),
+    ),
+}
+ARMS = {arm.name: arm for group in GROUPS.values() for arm in group}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure the arms that are named and keep what they leave; return 0, or 2 for wrong input."""
+    parser = argparse.ArgumentParser(prog="python -m tools.ladder", description=__doc__)
+    parser.add_argument("--only", nargs="+", metavar="NAME", help=f"of {', '.join(ARMS)}")
+    parser.add_argument("--work", type=Path, default=Path("ladder"), metavar="DIR", help="for run folders (ladder)")
+    given = parser.parse_args(arguments)
+    try:
+        for arm in choose(given.only):
+            keep(arm, measure(arm, given.work))
+    except DefendError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    return 0
+
+
+def choose(names: Sequence[str] | None) -> list[Arm]:
+    """Return the arms of these names; all, without any.
+
+    Raises:
+        ConfigError: a name is no arm's.
+    """
+    for name in names or ():
+        if name not in ARMS:
+            raise ConfigError(f"--only {name!r} is no arm: expected one of {', '.join(ARMS)}")
+    return [ARMS[name] for name in names or ARMS]
+
+
+def measure(arm: Arm, work: Path) -> Path:
+    """Run an arm, or go on with its run; return the run folder.
+
+    Raises:
+        ConfigError: the run ended with an error, which it has printed.
+    """
+    folder = work / arm.name
+    if not (folder / "report.json").exists():
+        begun = (folder / "run.json").exists()
+        call = ("run", "--resume", str(folder)) if begun else (*arm.arguments, "--out", str(folder))
+        ended = subprocess.run([sys.executable, "-m", "defend", *call], check=False)
+        if ended.returncode:
+            raise ConfigError(f"the run of {arm.name} ended with exit code {ended.returncode}, see above")
+    return folder
+
+
+def keep(arm: Arm, folder: Path) -> None:
+    """Put what an arm left into the kept results, beside the other arms.
+
+    Raises:
+        ConfigError: the run is not complete.
+    """
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    if any(row["partial"] for row in report["rows"]):
+        raise ConfigError(f"the run of {arm.name} in {str(folder)!r} is not complete: go on with the same command")
+    kept = read()
+    kept[arm.name] = {
+        "command": say_command(*arm.arguments),
+        **{key: report[key] for key in ("versions", "plugins", "seed", "worst_case")},
+        "minutes": round(sum(sum(row["seconds"].values()) for row in report["rows"]) / 60, 1),
+        "failed": [check["name"] for check in report["checks"] if check["status"] == "fail"],
+        "rows": [{key: row[key] for key in ROW} for row in report["rows"]],
+    }
+    ordered = {name: kept[name] for name in ARMS if name in kept}
+    write_text(KEPT, json.dumps(ordered, indent=1) + "\n", "the ladder")
+
+
+def read() -> dict[str, Any]:
+    """Return the arms that are kept, by name."""
+    return json.loads(KEPT.read_text(encoding="utf-8")) if KEPT.exists() else {}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,82 @@
+"""What `tools.ladder` measured, as tables: a row a rung, a column a purifier."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from defend.report.text import percent, row_title
+from defend.values.threats import THREATS
+from tools import ladder
+from tools.manual.markdown import cell, code, figure, table
+
+WEAKEST_FIRST = ("none", *THREATS)
+
+
+def ladder_of(group: str) -> str:
+    """Return what every rung leaves of the arms of a group in `tools.ladder.GROUPS`, as far as they were measured."""
+    arms, kept = ladder.GROUPS[group], ladder.read()
+    measured = {arm.name: kept[arm.name] for arm in arms if arm.name in kept}
+    missing = ", ".join(code(arm.name) for arm in arms if arm.name not in kept)
+    said = [f"Not measured yet: {missing}."] if missing else []
+    if not measured:
+        return said[0]
+    worst = [arm["worst_case"] for arm in measured.values()]
+    rows = [
+        (cell(title), *(_find_cell(title, arm["rows"]) for arm in measured.values()))
+        for title in _order_titles([arm["rows"] for arm in measured.values()])
+    ]
+    rows.append(("**worst case per image**", *(f"**{figure(one)}**" for one in worst)))
+    if any(one["with_credit"] for one in worst):
+        credited = (figure(one["with_credit"]) if one["with_credit"] else "" for one in worst)
+        rows.append(("the same, where a rejected attack counts as right", *credited))
+    heads = (code(name) + r"\*" * bool(arm["failed"]) for name, arm in measured.items())
+    return "\n".join(
+        (table(("what is left", *heads), rows), " ".join((*said, *_notes(measured))), "", *_commands(arms))
+    )
+
+
+def _notes(measured: Mapping[str, Any]) -> list[str]:
+    """Say how many images, how long, and which columns are not to be trusted."""
+    fewest = min(row["n"] for arm in measured.values() for row in arm["rows"])
+    failed = "; ".join(f"{code(name)} ({', '.join(arm['failed'])})" for name, arm in measured.items() if arm["failed"])
+    minutes = ", ".join(f"{code(name)} {arm['minutes']:.0f}" for name, arm in measured.items())
+    return [
+        f"Accuracy in %; at least {fewest} images in every row.",
+        *([rf"\* A check failed, the figures are not to be trusted: {failed}."] if failed else []),
+        f"Minutes on one core: {minutes}.",
+    ]
+
+
+def _commands(arms: tuple[ladder.Arm, ...]) -> list[str]:
+    """Say what measures the arms again."""
+    more = "; ".join(f"{code(arm.name)}: `{' '.join(arm.more)}`" for arm in arms if arm.more)
+    shared = ladder.SETTINGS
+    broken = shared.index("--set")  # a line that is not too long to be read
+    return [
+        f"    defend run --purifier NAME {' '.join(shared[:broken])} \\",
+        f"        {' '.join(shared[broken:])}",
+        *(["", f"({more})"] if more else []),
+        "",
+    ]
+
+
+def _order_titles(arms: list[list[dict[str, Any]]]) -> list[str]:
+    """Return the names of the rows that any arm has, the weakest threat first."""
+    places: dict[str, tuple[int, int]] = {}
+    for rows in arms:
+        for place, row in enumerate(rows):
+            mine = (WEAKEST_FIRST.index(row["threat"]), place)
+            places[_title(row)] = min(places.get(_title(row), mine), mine)
+    return sorted(places, key=lambda title: places[title])
+
+
+def _title(row: Mapping[str, Any]) -> str:
+    attack, threat, _ = row_title(row["attack"], row["threat"], row["variant"], row["eps"])
+    return f"{threat}: {attack}" if threat and threat != attack else attack
+
+
+def _find_cell(title: str, rows: list[dict[str, Any]]) -> str:
+    """Return what a rung leaves; nothing where the arm has no such rung."""
+    found = [percent(row["defended"]["accuracy"]) for row in rows if _title(row) == title]
+    return found[0] if found else ""
