@@ -155,6 +155,17 @@ def test_fgsm_steps_away_from_a_label_or_towards_one(options, signs):
     torch.testing.assert_close(found, picture + 0.1 * row(*map(float, signs)), atol=1e-6, rtol=0)
 
 
+def test_random_labels_are_an_images_own_and_every_class_is_drawn():
+    pictures, labels = row(0.5, 0.5, 0.5).repeat(300, 1, 1, 1), torch.zeros(300, dtype=torch.int64)
+    attack = Fgsm(FgsmOptions(labels="random"))
+    found = craft(attack, Target(Brightest()), pictures, labels, eps=0.1)
+    left = (found < 0.5).flatten(1).int().argmax(1)  # the pixel of the label that was left got darker
+    assert min(left.bincount(minlength=3)) > 70
+    keys = torch.arange(300)
+    some = craft(attack, Target(Brightest()), pictures[7:9], labels[7:9], eps=0.1, keys=keys[7:9])
+    assert torch.equal(some, found[7:9])
+
+
 def test_next_after_the_last_label_is_the_first():
     picture = row(0.5, 0.6, 0.4)
     found = craft(Fgsm(FgsmOptions(target="next")), Target(Brightest()), picture, torch.tensor([2]), eps=0.1)

@@ -159,6 +159,14 @@ def test_second_derivatives_are_there_for_whoever_asks_for_them():
         assert torch.autograd.gradgradcheck(lambda at: layer(at, at), features)
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+def test_attention_is_what_the_fused_kernel_takes(stride):
+    attend, features = Attention(16, stride), torch.rand(2, 16, 8, 8, requires_grad=True)
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):  # raises where it cannot be had
+        attend(features, features).sum().backward()
+    assert features.grad is not None and features.grad.isfinite().all()
+
+
 def test_generator_s_gradient_is_exact():
     torch.manual_seed(0)
     network = Generator(1, 8).double().eval()

@@ -11,6 +11,7 @@ from defend.reproduce.jobs import MeasureSettings, jobs
 from defend.tables import Reason
 from defend.values.toml import to_toml
 from defend_unet_gan.plugin import EDITIONS
+from defend_unet_gan.stand_ins import STAND_INS
 from defend_unet_gan.tables import LEAK, TABLES
 
 BY_NAME = {table.short: table for table in TABLES}
@@ -70,6 +71,20 @@ def test_editions_are_options_of_this_plugin():
     for values in EDITIONS.values():
         make(spec.config, {key: value for key, value in values.items() if key in own}, "config")
         make(spec.recipe, {key: value for key, value in values.items() if key not in own}, "recipe")
+
+
+def test_stand_ins_have_the_papers_figures_beside_their_own():
+    first, second, third = STAND_INS
+    assert first.cells["FGSM 32/255", "Noise"] == 26.98 and first.cells["Clean", "Image-2"] == 92.92
+    assert second.cells["FGSM 65/255", "recovered"] == 67.19 and second.cells["FGSM 5/255", "exposed"] == 43.18
+    assert third.cells["FGSM 25/255", "recovered"] == 77.4
+    assert {arm.source for arm in third.arms} == {"se_preresnet56"}
+    for table in STAND_INS:
+        assert table.stand_in and table.victim == "resnet20" and not table.misses
+        assert table.needs == ("defend-dae-finetune",)
+    for table in (first, second):
+        told = {attack.options["labels"] for attack in table.attacks if "labels" in attack.options}
+        assert told == {"predicted", "random"}
 
 
 @pytest.mark.parametrize("table", TABLES, ids=BY_NAME)

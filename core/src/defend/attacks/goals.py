@@ -8,6 +8,7 @@ from torch import Tensor
 from defend.attacks.balls import steepest, wide
 from defend.attacks.options import GoalOptions
 from defend.attacks.target import Target
+from defend.randomness import keyed, uniform_per_image
 
 
 @attrs.frozen
@@ -53,11 +54,21 @@ def choose_goal(config: GoalOptions, target: Target, images: Tensor, labels: Ten
     logits = target.logits(images, keys, "goal")
     predicted = logits.argmax(1)
     wrong = predicted != labels if config.keep_wrong else None
+    own = {"true": labels, "predicted": predicted}.get(config.labels)
+    if own is None:
+        own = _draw_labels(logits, keys, target.seed)
     if config.target == "none":
-        return Goal(predicted, 1, wrong=wrong)
-    own = labels if config.labels == "true" else predicted
+        return Goal(own, 1, wrong=wrong)
     aim = logits.argmin(1) if config.target == "least_likely" else (own + 1) % logits.shape[1]
     return Goal(aim, -1, own, wrong)
+
+
+def _draw_labels(logits: Tensor, keys: Tensor, seed: int) -> Tensor:
+    """Draw a label [B] for each image of logits [B,K], every class alike."""
+    classes = logits.shape[1]
+    with keyed(keys, seed=seed, stream="goal/labels"):
+        drawn = uniform_per_image(logits[:, None, None]) * classes
+    return drawn.long().clamp(max=classes - 1)  # a product just below the number of classes may round up to it
 
 
 def settle(

@@ -26,8 +26,8 @@ class GoalOptions:
     )
     keep_wrong: bool = option(
         True,
-        help="where labels are predicted or there is a target: an image that is misclassified as it is stays so, if "
-        "the attack would take it to its true class; false is the bare formula, which helps the defence there",
+        help="where labels are not the true ones or there is a target: an image that is misclassified as it is stays "
+        "so, if the attack would take it to its true class; false is the bare formula, which helps the defence there",
     )
 
 
@@ -49,10 +49,20 @@ def _steady_scale() -> float | None:
     )
 
 
+def _labels_of_one_step() -> str:
+    return option(  # type: ignore[no-any-return]
+        "true",
+        help="labels the gradient is taken for; predicted ones tell no more than the model does; random ones, drawn "
+        "for each image, tell nothing: a control for defences that read the label from the noise, not an attacker",
+        choices=("true", "predicted", "random"),
+    )
+
+
 @options
 class FgsmOptions(GoalOptions):
     """Options of `fgsm` and `fgsm_l2`."""
 
+    labels: str = _labels_of_one_step()
     logit_scale: float = _logit_scale()
 
 
@@ -60,6 +70,7 @@ class FgsmOptions(GoalOptions):
 class RfgsmOptions(GoalOptions):
     """Options of `rfgsm`."""
 
+    labels: str = _labels_of_one_step()
     variant: str = option("tramer", help="tramer, or apudae as paper 001's code does", choices=("tramer", "apudae"))
     share: float = option(0.5, help="tramer: the random step as a share of eps", at_least=0, at_most=1)
     random_step: float = option(2 / 255, help="apudae: bound of the uniform random step", at_least=0, at_most=1)

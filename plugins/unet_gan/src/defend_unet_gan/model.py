@@ -69,8 +69,8 @@ class Attention(nn.Module):
         """Attend from `features` [B,C,H,W] to `source` [B,C,H',W'], the features themselves for self-attention.
 
         Queries and keys are filled up with zeros to the values' channels, which changes no product: torch's
-        fused kernels want one size. They have no second derivative; whoever needs it asks torch for the plain
-        one, `torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`.
+        fused kernels want one size, and channels side by side in memory. They have no second derivative; whoever
+        needs it asks torch for the plain one, `torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`.
         """
         query = _tokens(self.query(features))
         key, value = (_tokens(_pool(layer(source), self._stride)) for layer in (self.key, self.value))
@@ -81,7 +81,7 @@ class Attention(nn.Module):
 
 def _tokens(features: Tensor) -> Tensor:
     """[B,C,H,W] to [B,1,HW,C]: one head."""
-    return features.flatten(2).transpose(1, 2)[:, None]
+    return features.flatten(2).transpose(1, 2).contiguous()[:, None]
 
 
 def _pool(features: Tensor, stride: int) -> Tensor:

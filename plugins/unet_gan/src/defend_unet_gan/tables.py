@@ -40,7 +40,7 @@ def _fgsm(eps: int, threat: str = "oblivious") -> TableAttack:
     return TableAttack(name=f"FGSM {eps}/255", attack="fgsm", threat=threat, eps=eps / 255, n=10_000)
 
 
-def _without_leak(eps: int) -> tuple[TableAttack, ...]:
+def without_leak(eps: int) -> tuple[TableAttack, ...]:
     """Return what the paper does not have: FGSM that does not tell the label, and PGD."""
     return (
         TableAttack(
@@ -50,7 +50,8 @@ def _without_leak(eps: int) -> tuple[TableAttack, ...]:
     )
 
 
-def _unfigured(attacks: tuple[TableAttack, ...], arms: tuple[TableArm, ...]) -> dict[tuple[str, str], None]:
+def unfigured(attacks: tuple[TableAttack, ...], arms: tuple[TableArm, ...]) -> dict[tuple[str, str], None]:
+    """Return the cells of attacks that are ours, of which the paper has no figures."""
     return {(attack.name, arm.name): None for attack in attacks for arm in arms}
 
 
@@ -86,7 +87,7 @@ T1_CELLS = grid(
         "FGSM 32/255": (8.02, 26.98, 57.92, 72.57, 56.43, 74.18),
     },
 )
-T1_OURS = _without_leak(8)
+T1_OURS = without_leak(8)
 
 WIDE_EPS = (5, 10, 20, 25, 35, 50, 65)
 
@@ -111,7 +112,7 @@ T2_CELLS = grid(
         "FGSM 65/255": (10.40, 67.19, 9.26, 91.85),
     },
 )
-T2_OURS = _without_leak(20)
+T2_OURS = without_leak(20)
 
 T3_ARMS = (*_pair("DenseNet-121", INCEPTION, "densenet121"), *_pair("VGG-11", INCEPTION, "vgg11_bn"))
 T3_CELLS = grid(
@@ -137,7 +138,7 @@ TABLES = (
         eps=ADAPTIVE_EPS,
         arms=T1_ARMS,
         attacks=(TableAttack(name="Clean", n=10_000), *(_fgsm(eps) for eps in (4, 8, 16, 32)), *T1_OURS),
-        cells={**T1_CELLS, **_unfigured(T1_OURS, T1_ARMS)},
+        cells={**T1_CELLS, **unfigured(T1_OURS, T1_ARMS)},
         knowledge=f"oblivious: {ALONE}",
         notes=(
             "Image-2 is Image Reconstruction-2, which keeps the adversarial loss in stage 2",
@@ -158,7 +159,7 @@ TABLES = (
         eps=ADAPTIVE_EPS,
         arms=T2_ARMS,
         attacks=(*(_fgsm(eps) for eps in WIDE_EPS), *T2_OURS),
-        cells={**T2_CELLS, **_unfigured(T2_OURS, T2_ARMS)},
+        cells={**T2_CELLS, **unfigured(T2_OURS, T2_ARMS)},
         knowledge=f"oblivious, under the title 'white box': {ALONE}",
         notes=(MODE_NOTE, LABELS_NOTE, ADAPTIVE_NOTE),
         misses=_leaks(T2_CELLS, T2_ARMS),

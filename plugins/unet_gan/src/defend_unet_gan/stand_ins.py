@@ -1,0 +1,93 @@
+"""The paper's tables before a network that one CPU core can train a generator for, as data. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+
+from defend.tables import Table, TableArm, TableAttack
+from defend_unet_gan.tables import PURIFIER, TABLES, unfigured, without_leak
+
+SMALL, UNSEEN = "resnet20", "se_preresnet56"
+NARROW_NOTE = (
+    "the generator has width 16 and pooled keys, and saw 1 + 1 epochs of attacks on this ResNet-20 alone [R]; the "
+    "paper's saw three networks"
+)
+RANDOM_LABELS = {"labels": "random"}
+"""Of FGSM that tells no label: what the generator owes to being told, in a column beside true and predicted ones."""
+T1_SMALL = {"Noise": "narrow-noise", "Image": "narrow", "Image-2": "narrow-image-2"}
+PAIR = {"exposed": None, "recovered": "narrow-eps128"}
+
+
+def _arms(editions: Mapping[str, str | None], source: str | None = None) -> tuple[TableArm, ...]:
+    """Return arms before the ResNet-20, by the edition of the generator; None is no generator."""
+    return tuple(
+        TableArm(name=name, source=source, reference=True)
+        if edition is None
+        else TableArm(name=name, source=source, purifier=PURIFIER, weights={"purifier": f"+{edition}"})
+        for name, edition in editions.items()
+    )
+
+
+def _stand_in(
+    table: Table, arms: tuple[TableArm, ...], whose: Mapping[str, str], ours: tuple[TableAttack, ...], **changes: Any
+) -> Table:
+    """Put a table before a ResNet-20, for which one core can train a generator; the cells of `whose` stand beside."""
+    theirs = {(attack, arm): table.cells[attack, cell] for arm, cell in whose.items() for attack in _rows(table)}
+    return attrs.evolve(
+        table,
+        name=f"{table.name}-{SMALL}",
+        victim=SMALL,
+        arms=arms,
+        attacks=(*(table.attack(name) for name in _rows(table)), *ours),
+        cells={**theirs, **unfigured(ours, arms)},
+        misses={},
+        stand_in=True,
+        needs=("defend-dae-finetune",),
+        **changes,
+    )
+
+
+def _rows(table: Table) -> list[str]:
+    """Return the attacks of which the paper has figures."""
+    return [attack.name for attack in table.attacks if any(table.cells[attack.name, arm.name] for arm in table.arms)]
+
+
+def _labels(eps: int) -> tuple[TableAttack, ...]:
+    """Return what is ours: FGSM with predicted labels, with random ones, and PGD."""
+    predicted, pgd = without_leak(eps)
+    name = f"FGSM {eps}/255, random labels"
+    return predicted, attrs.evolve(predicted, name=name, options=RANDOM_LABELS), pgd
+
+
+STAND_INS = (
+    _stand_in(
+        TABLES[0],
+        _arms(T1_SMALL),
+        {name: f"{name} VGG" for name in T1_SMALL},
+        _labels(8),
+        caption="CIFAR-10, trained up to eps 16/255: what is painted, before a ResNet-20",
+        notes=("the paper's figures are of its VGG-13", NARROW_NOTE, *TABLES[0].notes),
+        takes="three generators of width 16 (editions narrow, narrow-noise, narrow-image-2), about a core hour each",
+    ),
+    _stand_in(
+        TABLES[1],
+        _arms(PAIR),
+        {name: f"VGG, {name}" for name in PAIR},
+        _labels(20),
+        caption="CIFAR-10, trained up to eps 128/255: without and with the generator, before a ResNet-20",
+        notes=("the paper's figures are of its VGG-13", NARROW_NOTE, *TABLES[1].notes),
+        takes="one generator of width 16 (edition narrow-eps128), about a core hour",
+    ),
+    _stand_in(
+        TABLES[2],
+        _arms(PAIR, UNSEEN),
+        {name: f"DenseNet-121, {name}" for name in PAIR},
+        (),
+        caption="CIFAR-10, attacks on a ResNet-20 that were made on an SE-PreResNet-56, which nobody has seen",
+        notes=("the paper's figures are of attacks made on its DenseNet-121", NARROW_NOTE, *TABLES[2].notes[:1]),
+        takes="the weights of unet_gan/table-2-resnet20",
+    ),
+)
