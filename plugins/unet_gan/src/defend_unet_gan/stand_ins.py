@@ -15,6 +15,8 @@ NARROW_NOTE = (
     "the generator has width 16 and pooled keys, and saw 1 + 1 epochs of attacks on this ResNet-20 alone [R]; the "
     "paper's saw three networks"
 )
+CPU_IMAGES = 2_000
+IMAGES_NOTE = f"{CPU_IMAGES:,} images, where the paper has 10,000; PGD on 1,000"
 RANDOM_LABELS = {"labels": "random"}
 """Of FGSM that tells no label: what the generator owes to being told, in a column beside true and predicted ones."""
 T1_SMALL = {"Noise": "narrow-noise", "Image": "narrow", "Image-2": "narrow-image-2"}
@@ -41,7 +43,10 @@ def _stand_in(
         name=f"{table.name}-{SMALL}",
         victim=SMALL,
         arms=arms,
-        attacks=(*(table.attack(name) for name in _rows(table)), *ours),
+        attacks=tuple(
+            attrs.evolve(attack, n=min(attack.n, CPU_IMAGES))
+            for attack in (*(table.attack(name) for name in _rows(table)), *ours)
+        ),
         cells={**theirs, **unfigured(ours, arms)},
         misses={},
         stand_in=True,
@@ -69,7 +74,7 @@ STAND_INS = (
         {name: f"{name} VGG" for name in T1_SMALL},
         _labels(8),
         caption="CIFAR-10, trained up to eps 16/255: what is painted, before a ResNet-20",
-        notes=("the paper's figures are of its VGG-13", NARROW_NOTE, *TABLES[0].notes),
+        notes=("the paper's figures are of its VGG-13", NARROW_NOTE, IMAGES_NOTE, *TABLES[0].notes),
         takes="three generators of width 16 (editions narrow, narrow-noise, narrow-image-2), about a core hour each",
     ),
     _stand_in(
@@ -78,7 +83,7 @@ STAND_INS = (
         {name: f"VGG, {name}" for name in PAIR},
         _labels(20),
         caption="CIFAR-10, trained up to eps 128/255: without and with the generator, before a ResNet-20",
-        notes=("the paper's figures are of its VGG-13", NARROW_NOTE, *TABLES[1].notes),
+        notes=("the paper's figures are of its VGG-13", NARROW_NOTE, IMAGES_NOTE, *TABLES[1].notes),
         takes="one generator of width 16 (edition narrow-eps128), about a core hour",
     ),
     _stand_in(
@@ -87,7 +92,12 @@ STAND_INS = (
         {name: f"DenseNet-121, {name}" for name in PAIR},
         (),
         caption="CIFAR-10, attacks on a ResNet-20 that were made on an SE-PreResNet-56, which nobody has seen",
-        notes=("the paper's figures are of attacks made on its DenseNet-121", NARROW_NOTE, *TABLES[2].notes[:1]),
+        notes=(
+            "the paper's figures are of attacks made on its DenseNet-121",
+            NARROW_NOTE,
+            IMAGES_NOTE,
+            *TABLES[2].notes[:1],
+        ),
         takes="the weights of unet_gan/table-2-resnet20",
     ),
 )
