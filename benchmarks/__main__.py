@@ -37,6 +37,7 @@ WORKLOADS = (
     "settings",
     "standard",
     "nearest",
+    "small_maps",
 )
 DISTRIBUTIONS = {"art": "adversarial-robustness-toolbox"}
 VERSIONS = ("defend-core", "torch", "torchvision", "timm", "numpy", *(DISTRIBUTIONS.get(peer, peer) for peer in PEERS))

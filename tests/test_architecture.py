@@ -33,6 +33,17 @@ def test_import_defend_is_cheap():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_a_run_imports_what_it_needs_alone():
+    """Each of these takes seconds at the start of a run that uses none of it, as with a module of one's own."""
+    code = (
+        "import sys, defend.evaluation.runner, defend.records.pictures\n"
+        "heavy = {'timm', 'torchvision', 'sklearn', 'scipy', 'matplotlib', 'accelerate', 'torch._dynamo'}\n"
+        "heavy &= set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_what_says_that_it_imports_no_torch_does_not():
     """What a module promises of itself is held, so that no list of modules has to be kept."""
     heavy, promised, broken = {"torch", "timm", "torchvision", "sklearn", "accelerate"}, 0, []

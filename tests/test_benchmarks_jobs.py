@@ -10,10 +10,11 @@ from pathlib import Path
 import benchmarks
 import pytest
 import torch
-from benchmarks import experiment, launch, purifiers, start, thousand, unrolled, whole_job
+from benchmarks import experiment, launch, purifiers, small_maps, start, thousand, unrolled, whole_job
 from benchmarks.contest import Scale, alone
 from torch import nn
 
+from defend.assembly.matrices import WholeMap
 from defend.assembly.prepare import prepare
 from defend.datasets import digits
 from defend.defence import Defence
@@ -252,7 +253,7 @@ def test_starts_are_held_against_importing_torch(monkeypatch, garbage_stays):
 
     monkeypatch.setattr(start, "process", process)
     short, whole = start.run(TINY)
-    assert [bar.bound for bar in short.bars] == [0.15, 0.1]
+    assert [bar.bound for bar in short.bars] == [0.15, 0.1, 1.3]
     assert all(math.isfinite(bar.figure) for bar in short.bars)
     assert asked[-1][:3] == ["-m", "defend", "run"]
     assert not whole.bars  # a look is not the main command
@@ -273,3 +274,29 @@ def test_the_standard_ensemble_is_timed_and_counted(monkeypatch):
     assert [one.name for one in result.timings] == list(result.figures["left"]) == ["ours, malt", "ours, rank"]
     result = standard.circles("t", victim, pictures, labels, 0.015)
     assert result.figures["images that differ"] == 0 and result.timings[0].median > 0
+
+
+# Workload 12
+
+
+def small_network():
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(1, 2, 3, stride=4, padding=1), nn.ReLU(), nn.Conv2d(2, 2, 3, padding=1), nn.Flatten()]
+    return nn.Sequential(*layers, nn.Linear(8, 3)).eval()
+
+
+def test_multiplied_and_convolved_maps_are_one_victim(images, garbage_stays):
+    ready, _ = prepare(Defence(small_network()), "auto", images)
+    plain = small_maps.convolve(ready.victim)
+    assert [layer.meets for layer in plain.modules() if isinstance(layer, WholeMap)] == [(0, 0)]
+    assert [layer.meets for layer in ready.modules() if isinstance(layer, WholeMap)] == [(2, 2)]
+    for way in (small_maps.answer, small_maps.differentiate):
+        torch.testing.assert_close(way(plain, images), way(ready.victim, images))
+    result = small_maps.contest(TINY, small_network(), images)
+    assert "1 layers" in result.title and len(result.timings) == 4
+
+
+def test_other_logits_are_no_contest(images, monkeypatch, garbage_stays):
+    monkeypatch.setattr(small_maps, "convolve", lambda network: nn.Sequential(network, nn.Softmax(1)))
+    with pytest.raises(ArithmeticError, match="other logits"):
+        small_maps.contest(TINY, small_network(), images)

@@ -22,6 +22,7 @@ from defend.assembly.load import DataSource, find_task, open_dataset, transfer_s
 from defend.assembly.stage import build_stage, check_outputs
 from defend.datasets.base import SPLITS, MemoryDataset
 from defend.datasets.digests import digests_of
+from defend.datasets.listing import EXTENSIONS
 from defend.errors import ContractError, DataError, WeightsError
 from defend.hookspecs import hookimpl
 from defend.plugins import Registry, registry
@@ -633,3 +634,9 @@ def test_a_split_that_is_a_link_to_nowhere_is_not_left_out(tmp_path):
     fill(tmp_path / "train", 4)
     (tmp_path / "test").symlink_to(tmp_path / "gone")
     assert "test' is a link to" in refusal(tmp_path)
+
+
+def test_the_files_of_image_folders_are_torchvisions():
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
+    assert EXTENSIONS == IMG_EXTENSIONS

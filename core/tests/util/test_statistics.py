@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import multinomial
+from scipy.stats import binomtest, multinomial
 
 from defend.util.statistics import holm, mcnemar, paired_interval
 
@@ -105,3 +105,14 @@ def test_holm_is_between_no_adjustment_and_bonferronis(p_values):
         assert p <= after <= min(1, len(p_values) * p) or after == pytest.approx(p)
     assert holm(p_values[::-1])[::-1] == pytest.approx(adjusted)
     assert [adjusted[place] for place in np.argsort(p_values, kind="stable")] == sorted(adjusted)
+
+
+# Against scipy's
+
+
+@pytest.mark.parametrize(
+    ("only_first", "only_second"), [(0, 1), (3, 3), (3, 4), (12, 31), (31, 12), (0, 2000), (24800, 25200)]
+)
+def test_mcnemar_is_the_binomial_test(only_first, only_second):
+    expected = binomtest(only_first, only_first + only_second, 0.5).pvalue
+    assert mcnemar(only_first, only_second) == pytest.approx(expected, rel=1e-6, abs=1e-300)

@@ -1,4 +1,4 @@
-"""The same network, faster: frozen, batch norm folded into the layer before it, channels-last.
+"""The same network, faster: frozen, batch norm folded, channels-last, tiny maps as matrix products.
 
 In fp32, on the shipped victim, none of 2,000 predictions (500 digits, four rows) differed from the plain network's.
 """
@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from defend.assembly.matrices import find_small_maps, multiply_small_maps
 from defend.boundary.answers import ask, unwrap
 from defend.boundary.calls import Calling, say_cause
 from defend.boundary.given import name_of
@@ -22,6 +23,8 @@ from defend.errors import StageError
 from defend.randomness import keyed
 
 M = TypeVar("M", bound=nn.Module)
+Answers = Mapping[int, Tensor]
+"""What a stage answers, by the size of the batch."""
 FOLD_TOLERANCE = 1e-3
 LEFT_OUT = "left_out"  # of what was done: what could not be had, and why
 MOST_MOVED = 1e-3  # on average, of a pixel or a score: sign steps answer to rounding, a few pixels by a whole step
@@ -41,6 +44,7 @@ def prepare(defence: Defence, precision: str, sample: Tensor) -> tuple[Defence, 
             of them alone, and on more than there are.
     """
     left_out = []
+    answers: dict[str, Answers] = {}  # of the stages that were asked already, so that none is asked twice
     ready, why = _frozen(defence)
     done = {"victim": "as built", "layout": "contiguous"}
     if why:
@@ -52,14 +56,17 @@ def prepare(defence: Defence, precision: str, sample: Tensor) -> tuple[Defence, 
         for name, count in (("purifier", 1), ("detector", 2)):
             stage = getattr(ready, name)
             if isinstance(stage, nn.Module):
-                faster, why = _prepare(stage, count, sample)
+                faster, why, found = _prepare(stage, count, sample)
                 setattr(ready, name, faster)
+                answers |= {name: found} if found else {}
                 left_out += [f"{name}: {why}"] if why else []
                 if faster is not stage:
                     done[name] = "prepared"
-        why = _channels_last(ready, sample)
+        why = _channels_last(ready, sample, answers)
         left_out += [why] if why else []
         done["layout"] = "contiguous" if why else "channels_last"
+        ready.victim, why = _multiply(ready.victim, sample)
+        left_out += [why] if why else []
     return ready, done | ({LEFT_OUT: "; ".join(left_out)} if left_out else {})
 
 
@@ -102,47 +109,53 @@ def fold_victim(victim: nn.Module, sample: Tensor) -> tuple[nn.Module, str, str]
     return folded, "batch norm folded" if done else "as built", why
 
 
-def _prepare(stage: nn.Module, count: int, sample: Tensor) -> tuple[nn.Module, str]:
+def _prepare(stage: nn.Module, count: int, sample: Tensor) -> tuple[nn.Module, str, Answers]:
     """Return a faster form of a stage, or the stage itself and why nothing faster was taken, "" if there was nothing.
 
-    The two must agree on the sample. `count` is how many batches of images a stage takes: a detector takes two.
+    The two must agree on the sample; what the faster form answered comes last, nothing where there is none. `count` is
+    how many batches of images a stage takes: a detector takes two.
     """
     if isinstance(stage, PurifierSequence):
         parts = [_prepare(part, count, sample) for part in stage.purifiers]
-        why = "; ".join(dict.fromkeys(reason for _, reason in parts if reason))
-        same = all(new is old for (new, _), old in zip(parts, stage.purifiers, strict=True))
-        return (stage if same else PurifierSequence([new for new, _ in parts])), why
+        why = "; ".join(dict.fromkeys(reason for _, reason, _ in parts if reason))
+        same = all(new is old for (new, _, _), old in zip(parts, stage.purifiers, strict=True))
+        return (stage if same else PurifierSequence([new for new, _, _ in parts])), why, {}
     own = getattr(stage, "prepared", None)
     try:
         with Calling(f"stage {name_of(stage)}", "prepared"):
             faster: nn.Module = own() if callable(own) else fold_sequences(stage)
         if faster is stage:
-            return stage, ""
+            return stage, "", {}
         faster = faster.eval().requires_grad_(False)
-        if not _agree(stage, faster, count, sample):
-            return stage, "a faster form answered otherwise and was left out"
+        known = _answers(_scratch(stage), count, sample)
+        found = _answers(_scratch(faster), count, sample, tuple(known))
+        if not _close(known, found):
+            return stage, "a faster form answered otherwise and was left out", {}
         # the name under which errors tell of it is set by the host, and no `prepared()` knows it
         if hasattr(stage, "stage_name"):
             faster.stage_name = stage.stage_name
     except Exception as error:
-        return stage, f"a faster form was left out ({cause_of(error)})"
-    return faster, ""
+        return stage, f"a faster form was left out ({cause_of(error)})", {}
+    return faster, "", found
 
 
-def _channels_last(ready: Defence, sample: Tensor) -> str:
-    """Bring a defence's weights into channels-last; where a stage does not work like that, undo it and say why."""
+def _channels_last(ready: Defence, sample: Tensor, answers: Mapping[str, Answers]) -> str:
+    """Bring a defence's weights into channels-last; where a stage does not work like that, undo it and say why.
+
+    `answers` of stages as they are, by their names in the defence; of the others they are asked.
+    """
     trial = _scratch(ready)  # a stage may count its passes, or keep what it sees
     stages = [
-        (stage, count)
-        for stage, count in ((trial.victim, 1), (trial.purifier, 1), (trial.detector, 2))
-        if isinstance(stage, nn.Module)
+        (name, stage, count)
+        for name, count in (("victim", 1), ("purifier", 1), ("detector", 2))
+        if isinstance(stage := getattr(trial, name), nn.Module)
     ]
     # to go back to: `Module.to` changes tensors in place, one after the other, and may fail halfway
     lay = [(tensor, tensor.data) for tensor in (*ready.parameters(), *ready.buffers())]
     try:
-        before = [_answers(stage, count, sample) for stage, count in stages]
+        before = [answers.get(name) or _answers(stage, count, sample) for name, stage, count in stages]
         trial.to(memory_format=torch.channels_last)
-        for (stage, count), known in zip(stages, before, strict=True):
+        for (_, stage, count), known in zip(stages, before, strict=True):
             if not _close(known, _answers(stage, count, sample, tuple(known))):
                 raise ArithmeticError("it answered otherwise")
         ready.to(memory_format=torch.channels_last)
@@ -153,6 +166,28 @@ def _channels_last(ready: Defence, sample: Tensor) -> str:
     return ""
 
 
+def _multiply(victim: nn.Module, sample: Tensor) -> tuple[nn.Module, str]:
+    """Return a victim whose convolutions over tiny maps are matrix products, see `matrices`, or itself.
+
+    Second comes why nothing came of it where it might have, "" otherwise.
+    """
+    try:
+        small = find_small_maps(_scratch(victim), sample)
+        if not small:
+            return victim, ""
+        faster = copy_module(victim)
+        multiply_small_maps(faster, small)
+        known = _answers(_scratch(victim), 1, sample)
+        found = _answers(_scratch(faster), 1, sample, tuple(known))
+        far = any(
+            not torch.allclose(one, found[size], atol=FOLD_TOLERANCE * float(one.abs().max()), rtol=0)
+            for size, one in known.items()
+        )
+    except Exception as error:  # whatever the victim does to its layers
+        return victim, f"victim: tiny maps were not multiplied ({cause_of(error)})"
+    return (victim, "victim: tiny maps were not multiplied, as the output moved") if far else (faster, "")
+
+
 def _scratch(module: M) -> M:
     """Return a copy to try things on; the module itself where it cannot be copied."""
     try:
@@ -161,12 +196,7 @@ def _scratch(module: M) -> M:
         return module
 
 
-def _agree(stage: nn.Module, faster: nn.Module, count: int, sample: Tensor) -> bool:
-    known = _answers(_scratch(stage), count, sample)
-    return _close(known, _answers(_scratch(faster), count, sample, tuple(known)))
-
-
-def _close(before: Mapping[int, Tensor], after: Mapping[int, Tensor]) -> bool:
+def _close(before: Answers, after: Answers) -> bool:
     return all(
         one.shape == after[size].shape
         and float((one - after[size]).abs().double().mean()) <= MOST_MOVED * max(1.0, float(one.abs().double().mean()))
@@ -175,7 +205,7 @@ def _close(before: Mapping[int, Tensor], after: Mapping[int, Tensor]) -> bool:
 
 
 @torch.no_grad()
-def _answers(stage: nn.Module, count: int, sample: Tensor, sizes: tuple[int, ...] | None = None) -> dict[int, Tensor]:
+def _answers(stage: nn.Module, count: int, sample: Tensor, sizes: tuple[int, ...] | None = None) -> Answers:
     """Return what a stage answers to batches of several sizes, by size; it is given each batch `count` times.
 
     Without `sizes` they are the sample's own, one image, and one more than the sample. Of these, a size that the stage

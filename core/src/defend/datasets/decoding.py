@@ -13,7 +13,6 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
-from torchvision.transforms import v2
 
 from defend.datasets.listing import Names
 from defend.errors import DataError
@@ -26,6 +25,8 @@ class Decoder(Dataset[Tensor | DataError]):
     """Gives an image, or the error that it is damaged: raised in a worker, torch would bury it in a traceback."""
 
     def __init__(self, names: Names, image_size: int, resize: int) -> None:
+        from torchvision.transforms import v2  # its import takes seconds: only where files are decoded
+
         self._names = names
         self._resize: Any = v2.Compose([v2.Resize(resize, antialias=True), v2.CenterCrop(image_size)])
 

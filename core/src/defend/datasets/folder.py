@@ -13,13 +13,12 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from defend.datasets.base import Batch, Duplicates, ImageDataset, Origin, Split, channel_statistics
 from defend.datasets.classes import read_class_names
 from defend.datasets.decoding import Decoder, Decoders, stack
 from defend.datasets.digests import digests_of
-from defend.datasets.listing import Listing, Names, check_link, is_hidden, list_images
+from defend.datasets.listing import EXTENSIONS, Listing, Names, check_link, is_hidden, list_images
 from defend.datasets.plugin import EVERYTHING, FolderOptions, ImageNetOptions
 from defend.datasets.sizes import SAMPLE, choose_side, sizes_of
 from defend.datasets.splitting import SPLIT_NAMES, USUAL_SHARES, name_split, share_out
@@ -127,7 +126,7 @@ def _find_splits(root: Path) -> tuple[dict[Split, list[Path]], list[Path]]:
 def _holds_images_alone(folder: Path) -> bool:
     with os.scandir(folder) as entries:
         shown = [entry for entry in entries if not is_hidden(entry.name)]
-        images = any(entry.name.lower().endswith(IMG_EXTENSIONS) for entry in shown)
+        images = any(entry.name.lower().endswith(EXTENSIONS) for entry in shown)
         return images and not any(entry.is_dir() for entry in shown)
 
 

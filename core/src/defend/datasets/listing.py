@@ -13,11 +13,12 @@ from pathlib import Path
 import attrs
 import torch
 from torch import Tensor
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from defend.datasets.classes import number_classes
 from defend.errors import DataError
 
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+"""Of image files: those of torchvision's `ImageFolder`, whose import takes seconds."""
 LITTER = ("__macosx", "__pycache__", "@eadir", "$recycle.bin", "system volume information", "lost+found")
 """Folders that programs leave in others, beside those whose names begin with a dot."""
 
@@ -99,7 +100,7 @@ def list_images(folder: Path, root: Path, class_names: Sequence[str] = ()) -> Li
             if len(labels) == before:
                 empty.append(name)
         if empty:
-            extensions = ", ".join(IMG_EXTENSIONS)
+            extensions = ", ".join(EXTENSIONS)
             raise FileNotFoundError(
                 f"Found no valid file for the classes {', '.join(empty)}. Supported extensions are: {extensions}"
             )
@@ -147,7 +148,7 @@ def _walk(start: Path, seen: set[tuple[int, int]]) -> list[tuple[str, list[str]]
                 check_link(entry)
                 if entry.is_dir():
                     (links if entry.is_symlink() else folders).append(entry.path)
-                elif entry.name.lower().endswith(IMG_EXTENSIONS) and entry.is_file():
+                elif entry.name.lower().endswith(EXTENSIONS) and entry.is_file():
                     if entry.is_symlink():
                         target = os.path.realpath(entry.path)
                         if target in targets or _is_listed(target, inside):
@@ -163,7 +164,7 @@ def _is_listed(target: str, inside: str) -> bool:
     below = target.removeprefix(inside)
     return (
         below != target
-        and target.lower().endswith(IMG_EXTENSIONS)
+        and target.lower().endswith(EXTENSIONS)
         and not any(is_hidden(part) for part in below.split(os.sep))
     )
 
@@ -172,7 +173,7 @@ def check_link(entry: os.DirEntry[str]) -> None:
     """Refuse a link to nothing where a class or an image is expected."""
     if entry.is_symlink() and not os.path.exists(entry.path):
         name, suffix = entry.name.lower(), os.path.splitext(entry.name)[1]
-        if not suffix or name.endswith(IMG_EXTENSIONS):  # a class, a folder or an image
+        if not suffix or name.endswith(EXTENSIONS):  # a class, a folder or an image
             raise DataError(f"{entry.path!r} is a link to {os.readlink(entry.path)!r}, which does not exist")
 
 

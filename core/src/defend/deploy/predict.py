@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchvision.transforms import v2
 
 from defend.assembly.composition import Composition
 from defend.assembly.load import DataSource, build_defence, find_task
@@ -90,6 +89,8 @@ def predict(
 
 
 def _fit(image: Tensor, task: Task) -> Tensor:
+    from torchvision.transforms import v2  # its import takes seconds: only where an image is scaled
+
     side = [task.height, task.width]
     scaled: Tensor = v2.Resize(min(side), antialias=True)(image)
     cropped: Tensor = v2.CenterCrop(side)(scaled)

@@ -37,7 +37,7 @@ from defend.values.threats import (
     choose_threats,
 )
 
-SAMPLE = 4
+SAMPLE = 2  # held-out images that faster forms are tried on, alone, together, and one more
 AVERAGED = " + "  # between the sources of a variant that averages them
 
 

@@ -95,6 +95,7 @@ def _helpers(roots: Iterable[str]) -> set[str]:
     Their source counts, as no version tells of a change in it.
     """
     found: set[str] = set()
+    looked_at: set[str] = set()  # thousands of values are of a few modules
     waiting = [root for root in roots if root != "defend" and _is_edited(root)]
     while waiting:
         root = waiting.pop()
@@ -104,7 +105,10 @@ def _helpers(roots: Iterable[str]) -> set[str]:
             for value in list(vars(module).values()):
                 named = value.__name__ if isinstance(value, types.ModuleType) else getattr(value, "__module__", None)
                 other = named.partition(".")[0] if isinstance(named, str) else root
-                if other not in found and other != root and _is_edited(other):
+                if other in looked_at or other == root:
+                    continue
+                looked_at.add(other)
+                if _is_edited(other):
                     found.add(other)
                     waiting.append(other)
     return found
