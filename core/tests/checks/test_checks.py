@@ -167,12 +167,13 @@ def test_an_honest_defence_passes_all_that_applies(name):
     if detector:  # it sees any noise, and is told so
         assert "it rejects harmless noise too" in loud.pop(15)
     assert {number: said for number, said in loud.items() if short not in said} == {}
-    assert [number for number, check in found.items() if check.status == "skip"] == ([] if detector else [11, 15])
+    assert [number for number, check in found.items() if check.status == "skip"] == ([16] if detector else [11, 15, 16])
 
 
 def test_every_check_is_caught_by_something():
     caught = {number for _, _, expected in RIGGED.values() for number in expected}
-    assert caught | {9} == set(range(1, len(CHECKS) + 1))
+    # 9 and 16 are caught elsewhere, the certificates by what is certified (evaluation/test_certify.py)
+    assert caught | {9, 16} == set(range(1, len(CHECKS) + 1))
 
 
 def test_figures_are_kept():

@@ -16,7 +16,7 @@ from defend.datasets.base import Batch
 from defend.defence import Defence
 from defend.randomness import keyed
 from defend.records.rows import RowRecord, find_clean
-from defend.values.report import Calibration
+from defend.values.report import Calibration, Certified
 from defend.values.threats import DEFENDED, THREATS, UNDEFENDED, ThreatKind
 
 Level = Literal["basic", "full"]
@@ -76,11 +76,15 @@ class Subject:
 
 @attrs.frozen
 class Case:
-    """What a check is given: finished rows, what it may query (None: nothing), and how much it may spend."""
+    """What a check is given: finished rows, what it may query (None: nothing), and how much it may spend.
+
+    Also what the run certified, if it did.
+    """
 
     records: Sequence[RowRecord]
     subject: Subject | None
     level: Level
+    certified: Certified | None = None
 
     @cached_property
     def clean(self) -> RowRecord | None:
