@@ -17,7 +17,7 @@ from defend.attacks.options import FgsmOptions, JointOptions, PgdOptions, Square
 from defend.attacks.single_step import Fgsm
 from defend.attacks.square import linf
 from defend.checks import CHECKS, Promise, Subject, check_run, clean, label_leak
-from defend.checks.common import Case, Findings, Known, margin
+from defend.checks.common import Case, Findings, Known
 from defend.checks.outcomes import TAIL, chance_of_at_least, compare, rejections
 from defend.defence import Defence
 from defend.errors import ContractError
@@ -417,11 +417,6 @@ def test_known_draws_are_the_judges_own():
     whole = Known(subject.defence, subject.keys, 5)
     assert torch.equal(whole(subject.images), verdict.logits)
     assert torch.equal(whole(subject.images.repeat(2, 1, 1, 1)), verdict.logits.repeat(2, 1))
-
-
-def test_the_margin_is_the_largest_other_logit_less_the_labels():
-    logits = torch.tensor([[1.0, 3.0, 2.0], [0.0, 3.0, 5.0]])
-    assert margin(logits, torch.tensor([1, 1])).tolist() == [-1.0, 2.0]
 
 
 @pytest.mark.parametrize(("n", "p"), [(8, 0.25), (50, 0.05), (10_000, 0.1)])

@@ -244,12 +244,6 @@ def judge(subject: Subject, images: Tensor) -> Tensor:
     return torch.cat(found)
 
 
-def margin(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the largest other logit less the label's, [B]: above 0 is misclassified, and it never saturates."""
-    own = torch.nn.functional.one_hot(labels, logits.shape[1]).bool()
-    return logits.masked_fill(own, -torch.inf).amax(1) - logits[own]
-
-
 class NoGradientError(Exception):
     """The images have no gradient: what is between them and the output cannot be differentiated."""
 
