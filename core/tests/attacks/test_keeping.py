@@ -130,15 +130,15 @@ class Lottery(nn.Module):
     Who is lucky has logits so far apart that the mean of several draws is lucky too.
     """
 
-    def __init__(self, random=True, chance=0.2):
+    def __init__(self, random=True, chance=0.2, begin=0.3):
         super().__init__()
-        self.random, self.chance, self.passes = random, chance, []
+        self.random, self.chance, self.begin, self.passes = random, chance, begin, []
 
     def forward(self, images):
         self.passes.append(len(images))
         light = images.flatten(1).mean(1)
         lucky = uniform_per_image(images) < self.chance if self.random else torch.zeros(len(images), dtype=torch.bool)
-        ahead = torch.where(light >= 0.45, 1.0, torch.where((light >= 0.3) & lucky, 50.0, -2.0)) + light - 0.5
+        ahead = torch.where(light >= 0.45, 1.0, torch.where((light >= self.begin) & lucky, 50.0, -2.0)) + light - 0.5
         return torch.stack([torch.zeros_like(ahead), ahead], 1)
 
 
@@ -192,6 +192,14 @@ def test_of_a_deterministic_target_no_draws_are_asked_for(name):
         found.append(craft(attack, Target(module, draws=draws), images, labels, eps=eps))
         passes.append(module.passes)
     assert torch.equal(*found) and passes[0] == passes[1]
+
+
+@pytest.mark.parametrize("name", ["fmn", "cw", "square"])
+def test_an_image_that_is_wrong_by_luck_as_it_is_is_attacked_all_the_same(name):
+    attack, eps = SEARCHES[name]
+    lottery, (images, labels) = Lottery(begin=0.0), grey()
+    found = craft(attack, Target(lottery, draws=20, seed=1), images, labels, eps=eps)
+    assert shares(lottery, found).tolist() == [1.0] * 4
 
 
 def test_square_and_hop_skip_jump_keep_to_their_questions():

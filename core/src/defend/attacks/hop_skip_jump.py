@@ -20,6 +20,7 @@ FINEST = 20  # halvings of a way to the boundary: float32 tells no finer
 ACROSS = 1.001  # how much further than the boundary
 RANDOM_ACROSS = (ACROSS, 1.1, 1.2, 1.4)  # of a random target, in the end; and so many of the points that came before,
 RUNGS, RUNG = 4, 1.4  # each so many times as far as the next
+TIMES = 3  # answers about one point where the target has fewer draws
 FIRST_PROBE = 0.1  # how far around an image is asked at first, in L2
 FEWEST = 10  # questions that make a direction
 COARSE = 4  # blocks a side of the coarse noise among the starts
@@ -74,7 +75,7 @@ class _Search:
         share = (2 if norm == "linf" else 1.5) * math.log2(max(size, 2)) - math.log2(config.gamma)
         self.halvings = min(max(math.ceil(share), 1), FINEST)
         self.probe = config.gamma / size  # of the distance
-        self.times = count_repeats(target.draws, config.queries)
+        self.times = count_repeats(max(target.draws, TIMES), config.queries)
         self.rungs = [images] * RUNGS if target.random else []
         self.rungs_far = [torch.full_like(self.distance, torch.inf) for _ in self.rungs]
         last = (len(RANDOM_ACROSS) + RUNGS) * self.times if target.random else 1
@@ -84,8 +85,7 @@ class _Search:
     def run(self) -> None:
         """Search until the questions are used up."""
         everyone = torch.arange(len(self.labels), device=self.labels.device)
-        asked = self._ask(everyone, self.images, "start")
-        place, current = self._begin(everyone[~asked])
+        place, current = self._begin(everyone[~self._ask_as_it_is(everyone)])
         current = self._approach(place, current, "begin")
         step = 0
         while len(place):
@@ -110,6 +110,15 @@ class _Search:
             self._choose(place)
         else:
             self._step_across(place)
+
+    def _ask_as_it_is(self, place: Tensor) -> Tensor:
+        """Return which images fool as they are, bool [K]; of a random target in half of their answers."""
+        images = self.images[place]
+        fooled = self._ask(place, images, "start", keep=not self.target.random)
+        if self.target.random:  # one that is wrong by luck is attacked as any other
+            fooled &= 2 * self._count(place, images, fooled, "start/again") >= self.times
+            self.distance[place[fooled]] = 0
+        return fooled
 
     def _beyond(self, place: Tensor, factor: float) -> Tensor:
         """Return points in the direction of the nearest, so many times as far."""

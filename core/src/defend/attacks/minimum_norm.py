@@ -57,7 +57,8 @@ class FastMinimumNorm:
                 fooled = self._sure(ahead, target, goal, current, keys, step)
             else:
                 share = goal.share(slope.votes)
-                fooled = share >= HALF
+                # who is fooled as it is by luck would have no ball left to search
+                fooled = share >= (HALF if step else 1.0)
                 keeper.take(current, distance, share)
             better = fooled & (distance <= best)
             ever = ever | fooled
