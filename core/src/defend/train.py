@@ -50,6 +50,8 @@ class Training(abc.ABC):
 
     `fpr` is the false-positive rate that `finish` calibrates for, None where it calibrates nothing: too few held-out
     images to show it are told before the first step.
+    `replays` is how often `losses` yields each of its losses for a batch, where that is more than once: what is logged
+    is the mean over all.
     `epoch` is the epoch at hand, counted from 0, for a training that goes in stages. A `data` that takes long tells
     `making` how many of its images are made: (done, in all).
     """
@@ -65,7 +67,7 @@ class Training(abc.ABC):
     ) -> None:
         self.stage, self.modules, self.frozen = stage, modules, frozen or {}
         self.epochs, self.batch_size = epochs, batch_size
-        self.epoch = 0
+        self.epoch, self.replays = 0, 1
         self.fpr: float | None = None
         self.making: Callable[[int, int], None] = lambda done, total: None
 

@@ -9,7 +9,13 @@ from defend.assembly.stage import build_stage
 from defend.attacks.apgd import Apgd, _State, checkpoints
 from defend.attacks.goals import Goal
 from defend.attacks.host import craft
-from defend.attacks.objectives import difference_of_logits_ratio, margin, probability_margin, targeted_margin
+from defend.attacks.objectives import (
+    difference_of_logits_ratio,
+    margin,
+    measure_margin,
+    probability_margin,
+    targeted_margin,
+)
 from defend.attacks.options import ApgdOptions
 from defend.attacks.target import Slope, Target
 from defend.testing.contracts import AttackContract
@@ -71,6 +77,7 @@ def test_margins_by_hand():
     logits = torch.tensor([[3.0, 1.0, 2.0, 0.0], [0.0, 4.0, 1.0, 3.0]])
     labels, same = torch.tensor([0, 2]), torch.nn.Identity()
     assert margin(same, logits, labels)[0].tolist() == [-1, 3]
+    assert measure_margin(logits, labels).tolist() == [1, -3], "the same, as a number that falls when it is fooled"
     assert targeted_margin(same, logits, torch.tensor([[1, 0], [3, 2]]))[0].tolist() == [2, -2]
     odds, _ = probability_margin(same, logits, labels)
     shares = logits.softmax(1)

@@ -5,11 +5,15 @@ import torch
 from torch import nn
 
 from defend.attacks.apgd import Apgd
+from defend.attacks.cw import CarliniWagner
 from defend.attacks.goals import Goal
+from defend.attacks.hop_skip_jump import HopSkipJump
 from defend.attacks.host import craft
 from defend.attacks.iterated import Pgd
-from defend.attacks.keeping import Attempts, Best, Keeper, choose
-from defend.attacks.options import ApgdOptions, PgdOptions
+from defend.attacks.keeping import Attempts, Best, Keeper, Nearest, choose
+from defend.attacks.minimum_norm import FastMinimumNorm
+from defend.attacks.options import ApgdOptions, CwOptions, FmnOptions, HopSkipJumpOptions, PgdOptions, SquareOptions
+from defend.attacks.square import SquareAttack
 from defend.attacks.target import Slope, Target
 from defend.randomness import uniform_per_image
 
@@ -118,3 +122,111 @@ def test_share_is_of_single_draws_not_of_their_mean():
     assert share.tolist() == pytest.approx((votes != 0).float().mean(0).tolist())
     assert 0 < float(share[0]) < 1
     assert torch.equal(logits, target.logits(images, keys, "step"))
+
+
+class Lottery(nn.Module):
+    """Grey images of class 0; from a brightness of 0.3 on class 1 by luck, in one draw of five, from 0.45 on always.
+
+    Who is lucky has logits so far apart that the mean of several draws is lucky too.
+    """
+
+    def __init__(self, random=True, chance=0.2, begin=0.3):
+        super().__init__()
+        self.random, self.chance, self.begin, self.passes = random, chance, begin, []
+
+    def forward(self, images):
+        self.passes.append(len(images))
+        light = images.flatten(1).mean(1)
+        lucky = uniform_per_image(images) < self.chance if self.random else torch.zeros(len(images), dtype=torch.bool)
+        ahead = torch.where(light >= 0.45, 1.0, torch.where((light >= self.begin) & lucky, 50.0, -2.0)) + light - 0.5
+        return torch.stack([torch.zeros_like(ahead), ahead], 1)
+
+
+def grey(count=4):
+    return torch.full((count, 1, 4, 4), 0.2), torch.zeros(count, dtype=torch.int64)
+
+
+def shares(module, found):
+    """In how many of 200 new draws each image fools, [B]."""
+    return Target(module, draws=200).judge(found, torch.zeros(len(found), dtype=torch.int64), torch.arange(4), "new")[1]
+
+
+SEARCHES = {
+    "fmn": (FastMinimumNorm(FmnOptions(steps=60), "linf"), None),
+    "fmn_l2": (FastMinimumNorm(FmnOptions(steps=60), "l2"), None),
+    "hsj": (HopSkipJump(HopSkipJumpOptions(queries=2000), "linf"), None),
+    "hsj_l2": (HopSkipJump(HopSkipJumpOptions(queries=2000), "l2"), None),
+    "cw": (CarliniWagner(CwOptions(clip="none", steps=40, lr=0.1)), None),
+    "cw_linf": (CarliniWagner(CwOptions(steps=40, lr=0.1)), 0.6),
+    "square": (SquareAttack(SquareOptions(queries=400), "linf"), 0.7),
+    "square_l2": (SquareAttack(SquareOptions(queries=400), "l2"), 3.0),
+}
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_a_lucky_image_is_not_kept(name):
+    attack, eps = SEARCHES[name]
+    lottery, (images, labels) = Lottery(), grey()
+    found = craft(attack, Target(lottery, draws=20), images, labels, eps=eps)
+    assert shares(lottery, found).tolist() == [1.0] * 4, "what fools one draw of five was nearer, or came first"
+    if getattr(attack, "nearest", False):
+        assert float(found.flatten(1).mean(1).max()) < 0.6, "and of those that always fool a near one is wanted"
+
+
+@pytest.mark.parametrize("name", [name for name, (attack, _) in SEARCHES.items() if getattr(attack, "minimal", False)])
+def test_half_of_the_draws_is_enough_for_the_smallest_change(name):
+    attack, eps = SEARCHES[name]
+    lottery, (images, labels) = Lottery(chance=0.9), grey()
+    found = craft(attack, Target(lottery, draws=20), images, labels, eps=eps)
+    assert float(shares(lottery, found).min()) > 0.8
+    assert float(found.flatten(1).mean(1).max()) < 0.4, "what fools nine draws of ten lies nearer than what always does"
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_of_a_deterministic_target_no_draws_are_asked_for(name):
+    attack, eps = SEARCHES[name]
+    images, labels = grey()
+    found, passes = [], []
+    for draws in (20, 1):
+        module = Lottery(random=False)
+        found.append(craft(attack, Target(module, draws=draws), images, labels, eps=eps))
+        passes.append(module.passes)
+    assert torch.equal(*found) and passes[0] == passes[1]
+
+
+@pytest.mark.parametrize("name", ["fmn", "cw", "square"])
+def test_an_image_that_is_wrong_by_luck_as_it_is_is_attacked_all_the_same(name):
+    attack, eps = SEARCHES[name]
+    lottery, (images, labels) = Lottery(begin=0.0), grey()
+    found = craft(attack, Target(lottery, draws=20, seed=1), images, labels, eps=eps)
+    assert shares(lottery, found).tolist() == [1.0] * 4
+
+
+def test_square_and_hop_skip_jump_keep_to_their_questions():
+    images, labels = grey()
+    for attack in (
+        SquareAttack(SquareOptions(queries=150), "linf"),
+        HopSkipJump(HopSkipJumpOptions(queries=150), "linf"),
+    ):
+        lottery = Lottery(chance=0.7)
+        target = Target(lottery, draws=20)
+        craft(attack, target, images, labels, eps=0.3)
+        assert int(target.queries.max()) <= 150 and sum(lottery.passes) == int(target.queries.sum())
+
+
+def test_three_points_stand_by_and_new_draws_decide():
+    lottery, goal, keys = Lottery(), Goal(torch.zeros(3, dtype=torch.int64), 1), torch.arange(3)
+    target, images = Target(lottery, draws=40), grey(3)[0]
+    nearest = Nearest(images)
+    assert torch.equal(nearest.choose(target, goal, images, keys, "none"), images)
+    far = torch.tensor([0.2, 0.2, torch.inf])
+    nearest.take(images + 0.2, far, torch.tensor([0.6, 0.6, 0.0]))  # by luck
+    nearest.take(images + 0.5, far + 0.3, torch.tensor([1.0, 0.4, 0.0]))
+    nearest.take(images + 0.6, far + 0.4, torch.tensor([1.0, 0.4, 0.0]))
+    before = len(lottery.passes)
+    chosen = nearest.choose(target, goal, images, keys, "choose").flatten(1)[:, 0]
+    # the second has nothing better than the lucky one, the third nothing at all
+    assert chosen.tolist() == pytest.approx([0.7, 0.4, 0.2])
+    assert lottery.passes[before:] == [3 * 40] * 3
+    cut = nearest.choose(target, goal, images, keys, "choose", enough=1.0, cut=lambda points: points.clamp_max(0.65))
+    assert cut.flatten(1)[:, 0].tolist() == pytest.approx([0.65, 0.4, 0.2])

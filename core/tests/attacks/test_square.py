@@ -205,14 +205,42 @@ class Fickle(nn.Module):
         return torch.eye(2)[said].expand(len(batch), 2)
 
 
-def test_a_random_defence_must_be_fooled_twice_in_a_row():
-    pictures, labels = images(TASK, 3), torch.zeros(3, dtype=torch.int64)
-    for answers, queries in (([1], 2), ([1, 0], 12), ([0, 0, 1, 0, 1, 1], 6)):
-        fickle = Fickle(answers)
-        target = Target(fickle, draws=20)
-        craft(square(queries=12), target, pictures, labels, eps=0.1)
-        assert target.queries.tolist() == [queries] * 3
-        assert fickle.passes == [3] * queries, "one draw a query"
+@pytest.mark.parametrize(
+    ("draws", "answers", "queries"),
+    [
+        # asked about once more, as often as there are draws
+        (1, [1], 2),
+        (1, [1, 0], 12),
+        (1, [0, 0, 1, 0, 1, 1], 6),
+        # three times at least where there are more; given up where it cannot beat what was found before
+        (20, [1], 4),
+        (20, [1, 0], 12),
+        (20, [0, 1, 1, 0, 1, 0, 1, 0, 1, 1, 1, 1], 12),
+        (20, [0, 1, 0, 0, 0, 1, 1, 1, 1], 9),
+    ],
+)
+def test_a_random_defence_must_be_fooled_every_time(draws, answers, queries):
+    fickle = Fickle(answers)
+    target = Target(fickle, draws=draws)
+    craft(square(queries=12), target, images(TASK, 3), torch.zeros(3, dtype=torch.int64), eps=0.1)
+    assert target.queries.tolist() == [queries] * 3
+    assert fickle.passes == [3] * queries, "one draw a query"
+
+
+def test_of_a_random_defence_what_fools_most_is_kept_over_restarts_too():
+    shown = []
+
+    class Remembering(Fickle):
+        def forward(self, batch):
+            shown.append(batch.clone())
+            return super().forward(batch)
+
+    # the image itself fools one of three, the start of the second search two, and then nothing does
+    fickle = Remembering([1, 0, 1, 0, 0, 0, 0, 1, 1, 1, 0] + [0] * 7)
+    found = craft(
+        square(queries=6, restarts=3), Target(fickle, draws=3), images(TASK, 2), torch.zeros(2).long(), eps=0.1
+    )
+    assert torch.equal(found, shown[7]) and not torch.equal(found, shown[0]) and not torch.equal(found, shown[-1])
 
 
 def test_a_random_defence_sees_other_draws_with_every_query():

@@ -17,7 +17,7 @@ from defend.attacks.options import FgsmOptions, JointOptions, PgdOptions, Square
 from defend.attacks.single_step import Fgsm
 from defend.attacks.square import linf
 from defend.checks import CHECKS, Promise, Subject, check_run, clean, label_leak
-from defend.checks.common import Case, Findings, Known, margin
+from defend.checks.common import Case, Findings, Known
 from defend.checks.outcomes import TAIL, chance_of_at_least, compare, rejections
 from defend.defence import Defence
 from defend.errors import ContractError
@@ -167,12 +167,13 @@ def test_an_honest_defence_passes_all_that_applies(name):
     if detector:  # it sees any noise, and is told so
         assert "it rejects harmless noise too" in loud.pop(15)
     assert {number: said for number, said in loud.items() if short not in said} == {}
-    assert [number for number, check in found.items() if check.status == "skip"] == ([] if detector else [11, 15])
+    assert [number for number, check in found.items() if check.status == "skip"] == ([16] if detector else [11, 15, 16])
 
 
 def test_every_check_is_caught_by_something():
     caught = {number for _, _, expected in RIGGED.values() for number in expected}
-    assert caught | {9} == set(range(1, len(CHECKS) + 1))
+    # 9 and 16 are caught elsewhere, the certificates by what is certified (evaluation/test_certify.py)
+    assert caught | {9, 16} == set(range(1, len(CHECKS) + 1))
 
 
 def test_figures_are_kept():
@@ -416,11 +417,6 @@ def test_known_draws_are_the_judges_own():
     whole = Known(subject.defence, subject.keys, 5)
     assert torch.equal(whole(subject.images), verdict.logits)
     assert torch.equal(whole(subject.images.repeat(2, 1, 1, 1)), verdict.logits.repeat(2, 1))
-
-
-def test_the_margin_is_the_largest_other_logit_less_the_labels():
-    logits = torch.tensor([[1.0, 3.0, 2.0], [0.0, 3.0, 5.0]])
-    assert margin(logits, torch.tensor([1, 1])).tolist() == [-1.0, 2.0]
 
 
 @pytest.mark.parametrize(("n", "p"), [(8, 0.25), (50, 0.05), (10_000, 0.1)])

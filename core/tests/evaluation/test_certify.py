@@ -9,11 +9,14 @@ import torch
 from torch import nn
 
 import defend
+from defend.checks import check_run
 from defend.datasets.base import SPLITS, Batch, MemoryDataset
 from defend.defence import Defence, PurifierSequence
 from defend.errors import ConfigError, ContractError
-from defend.evaluation.certify import ALPHA, Certifier, certify, radius_of, smoothing_of, summarise
+from defend.evaluation.certify import Certifier, certify, radii_of, smoothing_of, summarise
 from defend.evaluation.plan import ArmNames
+from defend.evaluation.smoothed import VotePgd, attack_vote, odds_against
+from defend.evaluation.votes import ALPHA, decide, enough, radius_of
 from defend.randomness import normal_like, uniform_like
 from defend.records.journal import Journal
 from defend.records.rows import REJECTED
@@ -174,11 +177,129 @@ def test_a_run_reports_it_apart_from_its_rows(tmp_path):
     found = evaluated(purifier=Noise(), certify=60, adaptive_limit=3, out=tmp_path / "run")
     assert found.report.certified.n == 3 and found.report.certified.draws == 60
     assert {row.attack for row in found.report.rows} == {"none", "fgsm"}
-    assert "Certified, apart from the rows" in str(found)
+    assert "Certified, apart from the rows" in str(found) and "threat smoothed" in " ".join(str(found).split())
+    assert {check.number: check.status for check in found.report.checks} == {}
+    assert all(len(each.attacked) == 5 for each in found.report.certified.images)
     assert defend.records.reading.read_report(found.folder).certified == found.report.certified
-    assert "What no attacker changes" in render_page(found.folder)
+    page = render_page(found.folder)
+    assert "What no attacker changes" in page and "left by an attack" in page
 
 
 def test_asked_for_where_it_fits_nothing_it_is_an_error():
     with pytest.raises(ConfigError, match="nothing can be certified: the first purifier adds no Gaussian noise"):
         evaluated(certify=60)
+
+
+# The attack on the vote
+
+
+def test_the_odds_are_those_of_the_mean_over_draws_and_do_not_saturate():
+    logits, labels = torch.randn(5, 3, 4, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 3, 1])
+    share = logits.softmax(2).mean(0).gather(1, labels[:, None])[:, 0]
+    torch.testing.assert_close(odds_against(logits, labels), ((1 - share) / share).log())
+    sure = torch.tensor([[[60.0, 0.0, -1.0]]], requires_grad=True)
+    odds_against(sure, torch.tensor([0])).sum().backward()
+    assert sure.grad[0, 0, 0] == -1, "the cross-entropy's own slope is zero there"
+
+
+def test_it_takes_as_many_draws_for_a_clear_vote_as_the_bound_says():
+    for draws in (5, 20, 100, 1000):
+        needed = enough(draws)
+        assert radius_of(needed - 1, draws, 1.0) == 0
+        assert needed == draws + 1 or radius_of(needed, draws, 1.0) > 0
+    assert enough(5) == 6, "five draws can show nothing"
+
+
+def test_a_vote_that_is_cut_short_says_what_a_whole_one_does():
+    defence = Defence(Half(), Noise())
+    for mean in (0.49, 0.5, 0.505, 0.6):
+        image = torch.full((1, 4, 4), mean)
+        said = {decide(defence, image, 7, 400, seed=0, stream="toy", batch_size=size) for size in (3, 50, 400)}
+        assert len(said) == 1
+
+
+def attacked(mean, radii, label=None, certified=0.0, predicted=None, victim=None, draws=500):
+    label = int(mean > 0.5) if label is None else label
+    return attack_vote(
+        Defence(victim or Half(), Noise()),
+        torch.full((1, 4, 4), mean),
+        label,
+        3,
+        predicted=label if predicted is None else predicted,
+        certified=certified,
+        radii=radii,
+        draws=draws,
+        seed=0,
+        batch_size=250,
+    )
+
+
+def test_the_attack_turns_the_vote_just_beyond_the_true_radius():
+    # Half's vote changes at |mean - 1/2| * 4, here at 0.16
+    (found, blind) = attacked(0.54, [0.0, 0.08, 0.12, 0.2, 0.3])
+    assert found == [1, 1, 1, 0, 0] and not blind
+    assert attacked(0.46, [0.0, 0.08, 0.12, 0.2, 0.3])[0] == [0, 0, 0, 1, 1]
+    assert attacked(0.54, [0.0, 0.16])[0] == [1, REJECTED], "there the vote is even"
+
+
+def test_what_is_wrong_already_is_not_attacked_and_what_is_unsure_is():
+    assert attacked(0.54, [0.0, 0.1], label=0, predicted=1) == ([1, 1], False)
+    assert attacked(0.5, [0.0, 0.05], label=1, predicted=REJECTED)[0] == [REJECTED, 0]
+
+
+def test_an_attack_without_a_gradient_is_called_blind():
+    class Stepped(Half):
+        def forward(self, batch):
+            return super().forward(batch.detach() + 0 * batch)
+
+    assert attacked(0.54, [0.0, 0.3], victim=Stepped()) == ([1, 1], True)
+
+
+def test_the_attack_keeps_to_its_radius_and_goes_on_from_where_it_was():
+    starts = []
+
+    class Recording(VotePgd):
+        def __init__(self, start):
+            starts.append(start)
+            super().__init__(start)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("defend.evaluation.smoothed.VotePgd", Recording)
+        attacked(0.6, [0.0, 0.1, 0.2, 0.3], certified=0.15)
+    image = torch.full((1, 1, 4, 4), 0.6)
+    moved = [float((start - image).norm()) for start in starts]
+    # begun at the largest radius that is certified
+    assert moved[0] == 0 and moved[1] == pytest.approx(0.1, rel=1e-3) and moved[2] == pytest.approx(0.2, rel=1e-3)
+    assert len(moved) == 3
+
+
+def test_left_is_never_less_than_certified_and_a_run_says_both():
+    found = certified(0.52, 0.47, 0.56, 0.44, 0.501, draws=500)
+    said = summarise(found, SIGMA, 500)
+    assert [point["left"] >= point["accuracy"] for point in said.curve] == [True] * 5
+    assert said.curve[0]["left"] == 1 and said.curve[-1]["left"] < 1 and said.attack["blind"] == 0
+    check = check_run([], None, "basic", certified=said)[15]
+    assert (check.name, check.status) == ("certificates", "pass")
+    assert f"turns 0 of {check.numbers['tried']} within" in check.detail and check.numbers["tried"] >= 2
+
+
+def test_a_vote_that_is_turned_within_its_radius_fails_the_check():
+    radii = radii_of(1000, SIGMA)
+    largest = radii[-1]
+    right = [CertifiedImage(place, 1, 1, largest, (1, 1, 1, 1, 1)) for place in range(3)]
+    turned = CertifiedImage(9, 1, 1, largest, (1, 1, 0, 0, 0))
+    beyond = CertifiedImage(9, 1, 1, 0.4 * largest, (1, 1, 0, 0, 0))
+    unsure = CertifiedImage(9, 1, 1, largest, (1, 1, 1, 1, REJECTED))
+
+    def check(*images):
+        return check_run([], None, "basic", certified=summarise(images, SIGMA, 1000))[15]
+
+    found = check(*right, turned)
+    assert found.status == "fail" and found.numbers["turned"] == [9] and "certificate or vote is wrong" in found.detail
+    assert check(*right, beyond).status == check(*right, unsure).status == "pass"
+    # one of many thousands is chance
+    assert check(*right * 400, turned).status == "warn"
+    assert check(CertifiedImage(0, 1, 1, 0.01 * largest, (1, 0, 0, 0, 0))).status == "skip"
+    blind = check(*right, CertifiedImage(9, 1, 1, largest, (1,) * 5, blind=True))
+    assert blind.status == "warn" and "never had a gradient" in blind.detail
+    assert check_run([], None, "basic")[15].status == "skip"

@@ -474,10 +474,11 @@ class Cut(adversarial.AdversarialTraining):
         yield from super().losses(batch)
 
 
-@pytest.mark.parametrize("mode", ["pgd", "trades"])
+@pytest.mark.parametrize("mode", [{}, {"mode": "trades"}, {"mode": "free", "replays": 3}, {"ema": 0.9}])
+@pytest.mark.filterwarnings("ignore:(catastrophic|the weights that are kept)")
 def test_an_interrupted_training_ends_as_an_uninterrupted_one(tmp_path, tiny, mode):
     def started(left):
-        recipe = make(AdversarialRecipe, {**QUICK, "warmup": 1.0, "lr": 1e-2, "shift": 1, "mode": mode}, "the recipe")
+        recipe = make(AdversarialRecipe, {**QUICK, "warmup": 1.0, "lr": 1e-2, "shift": 1, **mode}, "the recipe")
         training = Cut(build(None, TASK, Normed().eval()), recipe, TASK, Normed().eval(), Jitter())
         training.left = left
         return training

@@ -1,8 +1,10 @@
 """MART, adversarial weight perturbation and overfitting to one step: equations by hand, and trainings that use them."""
 
+import json
 import math
 import warnings
 
+import attrs
 import pytest
 import torch
 from torch import nn
@@ -13,7 +15,7 @@ from defend.errors import ConfigError
 from defend.finetuners import adversarial
 from defend.finetuners.adversarial import train
 from defend.finetuners.plugin import AdversarialRecipe
-from defend.finetuners.rules import Overfitting, mart, misleads, raise_weights
+from defend.finetuners.rules import Overfitting, Perturbation, average_weights, mart, misleads, raise_weights
 from defend.options import make
 from defend.stages import Task
 from defend.testing.toys import TinyVictim, images
@@ -162,8 +164,8 @@ def test_overfitting_is_a_fall_under_pgd_while_one_step_stays():
     assert misleads(0.1, 0.9) and not misleads(0.45, 0.6) and not misleads(0.6, 0.9) and not misleads(0.0, 0.1)
 
 
-@pytest.mark.parametrize("select", ["best", "last"])
-def test_overfitting_is_told_in_a_warning_and_in_the_card(monkeypatch, select):
+@pytest.mark.parametrize(("mode", "select"), [("fgsm", "best"), ("fgsm", "last"), ("free", "best")])
+def test_overfitting_is_told_in_a_warning_and_in_the_card(monkeypatch, mode, select):
     course = iter([(0.6, 0.7), (0.0, 0.9), (0.0, 0.9)])
     kept = (0.6, 0.7) if select == "best" else (0.0, 0.9)
 
@@ -172,7 +174,7 @@ def test_overfitting_is_told_in_a_warning_and_in_the_card(monkeypatch, select):
         return {"clean": 1.0, "pgd": pgd, **({"fgsm": one} if single else {})}
 
     monkeypatch.setattr(adversarial, "accuracies", judged)
-    training = prepare(mode="fgsm", epochs=3, select=select)
+    training = prepare(mode=mode, epochs=3, select=select)
     with pytest.warns(UserWarning, match="overfit") as told:
         figures = fit(training, quadrants(), FitSettings(), {"what": "test"})
     said = [str(each.message) for each in told if "overfit" in str(each.message)]
@@ -197,7 +199,153 @@ def test_the_modes_raise_the_robust_accuracy(recipe):
     assert figures["val_pgd_after"] > figures["val_pgd_before"] + 0.4 and "val_fgsm_after" not in figures
 
 
-@pytest.mark.parametrize("recipe", [{"mode": "mart", "clean_share": 0.2}, {"mode": "fgsm", "step_size": 0.1}])
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        {"mode": "mart", "clean_share": 0.2},
+        {"mode": "fgsm", "step_size": 0.1},
+        {"mode": "free", "step_size": 0.1},
+        {"mode": "free", "l2_share": 0.5},
+        {"mode": "pgd", "replays": 4},
+    ],
+)
 def test_what_a_mode_does_not_take_is_refused(recipe):
     with pytest.raises(ConfigError, match=f"does nothing for mode={recipe['mode']}"):
         make(AdversarialRecipe, recipe, "the recipe")
+
+
+# ---- free: a batch several times ----
+
+
+def test_a_perturbation_goes_on_within_eps_and_leaves_clean_what_is_to_be():
+    kept = Perturbation(3, (1, 1, 2))
+    pictures = torch.tensor([[0.5, 0.95], [0.5, 0.5]]).view(2, 1, 1, 2)
+    assert torch.equal(kept.apply_to(pictures, 0.1, 0), pictures)
+    kept.step(torch.tensor([[1.0, 2.0], [-3.0, 0.0]]).view(2, 1, 1, 2), 0.1)
+    torch.testing.assert_close(kept.apply_to(pictures, 0.1, 0).flatten(), torch.tensor([0.6, 1.0, 0.4, 0.5]))
+    kept.step(torch.tensor([[1.0, -2.0], [3.0, 1.0]]).view(2, 1, 1, 2), 0.1)
+    torch.testing.assert_close(kept.values.flatten(), torch.tensor([0.1, 0.0, 0.0, 0.1, 0.0, 0.0]))
+    torch.testing.assert_close(kept.apply_to(pictures, 0.05, 1).flatten(), torch.tensor([0.5, 0.95, 0.5, 0.55]))
+
+
+def test_free_steps_by_hand():
+    # two pixels, two classes, plain gradient descent: what is shown, the loss and the weights, three times
+    start, eps, rate = [[0.4, -0.3], [-0.2, 0.5]], 0.1, 0.5
+    training = prepare(Linear(start), mode="free", replays=3, eps=eps)
+    training._perturbation = Perturbation(2, (1, 1, 2))
+    pictures, labels = torch.tensor([[0.2, 0.95], [0.7, 0.4]]).view(2, 1, 1, 2), torch.tensor([0, 1])
+    weight, bias, change = torch.tensor(start), torch.zeros(2), torch.zeros(2, 2)
+    count = 0
+    for loss in training.losses(Batch(pictures, labels, labels)):
+        shown = (pictures.flatten(1) + change).clamp(0, 1).requires_grad_()
+        weight.requires_grad_(), bias.requires_grad_()
+        value = F.cross_entropy(shown @ weight.T + bias, labels)
+        by_weight, by_bias, by_image = torch.autograd.grad(value, (weight, bias, shown))
+        assert loss.value.item() == pytest.approx(value.item(), abs=1e-6)
+        loss.value.backward()
+        torch.testing.assert_close(training.stage.weight.grad, by_weight)
+        with torch.no_grad():
+            for parameter in training.stage.parameters():
+                parameter -= rate * parameter.grad
+                parameter.grad = None
+        weight, bias = (weight - rate * by_weight).detach(), (bias - rate * by_bias).detach()
+        change = (change + eps * by_image.sign()).clamp(-eps, eps)
+        count += 1
+    torch.testing.assert_close(training._perturbation.values.flatten(1), change)
+    assert count == training.replays == 3 and float(change.abs().max()) == pytest.approx(eps)
+
+
+def test_the_schedule_and_what_is_logged_count_every_replay(tmp_path):
+    lines = {}
+    for replays in (1, 4):
+        training = prepare(mode="free", replays=replays, epochs=1, lr=1e-6, eps=0.0)
+        fit(training, quadrants(), FitSettings(folder=tmp_path / str(replays)), {"what": "test"})
+        lines[replays] = json.loads((tmp_path / str(replays) / "metrics.jsonl").read_text().splitlines()[-1])
+        assert training._cycle.last_epoch == training._steps == 4 * replays
+    # nothing is changed and hardly anything learned, so the means over one and over four replays are the same
+    assert lines[4]["victim_loss"] == pytest.approx(lines[1]["victim_loss"], rel=0.01)
+    assert lines[4]["robust"] == pytest.approx(lines[1]["robust"], abs=0.05)
+
+
+def test_free_training_needs_a_gradient_of_the_images():
+    class Cutting(nn.Module):
+        def forward(self, batch):
+            return batch.detach()
+
+    victim = TinyVictim(TASK).eval()
+    recipe = make(AdversarialRecipe, {**QUICK, "mode": "free"}, "the recipe")
+    training = train(None, recipe, TASK, victim, Cutting())
+    training.optimisers(8)
+    losses = training.losses(Batch(images(TASK, 4, 0), torch.arange(4), torch.arange(4)))
+    next(losses).value.backward()
+    with pytest.raises(ConfigError, match="lets none through to the images"):
+        next(losses)
+
+
+def test_free_training_raises_the_robust_accuracy():
+    figures = fit(
+        prepare(mode="free", epochs=2, lr=1e-2, warmup=0.25, eps=0.08), quadrants(), FitSettings(), {"what": "test"}
+    )
+    assert figures["val_pgd_after"] > figures["val_pgd_before"] + 0.4 and figures["overfitted_in_epoch"] == 0
+
+
+# ---- an average of the weights ----
+
+
+def test_the_average_by_hand():
+    average, learner = Normed(), Normed()
+    with torch.no_grad():
+        for value in learner.parameters():
+            value += 1
+        learner.layers[1].running_mean += 2
+        learner.layers[1].num_batches_tracked += 5
+    before = {name: value.clone() for name, value in average.state_dict().items()}
+    average_weights(average, learner, 0.9, 1)  # the first: d = 2/11, so 9/11 of the way
+    name = "layers.0.weight"
+    torch.testing.assert_close(average.state_dict()[name], before[name] + 9 / 11)
+    torch.testing.assert_close(average.layers[1].running_mean, before["layers.1.running_mean"] + 2 * 9 / 11)
+    assert int(average.layers[1].num_batches_tracked) == 5
+    average_weights(average, learner, 0.9, 10_000)
+    torch.testing.assert_close(average.state_dict()[name], before[name] + 1 - 0.1 * 0 - (1 - 9 / 11) * 0.9)
+    assert all(value.requires_grad for value in average.parameters())
+
+
+def test_what_learns_is_attacked_and_the_average_is_kept():
+    training = prepare(Normed(), ema=0.5)
+    learner = training.modules["victim"]
+    assert learner is not training.stage and training.modules["average"] is training.stage
+    learner.register_forward_hook(lambda *_: seen.append("learner"))
+    training.stage.register_forward_hook(lambda *_: seen.append("average"))
+    seen = []
+    for loss in training.losses(Batch(images(TASK, 8, 0), torch.arange(8) % 4, torch.arange(8))):
+        loss.value.backward()
+        with torch.no_grad():
+            learner.layers[0].weight += 1
+        before = training.stage.layers[0].weight.clone()
+    # after the step: 1 - d of the way, d = min(0.5, 1/10) at the schedule's first count
+    torch.testing.assert_close(training.stage.layers[0].weight, before + 0.9)
+    assert set(seen) == {"learner"}
+    assert prepare(Normed()).modules.keys() == {"victim"}
+
+
+class Jumping(adversarial.AdversarialTraining):
+    """A rate that never falls, and three labels of ten that are wrong by chance: the last weights jump about."""
+
+    def optimisers(self, steps):
+        found = super().optimisers(steps)["victim"]
+        self._cycle = torch.optim.lr_scheduler.LambdaLR(found.optimizer, lambda _: 1.0)
+        return {"victim": attrs.evolve(found, schedule=self._cycle)}
+
+    def losses(self, batch):
+        wrong = torch.rand(len(batch.labels)) < 0.3
+        yield from super().losses(attrs.evolve(batch, labels=(batch.labels + wrong) % 4))
+
+
+def test_the_average_stands_more_than_weights_that_jump():
+    stood = {}
+    for ema in (0.0, 0.95):
+        options = {"epochs": 12, "lr": 0.2, "batch_size": 8, "select": "last", "steps": 2, "ema": ema}
+        recipe, victim = make(AdversarialRecipe, {**QUICK, **options}, "the recipe"), Linear([[0.0] * 196] * 4).eval()
+        training = Jumping(adversarial.build(None, TASK, victim), recipe, TASK, victim, None)
+        stood[ema] = fit(training, quadrants(), FitSettings(), {"what": "test"})["val_pgd_after"]
+    assert stood[0.95] > stood[0.0] + 0.1, stood

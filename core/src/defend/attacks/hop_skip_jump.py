@@ -10,14 +10,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from defend.attacks.balls import clip, lengths, measure, steepest, wide
+from defend.attacks.keeping import count_repeats
 from defend.attacks.options import HopSkipJumpOptions
 from defend.attacks.target import CPU_BATCH, Target
 from defend.randomness import keyed, normal_like, uniform_like
 
 HALVINGS = 12  # of a jump, until it lands on the other side
 FINEST = 20  # halvings of a way to the boundary: float32 tells no finer
-ACROSS = (1.001,)  # how much further than the boundary
-RANDOM_ACROSS, RANDOM_TIMES = (1.001, 1.1, 1.2, 1.4), 3  # of a random target the first that fools so often
+ACROSS = 1.001  # how much further than the boundary
+RANDOM_ACROSS = (ACROSS, 1.1, 1.2, 1.4)  # of a random target, in the end; and so many of the points that came before,
+RUNGS, RUNG = 4, 1.4  # each so many times as far as the next
+TIMES = 3  # answers about one point where the target has fewer draws
 FIRST_PROBE = 0.1  # how far around an image is asked at first, in L2
 FEWEST = 10  # questions that make a direction
 COARSE = 4  # blocks a side of the coarse noise among the starts
@@ -31,7 +34,9 @@ class HopSkipJump:
     label than the true one. A search begins at noise mixed into the image, or at the image turned or shifted mixed into
     itself, or at `target.others`, images of other classes: a detector that rejects all noise takes these for images.
     Where none of the starts fools, the image comes back as it was, which says nothing of the defence. What comes back
-    is the nearest point that ever fooled. A random target answers each question with one draw.
+    is the nearest point that ever fooled. A random target answers each question with one draw, so the nearest of many
+    points is a lucky one: there the last questions go to it, to points further along the same way and to what had
+    fooled before it, and the nearest that fools half of its answers comes back.
 
     `target.queries` gets the number of questions asked of each image, at most `queries`.
     """
@@ -52,6 +57,8 @@ class HopSkipJump:
 class _Search:
     """Where the search of every image stands: `nearest` what fooled nearest, `distance` how far, `queries` asked.
 
+    Of a random target also `rungs`, what was nearest before, each `RUNG` times as far as the next or more, and how far.
+
     Methods take `place` [K], the images that are meant, and what stands for each in the same order.
     """
 
@@ -68,16 +75,17 @@ class _Search:
         share = (2 if norm == "linf" else 1.5) * math.log2(max(size, 2)) - math.log2(config.gamma)
         self.halvings = min(max(math.ceil(share), 1), FINEST)
         self.probe = config.gamma / size  # of the distance
-        self.across: tuple[float, ...] = RANDOM_ACROSS if target.random else ACROSS
-        self.times = RANDOM_TIMES if target.random else 1
+        self.times = count_repeats(max(target.draws, TIMES), config.queries)
+        self.rungs = [images] * RUNGS if target.random else []
+        self.rungs_far = [torch.full_like(self.distance, torch.inf) for _ in self.rungs]
+        last = (len(RANDOM_ACROSS) + RUNGS) * self.times if target.random else 1
         # what a jump, the way back and the last questions may take
-        self.reserve = HALVINGS + self.halvings + len(self.across) * self.times
+        self.reserve = HALVINGS + self.halvings + last
 
     def run(self) -> None:
         """Search until the questions are used up."""
         everyone = torch.arange(len(self.labels), device=self.labels.device)
-        asked = self._ask(everyone, self.images, "start")
-        place, current = self._begin(everyone[~asked])
+        place, current = self._begin(everyone[~self._ask_as_it_is(everyone)])
         current = self._approach(place, current, "begin")
         step = 0
         while len(place):
@@ -97,22 +105,61 @@ class _Search:
             back = self._approach(place[fooled], landed[fooled], f"{step}")
             current = current.index_copy(0, fooled.nonzero()[:, 0], back)
             step += 1
-        self._step_across()
-
-    def _step_across(self) -> None:
-        """Move what was found a little further: so near the boundary, rounding would decide what a judge says.
-
-        Of a random target, whose boundary is as wide as its draws, as much further as fools several times running.
-        """
         place = ((self.distance > 0) & self.distance.isfinite()).nonzero()[:, 0]
-        for factor in self.across:
-            images = self.images[place]
-            further = (images + factor * (self.nearest[place] - images)).clamp(0, 1)
-            fooled = torch.ones_like(place, dtype=torch.bool)
-            for time in range(self.times):
-                fooled = fooled & self._ask(place, further, f"across/{factor}/{time}", keep=False)
-            self.nearest[place[fooled]] = further[fooled]
-            place = place[~fooled]
+        if self.target.random:
+            self._choose(place)
+        else:
+            self._step_across(place)
+
+    def _ask_as_it_is(self, place: Tensor) -> Tensor:
+        """Return which images fool as they are, bool [K]; of a random target in half of their answers."""
+        images = self.images[place]
+        fooled = self._ask(place, images, "start", keep=not self.target.random)
+        if self.target.random:  # one that is wrong by luck is attacked as any other
+            fooled &= 2 * self._count(place, images, fooled, "start/again") >= self.times
+            self.distance[place[fooled]] = 0
+        return fooled
+
+    def _beyond(self, place: Tensor, factor: float) -> Tensor:
+        """Return points in the direction of the nearest, so many times as far."""
+        images = self.images[place]
+        return (images + factor * (self.nearest[place] - images)).clamp(0, 1)
+
+    def _step_across(self, place: Tensor) -> None:
+        """Move what was found a little further: so near the boundary, rounding would decide what a judge says."""
+        further = self._beyond(place, ACROSS)
+        fooled = self._ask(place, further, "across", keep=False)
+        self.nearest[place[fooled]] = further[fooled]
+
+    def _choose(self, place: Tensor) -> None:
+        """Answer with the nearest candidate that fools half of so many answers, or with what fools most of them."""
+        found, most, reach = self.nearest[place], torch.full_like(place, -1), self.distance[place]
+        along = [(self._beyond(place, factor), factor * reach) for factor in RANDOM_ACROSS]
+        # what was nearest before lies another way; only what is farther than all those along this one is of use
+        least = RANDOM_ACROSS[-1] * reach
+        before = [(points[place], far[place]) for points, far in zip(self.rungs, self.rungs_far, strict=True)]
+        for number, (points, far) in enumerate(along + before):
+            fits = far.isfinite() & (2 * most < self.times) & ((number < len(along)) | (far > least))
+            wins = self._count(place, points, fits, f"choose/{number}")
+            better = fits & (wins > most)
+            found, most = torch.where(wide(better), points, found), torch.where(better, wins, most)
+        self.nearest[place] = found
+
+    def _count(self, place: Tensor, points: Tensor, which: Tensor, stream: str) -> Tensor:
+        """Return how many of `times` answers fool about the points `which` [K], int64 [K].
+
+        No more is asked once it is certain that half of them do, or that fewer will.
+        """
+        half = -(-self.times // 2)
+        wins, missed = torch.zeros_like(place), torch.zeros_like(place)
+        for time in range(self.times):
+            open_ = (which & (wins < half) & (missed <= self.times - half)).nonzero()[:, 0]
+            if len(open_) == 0:
+                break
+            fooled = self._ask(place[open_], points[open_], f"{stream}/{time}", keep=False)
+            wins[open_] += fooled.long()
+            missed[open_] += (~fooled).long()
+        return wins
 
     def _ask(self, place: Tensor, points: Tensor, stream: str, keep: bool = True) -> Tensor:
         """Ask about points [K,C,H,W]; return which fool, bool [K]. Images that may ask no more do not.
@@ -138,12 +185,27 @@ class _Search:
         better = (fooled & (distance < self.distance[place]) & (distance <= least[place])).nonzero()[:, 0]
         if self.target.random and len(better):
             better = better[self._ask(place[better], points[better], f"{stream}/again", keep=False)]
+            self._remember(place[better])
         self.distance[place[better]] = distance[better]
         self.nearest[place[better]] = points[better]
 
+    def _remember(self, place: Tensor) -> None:
+        """Put the nearest of images that now have a nearer on their first rung, if the one there is far enough off."""
+        far = self.distance
+        push = torch.zeros_like(far, dtype=torch.bool).index_fill(0, place, True)
+        push &= far.isfinite() & (RUNG * far <= self.rungs_far[0])
+        shifted, lengths = [self.nearest, *self.rungs[:-1]], [far, *self.rungs_far[:-1]]
+        self.rungs = [torch.where(wide(push), new, old) for new, old in zip(shifted, self.rungs, strict=True)]
+        self.rungs_far = [torch.where(push, new, old) for new, old in zip(lengths, self.rungs_far, strict=True)]
+
     def _begin(self, place: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the images that some start fools, and the start of each."""
+        """Return the images that some start fools, and the start of each.
+
+        Of a random target a start should fool half of its answers, as from a lucky one the search would see no other
+        kind of point; where none does, the first lucky one is taken.
+        """
         start, waiting = self.images.clone(), place
+        ever = torch.zeros_like(self.labels, dtype=torch.bool)
         for attempt in range(self.config.starts):
             if not len(waiting):
                 break
@@ -151,9 +213,14 @@ class _Search:
             with keyed(self.keys[waiting], seed=self.target.seed, stream=f"hsj/start/{attempt}"):
                 points = self._start(images, attempt)
             fooled = self._ask(waiting, points, f"start/{attempt}")
-            start[waiting[fooled]] = points[fooled]
-            waiting = waiting[~fooled]
-        found = place[~torch.isin(place, waiting)]
+            sure = fooled
+            if self.target.random:
+                sure = 2 * self._count(waiting, points, fooled, f"start/{attempt}/again") >= self.times
+            taken = sure | (fooled & ~ever[waiting])
+            start[waiting[taken]] = points[taken]
+            ever[waiting[taken]] = True
+            waiting = waiting[~sure]
+        found = place[ever[place]]
         return found, start[found]
 
     def _start(self, images: Tensor, attempt: int) -> Tensor:

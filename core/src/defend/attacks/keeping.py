@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from defend.attacks.balls import wide
 from defend.attacks.goals import Goal
 from defend.attacks.target import Slope, Target
+
+HALF = 0.5  # of the draws: what fools as many counts as a point across the boundary
+FEWEST, PARTS = 3, 100  # questions about the same point: so many, or a part of all queries
+SURE = (HALF, 0.75, 1.0)  # shares of the draws of which the nearest points are kept until the end
+
+
+def count_repeats(draws: int, queries: int) -> int:
+    """Return how often an attacker who gets one answer a query asks about the same point, of so many queries in all.
+
+    As often as the target has draws; but each time no more than a hundredth of the queries, unless that is under three.
+    """
+    return min(draws, max(FEWEST, queries // PARTS))
 
 
 class Keeper:
@@ -36,6 +50,51 @@ def choose(target: Target, goal: Goal, first: Tensor, second: Tensor, keys: Tens
     """
     before, after = (goal.share(target.votes(images, keys, step)) for images in (first, second))
     return torch.where(wide(before > after), first, second)
+
+
+class Nearest:
+    """Of a search for the smallest change, the nearest points that fool half, three quarters and all of the draws.
+
+    For the first alone many points compete, and of these the nearest is the luckiest; the others stand by until new
+    draws have decided. It costs a pass for each of the three in the end, and none before.
+    """
+
+    def __init__(self, images: Tensor) -> None:
+        self._points = [images.clone() for _ in SURE]
+        self._far = [torch.full_like(images[:, 0, 0, 0], torch.inf) for _ in SURE]
+
+    def take(self, images: Tensor, distance: Tensor, share: Tensor) -> None:
+        """Take points [B,C,H,W] in, with how far they are and how many of the draws they fool, [B] each."""
+        for level, least in enumerate(SURE):
+            better = (share >= least) & (distance < self._far[level])
+            self._points[level] = torch.where(wide(better), images, self._points[level])
+            self._far[level] = torch.where(better, distance, self._far[level])
+
+    def choose(
+        self,
+        target: Target,
+        goal: Goal,
+        images: Tensor,
+        keys: Tensor,
+        step: str,
+        enough: float = HALF,
+        cut: Callable[[Tensor], Tensor] = lambda points: points,
+    ) -> Tensor:
+        """Return the nearest point that fools `enough` of new draws, the same for all, or what fools most of them.
+
+        Args:
+            target, goal, keys, step: as of every attack; `step` names the draws.
+            images: what comes back where no point was found, [B,C,H,W].
+            enough: a share of the draws; 1 is the point that fools most, however far.
+            cut: what is done to points before they are judged, such as clipping to a budget.
+        """
+        found, most = images, torch.full_like(self._far[0], -1.0)
+        for points, far in zip(self._points, self._far, strict=True):
+            shown = cut(points)
+            share = goal.share(target.votes(shown, keys, step)).to(most.dtype)
+            better = far.isfinite() & (most < enough) & (share > most)
+            found, most = torch.where(wide(better), shown, found), torch.where(better, share, most)
+        return found
 
 
 class Best:

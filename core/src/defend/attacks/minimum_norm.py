@@ -9,6 +9,7 @@ from torch import Tensor
 
 from defend.attacks.balls import clip, measure, measure_slope, wide
 from defend.attacks.goals import Goal, choose_goal, settle, step_along
+from defend.attacks.keeping import HALF, Nearest
 from defend.attacks.objectives import margin
 from defend.attacks.options import FmnOptions
 from defend.attacks.target import Target
@@ -27,7 +28,8 @@ class FastMinimumNorm:
     Before an image has ever fooled, its ball reaches at least as far as the slope says that the boundary is. In L-inf a
     step goes along the gradient's sign, and is a share of the ball's radius: the published steps, of a length in L2,
     find less through a purifier. What comes back is the nearest point that fooled, however far, and the image itself
-    where none did. Of a random target a point counts only if it fools with other draws once more.
+    where none did. Of several draws a point must fool half, and of the nearest the one comes back that does so of new
+    draws too (`defend.attacks.keeping.Nearest`); of a random target's single draw it must fool with another once more.
     """
 
     minimal = nearest = strays = True
@@ -43,14 +45,21 @@ class FastMinimumNorm:
         farthest = measure(torch.maximum(images, 1 - images), self.norm)
         radius, best = torch.full_like(eps, torch.inf), farthest
         ever = torch.zeros_like(labels, dtype=torch.bool)
+        keeper = Nearest(images) if target.draws > 1 else None
         for step in range(config.steps):
             size = anneal(config.step_size, LAST_STEP * config.step_size, step / config.steps)
             gamma = anneal(config.first_gamma, LAST_GAMMA, step / config.steps)
             # the nearest point lies on the boundary, where rounding would decide
             slope = target.slope(current, goal.labels, keys, f"fmn/{step}", margin, full=True)
-            ahead = goal.reached(slope.logits) & (goal.sign * slope.loss > 0)
-            fooled = self._sure(ahead, target, goal, current, keys, step)
             distance = measure(current - images, self.norm)
+            if keeper is None or slope.votes is None:
+                ahead = goal.reached(slope.logits) & (goal.sign * slope.loss > 0)
+                fooled = self._sure(ahead, target, goal, current, keys, step)
+            else:
+                share = goal.share(slope.votes)
+                # who is fooled as it is by luck would have no ball left to search
+                fooled = share >= (HALF if step else 1.0)
+                keeper.take(current, distance, share)
             better = fooled & (distance <= best)
             ever = ever | fooled
             best = torch.where(better, distance, best)
@@ -65,6 +74,8 @@ class FastMinimumNorm:
             length = size * radius if self.norm == "linf" else torch.full_like(radius, size)
             moved = current + step_along(slope.gradient, goal, length, self.norm)
             current = clip(moved, images, radius, self.norm)
+        if keeper is not None:
+            nearest = keeper.choose(target, goal, images, keys, "fmn/choose")
         return settle(goal, target, images, nearest, labels, keys, "fmn")
 
     def _sure(self, fooled: Tensor, target: Target, goal: Goal, images: Tensor, keys: Tensor, step: int) -> Tensor:

@@ -17,6 +17,7 @@
 | 13  | batch              | a few images alone, and together  |                                                     |
 | 14  | planted examples   |                                   | the strongest attack on examples that are planted   |
 | 15  | detector's control | rows of noise                     | the same detector with random weights               |
+| 16  | certificates       | the vote, attacked                |                                                     |
 
 1, 2, 4 and 9 follow Carlini et al. 2019 (arXiv:1902.06705), whose authors warn that a checklist is neither necessary
 nor sufficient. A difference counts where chance explains it less often than a normal deviate beyond two standard
@@ -31,12 +32,12 @@ from collections.abc import Callable, Sequence
 import torch
 
 from defend.boundary.held import as_before
-from defend.checks import batch, clean, climbs, control, detection, ladder, planted, probes, records
+from defend.checks import batch, certificates, clean, climbs, control, detection, ladder, planted, probes, records
 from defend.checks.common import Case, Findings, Level, NoGradientError, Promise, Subject, plain
 from defend.checks.records import LEAK, label_leak
 from defend.errors import DefendError, StageError
 from defend.records.rows import RowRecord
-from defend.values.report import Check
+from defend.values.report import Certified, Check
 
 __all__ = ["CHECKS", "Promise", "Subject", "check_run", "label_leak"]
 
@@ -58,6 +59,7 @@ CHECKS: tuple[tuple[str, tuple[CheckPart, ...]], ...] = (
     ("batch", (batch.batch,)),
     ("planted examples", (planted.planted,)),
     ("detector's control", (control.noise, control.untrained)),
+    ("certificates", (certificates.certificates,)),
 )
 """Names and parts of the checks, in the order of their numbers."""
 
@@ -67,6 +69,7 @@ def check_run(
     subject: Subject | None,
     level: Level,
     watcher: Callable[[str], None] = lambda name: None,
+    certified: Certified | None = None,
 ) -> tuple[Check, ...]:
     """Return all checks of a run in order, numbered from 1; one that cannot judge says "skip" and why.
 
@@ -79,8 +82,9 @@ def check_run(
         subject: what may be queried; None judges the records alone.
         level: "basic" costs about 40 passes over the subject's images, "full" attacks it a few dozen times.
         watcher: told each check's name as it begins.
+        certified: what the run certified, if it did.
     """
-    case = Case(records, subject, level)
+    case = Case(records, subject, level, certified)
     devices = [subject.images.device] if subject is not None and subject.images.is_cuda else []
     done = []
     with torch.random.fork_rng(devices):

@@ -16,7 +16,7 @@ from defend.datasets.base import Batch
 from defend.defence import Defence
 from defend.randomness import keyed
 from defend.records.rows import RowRecord, find_clean
-from defend.values.report import Calibration
+from defend.values.report import Calibration, Certified
 from defend.values.threats import DEFENDED, THREATS, UNDEFENDED, ThreatKind
 
 Level = Literal["basic", "full"]
@@ -76,11 +76,15 @@ class Subject:
 
 @attrs.frozen
 class Case:
-    """What a check is given: finished rows, what it may query (None: nothing), and how much it may spend."""
+    """What a check is given: finished rows, what it may query (None: nothing), and how much it may spend.
+
+    Also what the run certified, if it did.
+    """
 
     records: Sequence[RowRecord]
     subject: Subject | None
     level: Level
+    certified: Certified | None = None
 
     @cached_property
     def clean(self) -> RowRecord | None:
@@ -238,12 +242,6 @@ def judge(subject: Subject, images: Tensor) -> Tensor:
             verdict = subject.defence.judge(images[some], screening)
         found.append(verdict.labels == subject.labels[some])
     return torch.cat(found)
-
-
-def margin(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the largest other logit less the label's, [B]: above 0 is misclassified, and it never saturates."""
-    own = torch.nn.functional.one_hot(labels, logits.shape[1]).bool()
-    return logits.masked_fill(own, -torch.inf).amax(1) - logits[own]
 
 
 class NoGradientError(Exception):

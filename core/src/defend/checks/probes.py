@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from defend.attacks.objectives import measure_margin
 from defend.checks.common import (
     PACK,
     Case,
@@ -15,7 +16,6 @@ from defend.checks.common import (
     Subject,
     gradient,
     know_draws,
-    margin,
     percent,
 )
 from defend.checks.following import follow_rows
@@ -89,7 +89,7 @@ def _slope(whole: Known, subject: Subject, at: Tensor) -> tuple[Tensor, Tensor]:
     source = at.detach().requires_grad_()
     with torch.enable_grad():
         logits = whole(source).float()
-        return logits.detach(), gradient(margin(logits, subject.labels), source)
+        return logits.detach(), gradient(-measure_margin(logits, subject.labels), source)
 
 
 def _name_unsaturated(classes: int) -> str:
@@ -111,7 +111,7 @@ def _against_differences(
     for number in range(DIRECTIONS):
         direction = _signs(subject, f"check/direction/{number}")
         sides = [whole(images + side * WIDTH * direction).float() for side in (1, -1)]
-        high, low = (margin(logits, subject.labels) for logits in sides)
+        high, low = (-measure_margin(logits, subject.labels) for logits in sides)
         differences.append((high - low) / (2 * WIDTH))
         taken.append((slope * direction).flatten(1).sum(1))
         size = max(size, float(sides[0].abs().max()))  # of the logits: what is common to them rounds as well
@@ -225,7 +225,7 @@ def surface(case: Case, found: Findings) -> None:
     whole, n = know_draws(subject), len(subject.images)
     images = subject.images.clone().requires_grad_()
     with torch.enable_grad():
-        up = gradient(margin(whole(images).float(), subject.labels), images).nan_to_num().sign()
+        up = gradient(-measure_margin(whole(images), subject.labels), images).nan_to_num().sign()
     across = _signs(subject, "check/surface")
     centre = GRID // 2
     axis = torch.arange(-centre, centre + 1, device=up.device) / centre
@@ -234,7 +234,7 @@ def surface(case: Case, found: Findings) -> None:
     for some in places.split(max(PACK // n, 1)):
         along, aside = (column.view(-1, 1, 1, 1, 1) for column in some.T)
         points = (subject.images + along * up + aside * across).clamp(0, 1)
-        losses = margin(whole(points.flatten(0, 1)).float(), subject.labels.repeat(len(some)))
+        losses = -measure_margin(whole(points.flatten(0, 1)), subject.labels.repeat(len(some)))
         heights.append(losses.view(-1, n).mean(1))
     loss = torch.cat(heights).view(GRID, GRID)
     along_range, across_range = (float(line.max() - line.min()) for line in (loss[:, centre], loss[centre]))

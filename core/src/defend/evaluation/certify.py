@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from statistics import NormalDist
+from typing import Any
 
 import attrs
 import torch
@@ -18,22 +19,21 @@ from torch import Tensor, nn
 
 from defend.boundary.answers import ask
 from defend.boundary.given import name_of
-from defend.boundary.held import as_before
 from defend.datasets.base import Batch, ImageDataset
 from defend.defence import Defence, PurifierSequence
 from defend.errors import ConfigError, ContractError
+from defend.evaluation import smoothed
 from defend.evaluation.arms import BuiltDefence
+from defend.evaluation.votes import ALPHA, SELECTION, count, radius_of
 from defend.randomness import keyed
 from defend.records.journal import Journal
 from defend.records.rows import REJECTED
 from defend.records.watcher import Watcher
 from defend.util import interrupts
-from defend.util.statistics import lower_bound, wilson
+from defend.util.statistics import wilson
 from defend.values.report import Certified, CertifiedImage
 from defend.values.threats import DEFENDED
 
-SELECTION = 100  # draws that choose the class, apart from those that count it (the paper's n0)
-ALPHA = 0.001  # the paper's: chance that a certificate is wrong
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the largest radius that so many draws can show
 EXAMINED = 100_000  # pixels of grey images that show whether the noise is what it is said to be
 CERTAIN = 1e-9  # chance that noise which is what it should be is refused
@@ -116,7 +116,7 @@ def _sigma(defence: Defence) -> float:
 def certify(
     defence: Defence, batches: Iterator[Batch], *, draws: int, seed: int, batch_size: int
 ) -> Iterator[CertifiedImage]:
-    """Certify images one by one (the paper's CERTIFY).
+    """Certify images one by one (the paper's CERTIFY), and attack each vote within the radii of `summarise`.
 
     Args:
         defence: whose first purifier adds the noise, on the images' device; see `smoothing_of`.
@@ -137,25 +137,37 @@ def certify(
             examine_noise(noise, sigma, batch.images[:1], seed=seed, batch_size=batch_size)
             looked = True
         for image, label, key in zip(batch.images, batch.labels.tolist(), batch.keys.tolist(), strict=True):
-            chosen = int(_vote(defence, image, key, SELECTION, seed, "select", batch_size).argmax())
-            agreed = int(_vote(defence, image, key, draws, seed, "count", batch_size)[chosen])
+            how: dict[str, Any] = {"seed": seed, "batch_size": batch_size}
+            chosen = int(count(defence, image, key, SELECTION, stream="select", **how).argmax())
+            agreed = int(count(defence, image, key, draws, stream="count", **how)[chosen])
             radius = radius_of(agreed, draws, sigma)
-            yield CertifiedImage(key, label, chosen if radius > 0 else REJECTED, radius)
-
-
-def radius_of(agreed: int, draws: int, sigma: float) -> float:
-    """Return a vote's certified L2 radius, 0 for an abstention: sigma times the normal quantile of its lower bound."""
-    bound = lower_bound(agreed, draws, ALPHA)
-    return sigma * NormalDist().inv_cdf(bound) if bound > 0.5 else 0.0
+            predicted = chosen if radius > 0 else REJECTED
+            attacked, blind = smoothed.attack_vote(
+                defence,
+                image,
+                label,
+                key,
+                predicted=predicted,
+                certified=radius,
+                radii=radii_of(draws, sigma),
+                draws=draws,
+                **how,
+            )
+            yield CertifiedImage(key, label, predicted, radius, attacked, blind)
 
 
 def summarise(images: Sequence[CertifiedImage], sigma: float, draws: int) -> Certified:
     """Return what a report says of certified images, at least one."""
-    largest = radius_of(draws, draws, sigma)
-    n, curve = len(images), []
-    for share in SHARES:
-        held = sum(each.predicted == each.label and each.radius >= share * largest for each in images)
-        curve.append({"radius": share * largest, "accuracy": held / n, "ci95": list(wilson(held, n))})
+    n, curve = len(images), list[dict[str, Any]]()
+    for place, radius in enumerate(radii_of(draws, sigma)):
+        held = sum(each.predicted == each.label and each.radius >= radius for each in images)
+        point = {"radius": radius, "accuracy": held / n, "ci95": list(wilson(held, n))}
+        if all(each.attacked for each in images):
+            said = [(each.attacked[place], each.label) for each in images]
+            unsure = sum(vote == REJECTED for vote, _ in said)
+            left = unsure + sum(vote == label for vote, label in said)
+            point |= {"left": left / n, "left_ci95": list(wilson(left, n)), "unsure": unsure / n}
+        curve.append(point)
     return Certified(
         sigma=sigma,
         draws=draws,
@@ -163,24 +175,23 @@ def summarise(images: Sequence[CertifiedImage], sigma: float, draws: int) -> Cer
         alpha=ALPHA,
         n=n,
         abstained=sum(each.predicted == REJECTED for each in images) / n,
-        largest=largest,
+        largest=radius_of(draws, draws, sigma),
         curve=tuple(curve),
         images=tuple(images),
+        attack={
+            "threat": smoothed.THREAT,
+            "attack": "pgd",
+            "norm": "l2",
+            "steps": smoothed.STEPS,
+            "draws": smoothed.DRAWS,
+            "blind": sum(each.blind for each in images) / n,
+        },
     )
 
 
-def _vote(defence: Defence, image: Tensor, key: int, count: int, seed: int, stream: str, batch_size: int) -> Tensor:
-    """Return how many of `count` draws got each class: int64 [K], on the CPU."""
-    votes = torch.zeros(0, dtype=torch.int64)
-    for start in range(0, count, batch_size):
-        some = min(batch_size, count - start)
-        # a key of its own for every draw of every image, however the draws are cut into batches
-        keys = (key << 32) + torch.arange(start, start + some, device=image.device)
-        with keyed(keys, seed=seed, stream=f"certify/{stream}"), as_before(defence, "a pass"):
-            verdict = defence.judge(image.expand(some, *image.shape))
-        got = verdict.labels.cpu().bincount(minlength=verdict.logits.shape[1])
-        votes = got if not len(votes) else votes + got
-    return votes
+def radii_of(draws: int, sigma: float) -> list[float]:
+    """Return the L2 radii that are reported: shares of the largest that so many draws can show."""
+    return [share * radius_of(draws, draws, sigma) for share in SHARES]
 
 
 @torch.no_grad()

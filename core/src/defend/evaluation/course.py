@@ -364,7 +364,8 @@ class Course:
         judge = defence.arms[names[DEFENDED]]
         own = self._own(defence)
         rows = [planned for planned in self.rows if defence.names.has(planned)]
-        checks = check(config, own, subject, self.watcher)  # first, as they count in the run's seconds
+        certified = self.certifier.found(defence)
+        checks = check(config, own, subject, self.watcher, certified)  # first, as they count in the run's seconds
         known = Circumstances(
             dataset=self.dataset,
             plugins=self.plugins.versions,
@@ -395,7 +396,7 @@ class Course:
             ),
             partial=self.partial or len(own) < len(rows),
             random=judge.random,
-            certified=self.certifier.found(defence),
+            certified=certified,
             given=_find_given(config, self.plugins),
         )
         return Outcome(assemble(config, own, known), own)

@@ -13,7 +13,7 @@ from defend.datasets.base import ImageDataset
 from defend.evaluation.arms import BuiltDefence
 from defend.records.rows import RowRecord
 from defend.records.watcher import Watcher
-from defend.values.report import Check
+from defend.values.report import Certified, Check
 from defend.values.run_config import RunConfig
 from defend.values.threats import DEFENDED, UNDEFENDED, threat
 
@@ -24,7 +24,11 @@ MOST_CHECK_STEPS = 20
 
 
 def check(
-    config: RunConfig, records: Sequence[RowRecord], subject: Subject | None, watcher: Watcher
+    config: RunConfig,
+    records: Sequence[RowRecord],
+    subject: Subject | None,
+    watcher: Watcher,
+    certified: Certified | None = None,
 ) -> tuple[Check, ...]:
     """Run the sanity checks that the config asks for: while rows are still missing, on what there is.
 
@@ -35,8 +39,8 @@ def check(
         return ()
     level: Any = config.checks
     if subject is None:
-        return check_run(records, None, level)
-    return check_run(records, subject, level, lambda what: watcher.preparing(f"checking: {what}"))
+        return check_run(records, None, level, certified=certified)
+    return check_run(records, subject, level, lambda what: watcher.preparing(f"checking: {what}"), certified)
 
 
 def choose_subject(

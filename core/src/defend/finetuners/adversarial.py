@@ -1,4 +1,4 @@
-"""Adversarial training: PGD (Madry et al. 2018, arXiv:1706.06083), TRADES, MART, or one step; with AWP or without.
+"""Adversarial training: PGD (Madry et al. 2018, arXiv:1706.06083), TRADES, MART, one step, or free; AWP, averages.
 
 Within L-inf, or a share of the images within L2 (after Tramèr and Boneh 2019, arXiv:1904.13000). Behind a purifier the
 victim learns from what the purifier makes of images that were crafted against both. The equations and their papers
@@ -26,8 +26,16 @@ from defend.attacks.target import Target
 from defend.datasets.base import Batch, ImageDataset
 from defend.defence import Defence
 from defend.errors import ConfigError
-from defend.finetuners.plugin import AdversarialRecipe
-from defend.finetuners.rules import Overfitting, divergence, mart, misleads, raise_weights
+from defend.finetuners.plugin import SINGLE_STEPS, AdversarialRecipe
+from defend.finetuners.rules import (
+    Overfitting,
+    Perturbation,
+    average_weights,
+    divergence,
+    mart,
+    misleads,
+    raise_weights,
+)
 from defend.options import NoOptions, make
 from defend.randomness import keyed, normal_like
 from defend.stages import Task
@@ -40,6 +48,10 @@ JUDGE_STEPS = 10  # of the PGD that epochs are compared and the card is filled w
 SCORED, MEASURED = 256, 1000  # validation images, after an epoch and for the card
 JUDGE_BATCH = 250
 
+NO_GRADIENT = (
+    "adversarial training needs a gradient, and victim or purifier lets none through to the images: leave the purifier "
+    "out, or take one that is differentiable"
+)
 PAIRED = ("trades", "mart")  # modes that learn from every image, clean and as it was crafted
 
 Raised = Callable[[Tensor], Tensor]
@@ -80,10 +92,7 @@ def climb(
         source = current.detach().requires_grad_()
         value = objective(model(source)).sum()
         if not value.requires_grad:
-            raise ConfigError(
-                "adversarial training needs a gradient, and victim or purifier lets none through to the images: "
-                "leave the purifier out, or take one that is differentiable"
-            )
+            raise ConfigError(NO_GRADIENT)
         (gradient,) = torch.autograd.grad(value, source)
         current = clip(current + step_size * steepest(gradient, norm), images, radius, norm)
     return current
@@ -163,10 +172,10 @@ class AdversarialTraining(Training):
     Crafting sees the victim in eval mode, and the purifier as it answers, differentiated exactly; a random purifier
     draws anew for every step and for the loss. The loss is on train mode's logits, of one forward pass for clean and
     adversarial images together (TRADES' code makes two, each with batch statistics of its own), as several processes
-    need.
+    need. With mode "free" crafting sees train mode too, as one backward pass is for weights and images.
 
     Args:
-        tuned: what is trained; starts as a copy of the victim.
+        tuned: what is kept; starts as a copy of the victim. It learns itself, or is the average of what does.
         recipe: see `AdversarialRecipe`.
         task: whether a mirrored image is of its class.
         victim: the victim as it was, which the card compares with.
@@ -180,18 +189,27 @@ class AdversarialTraining(Training):
         self, tuned: nn.Module, recipe: AdversarialRecipe, task: Task, victim: nn.Module, purifier: nn.Module | None
     ) -> None:
         frozen = {"victim": victim} if purifier is None else {"victim": victim, "purifier": purifier}
-        super().__init__(tuned, {"victim": tuned}, epochs=recipe.epochs, batch_size=recipe.batch_size, frozen=frozen)
+        self._learner = copy.deepcopy(tuned) if recipe.ema else tuned
+        networks = {"victim": self._learner}
+        if recipe.ema:
+            networks["average"] = tuned
+        self._perturbation = Perturbation(recipe.batch_size, (task.channels, task.height, task.width))
+        if recipe.mode == "free":
+            networks["perturbation"] = self._perturbation
+        super().__init__(tuned, networks, epochs=recipe.epochs, batch_size=recipe.batch_size, frozen=frozen)
+        self.replays = recipe.replays if recipe.mode == "free" else 1
         self._recipe, self._flips = recipe, task.flips
         usual = usual_l2(recipe.eps, task.channels * task.height * task.width)
         self._eps_l2 = usual if recipe.eps_l2 is None else recipe.eps_l2
         self._overfitting = Overfitting()
         self._before, self._after = Defence(victim, purifier), Defence(tuned, purifier)
+        self._learning = Defence(self._learner, purifier)
 
     def optimisers(self, steps: int) -> dict[str, Optimiser]:
         parameters = self.modules["victim"].parameters()
         adamw = torch.optim.AdamW(parameters, lr=self._recipe.lr, weight_decay=self._recipe.weight_decay)
-        self._cycle = torch.optim.lr_scheduler.OneCycleLR(adamw, self._recipe.lr, total_steps=steps)
-        self._steps = steps
+        self._steps = steps * self.replays
+        self._cycle = torch.optim.lr_scheduler.OneCycleLR(adamw, self._recipe.lr, total_steps=self._steps)
         return {"victim": Optimiser(adamw, self._cycle)}
 
     def craft(self, images: Tensor, labels: Tensor) -> Tensor:
@@ -201,12 +219,12 @@ class AdversarialTraining(Training):
         """
         count = round(self._recipe.l2_share * len(images))
         parts = [("l2", images[:count], labels[:count]), ("linf", images[count:], labels[count:])]
-        with still(self.stage):
+        with still(self._learner):
             return torch.cat([self._craft(*part) for part in parts if len(part[1])])
 
     def _craft(self, norm: str, images: Tensor, labels: Tensor) -> Tensor:
         recipe = self._recipe
-        share = warm(self._cycle.last_epoch, self._steps, recipe.warmup)  # the schedule's count survives a resume
+        share = self._share()
         full = recipe.eps if norm == "linf" else self._eps_l2
         eps, step_size = share * full, share * default_step(full, recipe.steps)
         if norm == "linf" and recipe.step_size is not None:
@@ -216,15 +234,25 @@ class AdversarialTraining(Training):
             steps, step_size = 1, SINGLE_STEP * eps
         if recipe.mode == "trades":
             with torch.no_grad():
-                reference = self._after(images)
+                reference = self._learning(images)
             start = images + TRADES_START * normal_like(images)
             objective: Raised = partial(divergence, reference)
         else:
             start = random_start(images, eps, norm)
             objective = partial(F.cross_entropy, target=labels, reduction="none")
-        return climb(self._after, images, start, objective, eps=eps, steps=steps, step_size=step_size, norm=norm)
+        return climb(self._learning, images, start, objective, eps=eps, steps=steps, step_size=step_size, norm=norm)
+
+    def _share(self) -> float:
+        """Return the share of the full eps at this step; the schedule's count survives a resume."""
+        return warm(self._cycle.last_epoch, self._steps, self._recipe.warmup)
 
     def losses(self, batch: Batch) -> Iterator[Loss]:
+        for loss in self._replay(batch) if self._recipe.mode == "free" else self._learn(batch):
+            yield loss
+            if self._recipe.ema:  # the step is taken by now
+                average_weights(self.stage, self._learner, self._recipe.ema, self._cycle.last_epoch)
+
+    def _learn(self, batch: Batch) -> Iterator[Loss]:
         labels, recipe = batch.labels, self._recipe
         images = augment(batch.images, recipe.shift, self._flips)
         if recipe.mode in PAIRED:
@@ -234,12 +262,29 @@ class AdversarialTraining(Training):
             left = int(recipe.clean_share * len(images))
             shown = torch.cat([images[:left], self.craft(images[left:], labels[left:])])
         with torch.no_grad():  # the purifier is frozen, and the images are given
-            seen = self._after.purify(shown)
-        weights = self._raise_weights(seen, labels, left) if recipe.awp else {}
+            seen = self._learning.purify(shown)
+        yield self._lose(seen, labels, left)
+
+    def _replay(self, batch: Batch) -> Iterator[Loss]:
+        """Learn a batch several times, each time with the gradients of weights and images of one backward pass."""
+        labels, recipe = batch.labels, self._recipe
+        images = augment(batch.images, recipe.shift, self._flips)
+        left = int(recipe.clean_share * len(images))
+        for _ in range(self.replays):
+            eps = self._share() * recipe.eps
+            source = self._perturbation.apply_to(images, eps, left).requires_grad_()
+            yield self._lose(self._learning.purify(source), labels, left)
+            if source.grad is None:
+                raise ConfigError(NO_GRADIENT)
+            self._perturbation.step(source.grad, eps)
+
+    def _lose(self, seen: Tensor, labels: Tensor, left: int) -> Loss:
+        """Return the loss of what the victim sees [B,C,H,W], of which the first `left` are clean."""
+        weights = self._raise_weights(seen.detach(), labels, left) if self._recipe.awp else {}
         # with no weights moved this is a call like any other
         logits: Tensor = functional_call(self.modules["victim"], weights, (seen,))
         value, metrics = self._value(logits, labels, left)
-        yield Loss("victim", value, metrics)
+        return Loss("victim", value, metrics)
 
     def _value(self, logits: Tensor, labels: Tensor, left: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss, and what is logged, of logits of which the first `left` are on clean images."""
@@ -255,10 +300,10 @@ class AdversarialTraining(Training):
 
     def _raise_weights(self, seen: Tensor, labels: Tensor, left: int) -> dict[str, Tensor]:
         """Return the weights that the loss of what the victim sees [B,C,H,W] is to be taken at, by name."""
-        learning = {name: weight for name, weight in self.stage.named_parameters() if weight.requires_grad}
+        learning = {name: weight for name, weight in self._learner.named_parameters() if weight.requires_grad}
         # batch norm's statistics are moved by the pass that counts, and not by this one
-        buffers = {name: buffer.clone() for name, buffer in self.stage.named_buffers()}
-        value, _ = self._value(functional_call(self.stage, buffers, (seen,)), labels, left)
+        buffers = {name: buffer.clone() for name, buffer in self._learner.named_buffers()}
+        value, _ = self._value(functional_call(self._learner, buffers, (seen,)), labels, left)
         found = torch.autograd.grad(value, list(learning.values()), allow_unused=True)
         slopes = {name: slope for name, slope in zip(learning, found, strict=True) if slope is not None}
         moved = raise_weights(learning, slopes, self._recipe.awp)
@@ -272,7 +317,7 @@ class AdversarialTraining(Training):
         Of a training within both norms, the accuracy on those that stand both. A training on single steps is watched
         for overfitting to them, and warns in the epoch in which it is seen.
         """
-        last, single = self._recipe.select == "last", self._recipe.mode == "fgsm"
+        last, single = self._recipe.select == "last", self._recipe.mode in SINGLE_STEPS
         if last and not single:
             return None
         found = self._judge(self._after, dataset, SCORED, device)
@@ -298,7 +343,7 @@ class AdversarialTraining(Training):
         for when, model in (("before", self._before), ("after", self._after)):
             found = self._judge(model, dataset, MEASURED, device)
             figures |= {f"val_{kind}_{when}": value for kind, value in found.items()}
-        if self._recipe.mode == "fgsm":
+        if self._recipe.mode in SINGLE_STEPS:
             figures["overfitted_in_epoch"] = float(self._overfitting.since)
             if misleads(found["pgd"], found["fgsm"]):
                 warnings.warn(
@@ -310,7 +355,7 @@ class AdversarialTraining(Training):
 
     def _judge(self, model: Defence, dataset: ImageDataset, limit: int, device: torch.device) -> dict[str, float]:
         eps_l2 = self._eps_l2 if self._recipe.l2_share else None
-        return accuracies(model, dataset, self._recipe.eps, limit, device, eps_l2, self._recipe.mode == "fgsm")
+        return accuracies(model, dataset, self._recipe.eps, limit, device, eps_l2, self._recipe.mode in SINGLE_STEPS)
 
 
 def _accuracy(logits: Tensor, labels: Tensor) -> Tensor:

@@ -2,7 +2,8 @@
 
 [M] stands in Madry et al. 2018, [Z] in Zhang et al. 2019 (TRADES) or its code, [O] in Rice, Wong and Kolter 2020
 (robust overfitting), [T] in Tramèr and Boneh 2019 (several norms), [W] in Wang et al. 2020 (MART) or its code,
-[A] in Wu et al. 2020 (AWP), [F] in Wong, Rice and Kolter 2020 (fast), [R] is our decision.
+[A] in Wu et al. 2020 (AWP), [F] in Wong, Rice and Kolter 2020 (fast), [S] in Shafahi et al. 2019 (free), [G] in Gowal
+et al. 2020 (weight averages), [R] is our decision.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ from defend.hookspecs import hookimpl
 from defend.options import option, options
 from defend.stages import Paper, StageSpec
 
+REPLAYS = 8  # the paper's on CIFAR-10 [S]
+SINGLE_STEPS = {"fgsm": "1.25 eps", "free": "eps"}  # modes of one step, which may overfit to it, and its size
+
 
 @options
 class AdversarialRecipe:
@@ -24,11 +28,12 @@ class AdversarialRecipe:
         help="pgd: cross-entropy on adversarial images [M]; trades: on clean ones, with a penalty for predictions that "
         "a change within eps can move [Z]; mart: on adversarial ones, with that penalty where clean ones are "
         "misclassified [W]; fgsm: as pgd, of one step of 1.25 eps from a random start, watched for overfitting "
-        "to it [F]",
-        choices=("pgd", "trades", "mart", "fgsm"),
+        "to it [F]; free: a batch several times over, each backward pass moving weights and images by one step of eps, "
+        "watched likewise [S]",
+        choices=("pgd", "trades", "mart", "fgsm", "free"),
     )
     eps: float = option(8 / 255, help="L-inf budget of the crafting, in [0,1] units", at_least=0, at_most=1)
-    steps: int = option(10, help="steps of the crafting [Z, W]; fgsm takes one", at_least=1)
+    steps: int = option(10, help="steps of the crafting [Z, W]; fgsm and free take one", at_least=1)
     step_size: float | None = option(
         None, help="size of an L-inf step at full eps (None: 2.5 eps / steps [M])", at_least=0, at_most=1
     )
@@ -52,8 +57,21 @@ class AdversarialRecipe:
         at_least=0,
         at_most=1,
     )
+    replays: int = option(
+        REPLAYS,
+        help="free: how often each batch is learned in a row, m [S]; to take no more gradients than a training without "
+        "attacks does, divide epochs by it",
+        at_least=1,
+    )
+    ema: float = option(
+        0.0,
+        help="the weights that are judged and kept are a running average of those that learn, of which this share "
+        "stays at each step: 0.995 [G], less in the first steps [R]; 0, the weights themselves",
+        at_least=0,
+        at_most=0.99999,
+    )
     clean_share: float = option(
-        0.0, help="pgd, fgsm: share of every batch that is left clean; 0, none [M]", at_least=0, at_most=0.9
+        0.0, help="pgd, fgsm, free: share of every batch that is left clean; 0, none [M]", at_least=0, at_most=0.9
     )
     warmup: float = option(
         0.25,
@@ -82,10 +100,20 @@ class AdversarialRecipe:
                 f"clean_share={self.clean_share!r} does nothing for mode={self.mode}, which learns from every image "
                 "clean: leave it at 0, or lower beta"
             )
-        if self.mode == "fgsm" and self.step_size is not None:
+        if self.mode in SINGLE_STEPS and self.step_size is not None:
             raise ConfigError(
-                f"step_size={self.step_size!r} does nothing for mode=fgsm, whose step is 1.25 eps: leave it out, or "
-                "take mode=pgd with steps=1"
+                f"step_size={self.step_size!r} does nothing for mode={self.mode}, whose step is "
+                f"{SINGLE_STEPS[self.mode]}: leave it out, or take mode=pgd with steps=1"
+            )
+        if self.mode == "free" and self.l2_share:
+            raise ConfigError(
+                f"l2_share={self.l2_share!r} does nothing for mode=free, which is within L-inf: leave it at 0, or take "
+                "mode=pgd"
+            )
+        if self.mode != "free" and self.replays != REPLAYS:
+            raise ConfigError(
+                f"replays={self.replays!r} does nothing for mode={self.mode}, which learns each batch once: leave it "
+                "out, or take mode=free"
             )
         if self.eps_l2 is not None and not self.l2_share:
             raise ConfigError(f"eps_l2={self.eps_l2!r} does nothing while l2_share is 0: set that too, for example 0.5")
@@ -97,7 +125,7 @@ def defend_finetuners() -> Sequence[StageSpec]:
     return [
         StageSpec(
             name="adversarial",
-            summary="adversarial training (PGD, TRADES, MART, FGSM; AWP) of a victim, end to end behind its purifier",
+            summary="adversarial training (PGD, TRADES, MART, FGSM, free; AWP, EMA), end to end behind a purifier",
             build="defend.finetuners.adversarial:build",
             paper=Paper(
                 title="Towards Deep Learning Models Resistant to Adversarial Attacks",
@@ -122,6 +150,8 @@ def defend_finetuners() -> Sequence[StageSpec]:
                 "awp": {"awp": 5e-3},
                 "trades-awp": {"mode": "trades", "awp": 5e-3},
                 "fgsm": {"mode": "fgsm"},
+                "free": {"mode": "free"},
+                "ema": {"ema": 0.995},
                 "eps-0.1": {"eps": 0.1},
                 "norms": {"l2_share": 0.5},
             },

@@ -1,8 +1,8 @@
-"""The equations of adversarial training beyond cross-entropy: TRADES' and MART's losses, AWP, and when one step fails.
+"""The equations of adversarial training beyond cross-entropy: losses, weights moved or averaged, when one step fails.
 
 [Z] Zhang et al. 2019, arXiv:1901.08573; [MA] Wang et al. 2020, "Improving adversarial robustness requires revisiting
 misclassified examples" (ICLR) and its code; [AW] Wu, Xia and Wang 2020, arXiv:2004.05884; [F] Wong, Rice and Kolter
-2020, arXiv:2001.03994.
+2020, arXiv:2001.03994; [S] Shafahi et al. 2019, arXiv:1904.12843; [G] Gowal et al. 2020, arXiv:2010.03593.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from collections.abc import Mapping
 
 import attrs
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 FALL = 0.2  # of the accuracy under PGD within one training: the paper's code stops there [F]
 STAYS = 0.1  # what the accuracy under one step may lose meanwhile
@@ -54,6 +55,47 @@ def raise_weights(weights: Mapping[str, Tensor], slopes: Mapping[str, Tensor], s
             share = torch.where(length > 0, size * weight.detach().norm() / length, 0.0)
             moved[name] = weight + share * slope
     return moved
+
+
+@torch.no_grad()
+def average_weights(average: nn.Module, learner: nn.Module, decay: float, step: int) -> None:
+    """Move an average of weights towards those that learn, after step number `step` (from 1) [G].
+
+    a <- d a + (1 - d) w with d = min(decay, (1 + step) / (10 + step)), so that the weights of the beginning do not stay
+    in it. Batch norm's statistics are averaged too, and its counts are the learner's.
+    """
+    state, now = (dict(each.state_dict(keep_vars=True)) for each in (average, learner))
+    floats = [name for name, value in state.items() if value.is_floating_point()]
+    share = min(decay, (1 + step) / (10 + step))
+    get_ema_multi_avg_fn(share)([state[name] for name in floats], [now[name] for name in floats], step)
+    for name in state.keys() - set(floats):
+        state[name].copy_(now[name])
+
+
+class Perturbation(nn.Module):
+    """The change of each place in a batch that free adversarial training goes on with, from batch to batch [S].
+
+    A buffer, so that an interrupted training goes on with it too.
+    """
+
+    def __init__(self, batch_size: int, shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.register_buffer("values", torch.zeros(batch_size, *shape))
+
+    values: Tensor
+
+    @torch.no_grad()
+    def apply_to(self, images: Tensor, eps: float, left: int) -> Tensor:
+        """Return images [B,C,H,W] changed by at most eps and within [0,1]; the first `left` as they are."""
+        change = self.values[: len(images)].clamp(-eps, eps)
+        change[:left] = 0
+        return (images + change).clamp(0, 1)
+
+    @torch.no_grad()
+    def step(self, gradient: Tensor, eps: float) -> None:
+        """Go on by eps along the sign of the loss's gradient [B,C,H,W], within eps (algorithm 1)."""
+        some = self.values[: len(gradient)]
+        some.add_(gradient.sign(), alpha=eps).clamp_(-eps, eps)
 
 
 @attrs.define

@@ -221,11 +221,14 @@ def _table(report: Report, intervals: Sequence[str], without: Sequence[str] = ()
 
 def certificate(found: Certified, of: str = "") -> list[Text | Table]:
     """Return what holds against every attack, apart from the rows; `of` which arm, where there are several."""
-    table = Table()
-    for name in ("L2 radius", "n", "accuracy"):
+    table, attacked = Table(), found.attack is not None
+    for name in ("L2 radius", "n", "accuracy", *(["left", "unsure"] if attacked else [])):
         table.add_column(name, justify="right")
     for point in found.curve:
-        table.add_row(f"{point['radius']:.3f}", str(found.n), with_interval(point["accuracy"], point["ci95"]))
+        cells = [f"{point['radius']:.3f}", str(found.n), with_interval(point["accuracy"], point["ci95"])]
+        if attacked:
+            cells += [with_interval(point["left"], point["left_ci95"]), percent(point["unsure"])]
+        table.add_row(*cells)
     said = "apart from the rows: the vote is right, and no attack within the radius moves it"
     return [Text(f"\nCertified{of and f' of {of}'}, {said}"), table, Text(certified_in_words(found), "dim")]
 

@@ -93,5 +93,15 @@ def certified_in_words(found: Certified) -> str:
         f"L2 radius moves the vote; that this is wrong has a chance of at most {found.alpha:g} an image. It is said of "
         "the vote: the rows and the worst case are of single passes. "
         f"Of {found.n} images {percent(found.abstained)} % abstain; so many draws can show no radius above "
-        f"{found.largest:.3g}"
+        f"{found.largest:.3g}" + _attack_on_the_vote(found)
+    )
+
+
+def _attack_on_the_vote(found: Certified) -> str:
+    if found.attack is None:  # a report of an older version
+        return ""
+    threat, steps, draws = (found.attack[name] for name in ("threat", "steps", "draws"))
+    return (
+        f". Left is what an attack on the vote itself (threat {threat}, {steps} steps of PGD in L2, {draws} "
+        "draws each; Salman et al. 2019) does not turn, abstentions included: the vote's accuracy lies between the two"
     )

@@ -250,7 +250,8 @@ class _Course:
     def _close(self, epoch: int) -> None:
         """End an epoch: its mean losses must be numbers, and its weights may be the best so far."""
         # once an epoch, as looking at a loss waits for the device
-        means = {name: float(value) / self._pace.steps[epoch] for name, value in self.sums.items()}
+        count = self._pace.steps[epoch] * self._training.replays
+        means = {name: float(value) / count for name, value in self.sums.items()}
         if not all(math.isfinite(value) for value in means.values()):
             raise ContractError(
                 f"{self._who} diverged in epoch {epoch + 1} ({means}): lower the learning rate (--set lr=...)"

@@ -73,6 +73,13 @@ def lower_bound(successes: int, n: int, alpha: float) -> float:
     return float(binomtest(successes, n, alternative="greater").proportion_ci(1 - alpha, method="exact").low)
 
 
+def at_least(successes: int, n: int, chance: float) -> float:
+    """Return the chance of so many successes or more in n trials that succeed by `chance` each (binomial)."""
+    from scipy.stats import binomtest  # its import takes a second: only where it is needed
+
+    return float(binomtest(successes, n, chance, alternative="greater").pvalue)
+
+
 def exact_interval(successes: int, n: int, confidence: float) -> tuple[float, float]:
     """Return the two-sided interval of a proportion that covers at least so often (Clopper and Pearson 1934)."""
     from scipy.stats import binomtest  # its import takes a second: only where it is needed

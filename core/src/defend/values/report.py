@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import attrs
@@ -160,17 +160,25 @@ class Calibration:
     split: str
 
 
+def _as_tuple(values: Iterable[int]) -> tuple[int, ...]:
+    return tuple(values)  # a journal's lists
+
+
 @attrs.frozen
 class CertifiedImage:
     """What was certified of an image: its place in the split, its label, the class, and a radius.
 
     No image within that L2 distance of it gets another class by the vote. An abstention has class -1 and radius 0.
+    `attacked` is the vote's class, or -1, after an attack within each radius of `Certified.curve`, carried on from what
+    was turned with less; `blind` whether that attack never had a gradient that it could use.
     """
 
     image: int
     label: int
     predicted: int
     radius: float
+    attacked: tuple[int, ...] = attrs.field(default=(), converter=_as_tuple)
+    blind: bool = False
 
 
 @attrs.frozen(kw_only=True)
@@ -184,8 +192,12 @@ class Certified:
         n, abstained: how many images, and the share of which nothing can be said.
         largest: the L2 radius of an image of which all draws agree: no larger one can be shown with so many.
         curve: "accuracy" at each "radius", with its "ci95" (Wilson): the share of images whose vote is right and
-            certified at least that far.
+            certified at least that far. Also "left", with its "left_ci95": of how many an attack on the vote within
+            that radius does not make it another class than the label, those included that end "unsure", as an
+            abstention. Certified is what holds against every attack, left what this one did not turn.
         images: every image's.
+        attack: which attack that was: its "threat", "attack", "norm", "steps", "draws" a step, and the share of images
+            of which it was "blind". None in reports of older versions.
     """
 
     sigma: float
@@ -197,6 +209,7 @@ class Certified:
     largest: float
     curve: tuple[Mapping[str, Any], ...]
     images: tuple[CertifiedImage, ...]
+    attack: Mapping[str, Any] | None = None
 
 
 @attrs.frozen
