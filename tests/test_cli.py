@@ -110,6 +110,13 @@ def test_show_gives_paper_options_and_weights(defend):
     assert "shipped" in text
 
 
+def test_show_says_what_a_threat_is(defend):
+    text = " ".join(defend("show", "bpda").out.split())
+    assert "threat bpda, what its attacker has: the defence forwards" in text and "--threat bpda" in text
+    shown = defend("show", "noise", "--json").json  # an attack and a threat
+    assert {"attack", "threat"} <= {each["stage"] for each in shown}
+
+
 def test_run_writes_a_folder_whose_files_agree(defend, tmp_path):
     answer = defend("run", *QUICK, *FEW, "--out", tmp_path / "run")
     assert answer.code == 0, answer.error

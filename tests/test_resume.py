@@ -107,7 +107,7 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_report(driver, tmp_pa
 
 def test_resuming_takes_only_the_run(defend, refused, tmp_path):
     assert "holds nothing yet" in refused("run", "--resume", tmp_path)
-    assert "no such run folder" in refused("run", "--resume", tmp_path / "missing")
+    assert "there is no run folder" in refused("run", "--resume", tmp_path / "missing")
     assert "leave out --victim" in refused("run", "--resume", tmp_path, "--victim", "resnet18")
     assert "leave out --batch-size" in refused("run", "--resume", tmp_path, "--batch-size", "2")
     (tmp_path / "report.json").write_text("{}")

@@ -158,6 +158,7 @@ def test_commands_of_their_readme_are_commands(stage, tmp_path, defend):
     assert re.findall(r"^## (.*)", text, re.MULTILINE) == list(titles)
     shown = re.findall(r"^    defend (\w+) (.*)", text, re.MULTILINE)
     assert {"show"} < {command for command, _ in shown}
+    assert "pip install -e . pytest && pytest tests" in text  # which comes with no package of ours
     for command, words in shown:
         usage = defend(command, "--help").out
         for flag in re.findall(r"--[a-z-]+", words):

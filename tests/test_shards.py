@@ -95,7 +95,8 @@ def test_what_is_missing_or_doubled_or_other_is_a_line(two, tmp_path, refused):
     shutil.copytree(a, tmp_path / "again")
     assert "shard 1/2 is there twice" in refused("merge", a, tmp_path / "again", b)
     assert "no shard" in refused("merge", two / "one")
-    others = {"another eps": {"eps": 0.3, "shard": "2/2"}, "one of 2": {"shard": "2/3"}}
+    assert refused("merge", a, tmp_path / "none").startswith("error: there is no run folder")
+    others = {"in eps": {"eps": 0.3, "shard": "2/2"}, "one of 2": {"shard": "2/3"}}
     for said, changes in others.items():
         config = attrs.evolve(CONFIG, **changes)
         other = tmp_path / said
@@ -105,7 +106,7 @@ def test_what_is_missing_or_doubled_or_other_is_a_line(two, tmp_path, refused):
     other = tmp_path / "code"
     shutil.copytree(b, other)
     rewrite(other, attrs.evolve(CONFIG, shard="2/2"), {"source code of defend": "another"})
-    assert "another source code of defend" in refused("merge", a, other)
+    assert "in source code of defend" in refused("merge", a, other)
     assert not list(tmp_path.glob("runs/*"))
 
 
@@ -123,6 +124,8 @@ def rewrite(folder, config, fingerprint=None):
 
 def test_a_shard_has_no_report_and_none_is_asked_of_it(two, defend, refused):
     assert is_unfinished(two / "a")
+    again = refused("run", "--victim", "resnet20", "--shard", "1/2", "--out", two / "a")
+    assert "holds shard 1/2" in again and "defend merge" in again
     assert "give it to `defend merge`" in refused("run", "--victim", "resnet20", "--shard", "1/2", "--gate")
     assert "`defend merge` reports" in refused("report", two / "a")
     assert "expected NUMBER/COUNT" in refused("run", "--victim", "resnet20", "--shard", "3/2")

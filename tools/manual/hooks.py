@@ -19,10 +19,14 @@ from tools.manual.parts import PLACE  # noqa: E402
 
 def on_config(config: Any) -> Any:
     """Add a page of the navigation for every plugin."""
+    try:
+        plugins = papers.plugins()
+    except RuntimeError as error:  # what is missing, which mkdocs then says in a line
+        raise PluginError(str(error)) from None
     for entry in config.nav:
         for title, pages in entry.items():
             if title == "The papers":
-                pages[1:1] = [{plugin.name: f"papers/{plugin.name}.md"} for plugin in papers.plugins()]
+                pages[1:1] = [{plugin.name: f"papers/{plugin.name}.md"} for plugin in plugins]
     return config
 
 

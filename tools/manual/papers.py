@@ -51,7 +51,9 @@ def plugins() -> list[Plugin]:
             if shown["stage"] == entry.stage
         ]
         if not offered:
-            raise RuntimeError(f"{project['name']} is not installed: pip install ./plugins/{folder.name}")
+            raise RuntimeError(
+                f"{project['name']} is not installed, and its page is made from it: pip install ./core ./plugins/*"
+            )
         found.append(Plugin(folder.name, project["name"], project["description"], tuple(offered)))
     return found
 

@@ -3,6 +3,7 @@
 import functools
 import math
 
+import attrs
 import pytest
 import torch
 from torch import nn
@@ -342,6 +343,10 @@ def test_an_attack_stopped_early_is_told_from_one_that_had_come_to_its_end():
     rows = [evaluated(arms, [planned("adaptive pgd", arms, attack)]) for attack in (short, ended)]
     assert [curve_of(each[-1])["flattened"] for each in rows] == [False, True]
     assert [check_run(each, None, "basic")[3].status for each in rows] == ["warn", "pass"]
+    # of nothing more steps take nothing, however late the last image fell
+    (_, row), seen = rows[0], rows[0][-1].seen
+    all_late = attrs.evolve(row, seen=attrs.evolve(seen, fooled_at=torch.full_like(seen.fooled_at, 4)))
+    assert curve_of(all_late)["late"] == len(row.keys) and curve_of(all_late)["flattened"]
 
 
 def test_an_attack_of_one_step_or_with_logits_of_its_own_has_no_curve():

@@ -75,6 +75,8 @@ def test_what_is_given_is_kept_and_what_cannot_fit_is_said():
     assert (chosen.images, chosen.steps) == (100, 10)
     with pytest.raises(ConfigError, match=r"a budget of 11 s is too short: 8 images with 10 steps .* take 13 s"):
         choose_for(11, planned(), {1: 40}, spent=1.0, most=100)
+    with pytest.raises(ConfigError, match=r"too short: its rows take .*, and none of them is an adaptive one"):
+        choose_for(1, planned(), {}, spent=1.0, most=100)
 
 
 def test_spans_of_time():

@@ -103,6 +103,10 @@ def archive(folder, **arrays):
     return path
 
 
+def true_labels():
+    return tiny_dataset(TASK).tensors("test", N)[1].numpy()
+
+
 def clean_images():
     return tiny_dataset(TASK).tensors("test", N)[0].numpy()
 
@@ -136,7 +140,12 @@ FAULTS = {
     "type": ({"adversarial": np.zeros((N, 28, 28), dtype=np.int32)}, "expected uint8, or floats"),
     "nothing": ({"adversarial": None}, "it holds keys: expected np.savez"),
     "norm": ({"norm": np.array("l7")}, "its norm is 'l7'"),
-    "objects": ({"adversarial": np.array([None] * N)}, "holds Python objects"),
+    "objects": ({"adversarial": np.array([None] * N)}, "holds Python objects, which are never loaded"),
+    "advice": ({"adversarial": np.array([None] * N)}, "expected plain ones, np.savez(FILE, adversarial=..."),
+    "partly finite": ({"adversarial": np.where(clean_images() > 0.5, np.nan, 0.25)}, "(from 0.25 to 0.25, "),
+    "other keys": ({"keys": np.arange(N) + 1000}, "whose keys are 1000 to 1007"),
+    "other labels": ({"labels": true_labels() + 1}, "8 of 8 labels are not the data set's"),
+    "labels' number": ({"labels": true_labels()[:3]}, "expected the true class of every image, [8]"),
 }
 
 

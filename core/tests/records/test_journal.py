@@ -169,7 +169,7 @@ def test_a_damaged_table_of_contents_is_one_clear_error(tmp_path, text):
 def test_a_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="holds nothing yet"):
         find_unfinished(tmp_path)
-    with pytest.raises(ConfigError, match="no such run folder"):
+    with pytest.raises(ConfigError, match="there is no run folder"):
         find_unfinished(tmp_path / "missing")
 
 

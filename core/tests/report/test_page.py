@@ -145,7 +145,10 @@ def test_names_and_numbers_for_every_reader(full):
         if "id" not in attributes and "aria-labelledby" in attributes
     } <= set(ids)
     assert all(len(attributes["alt"]) > 10 for attributes in page.all("img"))
-    assert all(attributes["role"] == "img" and len(attributes["aria-label"]) > 20 for attributes in page.all("svg"))
+    assert all(len(attributes["aria-label"]) > 20 for attributes in page.all("svg"))
+    # what has links is no image to a screen reader, which would not read them
+    assert {attributes["role"] for attributes in page.all("svg")} == {"img", "group"}
+    assert {attributes["href"][1:] for attributes in page.all("a") if "href" in attributes} <= set(ids)
     for kind, tag in (("Figure", "figcaption"), ("Table", "caption")):
         numbers = [int(number) for number in re.findall(rf"{kind} (\d+)\.", page.words)]
         assert numbers == list(range(1, len(page.all(tag)) + 1)), kind
@@ -207,6 +210,7 @@ def test_what_the_draws_are_worth_is_said_in_one_sentence():
         "+15.0 points [5.0, 25.0]; who knows the draws leaves 10.0 %"
     )
     assert spent({"draws": 20, "steps": 1000, "passes": 10}) == "20 draws x 1,000 steps x 10 passes"
+    assert spent({"draws": 1, "steps": 1, "passes": 1}) == "1 draw x 1 step x 1 pass"
 
 
 def test_a_failed_check_blocks_the_headline(runs):
@@ -348,6 +352,10 @@ def test_the_ladder_leaves_other_budgets_to_the_curves(full):
         "detector-aware",
     ]
     assert texts.count("pgd") == 2 and "cw (L2) †" in texts and "worst case" in texts
+    # as in the table below it, a threat leads to what it means
+    links = {mark.text: mark.link for mark in ladder(results, place=3).marks if isinstance(mark, Text) and mark.link}
+    assert links == {threat: f"{threat}3" for threat in threats}
+    assert 'href="#adaptive1"><text' in to_svg(curves(results)[0]) and 'role="group"' in to_svg(scene)
     (curve,) = curves(results)
     assert curve.name == "accuracy-against-eps-pgd"
     row = next(row for row in results.rows if row.key == "pgd/adaptive@0.05")
@@ -374,7 +382,10 @@ def test_the_smallest_changes_are_drawn_as_accuracy_at_any_eps(full):
     (upright,) = [mark for mark in scene.marks if isinstance(mark, Shape) and mark.stroke == "ink" and mark.width == 1]
     assert upright.points[0][0] == upright.points[1][0]
     page = Page(render([Section(changed)], None, []))
-    assert "Accuracy at any eps" in page.words and "fmn/adaptive: median 0.3 in L-inf" in page.words
+    assert (
+        "Accuracy at any eps" in page.words
+        and "fmn/adaptive median 0.3 in L-inf, found for 3 of 4; where none is found" in page.words
+    )
 
 
 def test_the_source_and_the_steps_that_leave_least_are_said(full):

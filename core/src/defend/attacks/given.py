@@ -16,9 +16,9 @@ from defend.attacks.target import Target
 from defend.boundary.arrays import open_archive, read_member
 from defend.errors import DataError
 
-ADVERSARIAL, KEYS, CLEAN, NORM = "adversarial", "keys", "clean", "norm"
+ADVERSARIAL, KEYS, CLEAN, NORM, LABELS = "adversarial", "keys", "clean", "norm", "labels"
 """The arrays of a file: attacked images; the places of the images in the test split, or the clean images themselves (at
-least one of the two); and the norm of the budget, if it is not L-inf."""
+least one of the two); the norm of the budget, if it is not L-inf; and the true classes, if they are there."""
 EXPECTED = "np.savez(FILE, adversarial=..., keys=...), uint8 or floats in [0,1], keys the places in the test split"
 TOLERANCE = 1e-6  # beyond a budget: float32 makes as much of 8/255
 SAME = 0.51 / LEVELS  # how far a clean image in the file may be from the data set's: it was rounded to 8 bits
@@ -56,10 +56,10 @@ class GivenFile(Replay):
 
     def __init__(self, config: GivenOptions) -> None:
         self._path = Path(str(config.path))
-        with open_archive(self._path) as archive:
+        with open_archive(self._path, EXPECTED) as archive:
             self._arrays = {
-                name: read_member(archive, name, self._path)
-                for name in (ADVERSARIAL, KEYS, CLEAN, NORM)
+                name: read_member(archive, name, self._path, EXPECTED)
+                for name in (ADVERSARIAL, KEYS, CLEAN, NORM, LABELS)
                 if name in archive.files
             }
             self._said = ", ".join(archive.files)[:200] or "nothing"
@@ -71,17 +71,19 @@ class GivenFile(Replay):
     def _fault(self, why: str) -> DataError:
         return DataError(f"{str(self._path)!r}: {why}")
 
-    def take(self, clean: Tensor, keys: Tensor, eps: float) -> None:
+    def take(self, clean: Tensor, labels: Tensor, keys: Tensor, eps: float) -> None:
         """Hold the file against the images that a run judges, and keep those that it needs.
 
         Args:
             clean: floats [N,C,H,W], the data set's.
+            labels: int64 [N], their true classes.
             keys: int64 [N], their places in the test split.
             eps: the budget, in the file's norm.
 
         Raises:
             DataError: arrays that are missing, or of another number, shape, type or range; images of another order, or
-                that are not those of the data set; images that are missing, or that leave the budget.
+                that are not those of the data set, or of other classes there; images that are missing, or that leave
+                the budget.
         """
         found = self._as_images(ADVERSARIAL, clean)
         places = self._places_of(found, clean, keys)
@@ -91,10 +93,11 @@ class GivenFile(Replay):
             fewer = f"; --limit {enough} judges the first of them, which it has" if enough else ""
             raise self._fault(
                 f"it lacks {len(missing)} of the {len(keys)} images that this run judges, image "
-                f"{int(keys[missing[0]])} first, and holds {len(found)}{fewer}"
+                f"{int(keys[missing[0]])} first, and holds {len(found)}{self._say_keys()}{fewer}"
             )
         chosen = found[places]
         self._check_clean(clean, keys, places)
+        self._check_labels(labels, keys, places)
         distance = measure(to_floats(chosen) - clean, self.norm)
         far = (distance > eps + TOLERANCE).nonzero()[:, 0]
         if len(far):
@@ -133,10 +136,13 @@ class GivenFile(Replay):
         images = images.float()
         bad = ~((images >= 0) & (images <= 1)).flatten(1).all(1)  # a NaN is neither
         if bad.any():
-            low, high = float(images.min()), float(images.max())
+            numbers = images[images.isfinite()]
+            strange = images.numel() - numbers.numel()
+            within = f"from {numbers.min():.4g} to {numbers.max():.4g}" if len(numbers) else "none is finite"
             raise self._fault(
                 f"{int(bad.sum())} of {len(images)} images of {name} hold numbers outside [0,1] or that are not finite "
-                f"(from {low:.4g} to {high:.4g}): expected floats in [0,1], or uint8"
+                f"({within}{f', {strange} not finite' if strange and len(numbers) else ''}): expected floats in [0,1], "
+                "or uint8"
             )
         return images
 
@@ -169,6 +175,30 @@ class GivenFile(Replay):
             raise self._fault(f"keys names image {twice} twice: expected each once")
         where = {key: place for place, key in enumerate(named)}
         return torch.tensor([where.get(key, -1) for key in keys.tolist()], dtype=torch.int64)
+
+    def _say_keys(self) -> str:
+        """Say which images the file names."""
+        own = self._arrays.get(KEYS)
+        return "" if own is None or not len(own) else f", whose keys are {own.min()} to {own.max()}"
+
+    def _check_labels(self, labels: Tensor, keys: Tensor, places: Tensor) -> None:
+        """Refuse true classes that are not the data set's: the images are others, or the classes in another order."""
+        if LABELS not in self._arrays:
+            return
+        own, count = self._array(LABELS), len(self._array(ADVERSARIAL))
+        if own.dtype.kind not in "iu" or own.shape != (count,):
+            raise self._fault(
+                f"{LABELS} is {own.dtype} {list(own.shape)}: expected the true class of every image, [{count}], or none"
+            )
+        said = torch.from_numpy(own.astype("int64"))[places]
+        other = (said != labels).nonzero()[:, 0]
+        if len(other):
+            first = int(other[0])
+            raise self._fault(
+                f"{len(other)} of {len(keys)} {LABELS} are not the data set's: image {int(keys[first])} is of class "
+                f"{int(labels[first])}, and {LABELS} says {int(said[first])}; expected the true classes, in the order "
+                "of the images, or none"
+            )
 
     def _check_clean(self, clean: Tensor, keys: Tensor, places: Tensor) -> None:
         """Refuse clean images that are not those of the data set at their keys."""

@@ -13,10 +13,12 @@ from numpy.lib.npyio import NpzFile
 from defend.boundary.calls import say_cause
 from defend.errors import DataError
 
+IMAGES = "np.savez(FILE, images=..., labels=...)"
+
 
 @contextlib.contextmanager
-def reading(path: Path, what: str = "") -> Iterator[None]:
-    """Tell of what is wrong with a file of arrays, or with `what` of it, as one line that names it.
+def reading(path: Path, what: str = "", expected: str = IMAGES) -> Iterator[None]:
+    """Tell of what is wrong with a file of arrays, or with `what` of it, as one line: its name, and what is `expected`.
 
     Raises:
         DataError: it cannot be read, is damaged, or holds Python objects.
@@ -29,33 +31,32 @@ def reading(path: Path, what: str = "") -> Iterator[None]:
         if isinstance(error, OSError) and error.strerror:
             raise DataError(f"{str(path)!r} cannot be read: {error.strerror}") from None
         text = say_cause(error)
-        objects = (
-            "holds Python objects, which are never loaded: save plain arrays, np.savez(FILE, images=..., labels=...)"
-        )
-        said = objects if "pickle" in text or "Python objects" in text else f"is damaged, or no file of arrays ({text})"
+        said = f"is damaged, or no file of arrays ({text}): expected {expected}"
+        if "pickle" in text or "Python objects" in text:  # what is no array at all looks like a pickle to numpy
+            said = f"holds Python objects, which are never loaded, or no arrays: expected plain ones, {expected}"
         raise DataError(f"{str(path)!r}{what} {said}") from None
 
 
 @contextlib.contextmanager
-def open_archive(path: Path) -> Iterator[NpzFile]:
+def open_archive(path: Path, expected: str = IMAGES) -> Iterator[NpzFile]:
     """Open a .npz for a block.
 
     Raises:
         DataError: it is none, or what `reading` says.
     """
     # opened here, as numpy leaves a damaged file open
-    with reading(path), path.open("rb") as file:
+    with reading(path, expected=expected), path.open("rb") as file:
         archive = np.load(file, allow_pickle=False)
         if not isinstance(archive, NpzFile):
             raise DataError(f"{str(path)!r} holds one array, and no .npz does: name it .npy, beside one of labels")
         yield archive
 
 
-def read_member(archive: NpzFile, name: str, path: Path) -> Any:
+def read_member(archive: NpzFile, name: str, path: Path, expected: str = IMAGES) -> Any:
     """Read one array of a .npz.
 
     Raises:
         DataError: as `reading` says, naming the array.
     """
-    with reading(path, f", {name}"):
+    with reading(path, f", {name}", expected):
         return archive[name]

@@ -28,4 +28,4 @@ def new_plugin_command(name: str, stage: str, folder: Path, as_json: bool) -> No
         print_json([str(file) for file in files])
         return
     made = folder / name
-    say(f"Written: {len(files)} files in {made}. Next: pip install -e {made} && pytest {made}")
+    say(f"Written: {len(files)} files in {made}. Next: pip install -e {made} pytest && pytest {made}")

@@ -441,7 +441,7 @@ def _print_comparison(configs: Sequence[RunConfig], outcomes: Sequence[Outcome],
 
     several = [config.purifier or NONE for config in configs]
     compared = compare(
-        [from_records(name, each.report, each.records) for name, each in zip(several, outcomes, strict=True)]
+        [from_records(shorten(name), each.report, each.records) for name, each in zip(several, outcomes, strict=True)]
     )
     if as_json:
         print_json(comparison.to_dict(compared))
@@ -450,6 +450,8 @@ def _print_comparison(configs: Sequence[RunConfig], outcomes: Sequence[Outcome],
     comparison.render(compared, out)
     for name, outcome in zip(several, outcomes, strict=True):
         if outcome.report.certified is not None:
-            out.print(Group(*certificate(outcome.report.certified, name)))
+            out.print(Group(*certificate(outcome.report.certified, shorten(name))))
     parent = Path(str(configs[0].out)).parent
-    out.print(f"Written to {parent}: a run folder for each of {', '.join(several)}", highlight=False, markup=False)
+    arms = ", ".join(map(shorten, several))
+    out.print(f"Written to {parent}: a run folder for each of {arms}", highlight=False, markup=False)
+    out.print(f"A page to share: {say_command('report', parent)}", highlight=False, markup=False)

@@ -210,10 +210,13 @@ def choose_for(
     usual = min(QUICK_ADAPTIVE_LIMIT, most) if images is None else images
     if takes(least, every_step[0]) > left:
         needed = (spent + others + takes(least, every_step[0])) / (1 - RESERVE)
-        raise ConfigError(
-            f"a budget of {say_duration(budget)} is too short: {least} images with {every_step[0]} steps in the "
-            f"adaptive rows take {say_duration(needed)} with all others; give more, or a smaller --limit"
-        )
+        fewest = f"{least} images with {every_step[0]} steps in the adaptive rows"
+        what = f"{fewest} take {say_duration(needed)} with all others"
+        if not own_steps:
+            what = (
+                f"its rows take {say_duration(needed)}, and none of them is an adaptive one, whose steps can be chosen"
+            )
+        raise ConfigError(f"a budget of {say_duration(budget)} is too short: {what}; give more, or a smaller --limit")
     chosen = max((each for each in every_step if takes(usual, each) <= left), default=every_step[0])
     fits = [count for count in range(least, (most if images is None else images) + 1) if takes(count, chosen) <= left]
     count = max(fits, default=least)

@@ -239,8 +239,9 @@ def _rows(
             if isinstance(attack, GivenFile):
                 if not headline:  # a file is made for one budget
                     continue
-                parts = dataset.batches("test", keys, BATCH, torch.device("cpu"))
-                attack.take(torch.cat([part.images for part in parts]), keys, eps or 0.0)
+                parts = list(dataset.batches("test", keys, BATCH, torch.device("cpu")))
+                images, labels = (torch.cat([getattr(part, of) for part in parts]) for of in ("images", "labels"))
+                attack.take(images, labels, keys, eps or 0.0)
             # with one budget there is no larger one to take images over to
             reusable = threat.carries and eps is not None and bool(config.sweep)
             yield PlannedRow(

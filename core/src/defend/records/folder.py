@@ -16,7 +16,7 @@ from defend.records.document import to_json
 from defend.records.per_image import to_csv
 from defend.records.reading import is_partial, is_run
 from defend.records.rows import RowRecord
-from defend.records.unfinished import FOLDER, is_unfinished
+from defend.records.unfinished import FOLDER, find_unfinished, is_unfinished
 from defend.util.files import place_under, write_bytes, write_text
 from defend.util.lock import hold
 from defend.util.sealed import to_sealed
@@ -64,6 +64,11 @@ def _refuse_others(folder: Path, resume: bool, goes_on: bool) -> None:
     name = str(folder)
     # a link there that leads elsewhere is not followed: batches would be written to, and deleted from, others' folders
     place_under(folder, FOLDER, f"run folder {name!r}")
+    if not resume and is_unfinished(folder) and (shard := find_unfinished(folder)[0].shard):
+        raise ConfigError(
+            f"run folder {name!r} holds shard {shard}: go on with --resume {name}, give it to `defend merge`, or name "
+            "another with --out"
+        )
     if not resume and is_unfinished(folder):
         raise ConfigError(
             f"run folder {name!r} holds a run that is not finished: go on with --resume {name}, or name another with "

@@ -79,5 +79,5 @@ def curve_of(record: RowRecord) -> dict[str, Any] | None:
         "at": at.tolist(),
         "left": [float(one) / n for one in left[at]],
         "late": late,
-        "flattened": late <= LATE_SHARE * n,
+        "flattened": late <= LATE_SHARE * n or not int(left[last]),  # of nothing more steps take nothing
     }

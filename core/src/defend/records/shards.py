@@ -83,7 +83,7 @@ class Shards:
         for key, value in json.loads(json.dumps(fingerprint)).items():
             if self.fingerprint.get(key) != value:
                 raise ConfigError(
-                    f"the shards were run with another {key} than there is here now: merge them where they were run, "
+                    f"the shards differ from what is here now in {key}: merge them where they were run, "
                     "or run them again"
                 )
         for number, row, _, source in self._batches(rows):
@@ -142,16 +142,14 @@ def read_shards(folders: Sequence[Path]) -> Shards:
     for folder, others in ordered[1:]:
         if differs := _compare(configs, others):
             raise ConfigError(
-                f"{str(folder)!r} was run with another {differs} than {str(first)!r}: run that shard again with "
+                f"{str(folder)!r} differs from {str(first)!r} in {differs}: run that shard again with "
                 f"{say_command('run', '--config', first / 'config.toml', '--shard', others[0].shard)}"
             )
     decided = [_decided(folder, journal) for (folder, _), journal in zip(ordered, journals, strict=True)]
     for (folder, _), said in zip(ordered[1:], decided[1:], strict=True):
         for key in {**decided[0], **said}:
             if decided[0].get(key) != said.get(key):
-                raise ConfigError(
-                    f"{str(folder)!r} was run with another {key} than {str(first)!r}: run one of them again"
-                )
+                raise ConfigError(f"{str(folder)!r} differs from {str(first)!r} in {key}: run one of them again")
     whole = [attrs.evolve(each, shard=None, out=None) for each in configs]
     return Shards(whole, [folder for folder, _ in ordered], journals, decided[0]["fingerprint"])
 

@@ -37,7 +37,7 @@ def find_unfinished(folder: Path) -> list[RunConfig]:
         ConfigError: there is no run, or its table of contents is damaged.
     """
     if not folder.is_dir():
-        raise ConfigError(f"--resume {str(folder)!r}: there is no such run folder; begin it with `defend run`")
+        raise ConfigError(f"there is no run folder {str(folder)!r}: begin it with `defend run`")
     folders = [folder, *(one for one in list_folder(folder) if one.is_dir())]
     begun = [one for one in folders if is_unfinished(one)]
     if begun:
@@ -57,10 +57,10 @@ def find_unfinished(folder: Path) -> list[RunConfig]:
         return [attrs.evolve(run_config({}, folder / "config.toml"), out=str(folder))]
     if all(one.is_dir() or one.name.startswith(".") for one in folder.rglob("*")):
         raise ConfigError(
-            f"--resume {str(folder)!r} holds nothing yet: a run that was to be there stopped before it had computed "
+            f"{str(folder)!r} holds nothing yet: a run that was to be there stopped before it had computed "
             "anything; begin it with the same command"
         )
-    raise ConfigError(f"--resume {str(folder)!r} holds no run: expected a folder that `defend run` wrote")
+    raise ConfigError(f"{str(folder)!r} holds no run: expected a folder that `defend run` wrote")
 
 
 def way_on(config: RunConfig) -> str:

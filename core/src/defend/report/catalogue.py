@@ -90,7 +90,7 @@ def _with_weights(row: Mapping[str, Any]) -> tuple[str, str]:
     kept = [f"{name} (yours)" if name in row["yours"] else name for name in row["weights"]]
     if any("/" in name for name in kept):
         own = f", {len(row['yours'])} of them yours" if row["yours"] else ""
-        kept = [f"{len(kept)} files{own}"]
+        kept = [f"{len(kept)} file{'s' * (len(kept) > 1)}{own}"]
     return row["name"], f" ({', '.join(kept)})" if kept else ""
 
 
@@ -102,6 +102,14 @@ def _describe(table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
     for row in rows:
         kept = [f"{name} (yours)" if name in row["yours"] else name for name in row["weights"]]
         table.add_row(Text(row["name"], "bold"), *map(Text, (row["summary"], row["plugin"], ", ".join(kept))))
+
+
+def print_threat(console: Console, name: str, summary: str) -> None:
+    """Print who attacks, knowing what, and the options of `defend run` that ask for it."""
+    console.print(f"threat {name}, what its attacker has: {summary}", highlight=False, markup=False)
+    console.print(
+        f"Add --threat {name} to `defend run`, or --threat ladder for every threat", highlight=False, markup=False
+    )
 
 
 def print_description(console: Console, shown: dict[str, Any]) -> None:

@@ -42,7 +42,7 @@ from defend.report.text import (
     NORMS,
     certified_in_words,
     chance_in_words,
-    distance_in_words,
+    distances_in_words,
     sources_in_words,
     spent,
 )
@@ -77,27 +77,27 @@ class Section:
     @cached_property
     def ladder(self) -> Scene:
         """The ladder, for wide pages and for papers."""
-        return ladder(self.results)
+        return ladder(self.results, place=self.place)
 
     @cached_property
     def narrow_ladder(self) -> Scene:
         """The ladder for a phone."""
-        return ladder(self.results, narrow=True)
+        return ladder(self.results, narrow=True, place=self.place)
 
     @cached_property
     def curves(self) -> list[Scene]:
         """Accuracy against eps, by attack."""
-        return curves(self.results)
+        return curves(self.results, self.place)
 
     @cached_property
     def distances(self) -> list[Scene]:
         """Accuracy at every eps at once, by norm."""
-        return distances(self.results)
+        return distances(self.results, self.place)
 
     @cached_property
     def progress(self) -> Scene | None:
         """How many images were left after each step of the attacks on the defence."""
-        return progress(self.results)
+        return progress(self.results, self.place)
 
     @cached_property
     def passes(self) -> Scene | None:
@@ -286,7 +286,7 @@ def _environment() -> jinja2.Environment:
         png=png_uri,
         named=name_row,
         certified_in_words=certified_in_words,
-        distance_in_words=distance_in_words,
+        distances_in_words=distances_in_words,
         sources_in_words=sources_in_words,
         chance_in_words=chance_in_words,
         spark=spark,

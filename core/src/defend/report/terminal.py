@@ -15,7 +15,7 @@ from defend.report.text import (
     NORMS,
     certified_in_words,
     chance_in_words,
-    distance_in_words,
+    distances_in_words,
     interval,
     over_passes,
     percent,
@@ -53,8 +53,8 @@ def render(report: Report, console: Console) -> None:
     lines: list[Text | Table] = [table]
     whole = "; rows without an undefended figure attack the whole defence" if report.defended else ""
     lines.append(Text(f"accuracy in %{', with Wilson 95 % intervals' * bool(intervals)}{whole}", "dim"))
-    if far := [f"{row.key} {distance_in_words(row)}" for row in report.rows if row.distances is not None]:
-        lines.append(Text(f"smallest change that fools: {'; '.join(far)}"))
+    if far := distances_in_words(report.rows):
+        lines.append(Text(f"smallest change that fools: {far}"))
     further = more_steps(report)
     if further:
         lines.append(
@@ -119,7 +119,9 @@ def _headline(report: Report) -> Text:
         f"  (undefended {percent(worst.undefended)} %)" if report.defended else "",
         f"\n{of_norms(worst.norms)}" if worst.norms else "",
         _with_credit(worst.with_credit) if worst.with_credit else "",
-        f"\nLeast is left by {worst.weakest}" if worst.weakest else "",
+        f"\nLeast is left by {'the clean row' if worst.weakest.endswith('/none') else worst.weakest}"
+        if worst.weakest
+        else "",
         f"\n{said}" if (said := sources_in_words(worst)) else "",
     )
 

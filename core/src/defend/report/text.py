@@ -63,7 +63,8 @@ def chance_in_words(chance: Mapping[str, Any]) -> str:
 
 def spent(budget: Mapping[str, int]) -> str:
     """Say what was spent on an image of a random defence, `Row.budget`."""
-    return f"{budget['draws']:,} draws x {budget['steps']:,} steps x {budget['passes']:,} passes"
+    names = (("draw", "draws"), ("step", "steps"), ("pass", "passes"))
+    return " x ".join(f"{budget[many]:,} {one if budget[many] == 1 else many}" for one, many in names)
 
 
 def distance_in_words(row: Row) -> str:
@@ -72,8 +73,15 @@ def distance_in_words(row: Row) -> str:
         return ""
     norm, median, found = NORMS.get(row.norm, row.norm), row.distances["median"], row.distances["found"]
     middle = "no median" if median is None else f"median {median:.3g}"
-    unknown = "" if found == row.n else " (where none is found, that is no robustness)"
-    return f"{middle} in {norm}, found for {found} of {row.n}{unknown}"
+    return f"{middle} in {norm}, found for {found} of {row.n}"
+
+
+def distances_in_words(rows: Sequence[Row]) -> str:
+    """Say the same of all rows that have distances, in a sentence without its end; "" where none has."""
+    far = [row for row in rows if row.distances is not None]
+    missing = any(row.distances is not None and row.distances["found"] < row.n for row in far)
+    said = "; ".join(f"{row.key} {distance_in_words(row)}" for row in far)
+    return said + "; where none is found, that is no robustness" * missing
 
 
 def sources_in_words(worst: WorstCase) -> str:

@@ -50,7 +50,8 @@ class Row:
             a hair inside the box (`defend.records.seen.Seen`); how many "never" had a usable one; how many had none at
             half of the looks or more and are left right, "left_blind"; the "first" look that was blind, null if none.
         curve: of an attack of several looks: the share of images "left" after the steps "at"; how many images the
-            second half of them still fooled, "late"; and whether it has "flattened": at most one in fifty.
+            second half of them still fooled, "late"; and whether it has "flattened": at most one in fifty, or none is
+            left.
         distances: of an attack that minimises the distance, in the row's norm: "images", the smallest change found of
             each, in the order of records.csv: 0 where the arm is wrong without any, null where none was found; their
             "median", null where there is none; how many were "found"; and "curve", the "accuracy" at any "eps" with

@@ -15,6 +15,7 @@ def board(places: Sequence[Place], name: str, narrow: bool = False) -> Scene | N
         Group(
             name=f"{place.label}{'' if place.rank else ' (blocked)'}",
             note=f"n={place.worst.n}",
+            link=f"run{place.run + 1}",
             bars=(
                 Bar(accuracy=place.worst.accuracy, ci95=place.worst.ci95, role="defended" if place.rank else "bare"),
             ),

@@ -20,6 +20,7 @@ from defend.report.figures.scene import (
     Text,
     fit_text,
     legend,
+    link_to,
     marker,
     percent_ticks,
     round_ticks,
@@ -34,13 +35,14 @@ LEFT, RIGHT, BELOW = 46.0, 12.0, 44.0
 
 @attrs.frozen(kw_only=True)
 class Curve:
-    """One line: (eps, accuracy, low, high) in rising eps."""
+    """One line: (eps, accuracy, low, high) in rising eps; its name leads to `link`, see `scene.Text`."""
 
     name: str
     role: str
     dash: tuple[float, ...]
     marker: str
     points: tuple[tuple[float, float, float, float], ...]
+    link: str = ""
 
 
 def slug(text: str) -> str:
@@ -48,18 +50,18 @@ def slug(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-.") or "figure"
 
 
-def curves(results: Results) -> list[Scene]:
+def curves(results: Results, place: int = 1) -> list[Scene]:
     """Return a figure for each attack, and norm, that has rows at two budgets or more; those with most lines first."""
     families: dict[tuple[str, str], list[Row]] = {}
     for row in results.rows:
         if not is_harmless(row.threat) and row.eps is not None:
             families.setdefault((row.attack, row.norm), []).append(row)
-    found = {family: _curves(results, rows) for family, rows in families.items()}
+    found = {family: _curves(results, rows, place) for family, rows in families.items()}
     ordered = sorted(found, key=lambda family: -len(found[family]))
     return [_scene(*family, found[family]) for family in ordered if found[family]]
 
 
-def _curves(results: Results, rows: list[Row]) -> list[Curve]:
+def _curves(results: Results, rows: list[Row], place: int) -> list[Curve]:
     """Return a line for the undefended victim, of an attacker who faces it if there is one, and all defended ones."""
     ways: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
@@ -75,6 +77,7 @@ def _curves(results: Results, rows: list[Row]) -> list[Curve]:
                 dash=DASHES[1],
                 marker="circle",
                 points=_points(results, ways[threat, variant], "undefended"),
+                link=link_to(threat, place),
             )
         )
     variants: dict[str, int] = {}
@@ -89,6 +92,7 @@ def _curves(results: Results, rows: list[Row]) -> list[Curve]:
                 dash=DASHES[dash % len(DASHES)],
                 marker=MARKERS[colour % len(MARKERS)],
                 points=_points(results, found, "defended"),
+                link=link_to(threat, place),
             )
         )
     return lines
@@ -141,7 +145,13 @@ def line_chart(
     keys, top = legend(
         [
             *(
-                LegendLine(text=one.name, role=one.role, dash=one.dash, marker=one.marker if marked else None)
+                LegendLine(
+                    text=one.name,
+                    role=one.role,
+                    dash=one.dash,
+                    marker=one.marker if marked else None,
+                    link=one.link,
+                )
                 for one in found
             ),
             *([] if upright is None else [LegendLine(text=upright[1], role="ink", dash=DASHES[2])]),

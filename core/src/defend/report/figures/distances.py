@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from defend.records.run import Results
 from defend.report.figures.curves import Curve, line_chart
-from defend.report.figures.scene import DASHES, MARKERS, SERIES, Scene
+from defend.report.figures.scene import DASHES, MARKERS, SERIES, Scene, link_to
 from defend.report.text import distance_in_words, percent
 from defend.values.report import Row
 from defend.values.threats import rank
@@ -14,23 +14,23 @@ from defend.values.threats import rank
 WIDEST = 4  # budgets: further off nobody asks
 
 
-def distances(results: Results) -> list[Scene]:
+def distances(results: Results, place: int = 1) -> list[Scene]:
     """Return a figure for each norm: a line for each row whose attack minimises the distance, and the run's budget."""
     norms: dict[str, list[Row]] = {}
     for row in results.ladder:
         if row.distances is not None and row.distances["found"]:
             norms.setdefault(row.norm, []).append(row)
-    return [_scene(norm, rows) for norm, rows in norms.items()]
+    return [_scene(norm, rows, place) for norm, rows in norms.items()]
 
 
-def _scene(norm: str, rows: list[Row]) -> Scene:
+def _scene(norm: str, rows: list[Row], run: int) -> Scene:
     eps = next((row.eps for row in rows if row.eps), None)
     farthest = max(one for row in rows if row.distances for one in row.distances["curve"]["eps"])
     most = farthest if eps is None else min(max(1.05 * farthest, 1.5 * eps), WIDEST * eps)
     within = " (L2)" if norm == "l2" else ""
     said = "; ".join(f"{row.key}: {distance_in_words(row)}; {percent(row.defended.accuracy)} % left" for row in rows)
     return line_chart(
-        [_line(row, place, most or 1.0) for place, row in enumerate(rows)],
+        [_line(row, place, most or 1.0, run) for place, row in enumerate(rows)],
         name=f"accuracy-at-any-eps{'-l2' if norm == 'l2' else ''}",
         title=f"smallest changes{within}",
         x_label=f"eps{within}",
@@ -41,13 +41,14 @@ def _scene(norm: str, rows: list[Row]) -> Scene:
     )
 
 
-def _line(row: Row, place: int, most: float) -> Curve:
+def _line(row: Row, place: int, most: float, run: int) -> Curve:
     return Curve(
         name=f"{row.attack}, {row.threat}{f': {row.variant}' if row.variant else ''}, n={row.n}",
         role=SERIES[rank(row.threat) % len(SERIES)],
         dash=DASHES[place % len(DASHES)],
         marker=MARKERS[0],
         points=tuple(_steps(row, most)),
+        link=link_to(row.threat, run),
     )
 
 

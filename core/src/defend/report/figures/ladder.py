@@ -17,6 +17,7 @@ from defend.report.figures.scene import (
     Text,
     fit_text,
     legend,
+    link_to,
     percent_ticks,
     rectangle,
     text_width,
@@ -48,18 +49,21 @@ class Bar:
 
 @attrs.frozen(kw_only=True)
 class Group:
-    """Bars under one name; `heading` begins a part of the chart."""
+    """Bars under one name; `heading` begins a part of the chart. `link` and `heading_link` as of a `scene.Text`."""
 
     name: str
     note: str
     bars: tuple[Bar, ...]
     heading: str = ""
     bold: bool = False
+    link: str = ""
+    heading_link: str = ""
 
 
-def ladder(results: Results, narrow: bool = False) -> Scene:
-    """Return the ladder; `narrow` for a phone, with the names above their bars."""
-    return bars(list(_groups(results)), name="ladder", says=_said(results), entries=_entries(results), narrow=narrow)
+def ladder(results: Results, narrow: bool = False, place: int = 1) -> Scene:
+    """Return the ladder of the page's run number `place`; `narrow` for a phone, with the names above their bars."""
+    groups = list(_groups(results, place))
+    return bars(groups, name="ladder", says=_said(results), entries=_entries(results), narrow=narrow)
 
 
 def _entries(results: Results) -> list[LegendLine]:
@@ -67,7 +71,7 @@ def _entries(results: Results) -> list[LegendLine]:
     return [bare, LegendLine(text="defended", role="defended", box=1)] if results.defended else [bare]
 
 
-def _groups(results: Results) -> Iterator[Group]:
+def _groups(results: Results, place: int) -> Iterator[Group]:
     previous = "none"
     for row in results.ladder:
         heading = row.threat if row.threat != previous else ""
@@ -76,7 +80,13 @@ def _groups(results: Results) -> Iterator[Group]:
         if results.defended:
             shown = [] if knows_the_defence(row.threat) else shown
             shown.append(Bar(accuracy=row.defended.accuracy, ci95=row.defended.ci95, role="defended"))
-        yield Group(name=_label(row), note=f"n={row.n}{'*' if row.partial else ''}", bars=tuple(shown), heading=heading)
+        yield Group(
+            name=_label(row),
+            note=f"n={row.n}{'*' if row.partial else ''}",
+            bars=tuple(shown),
+            heading=heading,
+            heading_link=link_to(row.threat, place),
+        )
     worst = results.report.worst_case
     if worst is not None:
         blocked = " (blocked)" if results.report.failed else ""
@@ -124,7 +134,7 @@ def bars(groups: Sequence[Group], *, name: str, says: str, entries: Sequence[Leg
     for group in groups:
         if group.heading:
             y += GAP
-            drawn.append(Text(x=0, y=y, text=group.heading, role="muted", bold=True))
+            drawn.append(Text(x=0, y=y, text=group.heading, role="muted", bold=True, link=group.heading_link))
             drawn.append(Shape(points=((0, y + 9), (width, y + 9)), stroke="rule"))
             y += 18
         height = PITCH * len(group.bars)
@@ -133,7 +143,7 @@ def bars(groups: Sequence[Group], *, name: str, says: str, entries: Sequence[Leg
         shown = fit_text(group.name, SMALL, room)
         # bold letters are wider
         at = text_width(shown, SMALL) * (1.08 if group.bold else 1) + 6
-        drawn.append(Text(x=0, y=label, text=shown, bold=group.bold))
+        drawn.append(Text(x=0, y=label, text=shown, bold=group.bold, link=group.link))
         drawn.append(
             Text(
                 x=at if narrow else labels - 6,

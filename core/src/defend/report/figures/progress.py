@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from defend.records.run import Results
 from defend.report.figures.curves import Curve, line_chart
-from defend.report.figures.scene import DASHES, MARKERS, SERIES, Scene
+from defend.report.figures.scene import DASHES, MARKERS, SERIES, Scene, link_to
 from defend.report.text import percent
 from defend.values.report import Row
 from defend.values.threats import knows_the_defence
@@ -12,7 +12,7 @@ from defend.values.threats import knows_the_defence
 MOST = 6  # lines in one figure
 
 
-def progress(results: Results) -> Scene | None:
+def progress(results: Results, place: int = 1) -> Scene | None:
     """Return the share of images left against the steps taken, a line an attack on the defence; None without one.
 
     Steps are counted as a share of the attack's own, so that attacks of any length stand side by side.
@@ -28,7 +28,7 @@ def progress(results: Results) -> Scene | None:
         if row.curve is not None
     )
     return line_chart(
-        [_line(row, place) for place, row in enumerate(rows)],
+        [_line(row, colour, place) for colour, row in enumerate(rows)],
         name="left-after-each-step",
         title="images left, step by step",
         x_label="steps in % of the attack's own",
@@ -42,7 +42,7 @@ def _faces_it(results: Results, row: Row) -> bool:
     return knows_the_defence(row.threat) or not results.defended
 
 
-def _line(row: Row, place: int) -> Curve:
+def _line(row: Row, colour: int, place: int) -> Curve:
     curve = row.curve
     assert curve is not None
     most = max(curve["at"][-1], 1)
@@ -50,8 +50,9 @@ def _line(row: Row, place: int) -> Curve:
     name = f"{row.key}, {most} steps{', still falling' if row.rising else ''}"
     return Curve(
         name=name,
-        role=SERIES[place % len(SERIES)],
-        dash=DASHES[place // len(SERIES) % len(DASHES)],
+        role=SERIES[colour % len(SERIES)],
+        dash=DASHES[colour // len(SERIES) % len(DASHES)],
         marker=MARKERS[0],
         points=points,
+        link=link_to(row.threat, place),
     )

@@ -14,6 +14,8 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
+from defend.values.threats import THREATS
+
 LIGHT: Mapping[str, str] = {
     "ink": "#1a1a1a",
     "muted": "#595959",
@@ -78,7 +80,7 @@ class Shape:
 
 @attrs.frozen(kw_only=True)
 class Text:
-    """A line of text; `y` is its middle. `turned`: reads upwards."""
+    """A line of text; `y` is its middle. `turned`: reads upwards. `link`: the id on the page that it leads to."""
 
     x: float
     y: float
@@ -88,6 +90,7 @@ class Text:
     anchor: Anchor = "start"
     bold: bool = False
     turned: bool = False
+    link: str = ""
 
 
 @attrs.frozen(kw_only=True)
@@ -187,13 +190,14 @@ class Plot:
 
 @attrs.frozen(kw_only=True)
 class LegendLine:
-    """One line of a legend: a box (`box`, with its fill's opacity), or a line with its marker."""
+    """One line of a legend: a box (`box`, with its fill's opacity), or a line with its marker; `link` as of a text."""
 
     text: str
     role: str
     box: float | None = None
     dash: tuple[float, ...] = ()
     marker: str | None = None
+    link: str = ""
 
 
 def legend(entries: Sequence[LegendLine], left: float, top: float, width: float) -> tuple[list[Mark], float]:
@@ -211,9 +215,14 @@ def legend(entries: Sequence[LegendLine], left: float, top: float, width: float)
             marks.append(Shape(points=((x, y), (x + 22, y)), stroke=entry.role, width=2, dash=entry.dash))
             if entry.marker:
                 marks.append(marker(x + 11, y, entry.marker, entry.role))
-        marks.append(Text(x=x + 27, y=y, text=text))
+        marks.append(Text(x=x + 27, y=y, text=text, link=entry.link))
         x += taken + 14
     return marks, y + 13 if entries else top
+
+
+def link_to(threat: str, place: int) -> str:
+    """Return the id of what a threat means, in the page's run number `place`; "" where there is no such threat."""
+    return f"{threat}{place}" if threat in THREATS else ""
 
 
 def percent_ticks(step: int = 25) -> dict[float, str]:

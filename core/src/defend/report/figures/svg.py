@@ -15,10 +15,12 @@ from defend.report.figures.scene import Picture, Scene, Shape, Text
 
 
 def to_svg(scene: Scene) -> Markup:
-    """Return the scene as one `<svg role="img">`, which is as wide as its container at most."""
+    """Return the scene as one `<svg>`, as wide as its container at most; a group where it has links, else an image."""
     size = f"{scene.width:g} {scene.height:g}"
+    # what stands inside an image is hidden from screen readers, its links too
+    role = "group" if any(isinstance(mark, Text) and mark.link for mark in scene.marks) else "img"
     parts = [
-        f'<svg role="img" aria-label={quoteattr(scene.says)} viewBox="0 0 {size}" '
+        f'<svg role="{role}" aria-label={quoteattr(scene.says)} viewBox="0 0 {size}" '
         f'width="{scene.width:g}" height="{scene.height:g}">'
     ]
     draw: dict[type, Any] = {Shape: _shape, Text: _text, Picture: _picture}
@@ -62,7 +64,8 @@ def _text(text: Text) -> str:
         style.append('font-weight="600"')
     if text.turned:
         style.append(f'transform="rotate(-90 {x} {y})"')
-    return f'<text x="{x}" y="{y}" dy=".35em" {" ".join(style)}>{escape(text.text)}</text>'
+    shown = f'<text x="{x}" y="{y}" dy=".35em" {" ".join(style)}>{escape(text.text)}</text>'
+    return f"<a href={quoteattr(f'#{text.link}')}>{shown}</a>" if text.link else shown
 
 
 def _picture(picture: Picture) -> str:
