@@ -198,7 +198,7 @@ def test_accepted_steps_are_exactly_those_in_range(steps):
 
 @pytest.mark.parametrize(
     ("value", "expected"),
-    [("8/255", 8 / 255), ("0.03", 0.03), (0.03, 0.03), ("0", 0.0), (1, 1.0), ("255/255", 1.0), ("1e-3", 0.001)],
+    [("8/255", 8 / 255), ("0.03", 0.03), (0.03, 0.03), (1, 1.0), ("255/255", 1.0), ("1e-3", 0.001)],
 )
 def test_budgets_are_fractions_or_decimals(value, expected):
     assert parse_eps(value) == expected
@@ -216,13 +216,19 @@ def test_a_budget_outside_of_0_to_1_is_refused(value):
         parse_eps(value)
 
 
+@pytest.mark.parametrize("value", ["0", 0, 0.0, "0/255", "-0"])
+def test_a_budget_of_nothing_is_refused(value):
+    with pytest.raises(ConfigError, match="allows no attack: expected above 0"):
+        parse_eps(value)
+
+
 @pytest.mark.parametrize("value", ["large", "", "8/0", "8//255", "0x8", None, [0.1], True, "9" * 400 + "/1"])
 def test_a_budget_that_is_no_number_is_refused(value):
     with pytest.raises(ConfigError, match="is not a number"):
         parse_eps(value)
 
 
-@given(st.integers(0, 255))
+@given(st.integers(1, 255))
 def test_every_pixel_step_is_a_budget(step):
     assert parse_eps(f"{step}/255") == step / 255
 
@@ -230,4 +236,4 @@ def test_every_pixel_step_is_a_budget(step):
 @given(st.one_of(st.text(), st.floats(), st.integers(), st.none(), st.booleans()))
 def test_a_budget_is_refused_or_in_range(value):
     with contextlib.suppress(ConfigError):
-        assert 0 <= parse_eps(value) <= 1
+        assert 0 < parse_eps(value) <= 1

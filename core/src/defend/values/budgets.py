@@ -12,7 +12,7 @@ def parse_eps(value: Any) -> float:
     """Read a perturbation budget in [0,1] units: "8/255", "0.03" or 0.03.
 
     Raises:
-        ConfigError: not a number, negative, or above 1 ("8" is asked back as 8/255).
+        ConfigError: not a number, 0 or negative, or above 1 ("8" is asked back as 8/255).
     """
     try:
         eps = fraction(value)
@@ -20,7 +20,9 @@ def parse_eps(value: Any) -> float:
         raise ConfigError(f"eps {value!r} is not {error}") from None
     if 1 < eps <= 255 and "/" not in str(value):
         raise ConfigError(f"eps {value!r} is above 1, and images are in [0,1]: did you mean {value}/255?")
-    if not 0 <= eps <= 1:
+    if eps == 0:  # every row would be of unattacked images, and read as robustness
+        raise ConfigError(f"eps {value!r} allows no attack: expected above 0, for example 8/255 or 0.03")
+    if not 0 < eps <= 1:
         raise ConfigError(f"eps {value!r} is out of range: expected 0 to 1, for example 8/255 or 0.03")
     return eps
 

@@ -88,8 +88,8 @@ def _length(value: Any) -> float | None:
         length = fraction(value)
     except ValueError as error:
         raise ConfigError(f"eps_l2 {value!r} is not {error}") from None
-    if not 0 <= length < float("inf"):
-        raise ConfigError(f"eps_l2 {value!r} is out of range: expected 0 or more, for example 0.5")
+    if not 0 < length < float("inf"):
+        raise ConfigError(f"eps_l2 {value!r} is out of range: expected above 0, for example 0.5")
     return length
 
 
