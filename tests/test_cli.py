@@ -61,7 +61,7 @@ def test_list_names_every_stage_and_its_weights(defend):
     overview = defend("list").out
     assert len(overview.splitlines()) <= 20
     assert all(name in overview for stage, name in stages)
-    assert "unet_gan (digits)" in overview
+    assert "vaegan (digits," in overview
     table = defend("list", "purifier").out
     assert "defend-apudae" in table
     assert "pgd" not in table

@@ -212,6 +212,7 @@ def test_basic_says_what_it_leaves_out_and_what_it_costs():
         11: "no detector",
         14: "needs --checks full, or --thorough",
         15: "no detector",
+        16: "nothing is certified",
     }
     assert passes["forward"] + 3 * passes["backward"] <= 60 * 8
 

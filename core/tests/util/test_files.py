@@ -3,6 +3,7 @@
 import errno
 import os
 import time
+from pathlib import Path
 
 import pytest
 
@@ -62,6 +63,25 @@ def test_what_is_no_json_is_a_value_error(text):
 
 def test_a_digest_is_of_the_data_not_of_its_order():
     assert digest({"a": 1, "b": [2]}) == digest({"b": [2], "a": 1}) != digest({"a": 1, "b": [3]})
+
+
+@pytest.mark.parametrize("looks", [1, 2, 3])
+def test_a_file_that_goes_away_while_it_is_looked_at_is_written(tmp_path, monkeypatch, looks):
+    path, stat, seen = tmp_path / "kept", Path.stat, []
+    path.write_text("old")
+
+    def look(self, **given):
+        found = stat(self, **given)
+        if self == path:
+            seen.append(self)
+            if len(seen) == looks:
+                path.unlink()
+        return found
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "stat", look)
+        write_text(path, "new", "text")
+    assert path.read_text() == "new"
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["pipe", "folder"])

@@ -8,6 +8,7 @@ import errno
 import os
 import re
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Iterator
@@ -143,15 +144,24 @@ def _writing(path: Path, what: str, how: str = "written") -> Iterator[None]:
 
 
 def _make_temporary(path: Path) -> Path:
-    if path.is_dir():
+    there = _kind(path)
+    if stat.S_ISDIR(there):
         raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
-    if path.exists() and not path.is_file():  # which a rename would replace: /dev/null, for everybody
+    if there and not stat.S_ISREG(there):  # which a rename would replace: /dev/null, for everybody
         raise OSError(errno.EINVAL, "a device or pipe stands there, expected a file")
     if len(os.fsencode(path.name)) > LONGEST_NAME:
         raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{shorten(path.name, 120)}.", suffix=".part")
     os.close(handle)
     return Path(name)
+
+
+def _kind(path: Path) -> int:
+    """Return the mode of what stands at a path, 0 for nothing; asked once, as others may come and go between."""
+    try:
+        return path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return 0
 
 
 def _give_rights(temporary: Path) -> None:
