@@ -225,7 +225,7 @@ configs = st.builds(
     detector=st.none() | names,
     attacks=st.lists(names, min_size=1, max_size=4),
     threats=st.lists(names, min_size=1, max_size=4),
-    eps=st.floats(0, 1) | st.integers(0, 255).map("{}/255".format),
+    eps=st.floats(0, 1, exclude_min=True) | st.integers(1, 255).map("{}/255".format),
     limit=st.none() | counts,
     adaptive_limit=st.none() | counts,
     thorough=st.booleans(),
