@@ -4,9 +4,9 @@
 
 APuDAE's 15 steps against 15 bare gradients of its autoencoder; PuVAE's ten reconstructions against ten whole passes,
 one a label; VAE-GAN's 20 steps against 20 bare gradients of its discriminator and a pass; the single-pass purifiers
-against a bare forward. The networks are those for 3x32x32 images at the papers' sizes, and PuVAE's for 28x28 grey ones,
-with seeded untrained weights. "ours" is what `defend run` makes of them (`assembly.prepare`). Freed memory is kept
-for every contender alike, so a ratio owes nothing to the allocator.
+against a bare forward; the U-Net's attention fused against plain. The networks are those for 3x32x32 images at the
+papers' sizes, and PuVAE's for 28x28 grey ones, with seeded untrained weights. "ours" is what `defend run` makes of them
+(`assembly.prepare`). Freed memory is kept for every contender alike, so a ratio owes nothing to the allocator.
 
 Tried and left out: APuDAE's stride-1 transposed convolutions computed as the convolutions they equal, which gains 4 %
 in the contiguous layout and nothing in channels-last.
@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.contest import Bar, Result, Scale, compete, ratio
 from defend.assembly.prepare import prepare
@@ -37,6 +38,7 @@ BARE, NAIVE, OURS, OURS_REDUCED = "bare gradients", "ten naive passes", "ours", 
 FORWARD, CLIMB = "bare forward", "bare gradients and a forward"
 APUDAE, APUDAE_REDUCED = 0.85, 0.45
 PUVAE, PUVAE_REDUCED = 0.40, 0.33
+PLAIN, FUSED, ATTENTION = "plain attention", "ours, fused attention", 0.60
 
 
 def run(scale: Scale) -> Iterator[Result]:
@@ -45,6 +47,7 @@ def run(scale: Scale) -> Iterator[Result]:
     for task in (COLOUR, GREY):
         yield puvae(scale, task)
     yield vaegan(scale)
+    yield attention(scale)
     for name, options, times in (("unet_gan", {}, 1), ("vaegan", {"mode": "recon"}, 2), ("dae", {}, 50)):
         yield single_pass(scale, name, options, times)
 
@@ -102,6 +105,22 @@ def single_pass(scale: Scale, name: str, options: dict[str, Any], times: int) ->
     how = "".join(f", {key} {value}" for key, value in options.items())
     title = f"{name}{how}, {describe(images)}"
     return contest(scale, title, purifier, images, (FORWARD, lambda: purify(purifier, images)), times=times)
+
+
+def attention(scale: Scale) -> Result:
+    """The U-Net's gradient with the fused attention that it asks for, and with the plain one that it had before."""
+    images = pictures(scale, GREY)
+    network = build("unet_gan", GREY, scale.device)
+
+    def plain() -> None:
+        with sdpa_kernel(SDPBackend.MATH):
+            gradients(network, images, 1)
+
+    works = {PLAIN: plain, FUSED: lambda: gradients(network, images, 1)}
+    timings = compete(works, per=len(images), rounds=scale.rounds, device=scale.device)
+    share = ratio(timings, FUSED, PLAIN)
+    bars = () if scale.quick else (Bar("fused / plain, a gradient", share, ATTENTION, "at most"),)
+    return Result(WORKLOAD, f"unet_gan, a gradient by its attention, {describe(images)}", "ms an image", timings, bars)
 
 
 def contest(

@@ -122,6 +122,11 @@ def test_a_run_that_was_cut_off_is_gone_on_with(monkeypatch, tmp_path):
 
 
 def test_every_arm_is_installed_and_its_settings_are_taken():
+    from defend.cli.run import run_command
     from defend.plugins import registry
 
     assert {arm.name for arm in ladder.ARMS.values()} <= {entry.spec.name for entry in registry().entries("purifier")}
+    for arm in ladder.ARMS.values():
+        command, *flags = arm.arguments
+        given = run_command.make_context(command, list(flags)).params
+        assert given["purifiers"] == (arm.name,) and given["limit"] == given["adaptive_limit"] == ladder.IMAGES

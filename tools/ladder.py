@@ -1,6 +1,6 @@
-"""Measures the ladder of docs/judge/threats.md: every purifier of this repository on digits, with every rung.
+"""Measures the ladder of every purifier of this repository on digits, with every rung.
 
-    python -m tools.ladder                       # all arms, one after the other: a day of one core
+    python -m tools.ladder                       # all arms, one after the other
     python -m tools.ladder --only blur jpeg      # these
     python -m tools.ladder --work DIR            # where the run folders go; the same command goes on there
 
@@ -32,7 +32,7 @@ SETTINGS = (
     *("--set", "square.queries=200", "--set", "square_l2.queries=200"),
     *("--set", "hsj.queries=400", "--set", "hsj_l2.queries=400"),
 )
-"""A CPU's budget: a fifth of a thorough run's steps and restarts, a twenty-fifth of its queries."""
+"""A CPU's budget: a fifth of a thorough run's PGD steps and restarts, a twenty-fifth of its Square queries."""
 ROW = ("attack", "threat", "variant", "norm", "eps", "n", "steps", "queries", "undefended", "defended", "headline")
 """What is kept of a row."""
 
@@ -73,7 +73,7 @@ ARMS = {arm.name: arm for group in GROUPS.values() for arm in group}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure the arms that are named and keep what they leave; return 0, or 2 for wrong input."""
+    """Measure the arms that are named and keep what they leave; return 0, 2 for wrong input, 130 if interrupted."""
     parser = argparse.ArgumentParser(prog="python -m tools.ladder", description=__doc__)
     parser.add_argument("--only", nargs="+", metavar="NAME", help=f"of {', '.join(ARMS)}")
     parser.add_argument("--work", type=Path, default=Path("ladder"), metavar="DIR", help="for run folders (ladder)")
@@ -84,6 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except DefendError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
+    except KeyboardInterrupt:  # the run has said how to go on
+        return 130
     return 0
 
 

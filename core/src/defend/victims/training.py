@@ -40,7 +40,7 @@ class VictimTraining(Training):
                 f"small_size={recipe.small_size} is no smaller than the images of {task.dataset}: expected at most "
                 f"{task.height - 1}, or small_epochs=0"
             )
-        if recipe.small_epochs >= recipe.epochs and recipe.small_epochs:
+        if recipe.small_epochs >= recipe.epochs:
             raise ConfigError(
                 f"small_epochs={recipe.small_epochs} leaves no epoch of whole images: expected at most "
                 f"{recipe.epochs - 1}, one less than epochs"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import attrs
 
@@ -16,13 +15,11 @@ NARROW_NOTE = (
     "paper's saw three networks"
 )
 OTHER = "another network, trained by another recipe"
-BRIEF = (
-    "trained for two epochs on the attacks of one network, a sixteenth of the arithmetic; its losses were still falling"
-)
+BRIEF = "trained for two epochs on the attacks of one network, with a sixteenth of the arithmetic"
 CPU_IMAGES = 2_000
 IMAGES_NOTE = f"{CPU_IMAGES:,} images, where the paper has 10,000; PGD on 1,000"
 RANDOM_LABELS = {"labels": "random"}
-"""Of FGSM that tells no label: what the generator owes to being told, in a column beside true and predicted ones."""
+"""A control: FGSM for a label that is drawn tells the generator nothing of the true one."""
 T1_SMALL = {"Noise": "narrow-noise", "Image": "narrow", "Image-2": "narrow-image-2"}
 PAIR = {"exposed": None, "recovered": "narrow-eps128"}
 
@@ -38,24 +35,42 @@ def _arms(editions: Mapping[str, str | None], source: str | None = None) -> tupl
 
 
 def _stand_in(
-    table: Table, arms: tuple[TableArm, ...], whose: Mapping[str, str], ours: tuple[TableAttack, ...], **changes: Any
+    table: Table,
+    arms: tuple[TableArm, ...],
+    cells: str,
+    theirs: str,
+    ours: tuple[TableAttack, ...] = (),
+    *,
+    caption: str,
+    takes: str,
 ) -> Table:
-    """Put a table before a ResNet-20, for which one core can train a generator; the cells of `whose` stand beside."""
-    theirs = {(attack, arm): table.cells[attack, cell] for arm, cell in whose.items() for attack in _rows(table)}
+    """Put a table before a ResNet-20, for which one core can train a generator.
+
+    Args:
+        table: the paper's.
+        arms: those of the stand-in.
+        cells: which of the paper's arms stands beside one of them, its name as {}.
+        theirs: whose figures the paper's are, in words.
+        ours: attacks that the paper has not.
+        caption, takes: of the stand-in.
+    """
+    attacks = (*(table.attack(name) for name in _rows(table)), *ours)
+    beside = {
+        (attack, arm.name): table.cells[attack, cells.format(arm.name)] for arm in arms for attack in _rows(table)
+    }
     return attrs.evolve(
         table,
         name=f"{table.name}-{SMALL}",
+        caption=caption,
         victim=SMALL,
         arms=arms,
-        attacks=tuple(
-            attrs.evolve(attack, n=min(attack.n, CPU_IMAGES))
-            for attack in (*(table.attack(name) for name in _rows(table)), *ours)
-        ),
-        cells={**theirs, **unfigured(ours, arms)},
+        attacks=tuple(attrs.evolve(attack, n=min(attack.n, CPU_IMAGES)) for attack in attacks),
+        cells={**beside, **unfigured(ours, arms)},
+        notes=(f"the paper's figures are of {theirs}", NARROW_NOTE, IMAGES_NOTE, *table.notes),
         misses={arm.name: OTHER if arm.reference else BRIEF for arm in arms},
         stand_in=True,
+        takes=takes,
         needs=("defend-dae-finetune",),
-        **changes,
     )
 
 
@@ -75,33 +90,27 @@ STAND_INS = (
     _stand_in(
         TABLES[0],
         _arms(T1_SMALL),
-        {name: f"{name} VGG" for name in T1_SMALL},
+        "{} VGG",
+        "its VGG-13",
         _labels(8),
         caption="CIFAR-10, trained up to eps 16/255: what is painted, before a ResNet-20",
-        notes=("the paper's figures are of its VGG-13", NARROW_NOTE, IMAGES_NOTE, *TABLES[0].notes),
         takes="three generators of width 16 (editions narrow, narrow-noise, narrow-image-2), about a core hour each",
     ),
     _stand_in(
         TABLES[1],
         _arms(PAIR),
-        {name: f"VGG, {name}" for name in PAIR},
+        "VGG, {}",
+        "its VGG-13",
         _labels(20),
         caption="CIFAR-10, trained up to eps 128/255: without and with the generator, before a ResNet-20",
-        notes=("the paper's figures are of its VGG-13", NARROW_NOTE, IMAGES_NOTE, *TABLES[1].notes),
         takes="one generator of width 16 (edition narrow-eps128), about a core hour",
     ),
     _stand_in(
         TABLES[2],
         _arms(PAIR, UNSEEN),
-        {name: f"DenseNet-121, {name}" for name in PAIR},
-        (),
+        "DenseNet-121, {}",
+        "attacks made on its DenseNet-121",
         caption="CIFAR-10, attacks on a ResNet-20 that were made on an SE-PreResNet-56, which nobody has seen",
-        notes=(
-            "the paper's figures are of attacks made on its DenseNet-121",
-            NARROW_NOTE,
-            IMAGES_NOTE,
-            *TABLES[2].notes[:1],
-        ),
         takes="the weights of unet_gan/table-2-resnet20",
     ),
 )
