@@ -38,6 +38,7 @@ WORKLOADS = (
     "standard",
     "nearest",
     "small_maps",
+    "others",
 )
 DISTRIBUTIONS = {"art": "adversarial-robustness-toolbox"}
 VERSIONS = ("defend-core", "torch", "torchvision", "timm", "numpy", *(DISTRIBUTIONS.get(peer, peer) for peer in PEERS))

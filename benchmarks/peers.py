@@ -154,6 +154,106 @@ def square(
     return found
 
 
+def white_box(
+    module: nn.Module, task: tuple[int, ...], eps: float, budget: int, batch: int, peers: tuple[str, ...]
+) -> dict[str, Craft]:
+    """Return the L-inf attacks of every peer, each with `budget` gradients or queries an image.
+
+    What divides its looks among classes or neighbours gets so many fewer steps. A step of a fixed size is 2.5 budgets
+    over the number of steps, as Madry et al. (2018) have it.
+
+    Args:
+        module: images [B,*task] in [0,1] to logits [B,classes].
+        task: (C, H, W).
+        eps: the budget in L-inf.
+        budget: gradients or queries an image.
+        batch: how many images ART takes at once.
+        peers: which libraries are installed.
+    """
+    classes = _count_classes(module, task)
+    step = 2.5 * eps / budget
+    found: dict[str, Craft] = {}
+    if "torchattacks" in peers:
+        found |= _torchattacks(module, eps, budget, step, classes)
+    if "foolbox" in peers:
+        attacks = library("foolbox").attacks
+        each = max(budget // classes, 1)  # DeepFool asks for every class's gradient
+        found |= {
+            f"foolbox {type(attack).__name__}": _foolbox(attack, module, eps)
+            for attack in (
+                attacks.LinfPGD(abs_stepsize=step, steps=budget),
+                attacks.LinfAdamPGD(abs_stepsize=step, steps=budget),
+                attacks.LinfBasicIterativeAttack(abs_stepsize=step, steps=budget),
+                attacks.LinfMomentumIterativeFastGradientMethod(abs_stepsize=step, steps=budget),
+                attacks.LinfDeepFoolAttack(steps=each, candidates=classes),
+                attacks.LInfFMNAttack(steps=budget),
+                attacks.LinfRepeatedAdditiveUniformNoiseAttack(repeats=budget),
+            )
+        }
+    if "pyautoattack" in peers:
+        found["pyautoattack, custom"] = _pyautoattack(module, eps, budget, classes)
+    if "art" in peers:
+        evasion, model = library("art.attacks.evasion"), _art(module, task)
+        shared: dict[str, Any] = {"eps": eps, "max_iter": budget, "batch_size": batch, "verbose": False}
+        stepped = {**shared, "eps_step": step, "nb_random_init": 1}
+        losses = {"ce": "cross_entropy", "dlr": "difference_logits_ratio"}
+        found["ART PGD"] = _on_arrays(
+            evasion.ProjectedGradientDescent(model, **shared, eps_step=step, num_random_init=1)
+        )
+        for short, loss in losses.items():
+            found[f"ART AutoPGD {short}"] = _on_arrays(
+                evasion.AutoProjectedGradientDescent(model, **stepped, loss_type=loss)
+            )
+        found["ART Square"] = _on_arrays(evasion.SquareAttack(model, norm=np.inf, **shared))
+    return found
+
+
+def _torchattacks(module: nn.Module, eps: float, budget: int, step: float, classes: int) -> dict[str, Craft]:
+    library_, neighbours = library("torchattacks"), 5
+    looks = max(budget // (neighbours + 1), 1)
+    others = max(budget // (classes - 1), 1)
+    stepped: dict[str, Any] = {"eps": eps, "alpha": step, "steps": budget}
+    attacks = {
+        "PGD": library_.PGD(plain(module), **stepped),
+        "Jitter": library_.Jitter(plain(module), **stepped),
+        "MIFGSM": library_.MIFGSM(plain(module), **stepped),
+        "NIFGSM": library_.NIFGSM(plain(module), **stepped),
+        "VMIFGSM": library_.VMIFGSM(plain(module), eps=eps, alpha=2.5 * eps / looks, steps=looks, N=neighbours),
+        "APGD ce": library_.APGD(plain(module), eps=eps, steps=budget, loss="ce"),
+        "APGD dlr": library_.APGD(plain(module), eps=eps, steps=budget, loss="dlr"),
+        "APGDT": library_.APGDT(plain(module), eps=eps, steps=others, n_classes=classes),
+        "FAB": library_.FAB(plain(module), eps=eps, steps=max(budget // classes, 1), n_classes=classes),
+        "Square": library_.Square(plain(module), eps=eps, n_queries=budget),
+    }
+    return {f"torchattacks {name}": attack for name, attack in attacks.items()}
+
+
+def _pyautoattack(module: nn.Module, eps: float, budget: int, classes: int) -> Craft:
+    """Return the four parts of the ensemble, a quarter of the looks each."""
+    share = max(budget // 4, 1)
+    whole = library("pyautoattack").AutoAttack(
+        plain(module),
+        norm="Linf",
+        eps=eps,
+        seed=0,
+        device=_device(module),
+        version="custom",
+        attacks=["apgd-ce", "apgd-t", "fab-t", "square"],
+    )
+    whole.logger.disabled = True
+    each = max(share // (classes - 1), 1)
+    for part, steps in ((whole.apgd, share), (whole.apgd_targeted, each), (whole.fab, each)):
+        part.n_iter, part.n_restarts = steps, 1
+    for part in (whole.apgd_targeted, whole.fab):
+        part.n_target_classes = classes - 1
+    whole.square.n_queries = share
+
+    def craft(images: Tensor, labels: Tensor) -> Tensor:
+        return whole.run_standard_evaluation(images, labels, batch_size=len(images))[0]  # type: ignore[no-any-return]
+
+    return craft
+
+
 def library(name: str) -> Any:
     """Import a module of a peer; what it has to say about its own dependencies is not for our reader."""
     with warnings.catch_warnings():
@@ -204,10 +304,13 @@ def _or_unchanged(craft: Craft) -> Craft:
     return replace_black
 
 
-def _art(module: nn.Module, shape: tuple[int, ...]) -> Any:
-    device = _device(module)
+def _count_classes(module: nn.Module, shape: tuple[int, ...]) -> int:
     with torch.no_grad():
-        classes = module(torch.zeros(1, *shape, device=device)).shape[1]
+        return int(module(torch.zeros(1, *shape, device=_device(module))).shape[1])
+
+
+def _art(module: nn.Module, shape: tuple[int, ...]) -> Any:
+    device, classes = _device(module), _count_classes(module, shape)
     return library("art.estimators.classification").PyTorchClassifier(
         plain(module),
         loss=nn.CrossEntropyLoss(),

@@ -10,7 +10,7 @@ from pathlib import Path
 import benchmarks
 import pytest
 import torch
-from benchmarks import experiment, launch, purifiers, small_maps, start, thousand, unrolled, whole_job
+from benchmarks import experiment, launch, others, peers, purifiers, small_maps, start, thousand, unrolled, whole_job
 from benchmarks.contest import Scale, alone
 from torch import nn
 
@@ -279,10 +279,10 @@ def test_the_standard_ensemble_is_timed_and_counted(monkeypatch):
 # Workload 12
 
 
-def small_network():
+def small_network(classes=3):
     torch.manual_seed(0)
     layers = [nn.Conv2d(1, 2, 3, stride=4, padding=1), nn.ReLU(), nn.Conv2d(2, 2, 3, padding=1), nn.Flatten()]
-    return nn.Sequential(*layers, nn.Linear(8, 3)).eval()
+    return nn.Sequential(*layers, nn.Linear(8, classes)).eval()
 
 
 def test_multiplied_and_convolved_maps_are_one_victim(images, garbage_stays):
@@ -300,3 +300,51 @@ def test_other_logits_are_no_contest(images, monkeypatch, garbage_stays):
     monkeypatch.setattr(small_maps, "convolve", lambda network: nn.Sequential(network, nn.Softmax(1)))
     with pytest.raises(ArithmeticError, match="other logits"):
         small_maps.contest(TINY, small_network(), images)
+
+
+# Workload 13
+
+
+def test_others_get_what_ours_left_and_count_within_the_budget_alone(monkeypatch, garbage_stays):
+    subject = others.Subject("classifier_a", "digits", 6, 0.02)
+    seen = {}
+
+    def crafts(whole, shape, eps, budget, batch, peers):
+        def negative(images, labels):
+            seen["images"], seen["budget"] = images, budget
+            return 1 - images
+
+        def gave_up(images, labels):
+            raise ValueError("no start")
+
+        return {"beyond": negative, "idle": lambda images, labels: images, "shy": gave_up}
+
+    monkeypatch.setattr(peers, "white_box", crafts)
+    result = others.contest(subject, TINY)
+    assert len(seen["images"]) == result.figures["left by ours"] > 0
+    assert seen["budget"] == result.figures["looks an image"] > 4  # of two attacks
+    assert result.figures["fooled of these by"] == {"beyond": 0, "idle": 0}
+    assert result.notes == ("shy gave up: no start",) and [bar.met for bar in result.bars] == [True]
+
+
+def test_an_image_fooled_within_the_budget_is_counted():
+    whole = Defence(nn.Sequential(nn.Flatten(), nn.Linear(1, 2, bias=False)))
+    with torch.no_grad():
+        whole.victim[1].weight.copy_(torch.tensor([[0.0], [1.0]]))
+    images, labels = torch.full((2, 1, 1, 1), 0.05), torch.tensor([1, 1])
+    attacked = torch.tensor([-0.05, 0.05]).view(2, 1, 1, 1)  # judged where an image can be
+    assert others.count_fooled(whole, images, attacked, labels, eps=0.1) == 1
+    assert others.count_fooled(whole, images, attacked, labels, eps=0.09) == 0
+
+
+@pytest.mark.parametrize("library", ["foolbox", "torchattacks", "art", "pyautoattack"])
+def test_every_attack_of_a_library_is_set_up_and_stays_within_its_budget(library, images):
+    pytest.importorskip(library)
+    network = small_network(classes=5)  # their targeted ratio takes four
+    crafts = peers.white_box(network, (1, 8, 8), 0.1, budget=12, batch=2, peers=(library,))
+    labels = network(images).argmax(1)
+    assert crafts
+    for name, craft in crafts.items():
+        found = craft(images, labels)
+        assert found.shape == images.shape, name
+        assert float((found.detach() - images).abs().max()) <= 0.1 + 1e-5, name

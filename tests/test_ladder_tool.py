@@ -49,7 +49,7 @@ def kept(tmp_path, monkeypatch):
 
 
 def test_a_group_without_measurements_says_so(kept):
-    assert ladder_of("papers") == "Not measured yet: `apudae`, `dae`, `puvae`, `unet_gan`, `vaegan`."
+    assert ladder_of("papers") == "Not measured yet: `none`, `apudae`, `dae`, `puvae`, `unet_gan`, `vaegan`."
 
 
 def test_rungs_are_shown_weakest_first_and_arms_in_their_order(kept):
@@ -61,7 +61,7 @@ def test_rungs_are_shown_weakest_first_and_arms_in_their_order(kept):
     assert lines[2:5] == ["| clean | 99.0 | 99.0 |", "| oblivious: pgd | 30.0 |  |", "| adaptive: pgd | 25.0 | 10.0 |"]
     assert lines[5].startswith("| **worst case per image** | **20.0")
     said = ladder_of("baselines")
-    assert "Not measured yet: `bits`, `jpeg`, `tv`, `resize_pad`, `noise`." in said
+    assert "Not measured yet: `none`, `bits`, `jpeg`, `tv`, `resize_pad`, `noise`." in said
     assert "at least 100 images in every row" in said
     assert "Minutes on one core: `blur` 6, `median` 4." in said  # two a row
 
@@ -78,7 +78,7 @@ def test_a_failed_check_and_a_detectors_credit_are_told(kept):
 def test_the_command_of_an_arm_is_kept_with_it(kept):
     kept("noise", report(row("none", "none", 1.0), worst=0.5))
     command = ladder.read()["noise"]["command"]
-    assert command.startswith("defend run --purifier noise --victim resnet18 --thorough")
+    assert command.startswith("defend run --purifier noise --victim classifier_a --source resnet20")
     assert command.endswith("--draws 10")
 
 
@@ -101,7 +101,7 @@ def test_a_run_that_is_not_complete_is_not_kept(kept):
 def test_an_unknown_arm_is_refused_before_anything_runs(capsys):
     assert ladder.main(["--only", "blurr"]) == 2
     said = capsys.readouterr().err
-    assert said.startswith("error: --only 'blurr' is no arm: expected one of apudae, dae,") and said.count("\n") == 1
+    assert said.startswith("error: --only 'blurr' is no arm: expected one of none, apudae,") and said.count("\n") == 1
 
 
 def test_a_run_that_was_cut_off_is_gone_on_with(monkeypatch, tmp_path):
@@ -125,8 +125,10 @@ def test_every_arm_is_installed_and_its_settings_are_taken():
     from defend.cli.run import run_command
     from defend.plugins import registry
 
-    assert {arm.name for arm in ladder.ARMS.values()} <= {entry.spec.name for entry in registry().entries("purifier")}
+    purifiers = {entry.spec.name for entry in registry().entries("purifier")}
+    assert {arm.name for arm in ladder.ARMS.values()} <= {ladder.NONE, *purifiers}
     for arm in ladder.ARMS.values():
         command, *flags = arm.arguments
         given = run_command.make_context(command, list(flags)).params
-        assert given["purifiers"] == (arm.name,) and given["limit"] == given["adaptive_limit"] == ladder.IMAGES
+        assert given["purifiers"] == (() if arm.name == ladder.NONE else (arm.name,))
+        assert given["limit"] == given["adaptive_limit"] == ladder.IMAGES

@@ -1,4 +1,4 @@
-"""Measures the ladder of every purifier of this repository on digits, with every rung.
+"""Measures the ladder of a victim alone and behind every purifier of this repository on digits, with every rung.
 
     python -m tools.ladder                       # all arms, one after the other
     python -m tools.ladder --only blur jpeg      # these
@@ -27,19 +27,21 @@ from tools.manual.included import ROOT
 KEPT = ROOT / "docs/results/ladder-digits.json"
 IMAGES = 100  # in every row
 SETTINGS = (
-    *("--victim", "resnet18", "--thorough", "--limit", str(IMAGES), "--adaptive-limit", str(IMAGES)),
-    *("--adaptive-steps", "20", "--set", "pgd.restarts=1"),
+    *("--victim", "classifier_a", "--source", "resnet20"),
+    *("--thorough", "--limit", str(IMAGES), "--adaptive-limit", str(IMAGES)),
+    *("--adaptive-steps", "20", "--set", "pgd.restarts=1", "--set", "vmi_fgsm.samples=5"),
     *("--set", "square.queries=200", "--set", "square_l2.queries=200"),
     *("--set", "hsj.queries=400", "--set", "hsj_l2.queries=400"),
 )
-"""A CPU's budget: a fifth of a thorough run's PGD steps and restarts, a twenty-fifth of its Square queries."""
+"""A CPU's budget: a fifth of a thorough run's PGD steps and restarts, a twenty-fifth of its Square queries. The victim
+is small, and without a defence it keeps some images at this eps, so that the table shows what a purifier adds."""
 ROW = ("attack", "threat", "variant", "norm", "eps", "n", "steps", "queries", "undefended", "defended", "headline")
 """What is kept of a row."""
 
 
 @attrs.frozen
 class Arm:
-    """One column: a purifier, and what its run is given beside `SETTINGS`."""
+    """One column: a purifier or `NONE`, and what its run is given beside `SETTINGS`."""
 
     name: str
     more: tuple[str, ...] = ()
@@ -47,12 +49,16 @@ class Arm:
     @property
     def arguments(self) -> tuple[str, ...]:
         """What `defend` is called with, less the run folder."""
-        return ("run", "--purifier", self.name, *SETTINGS, *self.more)
+        purifier = () if self.name == NONE else ("--purifier", self.name)
+        return ("run", *purifier, *SETTINGS, *self.more)
 
 
+NONE = "none"
+"""The victim alone, beside which every group stands."""
 FEW_DRAWS = ("--draws", "10")
 GROUPS: Mapping[str, tuple[Arm, ...]] = {
     "papers": (
+        Arm(NONE),
         Arm("apudae"),
         Arm("dae"),
         Arm("puvae", ("--detector", "puvae", *FEW_DRAWS)),
@@ -60,6 +66,7 @@ GROUPS: Mapping[str, tuple[Arm, ...]] = {
         Arm("vaegan"),
     ),
     "baselines": (
+        Arm(NONE),
         Arm("blur"),
         Arm("median"),
         Arm("bits"),

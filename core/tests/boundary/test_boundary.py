@@ -572,6 +572,8 @@ def test_a_run_in_which_nothing_named_attacks_is_none():
         {"RANK": "0"},
         {"LOCAL_RANK": "1"},
         {"WORLD_SIZE": "2"},
+        {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1"},
+        {"PMI_SIZE": "4"},
         {"RANK": "2", "WORLD_SIZE": "2"},
         {"RANK": "1", "WORLD_SIZE": "1"},
         {"RANK": "one", "WORLD_SIZE": "2"},
@@ -590,7 +592,13 @@ def test_a_launcher_that_contradicts_itself_is_an_error(monkeypatch, said):
 
 @pytest.mark.parametrize(
     ("said", "where"),
-    [({}, (0, 1)), ({"WORLD_SIZE": "1"}, (0, 1)), ({"RANK": "1", "WORLD_SIZE": "2"}, (1, 2)), ({"RANK": ""}, (0, 1))],
+    [
+        ({}, (0, 1)),
+        ({"WORLD_SIZE": "1"}, (0, 1)),
+        ({"RANK": "1", "WORLD_SIZE": "2"}, (1, 2)),
+        ({"RANK": ""}, (0, 1)),
+        ({"PMI_SIZE": "1"}, (0, 1)),
+    ],
 )
 def test_a_launcher_says_which_process_this_is(monkeypatch, said, where):
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):

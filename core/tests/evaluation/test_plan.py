@@ -82,6 +82,38 @@ def test_the_ladder_is_every_threat_that_fits_weakest_first():
     assert all(row.judges == (UNDEFENDED, DEFENDED) for row in rows)
 
 
+def planned_bare(**values):
+    """A victim without a defence: one arm, which attacks and verdicts share."""
+    faced = {kind: {"": UNDEFENDED} for kind in ("noise", "oblivious", "query")}
+    arm = ArmNames(RunConfig(victim="resnet18", **values), {UNDEFENDED: UNDEFENDED, DEFENDED: UNDEFENDED}, faced)
+    return plan([arm], open_dataset("digits"), registry())
+
+
+WHITE_BOX = ("fgsm", "pgd", "apgd_ce", "apgd_dlr", "apgd_ce_l2", "apgd_dlr_l2")
+
+
+def test_a_ladder_spares_a_victim_without_a_defence_no_attack_that_knows_everything():
+    rows = {row.name: row for row in planned_bare(threats=("ladder",)) if row.threat.kind == "oblivious"}
+    assert tuple(rows) == WHITE_BOX
+    assert rows["pgd"].steps == 20 and rows["apgd_ce"].steps == 10
+    assert {len(row.keys) for row in rows.values()} == {100}
+    thorough = {row.name: row for row in planned_bare(thorough=True) if row.threat.kind == "oblivious"}
+    assert tuple(thorough) == (*WHITE_BOX, "apgd_t", "apgd_t_l2", "fmn", "fmn_l2")
+    assert thorough["pgd"].steps == 100 and thorough["pgd"].attack._config.restarts == 5
+    assert thorough["pgd"].attack._config.schedule == "constant", "falling steps are for purifiers"
+    assert thorough["apgd_t"].attack._config.targets == 3
+    fewer = planned_bare(thorough=True, adaptive_limit=30, adaptive_steps=7)
+    assert {len(row.keys) for row in fewer if row.threat.kind == "oblivious"} == {30}
+    assert {row.steps for row in fewer if row.name in ("pgd", "apgd_ce", "apgd_t", "fmn")} == {7}
+
+
+def test_less_than_a_ladder_takes_what_it_took():
+    assert named(planned_bare()) == [("noise", "noise", ""), ("fgsm", "oblivious", ""), ("pgd", "oblivious", "")]
+    assert named(planned_bare(threats=("oblivious",))) == named(planned_bare())[1:]
+    given = planned_bare(threats=("ladder",), attacks=("apgd_t",), options={"apgd_t": {"steps": 4}})
+    assert [(row.name, row.steps) for row in given if row.threat.kind == "oblivious"] == [("apgd_t", 4)]
+
+
 def test_what_is_set_under_a_purifiers_name_is_not_the_attacks_of_that_name():
     mixed = {"purifier": "noise,other", "options": {"noise": {"sigma": 0.1}}, "threats": ("noise",)}
     assert named(planned(**mixed)) == [("noise", "noise", "")]

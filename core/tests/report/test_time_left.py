@@ -4,12 +4,18 @@ from types import SimpleNamespace
 
 import pytest
 
+from defend.attacks.options import GRADIENT
 from defend.report.time_left import TimeLeft
 
 
-def row(images, attacked, steps=None, attack=True):
+def row(images, attacked, steps=1, attack=True):
+    work = GRADIENT * steps
     return SimpleNamespace(
-        keys=range(images), attacked=attacked, steps=steps, attack=attack or None, judges=("undefended", "defended")
+        keys=range(images),
+        attacked=attacked,
+        forward_passes=work,
+        attack=attack or None,
+        judges=("undefended", "defended"),
     )
 
 

@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+GRADIENT = 3
+"""Forward passes that a gradient takes as long as: one forwards, about two back."""
+
+
 @options
 class GoalOptions:
     """Options that every attack with a gradient shares. Success is being misclassified, also of a targeted attack."""
@@ -97,6 +101,11 @@ class BimOptions(IteratedOptions):
     steps: int | None = option(None, help="steps (None: floor(2 eps / step_size + 2), paper 001)", at_least=1)
     logit_scale: float = _logit_scale()
 
+    @property
+    def forward_passes(self) -> int:
+        """What all steps of an image take, in forward passes."""
+        return GRADIENT * (self.steps or bim_steps(1.0, 0.1))
+
 
 @options
 class ClimbOptions(IteratedOptions):
@@ -123,6 +132,11 @@ class ClimbOptions(IteratedOptions):
         # falling from eps was never plainly worse than other sizes, and on one purifier far better (benchmarks/README)
         return eps if self.schedule == "linear" else 2.5 * eps / self.steps
 
+    @property
+    def forward_passes(self) -> int:
+        """What all steps and restarts of an image take, in forward passes."""
+        return GRADIENT * self.steps * self.restarts
+
 
 @options
 class PgdOptions(ClimbOptions):
@@ -148,6 +162,11 @@ class VarianceOptions(MomentumOptions):
     samples: int = option(20, help="gradients around each point", at_least=1)
     beta: float = option(1.5, help="how far around, in budgets", at_least=0)
 
+    @property
+    def forward_passes(self) -> int:
+        """What all steps and the points around each of an image take, in forward passes."""
+        return GRADIENT * self.steps * (1 + self.samples)
+
 
 def _restarts() -> int:
     return option(  # type: ignore[no-any-return]
@@ -168,6 +187,11 @@ class ApgdOptions(GoalOptions):
     steps: int = option(100, help="steps", at_least=1)
     restarts: int = _restarts()
     rho: float = _rho()
+
+    @property
+    def forward_passes(self) -> int:
+        """What all steps and restarts of an image take, in forward passes."""
+        return GRADIENT * self.steps * self.restarts
 
 
 @options
@@ -193,12 +217,22 @@ class ApgdTargetedOptions(TargetsOptions):
     rho: float = _rho()
     loss: str = option("dlr", help="what is climbed", choices=("ce", "dlr", "margin", "pm"))
 
+    @property
+    def forward_passes(self) -> int:
+        """What all steps, classes and restarts of an image take, in forward passes."""
+        return GRADIENT * self.steps * self.targets * self.restarts
+
 
 @options
 class FabOptions(TargetsOptions):
     """Options of `fab_t` and `fab_t_l2` (Croce and Hein 2020); AutoAttack's are 100 steps, 9 targets by rank."""
 
     steps: int = option(100, help="steps for each class", at_least=1)
+
+    @property
+    def forward_passes(self) -> int:
+        """What all steps and classes of an image take, in forward passes."""
+        return GRADIENT * self.steps * self.targets
 
 
 @options
@@ -208,6 +242,11 @@ class StandardOptions(TargetsOptions):
     apgd_steps: int = option(100, help="steps of Auto-PGD, for each class of the targeted one", at_least=1)
     fab_steps: int = option(100, help="steps of FAB for each class", at_least=1)
     square_queries: int = option(5000, help="answers that Square may ask for", at_least=1)
+
+    @property
+    def forward_passes(self) -> int:
+        """What all parts of an image take, in forward passes."""
+        return GRADIENT * (self.apgd_steps + (self.apgd_steps + self.fab_steps) * self.targets) + self.square_queries
 
 
 @options
@@ -222,6 +261,11 @@ class CwOptions(GoalOptions):
     initial_const: float = option(1e-2, help="the first constant", at_least=0)
     confidence: float = option(0.0, help="margin by which the class must change", at_least=0)
     lr: float = option(1e-2, help="Adam's learning rate in tanh space", at_least=0)
+
+    @property
+    def forward_passes(self) -> int:
+        """What all steps and constants of an image take, in forward passes."""
+        return GRADIENT * self.steps * self.binary_search_steps
 
 
 @options
@@ -256,6 +300,11 @@ class SquareOptions:
     p_init: float = option(0.8, help="share of the pixels that the first proposals change", at_least=0, at_most=1)
     restarts: int = option(1, help="searches from the beginning, for images not yet fooled", at_least=1)
 
+    @property
+    def forward_passes(self) -> int:
+        """What all questions of an image take, in forward passes."""
+        return self.queries * self.restarts
+
 
 @options
 class HopSkipJumpOptions:
@@ -277,6 +326,11 @@ class DetectorAwareOptions:
     restarts: int = option(1, help="starts; the best candidate of all counts", at_least=1)
     random_start: bool = option(True, help="start at a uniform point of the eps-ball")
 
+    @property
+    def forward_passes(self) -> int:
+        """What all steps and restarts of an image take, in forward passes."""
+        return GRADIENT * self.steps * self.restarts
+
 
 @options
 class JointOptions(DetectorAwareOptions):
@@ -287,6 +341,11 @@ class JointOptions(DetectorAwareOptions):
         help="weights of the detector's score, in thresholds, beside the class; each gets all the steps",
         at_least=0,
     )
+
+    @property
+    def forward_passes(self) -> int:
+        """What all steps, restarts and weights of an image take, in forward passes."""
+        return GRADIENT * self.steps * self.restarts * len(self.weights)
 
 
 @options
@@ -302,3 +361,16 @@ class GivenOptions:
 def bim_steps(eps: float, step_size: float) -> int:
     """Paper 001's n = floor(2 eps / step + 2), rounded first, as float32 is inexact: 8/255 by 1/255 gives 18."""
     return math.floor(round(2 * eps / step_size + 2, 3)) if step_size > 0 else 1
+
+
+def count_forward_passes(settings: object) -> int:
+    """Return what an attack with these options asks of an image, in forward passes: a gradient counts as `GRADIENT`.
+
+    Options that take more than one gradient a step, or one pass a query, say so by a `forward_passes` of their own.
+    """
+    own = getattr(settings, "forward_passes", None)
+    if isinstance(own, int):
+        return max(own, 1)
+    queries = getattr(settings, "queries", None)
+    steps = getattr(settings, "steps", None)
+    return max(queries if isinstance(queries, int) else GRADIENT * (steps if isinstance(steps, int) else 1), 1)

@@ -445,7 +445,8 @@ def _find_given(config: RunConfig, plugins: Registry) -> tuple[str, ...]:
 
 def _resolve(config: RunConfig, plugins: Registry) -> Composition:
     """Return a config's parts. Refuse unknown names, and options or weights for what the run does not have."""
-    carried_out = {found.name for kind in choose_threats(config) for found in attacks_of(kind, config, plugins)}
+    bare = not config.defended
+    carried_out = {found.name for kind in choose_threats(config) for found in attacks_of(kind, config, plugins, bare)}
     carried_out |= {plugins.find("attack", name).name for name in config.attacks or ()}
     for name in config.sources:
         if config.sources != NO_SOURCES:

@@ -13,6 +13,7 @@ from torch import Tensor
 from defend.assembly.part import say_training
 from defend.attacks.balls import usual_l2
 from defend.attacks.given import GivenFile
+from defend.attacks.options import count_forward_passes
 from defend.datasets.base import ImageDataset
 from defend.errors import ConfigError
 from defend.options import describe
@@ -30,6 +31,7 @@ from defend.values.threats import (
     Threat,
     choose_threats,
     find_insisted,
+    find_stronger,
 )
 
 QUICK: Mapping[str, int] = {"steps": QUICK_STEPS, "queries": 200}
@@ -104,8 +106,18 @@ def plan(defences: Sequence[ArmNames], dataset: ImageDataset, plugins: Registry)
 
 
 def is_costly(kind: str, attacked: str, defences: Sequence[ArmNames]) -> bool:
-    """Whether a row of a threat against an arm is one of the adaptive ones, of fewer images."""
-    return THREATS[kind].expensive or any(attacked in defence.costly for defence in defences)
+    """Whether a row of a threat against an arm is one of the adaptive ones, of fewer images.
+
+    A victim without a defence has no adaptive rows; those with the same attacks have fewer images where that was asked.
+    """
+    config = defences[0].config
+    stands_in = find_stronger(kind, config, _are_bare(defences)) is not None and config.adaptive_limit is not None
+    return THREATS[kind].expensive or stands_in or any(attacked in defence.costly for defence in defences)
+
+
+def _are_bare(defences: Sequence[ArmNames]) -> bool:
+    """Whether one of the arms is the victim as it is, whose rows the others then share."""
+    return any(defence.names[DEFENDED] == UNDEFENDED for defence in defences)
 
 
 def find_undone(config: RunConfig, rows: Sequence[PlannedRow], plugins: Registry) -> dict[str, str]:
@@ -181,18 +193,19 @@ def counter_attacks(config: RunConfig, plugins: Registry) -> tuple[str, ...]:
     return tuple(name for stage, part in parts if part for name in plugins.find(stage, part).spec.counter_attacks)
 
 
-def attacks_of(kind: str, config: RunConfig, plugins: Registry) -> list[Found]:
+def attacks_of(kind: str, config: RunConfig, plugins: Registry, bare: bool = False) -> list[Found]:
     """Return what carries a threat out: the attacks named that make sense under it, or else its own.
 
     Its own are taken where no attacks were named, and where none of those named makes sense under a threat that was
-    named too; counter-attacks are added where they belong.
+    named too; counter-attacks are added where they belong. `bare` is whether there is no defence.
     """
-    default = THREATS[kind].attacks + (THREATS[kind].more if config.thorough else ())
+    taken = [one for one in (THREATS[kind], find_stronger(kind, config, bare)) if one is not None]
+    default = tuple(name for one in taken for name in one.attacks + (one.more if config.thorough else ()))
     asked = config.attacks
     if _plain(config):
         asked = QUICK_ATTACKS
     found = [plugins.find("attack", name) for name in (default if asked is None else asked)]
-    fitting = [each for each in found if _suits(each, kind)]
+    fitting = [each for each in found if _suits(each, kind) or (len(taken) > 1 and _suits(each, THREATS[kind].alone))]
     if not fitting and config.threats is not None and not _only_others(kind, found):
         fitting = [plugins.find("attack", name) for name in default]
     if THREATS[kind].counters:
@@ -228,8 +241,9 @@ def _rows(
     config, threat, task = facing[0].config, THREATS[kind], dataset.task()
     defended = facing[0].names[DEFENDED]
     blind = not threat.whole and any(defence.names[DEFENDED] != attacked for defence in facing)
-    for found in attacks_of(kind, config, plugins):
-        options = _options(kind, found, config, blind)
+    bare = _are_bare(facing)
+    for found in attacks_of(kind, config, plugins, bare):
+        options = _options(kind, found, config, blind, bare)
         if options is None:
             continue
         settings = found.config(options)
@@ -257,6 +271,7 @@ def _rows(
                 facing[0].aim if threat.evades == "score" else None,
                 (f"{found.name}/{kind}/{variant}/{attacked}", defended) if reusable else None,
                 _identify(found, settings, getattr(attack, "digest", "")),
+                forward_passes=count_forward_passes(settings),
             )
     if config.chance_asked and facing[0].random and threat.exact and not threat.evades:
         yield from _of_chance(kind, attacked, facing, plugins, keys, task)
@@ -294,6 +309,7 @@ def _of_chance(
                 headline=variant != KNOWN_DRAWS,
                 identity=_identify(found, settings),
                 chance=variant,
+                forward_passes=count_forward_passes(settings),
             )
         return
 
@@ -320,7 +336,7 @@ def _budgets(attack: Attack, config: RunConfig, task: Task) -> list[tuple[float 
     return [(eps + excess, eps == config.eps) for eps in every]
 
 
-def _options(kind: str, found: Found, config: RunConfig, blind: bool) -> dict[str, Any] | None:
+def _options(kind: str, found: Found, config: RunConfig, blind: bool, bare: bool = False) -> dict[str, Any] | None:
     """Return an attack's options under a threat; None where a quick run leaves the attack out.
 
     A `blind` one, which something else judges than what it attacks, does not stop early unless told to; where nothing
@@ -336,10 +352,14 @@ def _options(kind: str, found: Found, config: RunConfig, blind: bool) -> dict[st
     if blind and EARLY_STOP in known:
         usual[EARLY_STOP] = False
     given = {**usual, **own}
-    costly = threat.expensive
+    stronger = find_stronger(kind, config, bare)
+    # what both have is no dearer in a quick ladder than it is without one
+    stands_in = stronger is not None and (config.thorough or found.name not in threat.attacks)
+    costly = threat.expensive or stands_in
     most_steps = config.adaptive_steps if costly else None
     if config.thorough:
-        chosen = {**usual, **threat.thorough.get(found.name, {})}
+        more = {} if stronger is None else stronger.thorough.get(found.name, {})
+        chosen = {**usual, **more, **threat.thorough.get(found.name, {})}
         own_steps = chosen.get("steps", known["steps"].default) if "steps" in known else None
         if most_steps is not None and isinstance(own_steps, int):
             chosen["steps"] = min(own_steps, most_steps)

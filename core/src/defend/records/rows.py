@@ -30,6 +30,7 @@ class PlannedRow:
     budget, which holds them too; never where the attacked arm is random. `identity` names the attack with all its
     options, for the store of adversarial batches; a row without one is never stored. `chance` is what a row that tells
     the worth of a random defence's draws knows of them: `KNOWN_DRAWS`, `ONE_DRAW`, or "" of any other.
+    `forward_passes` is what the attack asks of an image at most, by which the time left is told.
     """
 
     name: str
@@ -45,6 +46,7 @@ class PlannedRow:
     carry: tuple[str, str] | None = None
     identity: str = ""
     chance: str = ""
+    forward_passes: int = 1
 
 
 @attrs.frozen

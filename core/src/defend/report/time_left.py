@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from defend.records.rows import PlannedRow, RowRecord
 
-PASSES_OF_A_GRADIENT = 3  # forward passes that a gradient takes as long as: one forwards, about two back
-
 
 class TimeLeft:
     """Tells how long a run will still take.
 
-    An attack's time is taken to grow with its images and steps. What a step against an arm takes is measured in rows
-    that attack it; until there is one, it is taken from what judging an image took, which the clean row tells.
+    An attack's time is taken to grow with its images and the forward passes that it asks of each. What a pass of an
+    attack on an arm takes is measured in rows that attack it; until there is one, it is taken from what judging an
+    image took, which the clean row tells.
 
     Args:
         rows: of the run.
@@ -26,7 +25,7 @@ class TimeLeft:
     def __init__(self, rows: Sequence[PlannedRow], clock: Callable[[], float] = time.perf_counter) -> None:
         self._rows, self._clock = list(rows), clock
         self._place, self._done, self._begun = -1, 0, clock()
-        self._step: dict[str, float] = {}  # seconds of a step on an image, by the arm that is attacked
+        self._pass: dict[str, float] = {}  # seconds of an attack's pass on an image, by the arm that is attacked
         self._judge: dict[str, float] = {}  # seconds of judging an image, by arm
 
     def row(self, plan: PlannedRow) -> None:
@@ -45,7 +44,7 @@ class TimeLeft:
         self._judge |= {arm: took / count for arm, took in record.judge_seconds.items()}
         made = count - record.reused
         if record.plan.attack is not None and made > 0:
-            self._step[record.plan.attacked] = record.attack_seconds / (made * _steps(record.plan))
+            self._pass[record.plan.attacked] = record.attack_seconds / (made * record.plan.forward_passes)
 
     def seconds(self) -> float | None:
         """Return the seconds left; None before anything is known."""
@@ -61,10 +60,5 @@ class TimeLeft:
         judging = sum(self._judge.get(arm, 0.0) for arm in row.judges)
         if row.attack is None:
             return judging * len(row.keys)
-        pass_of = self._judge.get(row.attacked, max(self._judge.values(), default=0.0))
-        step = self._step.get(row.attacked, PASSES_OF_A_GRADIENT * pass_of)
-        return (judging + step * _steps(row)) * len(row.keys)
-
-
-def _steps(row: PlannedRow) -> int:
-    return max(row.steps or 1, 1)
+        of_judging = self._judge.get(row.attacked, max(self._judge.values(), default=0.0))
+        return (judging + self._pass.get(row.attacked, of_judging) * row.forward_passes) * len(row.keys)

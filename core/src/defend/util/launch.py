@@ -6,6 +6,9 @@ import os
 
 from defend.errors import ConfigError
 
+MPI = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
+"""How many processes mpirun started, as Open MPI, MPICH and MVAPICH say it."""
+
 
 def place() -> tuple[int, int]:
     """Return which of how many processes this is: (0, 1) where no launcher started it.
@@ -27,6 +30,9 @@ def place() -> tuple[int, int]:
         raise ConfigError(f"the environment says {said} and no WORLD_SIZE: {hint}")
     if rank is None and (world or 1) > 1:
         raise ConfigError(f"the environment says {said} and no RANK: {hint}")
+    started = next((f"{name}={os.environ[name]}" for name in MPI if os.environ.get(name, "1") != "1"), None)
+    if world is None and started:  # each would take itself for the only one
+        raise ConfigError(f"the environment says {started} and no WORLD_SIZE, so mpirun started this: use torchrun")
     where, count = rank or 0, 1 if world is None else world
     if not 0 <= where < count:
         raise ConfigError(f"the environment says {said}: expected RANK from 0 to WORLD_SIZE - 1; {hint}")

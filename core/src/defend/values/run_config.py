@@ -214,6 +214,11 @@ class RunConfig:
         return split_names(self.purifier)
 
     @property
+    def defended(self) -> bool:
+        """Whether there is anything beside the victim as it is."""
+        return bool(self.purifiers or self.detector or self.finetune)
+
+    @property
     def undecided(self) -> bool:
         """Whether images or steps are still to be chosen for a budget."""
         return self.budget is not None and (self.adaptive_limit is None or self.adaptive_steps is None)

@@ -69,6 +69,8 @@ class ThreatKind:
         thorough: the same for a thorough run, beside these.
         quick: whether it is part of a run that names no threats.
         expensive: whether a quick run uses fewer images and steps.
+        alone: the threat whose attacks a ladder takes beside its own where there is no defence: nothing is hidden from
+            its attacker then, so nothing weaker may stand for one who knows everything.
     """
 
     summary: str
@@ -85,6 +87,7 @@ class ThreatKind:
     thorough: Mapping[str, Mapping[str, Any]] = attrs.field(factory=dict)
     quick: bool = False
     expensive: bool = False
+    alone: str = ""
 
     @property
     def whole(self) -> bool:
@@ -130,6 +133,7 @@ THREATS: Mapping[str, ThreatKind] = {
         faces="victim",
         attacks=("fgsm", "pgd"),
         quick=True,
+        alone="adaptive",
     ),
     "query": ThreatKind(
         summary="the answers of the whole pipeline, rejections included; no gradient",
@@ -221,6 +225,18 @@ def choose_threats(config: RunConfig) -> tuple[str, ...]:
         if name != LADDER:
             threat(name)
     return tuple(THREATS) if LADDER in named else tuple(kind for kind in THREATS if kind in named)
+
+
+def find_stronger(kind: str, config: RunConfig, bare: bool) -> ThreatKind | None:
+    """Return the threat whose attacks `kind` takes beside its own, see `ThreatKind.alone`; None where it takes none.
+
+    Args:
+        kind: the threat.
+        config: of the run.
+        bare: whether what is attacked is a victim without a defence.
+    """
+    climbed = config.thorough or LADDER in (config.threats or ())
+    return THREATS.get(THREATS[kind].alone) if climbed and bare else None
 
 
 def find_insisted(config: RunConfig) -> tuple[str, ...]:
