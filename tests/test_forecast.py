@@ -17,6 +17,8 @@ def test_a_plan_is_told_and_leaves_nothing(defend, refused, tmp_path):
     assert 0 < sum(row["seconds"] for row in rows) < answer.json["seconds"]
     assert not (tmp_path / "runs").exists()
     assert "leave it out" in refused(*RUN, "--plan", "--train-missing")
+    for gate in (("--gate",), ("--at-least", "0.5"), ("--junit", "checks.xml"), ("--log", "csv")):
+        assert f"{gate[0]} is of a run, and --plan runs nothing" in refused(*RUN, "--plan", *gate)
     assert "shards cannot agree" in refused(*RUN, "--shard", "1/2", "--budget", "10m")
     assert "too short" in refused(*RUN, "--budget", "0.1s")
     assert not list(tmp_path.glob("runs/*"))

@@ -31,6 +31,7 @@ def report(*rows, worst, credit=None, failed=()):
         "versions": {"torch": "2"},
         "plugins": {"p": "1"},
         "seed": 0,
+        "partial": False,
     }
 
 
@@ -95,6 +96,9 @@ def test_a_run_that_is_not_complete_is_not_kept(kept):
     told["rows"][0]["partial"] = True
     with pytest.raises(ConfigError, match=r"the run of blur in .* is not complete: go on with the same command"):
         kept("blur", told)
+    # all of its rows are whole, and others are still to come: those that leave least
+    with pytest.raises(ConfigError, match=r"the run of jpeg in .* is not complete: go on with the same command"):
+        kept("jpeg", {**report(row("none", "none", 1.0), worst=0.5), "partial": True})
     assert ladder.read() == {}
 
 
@@ -111,10 +115,12 @@ def test_a_run_that_was_cut_off_is_gone_on_with(monkeypatch, tmp_path):
     )
     arm = ladder.ARMS["jpeg"]
     ladder.measure(arm, tmp_path)
-    (tmp_path / "jpeg").mkdir()
-    (tmp_path / "jpeg/run.json").write_text("{}")
-    ladder.measure(arm, tmp_path)
+    # the first row is done: there is a report, and a journal of what is finished
+    (tmp_path / "jpeg/unfinished").mkdir(parents=True)
+    (tmp_path / "jpeg/unfinished/run.json").write_text("{}")
     (tmp_path / "jpeg/report.json").write_text("{}")
+    ladder.measure(arm, tmp_path)
+    (tmp_path / "jpeg/unfinished/run.json").unlink()
     assert ladder.measure(arm, tmp_path) == tmp_path / "jpeg"
     begun, resumed = called  # what is complete is not run again
     assert begun == [sys.executable, "-m", "defend", *arm.arguments, "--out", str(tmp_path / "jpeg")]

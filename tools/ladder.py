@@ -20,6 +20,8 @@ from typing import Any
 import attrs
 
 from defend.errors import ConfigError, DefendError
+from defend.records.reading import is_partial, is_run
+from defend.records.unfinished import is_unfinished
 from defend.util.files import write_text
 from defend.values.commands import say_command
 from tools.manual.included import ROOT
@@ -115,8 +117,9 @@ def measure(arm: Arm, work: Path) -> Path:
         ConfigError: the run ended with an error, which it has printed.
     """
     folder = work / arm.name
-    if not (folder / "report.json").exists():
-        begun = (folder / "run.json").exists()
+    # a report is there from the first row on
+    begun = is_unfinished(folder) or is_partial(folder)
+    if begun or not is_run(folder):
         call = ("run", "--resume", str(folder)) if begun else (*arm.arguments, "--out", str(folder))
         ended = subprocess.run([sys.executable, "-m", "defend", *call], check=False)
         if ended.returncode:
@@ -131,7 +134,7 @@ def keep(arm: Arm, folder: Path) -> None:
         ConfigError: the run is not complete.
     """
     report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-    if any(row["partial"] for row in report["rows"]):
+    if report["partial"] or is_unfinished(folder) or any(row["partial"] for row in report["rows"]):
         raise ConfigError(f"the run of {arm.name} in {str(folder)!r} is not complete: go on with the same command")
     kept = read()
     kept[arm.name] = {

@@ -86,6 +86,34 @@ def test_segments_change_neither_values_nor_gradients_nor_later_draws(segment, s
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
 
 
+def faded(unroll_it, step, *more):
+    start = torch.linspace(0.1, 0.9, 6).view(2, 3).requires_grad_()
+    (end, *_) = unroll_it(step, (start * 1, *more), 12, attached=True)
+    return torch.autograd.grad(end.sum(), start)[0]
+
+
+def test_masks_and_counts_in_the_state_have_no_gradient():
+    def step(number, state, attached):
+        value, mask, count = state
+        return torch.where(mask, 0.9 * value, value * value), mask, count + 1
+
+    more = torch.tensor([True, False, True]).expand(2, 3), torch.zeros((), dtype=torch.int64)
+    with whole_graph():
+        expected = faded(unroll, step, *more)
+    torch.testing.assert_close(faded(unroll, step, *more), expected)
+
+
+def test_numbers_that_a_step_keeps_elsewhere_are_refused():
+    kept = [torch.zeros(2, 3)]
+
+    def step(number, state, attached):
+        kept[0] = 0.5 * kept[0] + state[0].detach()
+        return (state[0] * (1 - 0.01 * kept[0]),)
+
+    with pytest.raises(ContractError, match="computed again gives another result"):
+        faded(unroll, step)
+
+
 def peak_of_saved_numbers(steps, segment):
     """Return how many numbers autograd holds at most, forwards and backwards."""
     live, peak = 0, 0

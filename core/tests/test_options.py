@@ -19,6 +19,8 @@ class Blur:
 
     steps: int = option(15, help="how many steps", at_least=1, at_most=100, architecture=True)
     rate: float = option(0.1, help="step size", at_least=0)
+    width: float = option(0.5, help="a width", above=0)
+    share: float = option(0.5, help="a share", above=0, at_most=1)
     tilt: float = option(0.0, help="any number")
     soft: bool = option(False, help="soft edges")
     mode: str = option("fast", help="how", choices=("fast", "slow"))
@@ -117,6 +119,9 @@ def test_defaults_are_kept_and_options_are_frozen():
         ({"steps": 101}, "purifier blur: steps=101 is out of range: expected 1 to 100"),
         ({"rate": "-0.1"}, "purifier blur: rate=-0.1 is out of range: expected at least 0"),
         ({"rate": "nan"}, "purifier blur: rate=nan is out of range: expected at least 0"),
+        ({"width": "0"}, "purifier blur: width=0.0 is out of range: expected above 0"),
+        ({"share": 0}, "purifier blur: share=0.0 is out of range: expected above 0, to 1"),
+        ({"share": 1.5}, "purifier blur: share=1.5 is out of range: expected above 0, to 1"),
         ({"tilt": "nan"}, "purifier blur: tilt=nan is out of range: expected a number"),
         ({"seed": -1}, "purifier blur: seed=-1 is out of range: expected at least 0"),
         ({"sizes": "3,10"}, "purifier blur: sizes=(3, 10) is out of range: expected 1 to 9"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from defend.randomness import mark, resumed
 TINY_WIDTH = 1e-12  # of an image of zeros, so that nothing is divided by zero
 SLOPE_WIDTH = 1.0  # of the tanh that stands for sign in the backward pass, in mean absolute values
 SEGMENT = 5
+STRAYED = 1e-3  # of a state's mean size: by how much a step that is computed again may differ
 
 State = tuple[Tensor, ...]
 Step = Callable[[int, State, bool], State]
@@ -49,9 +50,12 @@ def unroll(step: Step, state: State, steps: int, *, attached: bool, segment: int
     the state alone, not to parameters that `step` closes over. Whatever depends on the images belongs into the state,
     the images themselves too: `step` gets back what it returned for it.
 
+    Masks and counts may be part of the state; they have no gradient.
+
     Raises:
-        ContractError: in the backward pass, where `step` closes over a tensor that depends on the images: its share of
-            the gradient would be lost, and what an attacker cannot see looks like robustness.
+        ContractError: in the backward pass, where `step` closes over a tensor that depends on the images, or gives
+            another result when it is computed again, as it keeps numbers elsewhere: its share of the gradient would be
+            lost, and what an attacker cannot see looks like robustness.
     """
     calls = _naive.get()
     if calls is not None:
@@ -108,7 +112,7 @@ class _Segments(torch.autograd.Function):
                     kept += state
                     marks.append(mark(state[0].device))
                 state = tuple(value.detach() for value in step(number, state, False))
-        ctx.save_for_backward(*kept)
+        ctx.save_for_backward(*kept, *state)
         ctx.plan = step, steps, segment, marks, {id(leaf) for leaf in source}
         return state
 
@@ -116,10 +120,14 @@ class _Segments(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *outer: Tensor) -> tuple[Any, ...]:
         step, steps, segment, marks, source = ctx.plan
-        width, gradients = len(outer), outer
+        width = len(outer)
+        gradients: Sequence[Tensor | None] = outer
+        strayed = torch.zeros((), dtype=torch.bool, device=ctx.saved_tensors[0].device)
         for place in reversed(range(len(marks))):
             with torch.enable_grad(), resumed(marks[place]):
-                given = [value.detach().requires_grad_() for value in ctx.saved_tensors[place * width :][:width]]
+                kept = (value.detach() for value in ctx.saved_tensors[place * width :][:width])
+                # masks and counts have no gradient
+                given = [value.requires_grad_() if value.is_floating_point() else value for value in kept]
                 state: State = tuple(given)
                 for number in range(place * segment, min((place + 1) * segment, steps)):
                     state = step(number, state, True)
@@ -128,12 +136,29 @@ class _Segments(torch.autograd.Function):
                     "unroll: a step uses a tensor that depends on the images and is no part of its state, so that "
                     "its share of the gradient would be lost: carry it in the state, and return it with every step"
                 )
-            pairs = [(made, slope) for made, slope in zip(state, gradients, strict=True) if made.requires_grad]
-            found = torch.autograd.grad([m for m, _ in pairs], given, [s for _, s in pairs], allow_unused=True)
-            gradients = tuple(
-                torch.zeros_like(value) if slope is None else slope for value, slope in zip(given, found, strict=True)
+            after = ctx.saved_tensors[(place + 1) * width :][:width]
+            strayed = strayed | _differ(state, after)
+            both = zip(state, gradients, strict=True)
+            pairs = [(made, slope) for made, slope in both if made.requires_grad and slope is not None]
+            floats = [value for value in given if value.requires_grad]
+            found = torch.autograd.grad([m for m, _ in pairs], floats, [s for _, s in pairs], allow_unused=True)
+            slopes = iter(torch.zeros_like(v) if s is None else s for v, s in zip(floats, found, strict=True))
+            gradients = [next(slopes) if value.requires_grad else None for value in given]
+        if bool(strayed):  # asked once, as the host waits for it
+            raise ContractError(
+                "unroll: a step computed again gives another result, so the gradient would be that of something else: "
+                "it keeps numbers outside of its state, or draws by itself; carry them in the state, and draw with "
+                "defend.randomness"
             )
         return (None, None, None, None, *gradients)
+
+
+@torch.no_grad()
+def _differ(found: State, expected: Sequence[Tensor]) -> Tensor:
+    """Return whether states are plainly not the same, bool []; a sign step that rounding turned at a pixel is not."""
+    pairs = [(one, other) for one, other in zip(found, expected, strict=True) if one.is_floating_point()]
+    apart = [(one - other).abs().mean() > STRAYED * other.abs().mean() for one, other in pairs]
+    return torch.stack([each.to(expected[0].device) for each in apart]).any()
 
 
 class _SmoothSign(torch.autograd.Function):

@@ -31,12 +31,14 @@ def option(
     choices: tuple[Any, ...] | None = None,
     at_least: float | None = None,
     at_most: float | None = None,
+    above: float | None = None,
     architecture: bool = False,
     names: Mapping[str, Any] | None = None,
 ) -> Any:
     """Declare one field of an option class.
 
-    `names` are words that may be typed for a value, and what they stand for.
+    A value is accepted from `at_least` to `at_most`; with `above` it must be larger than that, as a budget or a step
+    must be that would do nothing at 0. `names` are words that may be typed for a value, and what they stand for.
     `architecture=True` marks what trained weights depend on: where weights are found, their card
     decides such a field, and asking for another value is an error.
     """
@@ -48,25 +50,27 @@ def option(
             listed = did_you_mean(str(value), [str(choice) for choice in choices])
             raise ConfigError(f"{attribute.name}={value!r} is not accepted: {listed}")
         for number in value if isinstance(value, tuple) else (value,):
-            low = at_least is not None and number < at_least
+            low = (at_least is not None and number < at_least) or (above is not None and number <= above)
             high = at_most is not None and number > at_most
             if type(number) is int and abs(number) > MOST_WHOLE and not (low or high):
                 raise ConfigError(f"{attribute.name}={number} is out of range: expected at most {MOST_WHOLE}")
             if low or high or number != number:  # a NaN differs from itself
-                accepted = _range(at_least, at_most) or "a number"
+                accepted = _range(at_least, at_most, above) or "a number"
                 raise ConfigError(f"{attribute.name}={value!r} is out of range: expected {accepted}")
 
     metadata = {
         "help": help,
         "choices": choices,
-        "range": _range(at_least, at_most),
+        "range": _range(at_least, at_most, above),
         "architecture": architecture,
         "names": names or {},
     }
     return attrs.field(default=default, validator=check, metadata=metadata)
 
 
-def _range(low: float | None, high: float | None) -> str:
+def _range(low: float | None, high: float | None, above: float | None = None) -> str:
+    if above is not None:
+        return f"above {above:g}" if high is None else f"above {above:g}, to {high:g}"
     if low is None and high is None:
         return ""
     if low is not None and high is not None:

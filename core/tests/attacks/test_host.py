@@ -19,7 +19,7 @@ from defend.attacks.objectives import scaled_cross_entropy
 from defend.attacks.options import ApgdOptions, BimOptions, CwOptions, FgsmOptions, PgdOptions, RfgsmOptions, bim_steps
 from defend.attacks.single_step import Fgsm, Rfgsm
 from defend.attacks.target import Target
-from defend.errors import ContractError
+from defend.errors import ConfigError, ContractError
 from defend.randomness import uniform_like
 from defend.testing.toys import TASK, TinyVictim, images
 
@@ -246,6 +246,12 @@ def test_tramer_with_no_random_step_is_fgsm():
     labels = torch.zeros(3, dtype=torch.int64)
     plain = craft(Fgsm(FgsmOptions()), Target(Brightest()), picture, labels, eps=0.1)
     assert torch.equal(rfgsm(picture, 0.1, share=0), plain)
+
+
+def test_tramer_whose_random_step_takes_all_of_eps_is_no_attack():
+    with pytest.raises(ConfigError, match=r"share=1\.0 leaves nothing of eps"):
+        RfgsmOptions(share=1.0)
+    assert RfgsmOptions(share=1.0, variant="apudae")
 
 
 def test_apudae_adds_a_full_step_to_a_uniform_one():

@@ -194,12 +194,21 @@ def test_of_a_deterministic_target_no_draws_are_asked_for(name):
     assert torch.equal(*found) and passes[0] == passes[1]
 
 
-@pytest.mark.parametrize("name", ["fmn", "cw", "square"])
+@pytest.mark.parametrize("name", SEARCHES)
 def test_an_image_that_is_wrong_by_luck_as_it_is_is_attacked_all_the_same(name):
     attack, eps = SEARCHES[name]
     lottery, (images, labels) = Lottery(begin=0.0), grey()
     found = craft(attack, Target(lottery, draws=20, seed=1), images, labels, eps=eps)
     assert shares(lottery, found).tolist() == [1.0] * 4
+
+
+def test_hop_skip_jump_with_few_questions_is_not_led_to_the_image_by_luck():
+    lottery, (images, labels) = Lottery(begin=0.0), grey(24)
+    attack = HopSkipJump(HopSkipJumpOptions(queries=250), "linf")
+    found = craft(attack, Target(lottery, draws=20), images, labels, eps=None)
+    fooling = Target(lottery, draws=50).judge(found, labels, torch.arange(24), "new")[1] == 1
+    assert int(fooling.sum()) >= 22, "nearer, as near as the image itself, one draw of five is fooled"
+    assert float(found.flatten(1).mean(1)[fooling].median()) < 0.5
 
 
 def test_square_and_hop_skip_jump_keep_to_their_questions():

@@ -279,6 +279,14 @@ def test_who_found_no_change_at_all_is_told():
     assert found.status == "warn" and "lost/query of " in found.detail and "hardly attacked" in found.detail
 
 
+def test_an_attack_that_returned_what_it_was_given_is_told():
+    keys, judges = toy()[0].keys("test", 100, 0), ("undefended", "defended")
+    row = PlannedRow("idle", Threat("adaptive", "linf", 1e-12), Pgd(PgdOptions()), keys, 20, "defended", judges)
+    found = gate(Defence(toy()[2]), plans=[row, "adaptive pgd"], level="basic")[4]
+    assert found.status == "warn" and "that it leaves right came back as they were" in found.detail
+    assert found.detail.startswith("idle/adaptive: ") and "pgd/adaptive" not in found.detail
+
+
 def test_a_budget_that_leaves_more_than_a_smaller_one_is_caught():
     broken = sweep_rows((0.3,), step_size=1e-4, random_start=False)
     found = gate(Defence(toy()[1], rigged.Descender()), plans=[*sweep_rows((EPS,)), *broken], level="basic")

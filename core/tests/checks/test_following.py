@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+from defend.attacks.iterated import Pgd
+from defend.attacks.options import PgdOptions
 from defend.checks import Subject
 from defend.checks.common import Case, Findings
 from defend.checks.following import (
@@ -93,6 +95,7 @@ def test_images_are_those_that_the_strongest_white_box_row_leaves_right_and_the_
         said = ArmRecord(predicted, torch.zeros(8), torch.ones(8, dtype=torch.bool), torch.zeros(8))
         bare = ArmRecord(whole.labels, torch.ones(8), said.accepted, said.score)
         plan = SimpleNamespace(name=name, threat=Threat(kind, "linf", rigged.EPS), variant="", headline=True, steps=10)
+        plan.attack = Pgd(PgdOptions())
         return SimpleNamespace(
             plan=plan, keys=whole.keys, labels=whole.labels, arms={"undefended": bare, "defended": said}
         )

@@ -7,10 +7,12 @@ import pytest
 import torch
 from torch import nn
 
+from defend.attacks.given import Replay
 from defend.attacks.iterated import Pgd
 from defend.attacks.options import PgdOptions
 from defend.checks import Subject
 from defend.checks.common import Case, Findings, judge
+from defend.checks.following import group_rows
 from defend.checks.planted import Features, plant, planted
 from defend.defence import Defence
 from defend.records.rows import ArmRecord
@@ -41,11 +43,11 @@ def subject(defence, **more):
     )
 
 
-def check(defence, norm="linf", level="full", plant=False, **options):
+def check(defence, norm="linf", level="full", plant=False, attack=None, **options):
     whole = subject(defence, plant=plant)
     said = ArmRecord(whole.labels, torch.ones(8), torch.ones(8, dtype=torch.bool), torch.zeros(8))
     eps = rigged.EPS * (1 if norm == "linf" else 2)
-    attack = Pgd(PgdOptions(steps=20, **options), norm=norm)
+    attack = attack or Pgd(PgdOptions(steps=20, **options), norm=norm)
     plan = SimpleNamespace(
         name="pgd", threat=Threat("adaptive", norm, eps), variant="", headline=True, steps=20, attack=attack
     )
@@ -84,6 +86,36 @@ def test_an_attack_on_shattered_gradients_misses_what_is_there(name):
 
 def test_an_attack_of_too_small_steps_misses_it_in_an_honest_defence():
     assert check(Defence(victims()[0]), step_size=1e-5, random_start=False).status == "fail"
+
+
+class Far:
+    """Looks for any change, however large."""
+
+    norm, minimal, nearest = "linf", True, True
+
+    def __call__(self, target, images, labels, *, eps, keys):
+        return Pgd(PgdOptions(steps=20))(target, images, labels, eps=torch.ones_like(eps), keys=keys)
+
+
+def test_what_lies_beyond_the_budget_is_not_what_was_planted():
+    found = check(Defence(victims()[0]), attack=Far())
+    assert found.status == "fail" and found.numbers["linf 0.1"]["found"] == 0, found.detail
+
+
+def test_images_that_were_there_already_are_no_attack_to_try():
+    keys, right = torch.arange(2), torch.ones(2, dtype=torch.bool)
+
+    def row(attack, predicted):
+        plan = SimpleNamespace(name="pgd", threat=Threat("adaptive", "linf", 0.1), headline=True, steps=20)
+        plan.attack = attack
+        said = ArmRecord(torch.tensor(predicted), torch.ones(2), right, torch.zeros(2))
+        return SimpleNamespace(plan=plan, keys=keys, labels=torch.zeros(2), arms={"undefended": said, "defended": said})
+
+    replay = Replay("linf", keys, torch.zeros(2, 1, 2, 2))
+    rows = [row("attack", [0, 1]), row(replay, [1, 1])]
+    (group,) = group_rows(Case(rows, None, "basic"))
+    assert group.row.plan.attack == "attack" and group.left == {0: False, 1: False}
+    assert group_rows(Case(rows[1:], None, "basic")) == []
 
 
 @pytest.mark.parametrize(("purifier", "status"), [(None, "pass"), (rigged.Blinder(), "fail")])

@@ -303,3 +303,11 @@ def test_a_vote_that_is_turned_within_its_radius_fails_the_check():
     blind = check(*right, CertifiedImage(9, 1, 1, largest, (1,) * 5, blind=True))
     assert blind.status == "warn" and "never had a gradient" in blind.detail
     assert check_run([], None, "basic")[15].status == "skip"
+
+
+@pytest.mark.parametrize("sigma", [math.nan, -0.1, math.inf])
+def test_noise_of_no_size_is_not_certified(sigma):
+    noise = Noise()
+    noise.smoothing_sigma = sigma
+    found, why = smoothing_of(Defence(Half(), noise))
+    assert found is None and f"smoothing_sigma is {sigma!r}" in why

@@ -1,13 +1,15 @@
 """Attacked images are saved, rounded, judged again, and taken from a file that somebody else wrote."""
 
 import csv
+import json
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from defend.errors import ConfigError, DataError
-from defend.evaluation.runner import run, run_arms
+from defend.evaluation.runner import plan_arms, run, run_arms
+from defend.records.watcher import Watcher
 from defend.testing.toys import TASK, tiny_dataset
 from defend.util import interrupts
 from defend.values.run_config import RunConfig
@@ -139,6 +141,8 @@ FAULTS = {
     "shape": ({"adversarial": np.zeros((N, 5, 5))}, "expected [N,1,28,28] or [N,28,28,1]"),
     "type": ({"adversarial": np.zeros((N, 28, 28), dtype=np.int32)}, "expected uint8, or floats"),
     "nothing": ({"adversarial": None}, "it holds keys: expected np.savez"),
+    "less": ({"eps": np.array(0.05)}, "made for eps 0.05, and this run's is 0.1 in linf"),
+    "eps": ({"eps": np.array([0.1, 0.1])}, "expected one number above 0, or none"),
     "norm": ({"norm": np.array("l7")}, "its norm is 'l7'"),
     "objects": ({"adversarial": np.array([None] * N)}, "holds Python objects, which are never loaded"),
     "advice": ({"adversarial": np.array([None] * N)}, "expected plain ones, np.savez(FILE, adversarial=..."),
@@ -179,6 +183,31 @@ def test_images_of_a_file_may_have_an_l2_budget(toys, tmp_path):
     assert (report.rows[1].norm, report.rows[1].eps) == ("l2", 1.0)
     with pytest.raises(DataError, match="away in linf"):
         judged(toys, path, tmp_path / "other", options={"file:adv.npz": {"norm": "linf"}})
+
+
+class Reading(Watcher):
+    """Reads what the run folder says whenever something else begins."""
+
+    def __init__(self, folder):
+        self.folder, self.said = folder, []
+
+    def preparing(self, what):
+        if (self.folder / "report.json").is_file():
+            self.said.append((what, json.loads((self.folder / "report.json").read_text())["partial"]))
+
+
+def test_a_report_is_partial_until_everything_is_done(toys, tmp_path):
+    watcher = Reading(tmp_path)
+    report = run(RunConfig(**{**SETTINGS, "checks": "basic"}, out=str(tmp_path)), watcher, toys)
+    assert [partial for what, partial in watcher.said if "checking" in what] and not report.partial
+    assert all(partial for _, partial in watcher.said), "all rows are there, and the checks are still to come"
+    assert not json.loads((tmp_path / "report.json").read_text())["partial"]
+
+
+def test_a_plan_of_a_run_that_saves_images_is_a_plan(toys, tmp_path):
+    asked = RunConfig(**SETTINGS, attacks=("fgsm",), save_images="npz", out=str(tmp_path / "run"))
+    _, chosen = plan_arms([asked], plugins=toys)
+    assert (chosen.save_images, chosen.out) == ("npz", asked.out) and not (tmp_path / "run").exists()
 
 
 def test_images_are_saved_where_there_is_a_folder(toys):

@@ -12,6 +12,7 @@ from defend.datasets.base import MemoryDataset
 from defend.defence import Defence
 from defend.errors import ConfigError, ContractError
 from defend.evaluation.bpda import BackwardThrough, surrogates_of
+from defend.evaluation.crafting import Crafter
 from defend.evaluation.evaluate import EvaluationSettings, Evaluator
 from defend.evaluation.plan import ArmNames, find_undone, plan
 from defend.plugins import registry
@@ -416,6 +417,26 @@ def test_who_knows_the_draws_attacks_what_will_judge(victim):
     assert not right(known, DEFENDED)[seen].any()
     (unknown,) = evaluated([row(eps=0.02, steps=6)], mild, victim=victim, dataset=labelled)
     assert right(known, DEFENDED).sum() <= right(unknown, DEFENDED).sum()
+
+
+class NoStore:
+    """A store that must not be asked."""
+
+    def get(self, key):
+        raise AssertionError(key)
+
+    put = get
+
+
+@pytest.mark.parametrize("chance", [KNOWN_DRAWS, ONE_DRAW])
+def test_rows_of_chance_share_no_images(chance):
+    """With one draw the attack is the same in name, options and draws, and knows another thing."""
+    arms = {UNDEFENDED: Defence(Fickle()), DEFENDED: Defence(Fickle())}
+    crafter = Crafter(arms, dataset="tiny", seed=0, draws=1, precision=None, store=NoStore())
+    plan = attrs.evolve(row(eps=0.02, steps=1), identity="pgd", chance=chance)
+    batch = next(tiny_dataset(TASK).batches("test", plan.keys[:2], 2, torch.device("cpu")))
+    made = crafter.make(plan, plan.attack, crafter.target(plan), batch)
+    assert made.images.shape == batch.images.shape and not made.reused
 
 
 def test_what_averaging_bought_is_counted_on_the_same_images():

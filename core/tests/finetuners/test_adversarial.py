@@ -229,9 +229,11 @@ def test_eps_grows_linearly_to_its_full_size(warmup, shares):
 
 # ---- what is crafted ----
 
+BUDGETS, LENGTHS = st.floats(0, 1, exclude_min=True), st.floats(0, 3, exclude_min=True)
+
 
 @settings(max_examples=40)
-@given(eps=st.floats(0, 1), size=st.floats(0, 1), mode=st.sampled_from(["pgd", "trades"]), seed=st.integers(0, 99))
+@given(eps=BUDGETS, size=BUDGETS, mode=st.sampled_from(["pgd", "trades"]), seed=st.integers(0, 99))
 def test_what_is_crafted_keeps_to_eps_and_box(eps, size, mode, seed):
     torch.manual_seed(seed)
     batch = batch_of(2, seed)
@@ -242,7 +244,12 @@ def test_what_is_crafted_keeps_to_eps_and_box(eps, size, mode, seed):
 
 
 @settings(max_examples=40)
-@given(eps=st.floats(0, 3), share=st.floats(0, 1), mode=st.sampled_from(["pgd", "trades"]), seed=st.integers(0, 99))
+@given(
+    eps=st.floats(0, 3, exclude_min=True),
+    share=st.floats(0, 1),
+    mode=st.sampled_from(["pgd", "trades"]),
+    seed=st.integers(0, 99),
+)
 def test_a_share_is_crafted_in_l2_and_keeps_to_its_budget(eps, share, mode, seed):
     torch.manual_seed(seed)
     batch = batch_of(4, seed)
@@ -386,13 +393,29 @@ def test_the_loss_is_of_the_purified_images_and_leaves_the_purifier_alone(mode, 
 def test_a_random_purifier_draws_anew_for_every_step_and_for_the_loss(mode, passes):
     purifier = Jitter()
     list(prepare(purifier=purifier, mode=mode).losses(batch_of(8)))
-    assert len(purifier.draws) == passes
-    assert len({draws[:8].sum().item() for draws in purifier.draws}) == passes
+    others = purifier.draws[1:]  # the first says whether there is a gradient at all
+    assert len(others) == passes
+    assert len({draws[:8].sum().item() for draws in others}) == passes
 
 
 def test_a_purifier_that_lets_no_gradient_through_is_refused():
     with pytest.raises(ConfigError, match="needs a gradient, and victim or purifier lets none through"):
         list(prepare(purifier=Blocking()).losses(batch_of(8)))
+
+
+class Rounding(nn.Module):
+    """A purifier whose gradient is there, and zero."""
+
+    random = False
+
+    def forward(self, batch):
+        return (4 * batch).round() / 4
+
+
+@pytest.mark.parametrize("mode", ["pgd", "trades", "mart", "fgsm", "free"])
+def test_a_purifier_whose_gradient_is_zero_is_refused(mode):
+    with pytest.raises(ConfigError, match="is zero at every image: what it would learn and measure are unattacked"):
+        next(iter(prepare(purifier=Rounding(), mode=mode, step_size=None).losses(batch_of(8))))
 
 
 # ---- whole trainings ----
@@ -553,7 +576,10 @@ def test_the_recipes_of_known_data_sets_are_recipes():
     ("options", "message"),
     [
         ({"mode": "trade"}, "mode='trade' is not accepted: did you mean 'trades'?"),
-        ({"eps": "8"}, "eps=8.0 is out of range: expected 0 to 1"),
+        ({"eps": "8"}, "eps=8.0 is out of range: expected above 0, to 1"),
+        ({"eps": 0}, "eps=0.0 is out of range: expected above 0, to 1"),
+        ({"l2_share": 0.5, "eps_l2": 0}, "eps_l2=0.0 is out of range: expected above 0"),
+        ({"step_size": 0}, "step_size=0.0 is out of range: expected above 0, to 1"),
         ({"clean_share": 1}, "clean_share=1.0 is out of range: expected 0 to 0.9"),
         ({"mode": "trades", "clean_share": 0.5}, "clean_share=0.5 does nothing for mode=trades"),
         ({"eps_l2": 2.0}, "eps_l2=2.0 does nothing while l2_share is 0"),

@@ -258,11 +258,11 @@ def test_free_steps_by_hand():
 def test_the_schedule_and_what_is_logged_count_every_replay(tmp_path):
     lines = {}
     for replays in (1, 4):
-        training = prepare(mode="free", replays=replays, epochs=1, lr=1e-6, eps=0.0)
+        training = prepare(mode="free", replays=replays, epochs=1, lr=1e-6, eps=1e-5)
         fit(training, quadrants(), FitSettings(folder=tmp_path / str(replays)), {"what": "test"})
         lines[replays] = json.loads((tmp_path / str(replays) / "metrics.jsonl").read_text().splitlines()[-1])
         assert training._cycle.last_epoch == training._steps == 4 * replays
-    # nothing is changed and hardly anything learned, so the means over one and over four replays are the same
+    # hardly anything is changed and hardly anything learned, so the means over one and over four replays are the same
     assert lines[4]["victim_loss"] == pytest.approx(lines[1]["victim_loss"], rel=0.01)
     assert lines[4]["robust"] == pytest.approx(lines[1]["robust"], abs=0.05)
 

@@ -16,10 +16,11 @@ from defend.attacks.target import Target
 from defend.boundary.arrays import open_archive, read_member
 from defend.errors import DataError
 
-ADVERSARIAL, KEYS, CLEAN, NORM, LABELS = "adversarial", "keys", "clean", "norm", "labels"
+ADVERSARIAL, KEYS, CLEAN, NORM, EPS, LABELS = "adversarial", "keys", "clean", "norm", "eps", "labels"
 """The arrays of a file: attacked images; the places of the images in the test split, or the clean images themselves (at
-least one of the two); the norm of the budget, if it is not L-inf; and the true classes, if they are there."""
+least one of the two); the norm of the budget, if it is not L-inf; budget and true classes, if they are there."""
 EXPECTED = "np.savez(FILE, adversarial=..., keys=...), uint8 or floats in [0,1], keys the places in the test split"
+LESS = 0.99  # of the run's budget: a file that says less was made for another, whatever its eps is rounded to
 TOLERANCE = 1e-6  # beyond a budget: float32 makes as much of 8/255
 SAME = 0.51 / LEVELS  # how far a clean image in the file may be from the data set's: it was rounded to 8 bits
 
@@ -59,7 +60,7 @@ class GivenFile(Replay):
         with open_archive(self._path, EXPECTED) as archive:
             self._arrays = {
                 name: read_member(archive, name, self._path, EXPECTED)
-                for name in (ADVERSARIAL, KEYS, CLEAN, NORM, LABELS)
+                for name in (ADVERSARIAL, KEYS, CLEAN, NORM, EPS, LABELS)
                 if name in archive.files
             }
             self._said = ", ".join(archive.files)[:200] or "nothing"
@@ -83,8 +84,9 @@ class GivenFile(Replay):
         Raises:
             DataError: arrays that are missing, or of another number, shape, type or range; images of another order, or
                 that are not those of the data set, or of other classes there; images that are missing, or that leave
-                the budget.
+                the budget; or the file says that they were made for a smaller one.
         """
+        self._check_eps(eps)
         found = self._as_images(ADVERSARIAL, clean)
         places = self._places_of(found, clean, keys)
         missing = (places < 0).nonzero()[:, 0]
@@ -175,6 +177,19 @@ class GivenFile(Replay):
             raise self._fault(f"keys names image {twice} twice: expected each once")
         where = {key: place for place, key in enumerate(named)}
         return torch.tensor([where.get(key, -1) for key in keys.tolist()], dtype=torch.int64)
+
+    def _check_eps(self, eps: float) -> None:
+        """Refuse images that were made for less than the run's budget: of it they would be a weak attack."""
+        if EPS not in self._arrays:
+            return
+        own = self._array(EPS)
+        if own.dtype.kind not in "iuf" or own.shape != () or not own > 0:
+            raise self._fault(f"{EPS} is {own.dtype} {list(own.shape)}: expected one number above 0, or none")
+        if float(own) < LESS * eps:
+            raise self._fault(
+                f"it says that its images were made for eps {float(own):.4g}, and this run's is {eps:.4g} in "
+                f"{self.norm}, at which they would read as robustness: give the budget that they were made with"
+            )
 
     def _say_keys(self) -> str:
         """Say which images the file names."""

@@ -21,6 +21,7 @@ ACROSS = 1.001  # how much further than the boundary
 RANDOM_ACROSS = (ACROSS, 1.1, 1.2, 1.4)  # of a random target, in the end; and so many of the points that came before,
 RUNGS, RUNG = 4, 1.4  # each so many times as far as the next
 TIMES = 3  # answers about one point where the target has fewer draws
+AGAIN = 2  # more answers that must fool before a random target's point is believed: a lucky one ends a search
 FIRST_PROBE = 0.1  # how far around an image is asked at first, in L2
 FEWEST = 10  # questions that make a direction
 COARSE = 4  # blocks a side of the coarse noise among the starts
@@ -57,7 +58,8 @@ class HopSkipJump:
 class _Search:
     """Where the search of every image stands: `nearest` what fooled nearest, `distance` how far, `queries` asked.
 
-    Of a random target also `rungs`, what was nearest before, each `RUNG` times as far as the next or more, and how far.
+    Of a random target also `rungs`, what was nearest before, each `RUNG` times as far as the next or more, and how far;
+    where the search began, `start`; and whether the image itself fooled once, `suspected`.
 
     Methods take `place` [K], the images that are meant, and what stands for each in the same order.
     """
@@ -78,9 +80,11 @@ class _Search:
         self.times = count_repeats(max(target.draws, TIMES), config.queries)
         self.rungs = [images] * RUNGS if target.random else []
         self.rungs_far = [torch.full_like(self.distance, torch.inf) for _ in self.rungs]
-        last = (len(RANDOM_ACROSS) + RUNGS) * self.times if target.random else 1
-        # what a jump, the way back and the last questions may take
-        self.reserve = HALVINGS + self.halvings + last
+        self.start = images
+        self.suspected = torch.zeros_like(labels, dtype=torch.bool)
+        last = (len(RANDOM_ACROSS) + RUNGS + 2) * self.times if target.random else 1
+        # what a jump, the way back (half of whose points fool) and the last questions may take
+        self.reserve = HALVINGS + self.halvings * (1 + (AGAIN + 1) // 2 * target.random) + last
 
     def run(self) -> None:
         """Search until the questions are used up."""
@@ -112,11 +116,14 @@ class _Search:
             self._step_across(place)
 
     def _ask_as_it_is(self, place: Tensor) -> Tensor:
-        """Return which images fool as they are, bool [K]; of a random target in half of their answers."""
+        """Return which images fool as they are, bool [K]; of a random target in all of so many answers."""
         images = self.images[place]
         fooled = self._ask(place, images, "start", keep=not self.target.random)
         if self.target.random:  # one that is wrong by luck is attacked as any other
-            fooled &= 2 * self._count(place, images, fooled, "start/again") >= self.times
+            self.suspected[place] = fooled
+            for time in range(self.times):
+                left = fooled.nonzero()[:, 0]
+                fooled[left] = self._ask(place[left], images[left], f"start/again/{time}", keep=False)
             self.distance[place[fooled]] = 0
         return fooled
 
@@ -134,12 +141,14 @@ class _Search:
     def _choose(self, place: Tensor) -> None:
         """Answer with the nearest candidate that fools half of so many answers, or with what fools most of them."""
         found, most, reach = self.nearest[place], torch.full_like(place, -1), self.distance[place]
+        itself = [(self.images[place], torch.where(self.suspected[place], 0, torch.inf).to(reach))]
         along = [(self._beyond(place, factor), factor * reach) for factor in RANDOM_ACROSS]
         # what was nearest before lies another way; only what is farther than all those along this one is of use
         least = RANDOM_ACROSS[-1] * reach
         before = [(points[place], far[place]) for points, far in zip(self.rungs, self.rungs_far, strict=True)]
-        for number, (points, far) in enumerate(along + before):
-            fits = far.isfinite() & (2 * most < self.times) & ((number < len(along)) | (far > least))
+        before.append((self.start[place], measure(self.start[place] - self.images[place], self.norm)))
+        for number, (points, far) in enumerate(itself + along + before):
+            fits = far.isfinite() & (2 * most < self.times) & ((number <= len(along)) | (far > least))
             wins = self._count(place, points, fits, f"choose/{number}")
             better = fits & (wins > most)
             found, most = torch.where(wide(better), points, found), torch.where(better, wins, most)
@@ -164,7 +173,7 @@ class _Search:
     def _ask(self, place: Tensor, points: Tensor, stream: str, keep: bool = True) -> Tensor:
         """Ask about points [K,C,H,W]; return which fool, bool [K]. Images that may ask no more do not.
 
-        What fools nearer than all before is kept, unless told otherwise; of a random target only if it fools twice.
+        What fools nearer than all before is kept, unless told otherwise; of a random target only if `_confirm` says so.
         """
         some = (self.queries[place] < self.config.queries).nonzero()[:, 0]
         fooled = torch.zeros_like(place, dtype=torch.bool)
@@ -178,13 +187,37 @@ class _Search:
             self._keep_nearest(who, shown, fooled[some], stream)
         return fooled
 
-    def _keep_nearest(self, place: Tensor, points: Tensor, fooled: Tensor, stream: str) -> None:
+    def _ask_surely(self, place: Tensor, points: Tensor, stream: str) -> Tensor:
+        """As `_ask`, of points that the search goes on from: of a random target who fools has to be confirmed."""
+        fooled = self._ask(place, points, stream, keep=not self.target.random)
+        if self.target.random:
+            fooled = self._confirm(place, points, fooled, stream)
+            self._keep_nearest(place, points, fooled)
+        return fooled
+
+    def _confirm(self, place: Tensor, points: Tensor, fooled: Tensor, stream: str) -> Tensor:
+        """Return which of the points [K,C,H,W] that `fooled` do so `AGAIN` times more, bool [K]."""
+        for time in range(AGAIN):
+            left = fooled.nonzero()[:, 0]
+            again = self._ask(place[left], points[left], f"{stream}/sure/{time}", keep=False)
+            fooled = fooled.index_copy(0, left, again)
+        return fooled
+
+    def _keep_nearest(self, place: Tensor, points: Tensor, fooled: Tensor, stream: str | None = None) -> None:
+        """Take points in that fool; of a random target those at the image itself are none, and others are confirmed.
+
+        They are confirmed already where there is no `stream`.
+        """
         distance = measure(points - self.images[place], self.norm)
+        if self.target.random:
+            fooled = fooled & (distance > 0)
         # an image may be there several times: its nearest is taken
         least = self.distance.scatter_reduce(0, place, torch.where(fooled, distance, torch.inf), "amin")
         better = (fooled & (distance < self.distance[place]) & (distance <= least[place])).nonzero()[:, 0]
         if self.target.random and len(better):
-            better = better[self._ask(place[better], points[better], f"{stream}/again", keep=False)]
+            if stream is not None:
+                sure = self._confirm(place[better], points[better], torch.ones_like(better, dtype=torch.bool), stream)
+                better = better[sure]
             self._remember(place[better])
         self.distance[place[better]] = distance[better]
         self.nearest[place[better]] = points[better]
@@ -212,14 +245,18 @@ class _Search:
             images = self.images[waiting]
             with keyed(self.keys[waiting], seed=self.target.seed, stream=f"hsj/start/{attempt}"):
                 points = self._start(images, attempt)
-            fooled = self._ask(waiting, points, f"start/{attempt}")
+            fooled = self._ask(waiting, points, f"start/{attempt}", keep=not self.target.random)
             sure = fooled
             if self.target.random:
-                sure = 2 * self._count(waiting, points, fooled, f"start/{attempt}/again") >= self.times
+                sure = self._confirm(waiting, points, fooled, f"start/{attempt}")
+                self._keep_nearest(waiting, points, sure)
+                # of many starts one may well be confirmed by luck
+                sure = sure & (2 * self._count(waiting, points, sure, f"start/{attempt}") >= self.times)
             taken = sure | (fooled & ~ever[waiting])
             start[waiting[taken]] = points[taken]
             ever[waiting[taken]] = True
             waiting = waiting[~sure]
+        self.start = start
         found = place[ever[place]]
         return found, start[found]
 
@@ -240,7 +277,7 @@ class _Search:
         for halving in range(self.halvings):
             middle = (low + high) / 2
             tried = self._between(place, points, middle, far)
-            fooled = self._ask(place, tried, f"{stream}/back/{halving}")
+            fooled = self._ask_surely(place, tried, f"{stream}/back/{halving}")
             best = torch.where(wide(fooled), tried, best)
             low, high = torch.where(fooled, low, middle), torch.where(fooled, middle, high)
         return best
@@ -297,7 +334,7 @@ class _Search:
             if len(left) == 0:
                 break
             tried = (current[left] + wide(size[left] / 2**halving) * direction[left]).clamp(0, 1)
-            now = self._ask(place[left], tried, f"{step}/jump/{halving}")
+            now = self._ask_surely(place[left], tried, f"{step}/jump/{halving}")
             landed[left[now]], fooled[left[now]] = tried[now], True
         return landed, fooled
 

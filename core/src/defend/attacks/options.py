@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from defend.errors import ConfigError
 from defend.options import option, options
 
 if TYPE_CHECKING:
@@ -81,12 +82,16 @@ class RfgsmOptions(GoalOptions):
     strict_code: bool = option(False, help="apudae: leave the total at eps + random_step, as its code does")
     logit_scale: float = _logit_scale()
 
+    def __attrs_post_init__(self) -> None:
+        if self.variant == "tramer" and self.share == 1:
+            raise ConfigError("share=1.0 leaves nothing of eps for the gradient's step: expected below 1")
+
 
 @options
 class IteratedOptions(GoalOptions):
     """Options that the iterated attacks share; sizes are in the attack's norm."""
 
-    step_size: float | None = option(None, help="size of a step (None: chosen from eps)", at_least=0, at_most=1)
+    step_size: float | None = option(None, help="size of a step (None: chosen from eps)", above=0, at_most=1)
     early_stop: bool = option(
         True,
         help="stop attacking an image once it is fooled (never against a random defence; off by itself where an "
@@ -150,7 +155,7 @@ class MomentumOptions(GoalOptions):
     """Options of `mi_fgsm` (Dong et al. 2018); the defaults are its paper's."""
 
     steps: int = option(10, help="steps", at_least=1)
-    step_size: float | None = option(None, help="size of a step (None: eps / steps)", at_least=0, at_most=1)
+    step_size: float | None = option(None, help="size of a step (None: eps / steps)", above=0, at_most=1)
     decay: float = option(1.0, help="what is kept of the sum of earlier gradients at each step", at_least=0)
     logit_scale: float | None = _steady_scale()
 
@@ -258,9 +263,9 @@ class CwOptions(GoalOptions):
     )
     steps: int = option(100, help="Adam steps for each constant", at_least=1)
     binary_search_steps: int = option(5, help="how many constants are tried", at_least=1)
-    initial_const: float = option(1e-2, help="the first constant", at_least=0)
+    initial_const: float = option(1e-2, help="the first constant", above=0)
     confidence: float = option(0.0, help="margin by which the class must change", at_least=0)
-    lr: float = option(1e-2, help="Adam's learning rate in tanh space", at_least=0)
+    lr: float = option(1e-2, help="Adam's learning rate in tanh space", above=0)
 
     @property
     def forward_passes(self) -> int:
@@ -276,7 +281,7 @@ class FmnOptions(GoalOptions):
     step_size: float = option(
         1.0,
         help="the first step: its length in L2, in L-inf a share of the ball's radius; the last is a hundredth of it",
-        at_least=0,
+        above=0,
     )
     gamma: float | None = option(
         None,
@@ -297,7 +302,7 @@ class SquareOptions:
     """Options of `square` and `square_l2` (Andriushchenko et al. 2020); the defaults are AutoAttack's."""
 
     queries: int = option(5000, help="answers that may be asked for, an image and restart", at_least=1)
-    p_init: float = option(0.8, help="share of the pixels that the first proposals change", at_least=0, at_most=1)
+    p_init: float = option(0.8, help="share of the pixels that the first proposals change", above=0, at_most=1)
     restarts: int = option(1, help="searches from the beginning, for images not yet fooled", at_least=1)
 
     @property
@@ -322,7 +327,7 @@ class DetectorAwareOptions:
     """Options that the attacks on classifier and detector share: step_size None means 2.5 eps / steps."""
 
     steps: int = option(100, help="steps", at_least=1)
-    step_size: float | None = option(None, help="size of a step (None: chosen from eps)", at_least=0, at_most=1)
+    step_size: float | None = option(None, help="size of a step (None: chosen from eps)", above=0, at_most=1)
     restarts: int = option(1, help="starts; the best candidate of all counts", at_least=1)
     random_start: bool = option(True, help="start at a uniform point of the eps-ball")
 

@@ -47,7 +47,7 @@ CHECKS: tuple[tuple[str, tuple[CheckPart, ...]], ...] = (
     ("eps sweep", (ladder.sweep, climbs.sweep)),
     ("attack order", (ladder.attack_order, ladder.one_step, climbs.one_step)),
     ("square", (ladder.square,)),
-    ("convergence", (ladder.rising, ladder.lost, climbs.convergence)),
+    ("convergence", (ladder.rising, ladder.lost, ladder.unmoved, climbs.convergence)),
     ("gradients", (ladder.blindness, probes.gradients)),
     ("randomness", (probes.randomness, climbs.known_draws)),
     ("optimisation inside", (probes.inside,)),

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from defend.attacks.balls import steepest, unit
+from defend.attacks.given import Replay
 from defend.attacks.objectives import log_odds, scale_to_usual
 from defend.checks.common import PACK, Case, Findings, Known, Status, Subject, gradient, percent, title
 from defend.checks.outcomes import TAIL, Outcomes, find_classified, share, worst_of
@@ -46,7 +47,7 @@ MEANS: Mapping[Verdict, str] = {
 class Group:
     """The white-box rows of one norm and budget, by the strongest; `left` says who stands them all, by image.
 
-    `row` is the strongest, which leaves least, and among equals took most steps; None where there is none.
+    `row` is the strongest that attacks, which leaves least, and among equals took most steps; None where there is none.
     """
 
     row: RowRecord | None
@@ -120,7 +121,11 @@ def group_rows(case: Case) -> list[Group]:
             groups.setdefault((row.plan.threat.norm, row.plan.threat.eps), []).append(row)
     found = []
     for (norm, eps), rows in groups.items():
-        strongest = min(rows, key=lambda row: (share(find_classified(row)), -(row.plan.steps or 0)))
+        # images that were there already, such as a row's in 8 bits, attack nothing anew
+        attacking = [row for row in rows if not isinstance(row.plan.attack, Replay)]
+        if not attacking:
+            continue
+        strongest = min(attacking, key=lambda row: (share(find_classified(row)), -(row.plan.steps or 0)))
         found.append(Group(strongest, norm, eps, worst_of([find_classified(row) for row in rows])))
     if found or subject is None:
         return found

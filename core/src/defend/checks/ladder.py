@@ -11,13 +11,14 @@ from defend.checks.outcomes import Outcomes, beyond, compare, find_classified, f
 from defend.checks.records import differentiated_arm, has_scores
 from defend.records.distances import distances_of
 from defend.records.looks import curve_of, find_left_blind, gradients_of
-from defend.records.rows import RowRecord
+from defend.records.rows import RowRecord, right
 from defend.values.threats import DEFENDED, THREATS
 
 CHANCE_BY = 128 / 255  # within this budget every image can be made the same grey, which no classifier tells apart
 MISSED_SHARE = 0.02
 SQUARE_SHARE = 0.002
 BLIND_SHARE = 0.02  # of a row's images: so many left right and never seen are no accident
+UNMOVED = 0.5  # of the images that a row leaves right: what an attack may return as it was, as it found nothing there
 BLIND = {"absent": "absent", "zero": "zero", "broken": "not finite"}
 
 
@@ -230,6 +231,25 @@ def lost(case: Case, found: Findings) -> None:
             f"no change, however long, was found after which the defence is wrong ({'; '.join(nothing)}): these images "
             "count as right and were hardly attacked; more steps or queries, or another attack",
         )
+
+
+def unmoved(case: Case, found: Findings) -> None:
+    """Check 4: an attack moved the images that it left right.
+
+    Who comes back as it was counts as right and was not attacked: the row is then one of clean images.
+    """
+    for row in case.of(lambda threat: threat.knows != "nothing"):
+        if row.arms[DEFENDED].distance is not None:  # which `lost` judges
+            continue
+        left = right(row, DEFENDED)
+        same = int((left & (row.linf == 0)).sum())
+        if same > UNMOVED * int(left.sum()):
+            found.numbers.setdefault("unmoved", {})[title(row)] = same
+            found.add(
+                "warn",
+                f"{title(row)}: {same} of the {int(left.sum())} images that it leaves right came back as they were: "
+                "that is what the defence makes of clean images; more steps, or another attack",
+            )
 
 
 def blindness(case: Case, found: Findings) -> None:

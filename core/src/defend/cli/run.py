@@ -196,6 +196,9 @@ def run_command(
     if plan:
         if resume is not None:
             raise ConfigError("--plan is of a run that is to begin: leave out --resume")
+        asked = {"--gate": gate, "--at-least": at_least, "--junit": junit, "--sarif": sarif, "--log": loggers}
+        if given := [flag for flag, value in asked.items() if value]:  # 0 would say that gates were kept to
+            raise ConfigError(f"{given[0]} is of a run, and --plan runs nothing: leave out one of the two")
         return _plan(_asked(settings, file, values), as_json, quiet)
     if resume is None:
         configs = _asked(settings, file, values)

@@ -44,7 +44,10 @@ def smoothing_of(defence: Defence) -> tuple[nn.Module | None, str]:
     """Return the purifier whose noise a defence's vote is over and "", or None and why nothing can be certified."""
     purifier = defence.purifier
     first = purifier.purifiers[0] if isinstance(purifier, PurifierSequence) else purifier
-    if first is None or not getattr(first, "smoothing_sigma", 0):
+    sigma = getattr(first, "smoothing_sigma", 0)
+    if isinstance(sigma, int | float) and not 0 < sigma < math.inf and sigma != 0:
+        return None, f"the first purifier's smoothing_sigma is {sigma!r}, and no noise has such a standard deviation"
+    if first is None or not sigma:
         return None, "the first purifier adds no Gaussian noise, and what is certified is a vote over it"
     if defence.detector is not None:
         return None, "a detector sees images without the noise, so the vote is of more than noisy ones"

@@ -314,8 +314,9 @@ class Course:
             return
         for out, defence in zip(self.outs, self.defences, strict=True):
             if out is not None and self.records and defence.names.has(planned):
-                # the whole report after every row: a fault in a later one loses nothing
-                done = self._report(defence)
+                # the whole report after every row: a fault in a later one loses nothing. It says that it is not the
+                # run's last word: certificates and checks come after the last row
+                done = self._report(defence, under_way=True)
                 run_folder.write(out, done.report, done.records)
 
     def conclude(self) -> list[Outcome]:
@@ -358,8 +359,11 @@ class Course:
         finished = zip(self.rows, self.records, strict=False)  # the last rows may be missing
         return [restrict(record, defence.names.names) for planned, record in finished if defence.names.has(planned)]
 
-    def _report(self, defence: BuiltDefence, subject: Subject | None = None) -> Outcome:
-        """Report on one defence from what is finished; the checks query the `subject` if there is one."""
+    def _report(self, defence: BuiltDefence, subject: Subject | None = None, under_way: bool = False) -> Outcome:
+        """Report on one defence from what is finished; the checks query the `subject` if there is one.
+
+        One that is `under_way` is partial.
+        """
         config, names = defence.names.config, defence.names.names
         judge = defence.arms[names[DEFENDED]]
         own = self._own(defence)
@@ -394,7 +398,7 @@ class Course:
                 *make_notes(config, rows, self.plugins, defence.built, own, describe_weights(defence.built)),
                 *self._note_merge(),
             ),
-            partial=self.partial or len(own) < len(rows),
+            partial=under_way or self.partial or len(own) < len(rows),
             random=judge.random,
             certified=certified,
             given=_find_given(config, self.plugins),

@@ -80,7 +80,9 @@ class Crafter:
         # only what is decided by victim, attack and images is shared: a row that carries over depends on smaller
         # budgets too
         there = isinstance(attack, Replay)  # already, and kept elsewhere
-        if self._store is None or not plan.identity or plan.carry is not None or not bare or there:
+        # who knows the draws is told apart from others by nothing that the key holds
+        alone = plan.carry is not None or bool(plan.chance)
+        if self._store is None or not plan.identity or alone or not bare or there:
             return self._fresh(plan, attack, target, batch)
         key = self._key(plan, attack, target, batch, arm)
         found = self._store.get(key)

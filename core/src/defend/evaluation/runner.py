@@ -89,11 +89,12 @@ def plan_arms(
     """
     if configs[0].train_missing:
         raise ConfigError("a plan trains nothing, and --train-missing was given: leave it out, and train first")
-    bare = [attrs.evolve(each, out=None, store=False) for each in configs]
+    bare = [attrs.evolve(each, out=None, store=False, save_images=None) for each in configs]
     with contextlib.ExitStack() as folders:
         run = Course(bare, watcher or Watcher(), plugins or registry(), False, dataset, folders)
         found = run.forecast()
-    return found, attrs.evolve(run.defences[0].names.config, out=configs[0].out, store=configs[0].store)
+    given = {name: getattr(configs[0], name) for name in ("out", "store", "save_images")}
+    return found, attrs.evolve(run.defences[0].names.config, **given)
 
 
 def _agree(outcomes: list[Outcome], processes: Processes) -> list[Outcome]:

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from defend.attacks.balls import clip, random_start, steepest, usual_l2
 from defend.attacks.host import craft
 from defend.attacks.iterated import Pgd
+from defend.attacks.objectives import measure_margin
 from defend.attacks.options import PgdOptions
 from defend.attacks.target import Target
 from defend.datasets.base import Batch, ImageDataset
@@ -51,6 +52,10 @@ JUDGE_BATCH = 250
 NO_GRADIENT = (
     "adversarial training needs a gradient, and victim or purifier lets none through to the images: leave the purifier "
     "out, or take one that is differentiable"
+)
+BLIND = (
+    "adversarial training needs a gradient, and that of victim and purifier is zero at every image: what it would "
+    "learn and measure are unattacked images; leave the purifier out, or take one that is differentiable"
 )
 PAIRED = ("trades", "mart")  # modes that learn from every image, clean and as it was crafted
 
@@ -201,7 +206,7 @@ class AdversarialTraining(Training):
         self._recipe, self._flips = recipe, task.flips
         usual = usual_l2(recipe.eps, task.channels * task.height * task.width)
         self._eps_l2 = usual if recipe.eps_l2 is None else recipe.eps_l2
-        self._overfitting = Overfitting()
+        self._overfitting, self._looked = Overfitting(), False
         self._before, self._after = Defence(victim, purifier), Defence(tuned, purifier)
         self._learning = Defence(self._learner, purifier)
 
@@ -252,9 +257,28 @@ class AdversarialTraining(Training):
             if self._recipe.ema:  # the step is taken by now
                 average_weights(self.stage, self._learner, self._recipe.ema, self._cycle.last_epoch)
 
+    def _look(self, images: Tensor, labels: Tensor) -> None:
+        """Refuse, at the first step, what lets no gradient through; of the margin, which saturates nowhere.
+
+        Raises:
+            ConfigError: there is none, or it is zero at all images.
+        """
+        if self._looked:
+            return
+        self._looked = True
+        with still(self._learner), torch.random.fork_rng([images.device] if images.is_cuda else []):
+            source = images.detach().requires_grad_()
+            margin = measure_margin(self._learning(source), labels).sum()
+            (slope,) = torch.autograd.grad(margin, source, allow_unused=True) if margin.requires_grad else (None,)
+        if slope is None:
+            raise ConfigError(NO_GRADIENT)
+        if not bool(slope.any()):
+            raise ConfigError(BLIND)
+
     def _learn(self, batch: Batch) -> Iterator[Loss]:
         labels, recipe = batch.labels, self._recipe
         images = augment(batch.images, recipe.shift, self._flips)
+        self._look(images, labels)
         if recipe.mode in PAIRED:
             left, shown = len(images), torch.cat([images, self.craft(images, labels)])
         else:
@@ -270,6 +294,7 @@ class AdversarialTraining(Training):
         labels, recipe = batch.labels, self._recipe
         images = augment(batch.images, recipe.shift, self._flips)
         left = int(recipe.clean_share * len(images))
+        self._look(images, labels)
         for _ in range(self.replays):
             eps = self._share() * recipe.eps
             source = self._perturbation.apply_to(images, eps, left).requires_grad_()

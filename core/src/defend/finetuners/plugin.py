@@ -32,10 +32,10 @@ class AdversarialRecipe:
         "watched likewise [S]",
         choices=("pgd", "trades", "mart", "fgsm", "free"),
     )
-    eps: float = option(8 / 255, help="L-inf budget of the crafting, in [0,1] units", at_least=0, at_most=1)
+    eps: float = option(8 / 255, help="L-inf budget of the crafting, in [0,1] units", above=0, at_most=1)
     steps: int = option(10, help="steps of the crafting [Z, W]; fgsm and free take one", at_least=1)
     step_size: float | None = option(
-        None, help="size of an L-inf step at full eps (None: 2.5 eps / steps [M])", at_least=0, at_most=1
+        None, help="size of an L-inf step at full eps (None: 2.5 eps / steps [M])", above=0, at_most=1
     )
     l2_share: float = option(
         0.0,
@@ -45,7 +45,7 @@ class AdversarialRecipe:
         at_most=1,
     )
     eps_l2: float | None = option(
-        None, help="L2 budget of that share (None: eps * sqrt(pixels and channels) / 4, as in a run [R])", at_least=0
+        None, help="L2 budget of that share (None: eps * sqrt(pixels and channels) / 4, as in a run [R])", above=0
     )
     beta: float = option(
         6.0, help="trades, mart: weight of the divergence beside the cross-entropy [Z]; MART's: 5 [W]", at_least=0

@@ -334,6 +334,12 @@ def test_other_arguments_are_refused(text):
         arguments(text, "x")
 
 
+@pytest.mark.parametrize("text", ["steps=0", "alpha=0", "rel_stepsize=0/3", "abs_stepsize=-0.1,steps=5", "lr=0.0"])
+def test_an_attack_that_stands_still_is_refused(text):
+    with pytest.raises(ConfigError, match=r"x: arguments=.*is out of range: expected above 0"):
+        arguments(text, "x")
+
+
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [

@@ -26,9 +26,9 @@ class AutoencoderOptions:
 class CraftRecipe:
     """How the fixed adversarial sets are made, once, before any training [P]."""
 
-    eps: float = option(8 / 255, help="L-inf budget of FGSM and PGD, in [0,1] units [P]", at_least=0, at_most=1)
+    eps: float = option(8 / 255, help="L-inf budget of FGSM and PGD, in [0,1] units [P]", above=0, at_most=1)
     pgd_steps: int = option(10, help="PGD's steps, all of them taken: no early stop [P]", at_least=1)
-    pgd_step_size: float = option(0.01, help="PGD's step, in [0,1] units [P]", at_least=0, at_most=1)
+    pgd_step_size: float = option(0.01, help="PGD's step, in [0,1] units [P]", above=0, at_most=1)
     train_subset: int | None = option(
         None,
         help="make the sets of so many training images, of every class its share, and of a tenth as many of val and "

@@ -115,7 +115,7 @@ class VaeganRecipe:
         help="a victim: its FGSM images are encoded, and the clean ones are what is decoded. Empty: clean images are "
         "both [R: the paper's adversarial training set may be the VAE-GAN's, or the classifier's]",
     )
-    eps: float = option(0.1, help="L-inf budget of the source's FGSM, in [0,1] units [R]", at_least=0, at_most=1)
+    eps: float = option(0.1, help="L-inf budget of the source's FGSM, in [0,1] units [R]", above=0, at_most=1)
 
 
 @options

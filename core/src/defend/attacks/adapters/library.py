@@ -22,6 +22,8 @@ from defend.boundary.calls import Calling
 from defend.errors import ConfigError
 from defend.randomness import step_seed
 
+STEP_SIZES = ("alpha", "lr")  # what libraries call the size of a step, beside names with "step" in them
+
 Work = Callable[[Tensor, Tensor, float], Tensor]
 """(images, labels, one budget for all) to what the library returns."""
 
@@ -92,11 +94,16 @@ def arguments(text: str, where: str) -> dict[str, Any]:
         call = ast.parse(f"f({text})", mode="eval").body
         if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.args:
             raise ValueError
-        return {_name(keyword.arg): _literal(keyword.value) for keyword in call.keywords}
+        given = {_name(keyword.arg): _literal(keyword.value) for keyword in call.keywords}
     except (ValueError, SyntaxError, TypeError, ZeroDivisionError):
         raise ConfigError(
             f"{where}: arguments={text!r} is not name=value pairs of literals, for example steps=20,rel_stepsize=1/10"
         ) from None
+    for key, value in given.items():
+        # what stands still leaves every image right
+        if ("step" in key or key in STEP_SIZES) and type(value) in (int, float) and not value > 0:
+            raise ConfigError(f"{where}: arguments={text!r}: {key}={value!r} is out of range: expected above 0")
+    return given
 
 
 def _name(name: str | None) -> str:
