@@ -96,7 +96,9 @@ def run_config() -> str:
 
 def python() -> str:
     """Return a page of the Python face, and of the pages that a plugin's author imports."""
-    lines = ["# Python", "", "`import defend`; names are imported when first used.", ""]
+    # what is looked for stands in a page of prose, if there is one
+    lines = ["---", "search: {boost: 0.3}", "---", ""]
+    lines += ["# Python", "", "`import defend`; names are imported when first used.", ""]
     for name in sorted(defend.__all__, key=str.lower):
         module, attribute = defend._LAZY.get(name, ("defend.options", name))
         aim = f"{module}.{attribute}" if attribute else "defend.session.prepare.train"  # a page that can be called
