@@ -146,6 +146,28 @@ def test_links_lead_to_files(document):
     assert [aim for aim in aims if not (ROOT / aim).exists()] == []
 
 
+WIDTH = 100  # characters that a page of the manual has room for beside its two columns (docs/stylesheets/manual.css)
+
+
+@pytest.mark.parametrize("document", [*DOCUMENTS, "benchmarks/README.md"])
+def test_code_fits_the_page(document):
+    text = (ROOT / document).read_text()
+    lines = "\n".join(re.findall(r"^```\w*\n(.*?)^```", text, re.DOTALL | re.MULTILINE)).splitlines()
+    lines += re.findall(r"^    (.*)", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE), re.MULTILINE)
+    assert [line for line in lines if len(line) > WIDTH] == []
+
+
+def test_every_page_is_in_the_navigation():
+    named = (ROOT / "mkdocs.yml").read_text()
+    assert [page for page in MANUAL if f"{page.removeprefix('docs/')}" not in named] == []
+
+
+def test_every_key_of_the_reference_is_explained():
+    pages = reference.pages()
+    rows = "\n".join(pages[f"reference/{page}.md"] for page in ("report", "run-config", "options"))
+    assert [row for row in re.findall(r"^\| `.*", rows, re.MULTILINE) if re.search(r"\| *\|$", row)] == []
+
+
 def test_every_part_that_a_page_asks_for_is_generated():
     asked = [found.groups() for page in MANUAL for found in PLACE.finditer((ROOT / page).read_text())]
     assert asked

@@ -16,6 +16,13 @@ sys.path.insert(0, str(ROOT))  # mkdocs loads this file by its path
 from tools.manual import included, papers, parts, reference  # noqa: E402
 from tools.manual.parts import PLACE  # noqa: E402
 
+NO_BREAK = "\N{NO-BREAK SPACE}"
+INTERVAL = re.compile(r"\d \[\d+\.\d+, \d+\.\d+\](?=[^\n]*\|$)", re.MULTILINE)
+"""An accuracy's last digit and its interval, in a table."""
+SPAN = re.compile(r"<code>[^<]*</code>")
+HYPHENATED = re.compile(r"(?<![^\s>])(?=[^\s<>]{1,36}(?![^\s<]))[^\s<>-]*-[^\s<>]*")
+"""A word of a code span with a hyphen, up to the length that a phone's line has."""
+
 
 def on_config(config: Any) -> Any:
     """Add a page of the navigation for every plugin."""
@@ -47,4 +54,13 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
             raise PluginError(f"{page.file.src_uri}: no part {name!r}: expected one of {', '.join(parts.PARTS)}")
         return parts.PARTS[name](*(argument or "").split())
 
-    return PLACE.sub(fill, markdown)
+    return INTERVAL.sub(lambda found: found[0].replace(" ", NO_BREAK), PLACE.sub(fill, markdown))
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Keep words with a hyphen whole in code: a line that ends in `--` hides which option it is."""
+
+    def keep(found: re.Match[str]) -> str:
+        return HYPHENATED.sub(r'<span class="word">\g<0></span>', found[0])
+
+    return SPAN.sub(keep, html)

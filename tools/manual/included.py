@@ -22,7 +22,9 @@ def plugin_folders() -> list[Path]:
 
 def pages() -> dict[str, str]:
     """Return the text of each page by its name in docs/."""
-    return {page: include(document, page) for document, page in PAGES.items()}
+    # the first page's own navigation would list that page alone
+    found = {page: include(document, page) for document, page in PAGES.items()}
+    return {**found, "index.md": f"---\nhide: [navigation]\n---\n\n{found['index.md']}"}
 
 
 def include(document: str, page: str) -> str:

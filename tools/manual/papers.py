@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import attrs
@@ -73,17 +73,15 @@ def cite(paper: Paper) -> str:
 def page(plugin: Plugin) -> str:
     """Return a plugin's page."""
     body = include(f"plugins/{plugin.name}/README.md", f"papers/{plugin.name}.md").partition("\n")[2]
-    lines = [f"# {plugin.name}", "", *(f"> {cite(paper)}\n" for paper in plugin.papers)]
+    summary, mark, details = body.partition("\n## ")
+    lines = [f"# {plugin.name}", "", *(f"> {cite(paper)}\n" for paper in plugin.papers), summary]
     lines += [
-        f"    pip install ./core ./plugins/{plugin.name}\n",
         "## What it offers",
         table(("stage", "name", "what it is"), ((s["stage"], offered(s), cell(s["summary"])) for s in plugin.stages)),
     ]
     if weights := [(stage, one) for stage in plugin.stages for one in stage["weights"] if one["shipped"]]:
-        lines += ["## Weights that ship", "From the files' own cards.", weights_table(weights)]
-    if standing := standings(plugin.name):
-        lines += ["## Tables of the paper, measured again", table(("table", "what it shows", "our cells"), standing)]
-    return "\n".join(lines) + "\n" + body
+        lines += ["## Weights that ship", "From their cards; `defend show NAME` has all of it.", weights_table(weights)]
+    return "\n".join(lines) + mark + details
 
 
 def offered(stage: dict[str, Any]) -> str:
@@ -95,7 +93,7 @@ def weights_table(weights: Iterable[tuple[dict[str, Any], dict[str, Any]]]) -> s
     """Return a table of weights files."""
     rows = {}
     for stage, one in weights:
-        figures = ", ".join(f"{name} {value:.4g}" for name, value in one["figures"].items())
+        figures = ", ".join(f"{name} {value:.4g}" for name, value in chosen_figures(one["figures"]))
         recipe = ", ".join(f"{name}={value}" for name, value in one["recipe"].items() if isinstance(value, int | float))
         edition = f"+{one['edition']}" if one["edition"] else ""
         row = (
@@ -107,6 +105,15 @@ def weights_table(weights: Iterable[tuple[dict[str, Any], dict[str, Any]]]) -> s
         )
         rows.setdefault(one["file"], (stage["stage"], *row))  # a detector shares its purifier's
     return table(("stage", "name", "for", "size", "figures", "trained with"), rows.values())
+
+
+def chosen_figures(figures: Mapping[str, float]) -> list[tuple[str, float]]:
+    """Return a card's figures without those of denoising, which have a table, and validation's where the test's are."""
+    return [
+        (name, value)
+        for name, value in figures.items()
+        if "psnr" not in name and not (name.startswith("val_") and name.replace("val_", "test_", 1) in figures)
+    ]
 
 
 def standings(plugin: str) -> list[tuple[str, str, str]]:

@@ -17,6 +17,7 @@ from defend.options import describe
 from defend.plugins import registry
 from defend.records.schema import report_schema
 from defend.stages import STAGES
+from defend.values.report import Report
 from defend.values.run_config import RunConfig
 from tools.manual.markdown import cell, code, table
 
@@ -95,7 +96,9 @@ def run_config() -> str:
 
 def python() -> str:
     """Return a page of the Python face, and of the pages that a plugin's author imports."""
-    lines = ["# Python", "", "`import defend`; names are imported when first used.", ""]
+    # what is looked for stands in a page of prose, if there is one
+    lines = ["---", "search: {boost: 0.3}", "---", ""]
+    lines += ["# Python", "", "`import defend`; names are imported when first used.", ""]
     for name in sorted(defend.__all__, key=str.lower):
         module, attribute = defend._LAZY.get(name, ("defend.options", name))
         aim = f"{module}.{attribute}" if attribute else "defend.session.prepare.train"  # a page that can be called
@@ -122,9 +125,11 @@ def report() -> str:
         "    python -m jsonschema -i runs/A/report.json report.schema.json",
     ]
     for title, one in {"The file": schema, **schema["$defs"]}.items():
-        cls = None if title == "The file" else _class(title)
-        said = {} if cls is None else _attributes(cls)
-        rows = ((code(key), cell(_type(value)), cell(said.get(key, ""))) for key, value in one["properties"].items())
+        said = _attributes(Report if title == "The file" else _class(title))
+        rows = (
+            (code(key), cell(_type(value)), cell(said.get(key) or value.get("description", "")))
+            for key, value in one["properties"].items()
+        )
         lines += [f"\n## {title}", f"\n{one['description']}", table(("key", "type", "what it is"), rows)]
     return "\n".join(lines) + "\n"
 

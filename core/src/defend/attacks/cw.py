@@ -57,7 +57,7 @@ class CarliniWagner:
 
     Where an image's logits are of an unusual size, c begins and ends as much higher or lower (`usual_scale`).
 
-    With `clip="linf"` the perturbation found is clipped to eps, which is what paper 001 reports; with
+    With `clip="linf"` the perturbation found is clipped to eps, which is what Kalaria et al. 2022 report; with
     "none" it is left as it is and no eps applies. Of several draws a point must fool half (by the confidence on
     average); of the nearest that do so by more or less, that which fools most of new draws once it is clipped comes
     back, and with "none" the nearest that fools half of them.

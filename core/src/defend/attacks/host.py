@@ -90,7 +90,7 @@ def craft(
         finally:
             target.shown = None
         target.classes = asked.classes
-    # R-FGSM as paper 001's code has it goes beyond eps, see `defend.attacks.single_step.Rfgsm`
+    # R-FGSM as the code of Kalaria et al. 2022 has it goes beyond eps, see `defend.attacks.single_step.Rfgsm`
     # and images that came as a file are as they were written, whatever float32 makes of their budget
     allowed = budgets + getattr(attack, "excess", 0.0) + getattr(attack, "slack", 0.0)
     adversarial = _check(adversarial, images, name)

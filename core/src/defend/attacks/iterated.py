@@ -103,7 +103,7 @@ class Bim:
         """See `defend.stages.Attack`."""
         config = self._config
         goal = choose_goal(config, target, images, labels, keys)
-        # paper 001's ratio on MNIST: steps of 0.01 within 0.1
+        # the ratio of Kalaria et al. 2022 on MNIST: steps of 0.01 within 0.1
         size = eps / 10 if config.step_size is None else torch.full_like(eps, config.step_size)
         steps = [config.steps or bim_steps(*pair) for pair in zip(eps.tolist(), size.tolist(), strict=True)]
         result = images.clone()

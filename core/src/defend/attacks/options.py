@@ -76,7 +76,9 @@ class RfgsmOptions(GoalOptions):
     """Options of `rfgsm`."""
 
     labels: str = _labels_of_one_step()
-    variant: str = option("tramer", help="tramer, or apudae as paper 001's code does", choices=("tramer", "apudae"))
+    variant: str = option(
+        "tramer", help="tramer, or apudae as the code of Kalaria et al. 2022 has it", choices=("tramer", "apudae")
+    )
     share: float = option(0.5, help="tramer: the random step as a share of eps", at_least=0, at_most=1)
     random_step: float = option(2 / 255, help="apudae: bound of the uniform random step", at_least=0, at_most=1)
     strict_code: bool = option(False, help="apudae: leave the total at eps + random_step, as its code does")
@@ -103,7 +105,7 @@ class IteratedOptions(GoalOptions):
 class BimOptions(IteratedOptions):
     """Options of `bim` and `bim_l2`: step_size None means eps/10."""
 
-    steps: int | None = option(None, help="steps (None: floor(2 eps / step_size + 2), paper 001)", at_least=1)
+    steps: int | None = option(None, help="steps (None: floor(2 eps / step_size + 2), Kalaria et al. 2022)", at_least=1)
     logit_scale: float = _logit_scale()
 
     @property
@@ -256,10 +258,12 @@ class StandardOptions(TargetsOptions):
 
 @options
 class CwOptions(GoalOptions):
-    """Options of `cw`. DeepRobust's MNIST setting, which paper 001 cites: 1,000 steps, lr 5e-3, confidence 1e-4."""
+    """Options of `cw`. DeepRobust's MNIST setting, as Kalaria et al. 2022: 1,000 steps, lr 5e-3, confidence 1e-4."""
 
     clip: str = option(
-        "linf", help="linf: the result clipped to eps, as paper 001 reports; none: minimal L2", choices=("linf", "none")
+        "linf",
+        help="linf: the result clipped to eps, as Kalaria et al. 2022 report; none: minimal L2",
+        choices=("linf", "none"),
     )
     steps: int = option(100, help="Adam steps for each constant", at_least=1)
     binary_search_steps: int = option(5, help="how many constants are tried", at_least=1)
@@ -364,7 +368,7 @@ class GivenOptions:
 
 
 def bim_steps(eps: float, step_size: float) -> int:
-    """Paper 001's n = floor(2 eps / step + 2), rounded first, as float32 is inexact: 8/255 by 1/255 gives 18."""
+    """Return floor(2 eps / step + 2) (Kalaria et al. 2022), rounded first, as float32 is inexact."""
     return math.floor(round(2 * eps / step_size + 2, 3)) if step_size > 0 else 1
 
 

@@ -32,7 +32,7 @@ class Rfgsm:
     """A random step, then FGSM from there.
 
     Variant "tramer" (Tramèr et al. 2018): a random sign step of a = share * eps, then a gradient step of
-    eps - a. Variant "apudae" (the code of paper 001): a uniform step of up to 2/255, then a full gradient
+    eps - a. Variant "apudae" (Kalaria et al. 2022, their code): a uniform step of up to 2/255, then a full gradient
     step; projected to eps, unless `strict_code`, which leaves it eps + 2/255.
     """
 

@@ -23,7 +23,7 @@ def report_schema() -> dict[str, Any]:
     definitions: dict[str, Any] = {}
     report = _object(Report, definitions)
     report["properties"] = {
-        "schema": {"const": SCHEMA},
+        "schema": {"const": SCHEMA, "description": "the version of this interface"},
         **report["properties"],
         RECORDS: {"type": "array", "description": "a digest of each row's part of records.csv"},
         DIGESTS: {"type": "object", "description": "a digest of each part of this file"},

@@ -82,7 +82,7 @@ def _cell(
     if not found or len(found) < wanted:
         stands, _ = standing(table, attack, arm.name, None)
         return attrs.evolve(blank, standing=stands, why=arm.absent or troubles.get(arm.name, STILL_TO_RUN))
-    # the least over the budgets, as paper 003's worst column is
+    # the least over the budgets, as Wester's (2020) worst column is
     ours, n, details = min(found, key=lambda figure: figure[0])
     stands, why = standing(table, attack, arm.name, ours)
     return attrs.evolve(

@@ -12,10 +12,14 @@ from defend.values.run_config import RunConfig
 
 @attrs.frozen
 class ArmResult:
-    """One arm's result on a row: fractions, and the Wilson 95 % interval of `accuracy`.
+    """One arm's result on a row, in fractions.
 
-    `accuracy` counts a rejected image as wrong; `accuracy_with_credit` counts a rejected attacked
-    image as right (paper 003's definition), and equals `accuracy` on clean rows.
+    Attributes:
+        accuracy: the share of images that are right; a rejected one is wrong.
+        ci95: its Wilson 95 % interval.
+        rejected: the share that the detector rejects.
+        accuracy_with_credit: the share that is right where a rejected attacked image counts as right (Wester 2020);
+            equals `accuracy` on clean rows.
     """
 
     accuracy: float
@@ -26,9 +30,20 @@ class ArmResult:
 
 @attrs.frozen
 class Row:
-    """One attack under one threat, as the report shows it. `seconds` has "attack" and "purify".
+    """One attack under one threat, as the report shows it.
 
     Attributes:
+        attack, threat: their names; "none" in the clean row.
+        norm: the norm of the budget, "linf" or "l2".
+        eps: the budget, in units of images in [0,1]; 0 in the clean row, None of an attack without a budget.
+        n: how many images were judged.
+        steps: how many steps the attack took at most, None of an attack without steps.
+        seed: the run's.
+        undefended: what the bare victim answers to the row's images.
+        defended: what the whole defence answers.
+        mean_linf, mean_l2: the mean change of an image, in either norm.
+        seconds: how long the "attack" took, and to "purify".
+        partial: whether the row was cut off: its figures are over fewer images.
         arms: the others' results where there are any: "tuned" and "untuned" (`defend.values.threats`).
         variant: which of several ways the threat was carried out: the source of a transfer ("resnet20", "resnet20
             behind apudae"), what a bpda attack differentiates instead ("identity", "autoencoder").
@@ -103,10 +118,14 @@ class WorstCase:
     """Per-image worst case of the defended arm: right under every row named in `over`.
 
     Attributes:
+        accuracy: the share of images that are right in every row.
+        ci95: its Wilson 95 % interval.
+        n: how many images all rows judged.
+        over: the rows, by `Row.key`.
         undefended: the same of the bare victim.
         weakest: the row that alone leaves least, on the images that all rows judged.
         with_credit: with a detector, "accuracy" and "ci95" of the same where a rejected attacked image counts as
-            right: no attack was accepted and misclassified (paper 003's definition). A rejected clean one is wrong.
+            right: no attack was accepted and misclassified (Wester 2020). A rejected clean one is wrong.
         passes: of a random defence, as in `Row.passes`, over all rows: "worst" is right in every pass of every row.
         norms: where attacks of several norms are among the rows, "accuracy" and "ci95" over the rows of each norm alone
             (and those without an attack), on the same images.
@@ -167,11 +186,16 @@ def _as_tuple(values: Iterable[int]) -> tuple[int, ...]:
 
 @attrs.frozen
 class CertifiedImage:
-    """What was certified of an image: its place in the split, its label, the class, and a radius.
+    """What was certified of an image.
 
-    No image within that L2 distance of it gets another class by the vote. An abstention has class -1 and radius 0.
-    `attacked` is the vote's class, or -1, after an attack within each radius of `Certified.curve`, carried on from what
-    was turned with less; `blind` whether that attack never had a gradient that it could use.
+    Attributes:
+        image: its place in the split.
+        label: its true class.
+        predicted: the vote's class; -1 for an abstention.
+        radius: no image within this L2 distance of it gets another class by the vote; 0 for an abstention.
+        attacked: the vote's class, or -1, after an attack within each radius of `Certified.curve`, carried on from what
+            was turned with less.
+        blind: whether that attack never had a gradient that it could use.
     """
 
     image: int
@@ -215,7 +239,14 @@ class Certified:
 
 @attrs.frozen
 class Cost:
-    """What the defence costs per image, in the fastest batch of the clean row, victim included; and its size."""
+    """What the defence costs.
+
+    Attributes:
+        victim_ms_per_image, defence_ms_per_image: milliseconds an image in the fastest batch of the clean row, of the
+            bare victim and of the whole defence.
+        parameters: how many the defence has, victim included.
+        batch_size: of how many images a batch was.
+    """
 
     victim_ms_per_image: float
     defence_ms_per_image: float
@@ -225,9 +256,12 @@ class Cost:
 
 @attrs.frozen
 class DatasetInfo:
-    """Which images were judged; `sha256` is that of the whole split.
+    """Which images were judged.
 
     Attributes:
+        name, split: the data set, and its split.
+        n: how many of its images were judged, in the row that has most.
+        sha256: the hash of the whole split.
         images: where the split's images come from: "n" of them, the "folder" they lie in, whether they were "cut_off"
             from the training images and by which "seed" out of how many ("of"), and the same in words, "said".
         seen: for each part with weights whether these were trained on images that are judged here: "no" where they
@@ -252,13 +286,31 @@ class DatasetInfo:
 class Report:
     """The result of a run. `defend.records.document.to_json` writes it as report.json (schema 1).
 
-    `left_out` are threats that do not fit this defence, and what else was asked for by name and is not among the rows
-    ("attack square", "source resnet20"), with the reason; `notes` what else a reader should know, a sentence each.
-    `certified` stands apart from the rows: what holds against every attack, where that was asked for. `given` are the
-    stages of which a program gave objects: that program alone makes the run again, and no command does. `chance` is
-    what the draws of a random defence are worth, of one "attack" on the same "n" images: what it leaves "averaged" over
-    so many "draws", with "one_draw" a step and as many gradients (the difference is what averaging "bought"), and with
-    "known_draws" (what they have "hidden"); null where no rows tell.
+    Attributes:
+        versions: of defend-core, Python, torch and timm.
+        plugins: the versions of the installed plugins, by distribution.
+        config: what the run was asked for, its defaults filled in; config.toml has the same.
+        seed: of everything random.
+        device: where it ran.
+        precision: what `--precision` chose, and why.
+        seconds: how long the run took.
+        dataset: which images were judged.
+        rows: one for each attack under each threat; the first is the clean one.
+        worst_case: the headline; None where no row counts in it.
+        detector: its "threshold" and how that was set, "auroc" and "tpr_at_fpr" on the row where it tells least; None
+            without one.
+        checks: what the run found to doubt in itself.
+        cost: milliseconds and parameters.
+        weights: of each part with weights, the "file", its "sha256", the card's "figures", and where it came from.
+        partial: whether the run was cut off.
+        left_out: threats that do not fit this defence, and what else was asked for by name and is not among the rows
+            ("attack square", "source resnet20"), with the reason.
+        notes: what else a reader should know, a sentence each.
+        certified: what holds against every attack, where that was asked for; it stands apart from the rows.
+        given: the stages of which a program gave objects: that program alone makes the run again, and no command does.
+        chance: what the draws of a random defence are worth, of one "attack" on the same "n" images: what it leaves
+            "averaged" over so many "draws", with "one_draw" a step and as many gradients (the difference is what
+            averaging "bought"), and with "known_draws" (what they have "hidden"); None where no rows tell.
     """
 
     versions: Mapping[str, str]

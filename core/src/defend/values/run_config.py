@@ -125,8 +125,11 @@ class RunConfig:
         finetune: the fine-tuner whose tuned weights replace the victim's, or None.
         fpr: calibrate the detector for this false-positive rate on held-out clean images; None keeps the threshold
             that came with its weights, and takes 0.01 if it has none.
-        dataset: data set name; `data_dir` is where its files lie (imagefolder: the folder itself). A folder or a file
-            ("./pets", "pets.csv", "mine.npz", "hf:NAME") becomes both (`values.sources`).
+        dataset: data set name. A folder or a file ("./pets", "pets.csv", "mine.npz", "hf:NAME") becomes this and
+            `data_dir` (`values.sources`).
+        data_dir: where its files lie (imagefolder: the folder itself); None: $DEFEND_DATA_DIR, or the user's data
+            folder.
+        train_missing: train weights that do not exist yet.
         attacks: attack names, each run under every threat in `threats` that fits it; None: noise, FGSM and PGD, or
             what `values.threats` names for each rung where threats were chosen or with `thorough`.
         threats: who attacks (`values.threats`); "ladder" is all that fit. None: noise, oblivious, adaptive (and
@@ -155,6 +158,10 @@ class RunConfig:
         save_images: write attacked images into the run folder, losslessly in 8 bits: "npz" (one file a row, which
             `--attack file:` reads) or "png" (one folder a row); a row "8-bit" then judges the strongest row's again.
         checks: "basic", those of the sanity checks that cost little; "full", all; "none".
+        seed: of everything random: which images, and every draw.
+        batch_size: how many images are judged at once; halved where memory runs out.
+        workers: processes that read images from files.
+        device: "auto", or a name that torch knows ("cpu", "cuda:1").
         precision: "auto", "exact" (nothing rewritten), "fp32" (folded, channels-last) or "bf16"
             (attacks crafted in bfloat16, judged in fp32).
         options: options by stage, for example {"purifier": {"steps": 15}, "pgd": {"steps": 40}}.

@@ -1,1 +1,1 @@
-"""APuDAE (paper 001): purification by gradient descent on the reconstruction error of a denoising autoencoder."""
+"""APuDAE (Kalaria et al. 2022): descent of the reconstruction error of a denoising autoencoder."""

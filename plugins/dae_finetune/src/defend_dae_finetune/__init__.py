@@ -1,1 +1,1 @@
-"""Paper 004: a small denoising autoencoder as purifier, and fine-tuning of the classifier behind it."""
+"""Gilbert 2020: a small denoising autoencoder as purifier, and fine-tuning of the classifier behind it."""

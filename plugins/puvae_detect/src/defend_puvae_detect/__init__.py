@@ -1,1 +1,1 @@
-"""PuVAE with a detector (paper 003): a conditional VAE reconstructs for every label, the error tells attacks apart."""
+"""PuVAE with a detector (Wester 2020): a conditional VAE reconstructs for every label; the error tells attacks."""

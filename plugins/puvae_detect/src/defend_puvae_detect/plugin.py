@@ -95,7 +95,7 @@ def defend_victims() -> Sequence[StageSpec]:
         specs.append(
             StageSpec(
                 name=f"classifier_{letter}",
-                summary=f"classifier {letter.upper()} of paper 003: {summary}",
+                summary=f"classifier {letter.upper()} of Wester 2020: {summary}",
                 build=f"defend_puvae_detect.classifiers:build_{letter}",
                 paper=PAPER,
                 train=f"defend_puvae_detect.classifiers:train_{letter}",

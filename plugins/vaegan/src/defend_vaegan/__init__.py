@@ -1,1 +1,1 @@
-"""VAE-GAN purification (paper 002): images moved along the discriminator's gradient, then decoded from their latent."""
+"""VAE-GAN purification: images moved along the discriminator's gradient, then decoded from their latent."""
