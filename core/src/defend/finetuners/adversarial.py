@@ -57,6 +57,7 @@ BLIND = (
     "adversarial training needs a gradient, and that of victim and purifier is zero at every image: what it would "
     "learn and measure are unattacked images; leave the purifier out, or take one that is differentiable"
 )
+BLIND_STEPS = 2  # a network that begins with zeros in its last layer has a gradient from its second step on
 PAIRED = ("trades", "mart")  # modes that learn from every image, clean and as it was crafted
 
 Raised = Callable[[Tensor], Tensor]
@@ -206,7 +207,7 @@ class AdversarialTraining(Training):
         self._recipe, self._flips = recipe, task.flips
         usual = usual_l2(recipe.eps, task.channels * task.height * task.width)
         self._eps_l2 = usual if recipe.eps_l2 is None else recipe.eps_l2
-        self._overfitting, self._looked = Overfitting(), False
+        self._overfitting, self._blind_steps, self._sees = Overfitting(), 0, False
         self._before, self._after = Defence(victim, purifier), Defence(tuned, purifier)
         self._learning = Defence(self._learner, purifier)
 
@@ -258,21 +259,22 @@ class AdversarialTraining(Training):
                 average_weights(self.stage, self._learner, self._recipe.ema, self._cycle.last_epoch)
 
     def _look(self, images: Tensor, labels: Tensor) -> None:
-        """Refuse, at the first step, what lets no gradient through; of the margin, which saturates nowhere.
+        """Refuse, in the first steps, what lets no gradient through; of the margin, which saturates nowhere.
 
         Raises:
-            ConfigError: there is none, or it is zero at all images.
+            ConfigError: there is none, or it was zero at all images of `BLIND_STEPS` steps.
         """
-        if self._looked:
+        if self._sees:
             return
-        self._looked = True
         with still(self._learner), torch.random.fork_rng([images.device] if images.is_cuda else []):
             source = images.detach().requires_grad_()
             margin = measure_margin(self._learning(source), labels).sum()
             (slope,) = torch.autograd.grad(margin, source, allow_unused=True) if margin.requires_grad else (None,)
         if slope is None:
             raise ConfigError(NO_GRADIENT)
-        if not bool(slope.any()):
+        self._sees = bool(slope.any())
+        self._blind_steps += not self._sees
+        if self._blind_steps == BLIND_STEPS:
             raise ConfigError(BLIND)
 
     def _learn(self, batch: Batch) -> Iterator[Loss]:
