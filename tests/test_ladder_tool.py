@@ -64,7 +64,7 @@ def test_rungs_are_shown_weakest_first_and_arms_in_their_order(kept):
     said = ladder_of("baselines")
     assert "Not measured yet: `none`, `bits`, `jpeg`, `tv`, `resize_pad`, `noise`." in said
     assert "at least 100 images in every row" in said
-    assert "Minutes on one core: `blur` 6, `median` 4." in said  # two a row
+    assert "Minutes, beside other work: `blur` 6, `median` 4." in said  # two a row
 
 
 def test_a_failed_check_and_a_detectors_credit_are_told(kept):
@@ -138,3 +138,11 @@ def test_every_arm_is_installed_and_its_settings_are_taken():
         given = run_command.make_context(command, list(flags)).params
         assert given["purifiers"] == (() if arm.name == ladder.NONE else (arm.name,))
         assert given["limit"] == given["adaptive_limit"] == ladder.IMAGES
+
+
+def test_the_command_fits_the_page_and_keeps_flags_with_their_values(kept):
+    kept("blur", report(row("none", "none", 1.0), worst=0.5))
+    command = [line for line in ladder_of("baselines").splitlines() if line.startswith("    ")]
+    assert max(map(len, command)) <= 100
+    assert " ".join(line.strip(" \\") for line in command) == " ".join(("defend run --purifier NAME", *ladder.SETTINGS))
+    assert all(line.strip().startswith(("defend", "--")) for line in command)

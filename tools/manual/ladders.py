@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from defend.report.text import percent, row_title
@@ -11,6 +11,7 @@ from tools import ladder
 from tools.manual.markdown import cell, code, figure, table
 
 WEAKEST_FIRST = ("none", *THREATS)
+LINE = 90  # characters of a command, so that it fits the page
 
 
 def ladder_of(group: str) -> str:
@@ -44,21 +45,33 @@ def _notes(measured: Mapping[str, Any]) -> list[str]:
     return [
         f"Accuracy in %; at least {fewest} images in every row.",
         *([rf"\* A check failed, the figures are not to be trusted: {failed}."] if failed else []),
-        f"Minutes on one core: {minutes}.",
+        f"Minutes, beside other work: {minutes}.",
     ]
 
 
 def _commands(arms: tuple[ladder.Arm, ...]) -> list[str]:
     """Say what measures the arms again."""
     more = "; ".join(f"{code(arm.name)}: `{' '.join(arm.more)}`" for arm in arms if arm.more)
-    shared = ladder.SETTINGS
-    broken = shared.index("--set")  # a line that is not too long to be read
+    lines = ["defend run --purifier NAME"]
+    for flag, *value in _flags(ladder.SETTINGS):
+        added = " ".join((flag, *value))
+        if len(lines[-1]) + len(added) > LINE:
+            lines[-1] += " \\"
+            lines.append(f"    {added}")
+        else:
+            lines[-1] += f" {added}"
     return [
-        f"    defend run --purifier NAME {' '.join(shared[:broken])} \\",
-        f"        {' '.join(shared[broken:])}",
+        *(f"    {line}" for line in lines),
         *(["", f"({more})"] if more else []),
         "",
     ]
+
+
+def _flags(words: Sequence[str]) -> Iterator[list[str]]:
+    """Yield each flag with its value."""
+    starts = [place for place, word in enumerate(words) if word.startswith("--")]
+    for start, end in zip(starts, (*starts[1:], len(words)), strict=True):
+        yield list(words[start:end])
 
 
 def _order_titles(arms: list[list[dict[str, Any]]]) -> list[str]:

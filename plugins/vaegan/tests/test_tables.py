@@ -6,9 +6,9 @@ import sys
 from defend.plugins import registry
 from defend.reproduce.jobs import MeasureSettings, jobs
 from defend.values.toml import to_toml
-from defend_vaegan.tables import MATCHED_EPS, SWEPT_EPS, TABLES
+from defend_vaegan.tables import FINE_EPS, MATCHED_EPS, NEAREST_EPS, SWEPT_EPS, TABLES
 
-(TABLE,) = TABLES
+FINE, TABLE = TABLES
 
 
 def test_the_paper_has_two_figures_and_we_measure_more():
@@ -52,3 +52,11 @@ def test_declaring_the_table_imports_no_torch():
     code = "import sys, defend_vaegan.plugin as p; p.defend_tables(); assert not {'torch', 'timm'} & set(sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_finer_sweep_has_the_papers_figures_at_the_eps_nearest_to_them():
+    assert NEAREST_EPS in FINE_EPS and FINE.eps == NEAREST_EPS and FINE.stand_in
+    assert {place: figure for place, figure in FINE.cells.items() if figure is not None} == {
+        (f"FGSM {NEAREST_EPS:g}", arm): figure for arm, figure in (("None", 19.64), ("Purified", 76.24))
+    }
+    assert {attack.n for attack in FINE.attacks} == {1_000}

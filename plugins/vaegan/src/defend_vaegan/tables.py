@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from defend import Paper
-from defend.tables import Adaptive, Table, TableArm, TableAttack
+from defend.tables import Adaptive, Reason, Table, TableArm, TableAttack
 
 RESULTS = "defend_vaegan.results"
 PAPER = Paper(title="VAE-GAN purification network for adversarial examples")
@@ -12,7 +12,12 @@ MATCHED_EPS = 0.05
 """The eps of the sweep at which the paper's two figures stand. It is decided by measurement, not by the paper, which
 names none: the one whose undefended accuracy is nearest to the paper's 19.64 %."""
 
+FINE_EPS = (0.06, 0.065, 0.07, 0.08)
+NEAREST_EPS = 0.065
+"""Of the finer sweep, the eps whose undefended accuracy is nearest to the paper's 19.64 %; decided by measurement."""
+
 IMAGES = 2_000  # [P]; the first ones [R]
+FINE_IMAGES = 1_000
 
 
 def _fgsm(eps: float) -> str:
@@ -29,13 +34,50 @@ ARMS = (
         for mode in ("recon", "latent")
     ),
 )
+CLEAN = "Clean"
 ATTACKS = (
-    TableAttack(name="Clean", n=IMAGES),
+    TableAttack(name=CLEAN, n=IMAGES),
     *(TableAttack(name=_fgsm(eps), attack="fgsm", eps=eps, n=IMAGES) for eps in SWEPT_EPS),
     TableAttack(name="PGD 0.1", attack="pgd", eps=0.1, options={"steps": 20, "early_stop": False}),
 )
 
+FINE_ATTACKS = (
+    TableAttack(name=CLEAN, n=FINE_IMAGES),
+    *(TableAttack(name=_fgsm(eps), attack="fgsm", eps=eps, n=FINE_IMAGES) for eps in FINE_EPS),
+)
+KNOWLEDGE = "oblivious, as far as the paper says: one attack of unnamed size on the bare classifier"
+VICTIM = (
+    "the VGG-16 was trained for 2 epochs on a CPU (--set epochs=2 batch_size=64 lr=0.05 shift=0); its weights "
+    "are 29.5 MB and do not ship"
+)
+ADAPTIVE = Adaptive(options={"pgd": {"steps": 20}, "vaegan_straight": {"steps": 20}})
+
 TABLES = (
+    Table(
+        name="vaegan/eps-1",
+        caption="Fashion-MNIST, VGG-16: table 1 at the eps where the undefended accuracy is the paper's",
+        paper=PAPER,
+        dataset="fashion_mnist",
+        victim="vgg16_bn",
+        eps=NEAREST_EPS,
+        arms=(NONE, PURIFIED),
+        attacks=FINE_ATTACKS,
+        cells={
+            **{(attack.name, arm.name): None for attack in FINE_ATTACKS for arm in (NONE, PURIFIED)},
+            (_fgsm(NEAREST_EPS), NONE.name): 19.64,
+            (_fgsm(NEAREST_EPS), PURIFIED.name): 76.24,
+        },
+        knowledge=KNOWLEDGE,
+        notes=(
+            "the paper names no eps: of 0.06, 0.065, 0.07 and 0.08 its figures stand at the one whose undefended "
+            "accuracy is nearest to its own",
+            f"the first {FINE_IMAGES:,} test images, where the paper has 2,000 [R]",
+            VICTIM,
+        ),
+        adaptive=ADAPTIVE,
+        stand_in=True,
+        results=RESULTS,
+    ),
     Table(
         name="vaegan/table-1",
         caption="Fashion-MNIST, VGG-16: the adversarial set before and after purification",
@@ -50,21 +92,23 @@ TABLES = (
             (_fgsm(MATCHED_EPS), NONE.name): 19.64,
             (_fgsm(MATCHED_EPS), PURIFIED.name): 76.24,
         },
-        knowledge="oblivious, as far as the paper says: one attack of unnamed size on the bare classifier",
+        knowledge=KNOWLEDGE,
         notes=(
             "PGD and black-box attacks are the paper's future work, so its attack is taken for FGSM, with true labels",
             f"the paper names no eps: its figures stand at {MATCHED_EPS:g}, where the undefended accuracy is nearest",
             "'Purified' follows the discriminator's gradient, the paper's stated novelty (mode disc_grad); recon and "
             "latent are the other two readings of its text",
             f"the first {IMAGES:,} test images; PGD on 1,000",
-            "the VGG-16 was trained for 2 epochs on a CPU (--set epochs=2 batch_size=64 lr=0.05 shift=0); its weights "
-            "are 29.5 MB and do not ship",
+            VICTIM,
         ),
         misses={
-            f"{_fgsm(MATCHED_EPS)} / {NONE.name}": "the paper names no eps: its figure lies between those at 0.05 and "
-            "0.1, and so does the purified one"
+            f"{_fgsm(MATCHED_EPS)} / {NONE.name}": Reason(
+                "the paper names no eps: at 0.065 ours are 20.5 and 75.3 %, both within three points of its figures "
+                "(n=1,000; vaegan/eps-1)",
+                measured=True,
+            )
         },
-        adaptive=Adaptive(options={"pgd": {"steps": 20}, "vaegan_straight": {"steps": 20}}),
+        adaptive=ADAPTIVE,
         results=RESULTS,
     ),
 )
