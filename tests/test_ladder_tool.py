@@ -146,3 +146,18 @@ def test_the_command_fits_the_page_and_keeps_flags_with_their_values(kept):
     assert max(map(len, command)) <= 100
     assert " ".join(line.strip(" \\") for line in command) == " ".join(("defend run --purifier NAME", *ladder.SETTINGS))
     assert all(line.strip().startswith(("defend", "--")) for line in command)
+
+
+def test_the_victim_alone_stands_beside_what_knows_the_whole_defence(kept):
+    clean, pgd = row("none", "none", 0.98), row("pgd", "oblivious", 0.25)
+    kept("none", report(clean, row("fgsm", "oblivious", 0.56), pgd, row("apgd_t", "oblivious", 0.19), worst=0.18))
+    known = row("pgd", "adaptive", 0.23), row("apgd_t", "adaptive", 0.2)
+    kept("blur", report(clean, row("pgd", "oblivious", 0.27), *known, worst=0.2))
+    lines = [line for line in ladder_of("baselines").splitlines() if line.startswith("|")]
+    assert lines[3:7] == [
+        "| oblivious: fgsm | 56.0 |  |",
+        "| oblivious: pgd | 25.0 | 27.0 |",
+        "| adaptive: pgd | 25.0 | 23.0 |",
+        "| adaptive: apgd_t | 19.0 | 20.0 |",
+    ]
+    assert "`none` is the victim alone" in ladder_of("baselines")

@@ -6,11 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from defend.report.text import percent, row_title
-from defend.values.threats import THREATS
+from defend.values.threats import THREATS, USUAL
 from tools import ladder
 from tools.manual.markdown import cell, code, figure, table
 
 WEAKEST_FIRST = ("none", *THREATS)
+ALONE = "`none` is the victim alone, with nothing to adapt to: its `adaptive` rows have its own gradient."
 LINE = 90  # characters of a command, so that it fits the page
 
 
@@ -23,10 +24,8 @@ def ladder_of(group: str) -> str:
     if not measured:
         return said[0]
     worst = [arm["worst_case"] for arm in measured.values()]
-    rows = [
-        (cell(title), *(_find_cell(title, arm["rows"]) for arm in measured.values()))
-        for title in _order_titles([arm["rows"] for arm in measured.values()])
-    ]
+    rungs = [_rows_of(name, arm) for name, arm in measured.items()]
+    rows = [(cell(title), *(_find_cell(title, each) for each in rungs)) for title in _order_titles(rungs)]
     rows.append(("**worst case per image**", *(f"**{figure(one)}**" for one in worst)))
     if any(one["with_credit"] for one in worst):
         credited = (figure(one["with_credit"]) if one["with_credit"] else "" for one in worst)
@@ -37,6 +36,20 @@ def ladder_of(group: str) -> str:
     )
 
 
+def _rows_of(name: str, arm: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return an arm's rows; of the victim alone, what has its gradient stands beside what has the whole defence's."""
+    rows: list[dict[str, Any]] = arm["rows"]
+    if name != ladder.NONE:
+        return rows
+    both = THREATS[USUAL], THREATS[THREATS[USUAL].alone]
+    usual, whole = ((*one.attacks, *one.more) for one in both)
+    mine = [row for row in rows if row["threat"] == USUAL]
+    return [
+        *(row for row in rows if row["threat"] != USUAL or row["attack"] in usual),
+        *({**row, "threat": THREATS[USUAL].alone} for row in mine if row["attack"] in whole),
+    ]
+
+
 def _notes(measured: Mapping[str, Any]) -> list[str]:
     """Say how many images, how long, and which columns are not to be trusted."""
     fewest = min(row["n"] for arm in measured.values() for row in arm["rows"])
@@ -44,6 +57,7 @@ def _notes(measured: Mapping[str, Any]) -> list[str]:
     minutes = ", ".join(f"{code(name)} {arm['minutes']:.0f}" for name, arm in measured.items())
     return [
         f"Accuracy in %; at least {fewest} images in every row.",
+        *([ALONE] if ladder.NONE in measured else []),
         *([rf"\* A check failed, the figures are not to be trusted: {failed}."] if failed else []),
         f"Minutes, beside other work: {minutes}.",
     ]
