@@ -396,6 +396,7 @@ TABLES: tuple[Measure, ...] = (
     _measure("apudae/table-5-cifar10", "cifar10", 3, 34, "resnet18", "apudae", "adversarial/resnet18"),
     _measure("unet_gan/table-3", "cifar10", 2, 48, "inception_v3", "densenet121", "vgg11_bn", "unet_gan+eps128"),
     _measure("vaegan/table-1", "fashion_mnist", 2, 45, "vgg16_bn", "vaegan"),
+    _measure("vaegan/eps-1", "fashion_mnist", 1, 46, "vgg16_bn", "vaegan"),
     _measure("puvae_detect/table-4", "fashion_mnist", 4, 54, "classifier_a", "puvae"),
     _measure("puvae_detect/table-3", "mnist", 4, 55, "classifier_a", "puvae"),
     _measure("puvae_detect/saturation-mnist", "mnist", 2, 56, "classifier_a", "puvae"),
