@@ -47,7 +47,7 @@ class Subject:
     @property
     def title(self) -> str:
         """The subject in words."""
-        parts = (self.purifier and f"{self.purifier} before", self.finetune and f"{self.finetune}", self.victim)
+        parts = (self.purifier and f"{self.purifier} before", self.finetune, self.victim)
         return f"{' '.join(part for part in parts if part)}, {self.dataset}, n={self.images}, L-inf {self.eps:g}"
 
     @property

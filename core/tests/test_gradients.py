@@ -114,6 +114,18 @@ def test_numbers_that_a_step_keeps_elsewhere_are_refused():
         faded(unroll, step)
 
 
+def test_a_step_that_strays_later_has_a_gradient_that_is_not_finite():
+    kept, honest = [torch.zeros(2, 3)], [True]
+
+    def step(number, state, attached):
+        kept[0] = 0.5 * kept[0] + state[0].detach()
+        return (state[0] * (0.99 if honest[0] else 1 - 0.01 * kept[0]),)
+
+    assert faded(unroll, step).isfinite().all()
+    kept[0], honest[0] = torch.zeros(2, 3), False
+    assert faded(unroll, step).isnan().all()
+
+
 def peak_of_saved_numbers(steps, segment):
     """Return how many numbers autograd holds at most, forwards and backwards."""
     live, peak = 0, 0

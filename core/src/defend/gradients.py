@@ -55,7 +55,8 @@ def unroll(step: Step, state: State, steps: int, *, attached: bool, segment: int
     Raises:
         ContractError: in the backward pass, where `step` closes over a tensor that depends on the images, or gives
             another result when it is computed again, as it keeps numbers elsewhere: its share of the gradient would be
-            lost, and what an attacker cannot see looks like robustness.
+            lost, and what an attacker cannot see looks like robustness. A step that begins to do so later has a
+            gradient that is not a number.
     """
     calls = _naive.get()
     if calls is not None:
@@ -98,6 +99,10 @@ def _find_leaves(tensors: Iterable[Tensor]) -> list[Tensor]:
                 seen.add(after)
                 waiting.append(after)
     return list(found.values())
+
+
+_compared: set[tuple[object, int]] = set()
+"""Steps, and how many of them, that once gave the same result when they were computed again."""
 
 
 class _Segments(torch.autograd.Function):
@@ -144,13 +149,18 @@ class _Segments(torch.autograd.Function):
             found = torch.autograd.grad([m for m, _ in pairs], floats, [s for _, s in pairs], allow_unused=True)
             slopes = iter(torch.zeros_like(v) if s is None else s for v, s in zip(floats, found, strict=True))
             gradients = [next(slopes) if value.requires_grad else None for value in given]
-        if bool(strayed):  # asked once, as the host waits for it
-            raise ContractError(
-                "unroll: a step computed again gives another result, so the gradient would be that of something else: "
-                "it keeps numbers outside of its state, or draws by itself; carry them in the state, and draw with "
-                "defend.randomness"
-            )
-        return (None, None, None, None, *gradients)
+        known = getattr(step, "__code__", type(step)), steps
+        if known not in _compared:  # once, as the host waits for the answer
+            if bool(strayed):
+                raise ContractError(
+                    "unroll: a step computed again gives another result, so the gradient would be that of something "
+                    "else: it keeps numbers outside of its state, or draws by itself; carry them in the state, and "
+                    "draw with defend.randomness"
+                )
+            _compared.add(known)
+        # from then on without waiting: a row tells of gradients that are not finite, and not of wrong ones
+        told = (None if slope is None else slope.masked_fill(strayed, torch.nan) for slope in gradients)
+        return (None, None, None, None, *told)
 
 
 @torch.no_grad()
