@@ -39,6 +39,7 @@ WORKLOADS = (
     "nearest",
     "small_maps",
     "others",
+    "neighbours",
 )
 DISTRIBUTIONS = {"art": "adversarial-robustness-toolbox"}
 VERSIONS = ("defend-core", "torch", "torchvision", "timm", "numpy", *(DISTRIBUTIONS.get(peer, peer) for peer in PEERS))

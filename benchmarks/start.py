@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 
@@ -51,8 +51,10 @@ def run(scale: Scale) -> Iterator[Result]:
         yield Result(WORKLOAD, title, "ms", timings, () if scale.quick else (bar,))
 
 
-def process(arguments: list[str], folder: str) -> Callable[[], None]:
+def process(arguments: list[str], folder: str, more: Mapping[str, str] | None = None) -> Callable[[], None]:
     """Return work that runs Python with arguments, each time in an empty folder and with an empty cache within it.
+
+    `more` is added to the environment.
 
     Raises (the work):
         RuntimeError: the process failed; with the end of what it wrote.
@@ -60,7 +62,7 @@ def process(arguments: list[str], folder: str) -> Callable[[], None]:
 
     def work() -> None:
         place = tempfile.mkdtemp(dir=folder)
-        env = {**os.environ, "DEFEND_CACHE_DIR": os.path.join(place, "cache"), "NO_COLOR": "1"}
+        env = {**os.environ, "DEFEND_CACHE_DIR": os.path.join(place, "cache"), "NO_COLOR": "1", **(more or {})}
         done = subprocess.run(
             [sys.executable, *arguments], cwd=place, env=env, capture_output=True, text=True, check=False
         )

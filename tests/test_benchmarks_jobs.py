@@ -7,10 +7,23 @@ import math
 import sys
 from pathlib import Path
 
+import attrs
 import benchmarks
 import pytest
 import torch
-from benchmarks import experiment, launch, others, peers, purifiers, small_maps, start, thousand, unrolled, whole_job
+from benchmarks import (
+    experiment,
+    launch,
+    neighbours,
+    others,
+    peers,
+    purifiers,
+    small_maps,
+    start,
+    thousand,
+    unrolled,
+    whole_job,
+)
 from benchmarks.contest import Scale, alone
 from torch import nn
 
@@ -257,6 +270,36 @@ def test_starts_are_held_against_importing_torch(monkeypatch, garbage_stays):
     assert all(math.isfinite(bar.figure) for bar in short.bars)
     assert asked[-1][:3] == ["-m", "defend", "run"]
     assert not whole.bars  # a look is not the main command
+
+
+# Workload 14
+
+
+def test_a_start_takes_what_is_added_to_its_environment(tmp_path):
+    start.process(["-c", "import os; open(os.environ['MADE'], 'x')"], str(tmp_path), {"MADE": "here"})()
+    assert len(list(tmp_path.glob("*/here"))) == 1
+
+
+def test_the_neighbour_is_there_in_the_second_half_and_gone_after_it(monkeypatch, garbage_stays):
+    kept, busy = [], []
+    started = neighbours.subprocess.Popen
+
+    def process(arguments, folder, env):
+        kept.append((tuple(env), [one.poll() for one in busy]))
+        return lambda: None
+
+    def popen(command):
+        busy.append(started(command))
+        return busy[-1]
+
+    monkeypatch.setattr(neighbours, "process", process)
+    monkeypatch.setattr(neighbours.subprocess, "Popen", popen)
+    quiet, beside = neighbours.run(attrs.evolve(TINY, quick=False))
+    assert [one.name for one in quiet.timings] == ["ours", "threads that spin", "one thread"]
+    three = [(), ("GOMP_SPINCOUNT",), ("OMP_NUM_THREADS",)]
+    assert kept == [(names, []) for names in three] + [(names, [None]) for names in three]
+    assert not quiet.bars and [bar.bound for bar in beside.bars] == [60.0, 1.05]
+    assert busy[0].poll() is not None
 
 
 # The standard ensemble
