@@ -127,6 +127,19 @@ def test_a_run_that_was_cut_off_is_gone_on_with(monkeypatch, tmp_path):
     assert resumed == [sys.executable, "-m", "defend", "run", "--resume", str(tmp_path / "jpeg")]
 
 
+def test_a_folder_of_other_settings_is_not_taken_for_this_command(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(ladder.subprocess, "run", lambda words, check: type("", (), {"returncode": 0}))
+    ladder.measure(ladder.ARMS["jpeg"], tmp_path)
+    (tmp_path / "jpeg").mkdir()
+    ladder.measure(ladder.ARMS["jpeg"], tmp_path)
+    monkeypatch.setitem(ladder.ARMS, "jpeg", ladder.Arm("jpeg", ("--draws", "3")))
+    assert ladder.main(["--only", "jpeg", "--work", str(tmp_path)]) == 2
+    assert "begun with other settings (defend run --purifier jpeg " in capsys.readouterr().err
+    (tmp_path / "jpeg.command").unlink()
+    with pytest.raises(ConfigError, match=r"begun with other settings \(unknown\): remove it, or give another --work"):
+        ladder.measure(ladder.ARMS["jpeg"], tmp_path)
+
+
 def test_every_arm_is_installed_and_its_settings_are_taken():
     from defend.cli.run import run_command
     from defend.plugins import registry

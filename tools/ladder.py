@@ -114,9 +114,17 @@ def measure(arm: Arm, work: Path) -> Path:
     """Run an arm, or go on with its run; return the run folder.
 
     Raises:
-        ConfigError: the run ended with an error, which it has printed.
+        ConfigError: the run ended with an error, which it has printed, or the folder is of another command.
     """
-    folder = work / arm.name
+    folder, begun_with = work / arm.name, work / f"{arm.name}.command"
+    command = say_command(*arm.arguments)
+    before = begun_with.read_text(encoding="utf-8").strip() if begun_with.exists() else "unknown"
+    if folder.exists() and before != command:  # its figures would be kept under this command
+        raise ConfigError(
+            f"the run in {str(folder)!r} was begun with other settings ({before}): remove it, or give another --work"
+        )
+    work.mkdir(parents=True, exist_ok=True)
+    write_text(begun_with, command + "\n", "the ladder")
     # a report is there from the first row on
     begun = is_unfinished(folder) or is_partial(folder)
     if begun or not is_run(folder):
