@@ -5,19 +5,19 @@ from __future__ import annotations
 import sys
 from typing import NoReturn
 
-from defend.util import interrupts, openmp
+from defend.util import cores, interrupts, openmp
 
 
 def start() -> NoReturn:
     """Run the command line in a process of its own, and exit with its code."""
     interrupts.listen()
-    before = openmp.count_neighbours()
+    before = cores.count_neighbours()
     # only now, as it takes a while
     from defend.cli import main, streams
     from defend.cli.exits import WRONG_INPUT
 
     # who runs for a moment only is no neighbour; torch, which reads what is set here, comes with the command
-    openmp.wait_passively_beside(min(before, openmp.count_neighbours()))
+    openmp.prepare(min(before, cores.count_neighbours()))
     output = streams.open_streams()
     code: object = 0
     try:

@@ -21,12 +21,12 @@ from PIL import Image
 
 import defend
 from defend.assembly.load import open_dataset
-from defend.datasets.decoding import _cores
 from defend.errors import DataError
 from defend.hookspecs import hookimpl
 from defend.plugins import Registry
 from defend.stages import StageSpec
 from defend.testing.toys import TinyVictim
+from defend.util.cores import count_granted
 
 SIDE, IMAGES, BATCH = 128, 400, 32
 MEGABYTE = 2**20
@@ -209,7 +209,7 @@ def test_workers_that_finished_a_pass_serve_the_next(folder):
     dataset = open_images(folder, 2)
     assert everything(dataset) == in_order(40)
     working = children() - before
-    assert len(working) == min(2, _cores())
+    assert len(working) == min(2, count_granted())
     assert everything(dataset) == in_order(40)
     assert [numbers(batch) for batch in dataset.batches("train", torch.arange(4), 3, CPU)] == [[2, 4, 6], [8]]
     assert children() - before == working
@@ -238,7 +238,7 @@ def test_two_passes_at_a_time_do_not_mix(folder):
     pairs = [(numbers(one), numbers(other)) for one, other in zip(forwards, backwards, strict=True)]
     assert [number for one, _ in pairs for number in one] == in_order(40)
     assert [number for _, other in pairs for number in other] == in_order(40)[::-1]
-    assert len(children() - before) <= min(2, _cores())
+    assert len(children() - before) <= min(2, count_granted())
 
 
 def test_a_damaged_image_ends_the_workers(folder):

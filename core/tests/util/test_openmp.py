@@ -11,58 +11,55 @@ from defend.util import openmp
 
 @pytest.fixture(autouse=True)
 def bare(monkeypatch):
-    for name in ("OMP_NUM_THREADS", *openmp.CHOSEN_BY_USERS):
+    for name in (openmp.THREADS, *openmp.CHOSEN_BY_USERS):
         monkeypatch.setenv(name, "")  # so that what is set here is undone
         monkeypatch.delenv(name)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1}, raising=False)
-
-
-@pytest.mark.parametrize(
-    ("said", "neighbours"),
-    [("0.05 0.1 0.2 1/89 17938\n", 0), ("2.11 2.05 1.89 3/89 17938\n", 2), ("0 0 0 0/89 1\n", 0), ("nonsense\n", 0)],
-)
-def test_who_runs_beside_us_is_counted(tmp_path, said, neighbours):
-    load = tmp_path / "loadavg"
-    load.write_text(said)
-    assert openmp.count_neighbours(load) == neighbours
-
-
-def test_a_machine_that_does_not_say_is_quiet(tmp_path):
-    assert openmp.count_neighbours(tmp_path / "none") == 0
-
-
-@pytest.mark.skipif(not openmp.LOAD.exists(), reason="Linux says who runs")
-def test_a_busy_process_is_seen():
-    busy = subprocess.Popen([sys.executable, "-c", "print(flush=True)\nwhile True: pass"], stdout=subprocess.PIPE)
-    try:
-        busy.stdout.readline()
-        assert openmp.count_neighbours() >= 1
-    finally:
-        busy.kill()
-        busy.communicate()
+    monkeypatch.setattr(openmp, "count_cores", lambda: 2)
+    monkeypatch.setattr(openmp, "count_granted", lambda: openmp.count_cores())
 
 
 def test_threads_sleep_beside_a_neighbour_and_spin_alone():
-    assert not openmp.wait_passively_beside(0) and "OMP_WAIT_POLICY" not in os.environ
-    assert openmp.wait_passively_beside(1) and os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+    openmp.prepare(0)
+    assert openmp.POLICY not in os.environ and openmp.THREADS not in os.environ
+    openmp.prepare(1)
+    assert os.environ[openmp.POLICY] == "PASSIVE" and openmp.THREADS not in os.environ
 
 
 @pytest.mark.parametrize(("threads", "neighbours", "sleep"), [("1", 5, False), ("2", 1, True), ("many", 1, True)])
 def test_only_threads_that_share_cores_sleep(monkeypatch, threads, neighbours, sleep):
-    monkeypatch.setenv("OMP_NUM_THREADS", threads)
-    assert openmp.wait_passively_beside(neighbours) is sleep
+    monkeypatch.setenv(openmp.THREADS, threads)
+    openmp.prepare(neighbours)
+    assert (openmp.POLICY in os.environ) is sleep and os.environ[openmp.THREADS] == threads
 
 
-def test_a_core_left_free_is_room_for_a_neighbour(monkeypatch):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(4)), raising=False)
-    monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    assert not openmp.wait_passively_beside(1) and openmp.wait_passively_beside(2)
+@pytest.mark.parametrize(("neighbours", "sleep"), [(1, False), (2, True)])
+def test_a_core_left_free_is_room_for_a_neighbour(monkeypatch, neighbours, sleep):
+    monkeypatch.setattr(openmp, "count_cores", lambda: 4)
+    monkeypatch.setenv(openmp.THREADS, "3")
+    openmp.prepare(neighbours)
+    assert (openmp.POLICY in os.environ) is sleep
 
 
 @pytest.mark.parametrize("name", openmp.CHOSEN_BY_USERS)
 def test_what_the_user_has_said_stays(monkeypatch, name):
     monkeypatch.setenv(name, "ACTIVE")
-    assert not openmp.wait_passively_beside(9) and os.environ[name] == "ACTIVE"
+    openmp.prepare(9)
+    assert {each: os.environ.get(each) for each in openmp.CHOSEN_BY_USERS} == {
+        each: "ACTIVE" if each == name else None for each in openmp.CHOSEN_BY_USERS
+    }
+
+
+@pytest.mark.parametrize(
+    ("granted", "asked", "threads", "sleep"),
+    [(3, None, "3", False), (1, None, "1", False), (16, None, None, False), (2, "4", "4", True)],
+)
+def test_a_container_has_as_many_threads_as_its_quota_of_cores(monkeypatch, granted, asked, threads, sleep):
+    monkeypatch.setattr(openmp, "count_cores", lambda: 16)
+    monkeypatch.setattr(openmp, "count_granted", lambda: granted)
+    if asked is not None:
+        monkeypatch.setenv(openmp.THREADS, asked)
+    openmp.prepare(0)
+    assert os.environ.get(openmp.THREADS) == threads and (openmp.POLICY in os.environ) is sleep
 
 
 def test_the_program_asks_before_torch_comes():
@@ -70,9 +67,9 @@ def test_the_program_asks_before_torch_comes():
     script = """if True:
         import sys
         from defend import __main__
-        from defend.util import openmp
-        openmp.count_neighbours = lambda: 99
-        openmp.wait_passively_beside = lambda n: print(n, "torch" in sys.modules)
+        from defend.util import cores, openmp
+        cores.count_neighbours = lambda: 99
+        openmp.prepare = lambda n: print(n, "torch" in sys.modules)
         sys.argv = ["defend", "--version"]
         __main__.start()
     """

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import functools
-import os
 import signal
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from defend.datasets.listing import Names
 from defend.errors import DataError
+from defend.util.cores import count_granted
 from defend.util.images import read_image
 
 T = TypeVar("T")
@@ -80,7 +80,7 @@ class Decoders(Generic[T]):
         context: Any = None,
     ) -> None:
         self._items, self._collate = items, collate
-        self._workers = min(workers, _cores())
+        self._workers = min(workers, count_granted())
         self._begin, self._context = functools.partial(_begin, begin), context if self._workers else None
         self._waiting: dict[bool, tuple[_Plan, DataLoader[Any]]] = {}
 
@@ -154,11 +154,6 @@ def _begin(others: Callable[[int], None] | None, number: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if others is not None:
         others(number)
-
-
-def _cores() -> int:
-    """How many cores this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def stack(parts: list[Tensor | DataError]) -> Tensor | DataError:
