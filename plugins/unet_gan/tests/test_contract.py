@@ -9,7 +9,10 @@ from defend.testing.contracts import PurifierContract
 class UnetGanContract(PurifierContract):
     name = "unet_gan"
     not_denoising: ClassVar = {
-        "cifar10+narrow-eps128": "made for attacks of up to 128/255, in two epochs: at 8/255 it is worse than a blur"
+        "cifar10+narrow": "made in two epochs: at 8/255 it is worse than a blur",
+        "cifar10+narrow-image-2": "made in two epochs: at 8/255 it is worse than a blur",
+        "cifar10+narrow-noise": "made in two epochs: at 8/255 it leaves the noise as it is",
+        "cifar10+narrow-eps128": "made for attacks of up to 128/255, in two epochs: at 8/255 it is worse than a blur",
     }
 
 
