@@ -1,6 +1,7 @@
 """What the documents show works as shown."""
 
 import importlib.metadata
+import json
 import re
 import shlex
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 import click
 import pytest
 from tools.manual import papers, parts, reference
+from tools.manual.bars import bars
 from tools.manual.parts import PLACE
 
 import defend as package
@@ -173,6 +175,23 @@ def test_every_part_that_a_page_asks_for_is_generated():
     assert asked
     for name, argument in asked:
         assert parts.PARTS[name](*(argument or "").split()).count("\n| ") > 1
+
+
+def test_a_bar_that_is_missed_says_so_and_results_without_bars_are_left_out(tmp_path):
+    kept = [
+        {"what": "ours / theirs", "figure": 1.23456, "bound": 1.0, "kind": "at most", "met": False},
+        {"what": "images apart", "figure": 0, "bound": 0, "kind": "at most", "met": True},
+    ]
+    results = [{"workload": "2 cw", "title": "an | iteration", "bars": kept}, {"workload": "2 cw", "bars": []}]
+    about = {"device": "a machine", "threads": 1, "versions": {"torch": "2.0"}}
+    (tmp_path / "a.json").write_text(json.dumps({**about, "results": results}))
+    (tmp_path / "b.json").write_text(json.dumps({"about": "a search", "rows": []}))
+    lines = [line for line in bars(tmp_path).splitlines() if line]
+    assert lines[0] == "`python -m benchmarks cw`, a machine, 1 thread, torch 2.0:"
+    assert lines[3:] == [
+        r"| an \| iteration | ours / theirs | 1.23 | at most 1 | **missed** |",
+        "|  | images apart | 0 | at most 0 | met |",
+    ]
 
 
 def test_the_generated_pages_know_every_plugin_command_and_option():

@@ -76,6 +76,18 @@ def test_a_failed_check_and_a_detectors_credit_are_told(kept):
     assert "`puvae`: `--detector puvae --draws 10`" in said
 
 
+def test_of_a_random_arm_it_is_told_what_is_left_when_it_is_asked_again(kept):
+    told = report(row("none", "none", 0.96), worst=0.31)
+    clean = [{"n": 1, "worst": figure(0.96), "majority": figure(0.96)}]
+    clean += [{"n": 20, "worst": figure(0.87), "majority": figure(0.97)}]
+    told["worst_case"]["passes"] = {"n": 20, "worst": figure(0.25), "majority": figure(0.5), "clean": clean}
+    kept("noise", told)
+    kept("blur", report(row("none", "none", 0.9), worst=0.2))
+    said = ladder_of("baselines").replace("\N{NO-BREAK SPACE}", " ")
+    assert "| the same, right in every one of 20 passes |  | 25.0 [15.0, 35.0] (clean 87.0) |" in said
+    assert "| the same, by the majority of 20 passes |  | 50.0 [40.0, 60.0] (clean 97.0) |" in said
+
+
 def test_the_command_of_an_arm_is_kept_with_it(kept):
     kept("noise", report(row("none", "none", 1.0), worst=0.5))
     command = ladder.read()["noise"]["command"]

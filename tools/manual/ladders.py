@@ -12,6 +12,11 @@ from tools.manual.markdown import cell, code, figure, table
 
 WEAKEST_FIRST = ("none", *THREATS)
 ALONE = "`none` is the victim alone, with nothing to adapt to: its `adaptive` rows have its own gradient."
+PASSES = {
+    "the same, right in every one of {} passes": "worst",
+    "the same, by the majority of {} passes": "majority",
+}
+"""What a random defence is worth where an attacker may ask again, and where the defender does; by key in a report."""
 LINE = 90  # characters of a command, so that it fits the page
 
 
@@ -30,10 +35,20 @@ def ladder_of(group: str) -> str:
     if any(one["with_credit"] for one in worst):
         credited = (figure(one["with_credit"]) if one["with_credit"] else "" for one in worst)
         rows.append(("the same, where a rejected attack counts as right", *credited))
+    rows += [row for said, key in PASSES.items() if (row := _passes_of(worst, said, key))]
     heads = (code(name) + r"\*" * bool(arm["failed"]) for name, arm in measured.items())
     return "\n".join(
         (table(("what is left", *heads), rows), " ".join((*said, *_notes(measured))), "", *_commands(arms))
     )
+
+
+def _passes_of(worst: Sequence[Mapping[str, Any]], said: str, key: str) -> tuple[str, ...]:
+    """Return what is left of random arms that are asked several times, beside their clean images; () without any."""
+    asked = [one.get("passes") for one in worst]
+    if not any(asked):
+        return ()
+    cells = (f"{figure(one[key])} (clean {percent(one['clean'][-1][key]['accuracy'])})" if one else "" for one in asked)
+    return (said.format(max(one["n"] for one in asked if one)), *cells)
 
 
 def _rows_of(name: str, arm: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from defend.report.text import percent, row_title
 from defend.values.threats import THREATS, knows_the_defence
 from tools.manual import papers
+from tools.manual.bars import bars
 from tools.manual.included import ROOT
 from tools.manual.ladders import ladder_of
 from tools.manual.markdown import cell, code, figure, table
@@ -92,6 +93,7 @@ def contracts() -> str:
 PARTS: Mapping[str, Callable[..., str]] = {
     "first_run": first_run,
     "ladder": ladder_of,
+    "bars": bars,
     "threats": threats,
     "stages": stages,
     "contracts": contracts,
