@@ -41,7 +41,7 @@ def _said(kept: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _bound(bar: Mapping[str, Any]) -> str:
-    return f"{bar['kind']} {bar['bound']:g}"
+    return f"{bar['kind']} {bar['bound']:g}".replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def _met(bar: Mapping[str, Any]) -> str:
