@@ -11,7 +11,7 @@ import defend
 from defend.assembly.load import open_dataset
 from defend.assembly.prepare import prepare
 from defend.defence import Defence
-from defend.evaluation.evaluate import EvaluationSettings, Evaluator
+from defend.evaluation.evaluate import CPU_PIXELS, EvaluationSettings, Evaluator
 from defend.evaluation.runner import run
 from defend.plugins import registry
 from defend.records.rows import PlannedRow
@@ -242,6 +242,34 @@ def test_memory_that_runs_out_halves_the_batch():
     assert len(record.keys) == 20
     assert evaluator.batch_size == 4
     assert seen[:3] == [16, 8, 4]
+
+
+def test_large_images_are_few_at_a_time_on_a_cpu(monkeypatch):
+    seen = []
+
+    class Counting(TinyVictim):
+        def forward(self, images):
+            seen.append(len(images))
+            return super().forward(images)
+
+    dataset = open_dataset("digits")
+    found = registry().find("attack", "fgsm")
+    attack = found.spec.resolve(found.spec.build)(found.config({}))
+    keys, judges = dataset.keys("test", 20), (UNDEFENDED,)
+    records = []
+    for pixels in (CPU_PIXELS, 5 * 28 * 28 + 1):
+        monkeypatch.setattr("defend.evaluation.evaluate.CPU_PIXELS", pixels)
+        torch.manual_seed(0)
+        arms = {UNDEFENDED: Defence(Counting(TASK).requires_grad_(False))}
+        evaluator = Evaluator(arms, dataset, EvaluationSettings(device=torch.device("cpu"), batch_size=16))
+        plan = PlannedRow("fgsm", Threat("oblivious", "linf", 0.1), attack, keys, None, UNDEFENDED, judges)
+        records.append(evaluator.row(plan))
+        assert max(seen) == evaluator.batch_size == (16 if pixels == CPU_PIXELS else 5)
+        seen.clear()
+    one, other = records
+    assert torch.equal(one.keys, other.keys)
+    assert torch.equal(one.arms[UNDEFENDED].predicted, other.arms[UNDEFENDED].predicted)
+    torch.testing.assert_close(one.linf, other.linf)
 
 
 def test_prepared_defence_agrees_with_the_plain_one():

@@ -157,10 +157,11 @@ class Course:
     def forecast(self, crafting: Crafting | None = None) -> Forecast:
         """Time two small batches of every row, in this process alone."""
         ready = time.perf_counter() - self.started
+        evaluator = self._make_evaluator(crafting or self.crafting, alone=True)
         return forecast(
-            self._make_evaluator(crafting or self.crafting, alone=True),
+            evaluator,
             self.rows,
-            batch_size=self.defences[0].names.config.batch_size,
+            batch_size=evaluator.batch_size,
             device=self.device,
             ready=ready,
             told=lambda row: self.watcher.preparing(f"timing two batches of {row.name}, {row.threat.kind}"),
@@ -369,6 +370,7 @@ class Course:
         own = self._own(defence)
         rows = [planned for planned in self.rows if defence.names.has(planned)]
         certified = self.certifier.found(defence)
+        worked = attrs.evolve(config, batch_size=self.evaluator.batch_size)  # large images make it less
         checks = check(config, own, subject, self.watcher, certified)  # first, as they count in the run's seconds
         known = Circumstances(
             dataset=self.dataset,
@@ -395,7 +397,7 @@ class Course:
                 **self.certifier.left_out(defence),
             },
             notes=(
-                *make_notes(config, rows, self.plugins, defence.built, own, describe_weights(defence.built)),
+                *make_notes(worked, rows, self.plugins, defence.built, own, describe_weights(defence.built)),
                 *self._note_merge(),
             ),
             partial=under_way or self.partial or len(own) < len(rows),

@@ -159,7 +159,7 @@ class RunConfig:
             `--attack file:` reads) or "png" (one folder a row); a row "8-bit" then judges the strongest row's again.
         checks: "basic", those of the sanity checks that cost little; "full", all; "none".
         seed: of everything random: which images, and every draw.
-        batch_size: how many images are judged at once; halved where memory runs out.
+        batch_size: how many images are judged at once; fewer large ones on a CPU; halved where memory runs out.
         workers: processes that read images from files.
         device: "auto", or a name that torch knows ("cpu", "cuda:1").
         precision: "auto", "exact" (nothing rewritten), "fp32" (folded, channels-last) or "bf16"
