@@ -11,12 +11,13 @@ import defend
 from defend.assembly.load import open_dataset
 from defend.assembly.prepare import prepare
 from defend.defence import Defence
-from defend.evaluation.evaluate import CPU_PIXELS, EvaluationSettings, Evaluator
+from defend.evaluation.evaluate import EvaluationSettings, Evaluator
 from defend.evaluation.runner import run
 from defend.plugins import registry
 from defend.records.rows import PlannedRow
 from defend.records.watcher import Watcher
 from defend.testing.toys import TASK, TinyVictim
+from defend.util.memory import CPU_PIXELS
 from defend.values.run_config import RunConfig
 from defend.values.threats import DEFENDED, UNDEFENDED, Threat
 
@@ -258,7 +259,7 @@ def test_large_images_are_few_at_a_time_on_a_cpu(monkeypatch):
     keys, judges = dataset.keys("test", 20), (UNDEFENDED,)
     records = []
     for pixels in (CPU_PIXELS, 5 * 28 * 28 + 1):
-        monkeypatch.setattr("defend.evaluation.evaluate.CPU_PIXELS", pixels)
+        monkeypatch.setattr("defend.util.memory.CPU_PIXELS", pixels)
         torch.manual_seed(0)
         arms = {UNDEFENDED: Defence(Counting(TASK).requires_grad_(False))}
         evaluator = Evaluator(arms, dataset, EvaluationSettings(device=torch.device("cpu"), batch_size=16))

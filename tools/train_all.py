@@ -21,6 +21,7 @@ from pathlib import Path
 
 from defend.errors import ConfigError, DefendError
 from defend.records.unfinished import FOLDER as UNFINISHED
+from defend.util.cores import count_granted
 from defend.util.files import cache_dir, place_under, write_text
 from tools.parcels import MIB, Limits, Packed, pack, unpack
 from tools.perform import Process, Settings, find_finished, item_command
@@ -98,7 +99,7 @@ def act(given: argparse.Namespace) -> int:
         device=given.device,
         precision=given.precision,
         scale=given.scale,
-        threads=max((os.cpu_count() or 1) // given.jobs, 1),
+        threads=max(count_granted() // given.jobs, 1),
         batch_size=given.batch_size,
         spawn=given.spawn or sys.platform != "linux",
     )

@@ -603,6 +603,15 @@ def test_without_keys_an_image_is_its_place_in_the_batch():
 # Large batches
 
 
+@pytest.mark.parametrize(("inner", "draws", "most"), [(TinyVictim(), 1, 5), (Jittered(), 2, 4)])
+def test_on_a_cpu_of_large_images_few_are_taken_at_once(inner, draws, most, monkeypatch):
+    monkeypatch.setattr("defend.util.memory.CPU_PIXELS", 5 * TASK.height * TASK.width)
+    module = Counting(inner.eval(), random=draws > 1)
+    keys = torch.arange(10)
+    Target(module, draws=draws).slope(images(TASK, 10), keys, keys, 0)
+    assert max(module.passes) == most and sum(module.passes) == 10 * draws
+
+
 @pytest.mark.parametrize(("inner", "draws"), [(TinyVictim(), 1), (Jittered(), 20)], ids=["fixed", "random"])
 def test_on_a_cpu_a_large_batch_is_taken_in_parts_and_says_the_same(inner, draws):
     pictures, keys = images(TASK, 150).double(), torch.arange(150)

@@ -1,6 +1,7 @@
 """Who wants the machine's cores, and how many of them a container grants."""
 
 import math
+import os
 import subprocess
 import sys
 
@@ -53,10 +54,12 @@ def test_a_busy_process_is_seen():
         ("1:cpu:/gone\n", {"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 3.0),
         ("2:cpuset:/\n", {"cpuset/cpu.max": "1 1\n"}, math.inf),
         ("0::/\n", {"cpu.max": "nonsense\n"}, math.inf),
+        ("no group\n\n0::/a:b\n", {"a:b/cpu.max": "100000 100000\n"}, 1.0),
+        ("0::/\udcff\n", {"cpu.max": "200000 100000\n"}, 2.0),
     ],
 )
 def test_the_least_quota_around_a_process_holds(tmp_path, own, files, quota):
-    (tmp_path / "own").write_text(own)
+    (tmp_path / "own").write_bytes(os.fsencode(own))  # a group's name may be any bytes
     for name, text in files.items():
         (tmp_path / "groups" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "groups" / name).write_text(text)

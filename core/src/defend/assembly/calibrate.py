@@ -15,6 +15,7 @@ from defend.datasets.base import ImageDataset, Split
 from defend.defence import Defence
 from defend.errors import ConfigError
 from defend.randomness import keyed
+from defend.util.memory import fit_batch
 from defend.util.metrics import check_rate, threshold_at
 from defend.util.processes import resolve_device
 from defend.values.report import Calibration
@@ -68,8 +69,9 @@ def clean_scores(
     progress: Callable[[int], None] = lambda images: None,
 ) -> Tensor:
     """Return the detector's scores of the validation split's images, behind the whole defence: [N] on the CPU."""
-    scores = []
-    for batch in dataset.batches(SPLIT, dataset.keys(SPLIT), batch_size, device):
+    scores, task = [], dataset.task()
+    some = fit_batch(batch_size, task.height * task.width, device)
+    for batch in dataset.batches(SPLIT, dataset.keys(SPLIT), some, device):
         # the stream of the judge, so that a random purifier draws as it will when it is judged
         with keyed(batch.keys, seed=seed, stream="defender"):
             scores.append(defence.screen(batch.images).score.cpu())

@@ -25,6 +25,7 @@ from defend.boundary.answers import ensure_bounded
 from defend.boundary.given import name_of
 from defend.errors import ContractError
 from defend.randomness import keyed
+from defend.util.memory import fit_batch
 
 HAIR = 2.0**-10  # a quarter of a grey level: where a gradient is taken that is not finite on the box's edge
 LOOK_EVERY = 16  # on a device that must be waited for, gradients are searched for such numbers so often
@@ -169,9 +170,9 @@ class Target:
         return Slope(gradient, loss, said, torch.cat(votes, 1) if votes else None)
 
     def _pieces(self, *columns: Tensor) -> Iterator[tuple[Tensor, ...]]:
-        """Cut a large batch up on a CPU, where more than `CPU_BATCH` images at once are slower an image, not faster."""
+        """Cut a batch up on a CPU: more than `CPU_BATCH` at once are slower an image, and large ones fill memory."""
         images = columns[0]
-        most = max(CPU_BATCH // self.draws, 1)
+        most = max(fit_batch(CPU_BATCH, images.shape[2:].numel(), images.device) // self.draws, 1)
         count = 1 if images.device.type != "cpu" else max(-(-len(images) // most), 1)
         size = max(-(-len(images) // count), 1)
         return zip(*(column.split(size) for column in columns), strict=True)

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from defend.errors import DataError, WriteError
+from defend.util.cores import count_granted
 from defend.util.files import cache_dir, make_folder, sweep, write_bytes
 
 SIZE = 32  # bytes of a SHA-256
@@ -39,7 +40,7 @@ def digests_of(paths: Sequence[Path]) -> bytes:
             if len(known) == SIZE * len(paths) + SIZE and hashlib.sha256(known[:-SIZE]).digest() == known[-SIZE:]:
                 return known[:-SIZE]
     found = bytearray()
-    with ThreadPoolExecutor(min(MOST_THREADS, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(MOST_THREADS, count_granted())) as pool:
         for start in range(0, len(paths), BLOCK):
             for digest in pool.map(_digest, paths[start : start + BLOCK]):
                 found += digest

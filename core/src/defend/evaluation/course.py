@@ -370,7 +370,6 @@ class Course:
         own = self._own(defence)
         rows = [planned for planned in self.rows if defence.names.has(planned)]
         certified = self.certifier.found(defence)
-        worked = attrs.evolve(config, batch_size=self.evaluator.batch_size)  # large images make it less
         checks = check(config, own, subject, self.watcher, certified)  # first, as they count in the run's seconds
         known = Circumstances(
             dataset=self.dataset,
@@ -397,7 +396,15 @@ class Course:
                 **self.certifier.left_out(defence),
             },
             notes=(
-                *make_notes(worked, rows, self.plugins, defence.built, own, describe_weights(defence.built)),
+                *make_notes(
+                    config,
+                    rows,
+                    self.plugins,
+                    defence.built,
+                    own,
+                    describe_weights(defence.built),
+                    self.evaluator.batch_size,
+                ),
                 *self._note_merge(),
             ),
             partial=under_way or self.partial or len(own) < len(rows),

@@ -41,12 +41,11 @@ from defend.records.rows import (
 from defend.records.seen import Seen
 from defend.store.store import Store
 from defend.util import interrupts
-from defend.util.memory import out_of_memory
+from defend.util.memory import fit_batch, out_of_memory
 from defend.util.processes import Processes
 from defend.util.tensors import to_host
 
 T = TypeVar("T")
-CPU_PIXELS = 16 * 224 * 224  # at once on a CPU, see `_fit_batch`
 OTHERS = 20  # held-out images that an attack may begin at
 
 
@@ -112,7 +111,7 @@ class Evaluator:
         self._arms, self._dataset, self._settings = arms, dataset, settings
         self._processes, self._journal = processes or Processes(), journal
         task = dataset.task()
-        self.batch_size = _fit_batch(settings, task.height * task.width)
+        self.batch_size = fit_batch(settings.batch_size, task.height * task.width, settings.device)
         self._classes = task.classes
         self._crafter = Crafter(
             arms,
@@ -349,15 +348,6 @@ class Evaluator:
         if self._settings.device.type == "cuda":
             torch.cuda.synchronize(self._settings.device)  # once a batch and stage, outside the attack's loop
         return time.perf_counter()
-
-
-def _fit_batch(settings: EvaluationSettings, pixels: int) -> int:
-    """Return how many images of so many pixels are worked on at once.
-
-    On a CPU a gradient of a resnet18 at 224 px holds 1.9 GB for 64 images, and is no faster an image than for 16.
-    """
-    most = settings.batch_size if settings.device.type != "cpu" else max(CPU_PIXELS // max(pixels, 1), 1)
-    return min(settings.batch_size, most)
 
 
 def _stands(said: Verdict, labels: Tensor) -> Tensor:

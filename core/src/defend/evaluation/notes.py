@@ -23,6 +23,7 @@ def make_notes(
     built: Mapping[str, Built],
     records: Sequence[RowRecord],
     weights: Mapping[str, Mapping[str, Any]],
+    batch_size: int,
 ) -> tuple[str, ...]:
     """Return the notes of a run's report, none where there is nothing to say.
 
@@ -33,10 +34,11 @@ def make_notes(
         built: its parts, with the cards of their weights.
         records: of the rows that are finished.
         weights: what the report says of them, by part.
+        batch_size: in which the images were worked on.
     """
     tag = plugins.find("victim", config.victim).note(built["victim"].config)
     own = [warn_of(part, known) for part, known in weights.items()]
-    notes = (tag, *_note_weights(built, records), *own, _note_budget(config), _note_rounding(config, rows))
+    notes = (tag, *_note_weights(built, records), *own, _note_budget(config), _note_rounding(config, rows, batch_size))
     return tuple(note for note in notes if note)
 
 
@@ -69,11 +71,11 @@ def _note_budget(config: RunConfig) -> str:
     )
 
 
-def _note_rounding(config: RunConfig, rows: Sequence[PlannedRow]) -> str:
+def _note_rounding(config: RunConfig, rows: Sequence[PlannedRow], batch_size: int) -> str:
     """Say where another batch size may change a prediction: draws are an image's own, rounding is the batch's."""
     if not config.purifier or not any(knows_the_defence(each.threat.kind) for each in rows):
         return ""
     return (
-        f"Attacked in batches of {config.batch_size}: another size draws the same numbers for every image but rounds "
+        f"Attacked in batches of {batch_size}: another size draws the same numbers for every image but rounds "
         "otherwise, and sign steps through a purifier amplify that, so single predictions may differ"
     )

@@ -40,11 +40,11 @@ def find_quota(groups: Path = GROUPS, own: Path = OWN_GROUPS) -> float:
 def _own_folders(groups: Path, own: Path) -> Iterator[Path]:
     """Yield the folders of this process's groups and of those around them."""
     try:
-        lines = own.read_text(encoding="utf-8").splitlines()
+        lines = own.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     except OSError:
         return
     for line in lines:
-        _, controllers, path = line.split(":", 2)
+        _, controllers, path = line.split(":", 2) if line.count(":") > 1 else ("", "", "")
         if controllers and "cpu" not in controllers.split(","):
             continue
         # the second version has one tree for all controllers; within a container a tree may begin at its own group

@@ -12,6 +12,13 @@ if TYPE_CHECKING:
 
 SIGNS = ("cannot allocate memory", "failed to map segment", "bad alloc", "bad_alloc", "can't start new thread")
 """What those say that meet a limit of memory: the loader of a library, C++, threads."""
+CPU_PIXELS = 16 * 224 * 224
+"""At once on a CPU: FGSM on a resnet18 at 224 px peaks at 1.94 GB with 64 images, at 1.51 with 16, in the same time."""
+
+
+def fit_batch(images: int, pixels: int, device: torch.device) -> int:
+    """Return how many of the images, of so many pixels each, are worked on at once: on a CPU few large ones."""
+    return images if device.type != "cpu" else min(images, max(CPU_PIXELS // max(pixels, 1), 1))
 
 
 def out_of_memory(error: BaseException) -> bool:
