@@ -42,6 +42,7 @@ class Processes:
         try:
             torch.distributed.all_gather_object(found, value)
         except RuntimeError as error:
+            _ignore_launcher()
             raise ProcessLostError(f"another process of this run is gone ({_first_line(error)})") from None
         return found
 
@@ -80,7 +81,14 @@ def join(device: torch.device) -> tuple[Processes, torch.device]:
 
 
 def _stop(*_: Any) -> None:
+    _ignore_launcher()
     raise ProcessLostError("the launcher stopped this process, as another one failed or the run was ended")
+
+
+def _ignore_launcher() -> None:
+    """Be deaf to the launcher: this process is ending, and a second error would take the place of the first."""
+    if signal.getsignal(signal.SIGTERM) is _stop:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _first_line(error: Exception) -> str:
