@@ -41,7 +41,7 @@ from defend.records.rows import (
 from defend.records.seen import Seen
 from defend.store.store import Store
 from defend.util import interrupts
-from defend.util.memory import fit_batch, out_of_memory
+from defend.util.memory import fit_batch, out_of_memory, release_freed
 from defend.util.processes import Processes
 from defend.util.tensors import to_host
 
@@ -112,6 +112,7 @@ class Evaluator:
         self._processes, self._journal = processes or Processes(), journal
         task = dataset.task()
         self.batch_size = fit_batch(settings.batch_size, task.height * task.width, settings.device)
+        self._large = self.batch_size < settings.batch_size
         self._classes = task.classes
         self._crafter = Crafter(
             arms,
@@ -193,6 +194,8 @@ class Evaluator:
                 if self._settings.device.type == "cuda":
                     torch.cuda.empty_cache()
                 waiting = part.split(self.batch_size) + waiting
+            if self._large:
+                release_freed()
 
     def _judge(self, batch: Batch, plan: PlannedRow, target: Target | None) -> Part:
         images = batch.images

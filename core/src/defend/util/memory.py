@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +22,26 @@ CPU_PIXELS = 16 * 224 * 224
 def fit_batch(images: int, pixels: int, device: torch.device) -> int:
     """Return how many of the images, of so many pixels each, are worked on at once: on a CPU few large ones."""
     return images if device.type != "cpu" else min(images, max(CPU_PIXELS // max(pixels, 1), 1))
+
+
+def release_freed() -> None:
+    """Give memory that was freed back to the system, where glibc would keep it for itself; nothing elsewhere.
+
+    Between batches of large images it keeps more and more: the gaps between what a run holds are too small for the next
+    batch. See `malloc_trim(3)`.
+    """
+    trim = _trim()
+    if trim is not None:
+        trim(0)
+
+
+@functools.cache
+def _trim() -> Callable[[int], object] | None:
+    try:
+        trim: Callable[[int], object] = ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError, TypeError):  # another C library, or Windows
+        return None
+    return trim
 
 
 def out_of_memory(error: BaseException) -> bool:
