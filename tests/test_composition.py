@@ -246,7 +246,8 @@ def test_memory_that_runs_out_halves_the_batch():
 
 
 def test_large_images_are_few_at_a_time_on_a_cpu(monkeypatch):
-    seen = []
+    seen, released = [], []
+    monkeypatch.setattr("defend.evaluation.evaluate.release_freed", lambda: released.append(len(seen)))
 
     class Counting(TinyVictim):
         def forward(self, images):
@@ -266,6 +267,8 @@ def test_large_images_are_few_at_a_time_on_a_cpu(monkeypatch):
         plan = PlannedRow("fgsm", Threat("oblivious", "linf", 0.1), attack, keys, None, UNDEFENDED, judges)
         records.append(evaluator.row(plan))
         assert max(seen) == evaluator.batch_size == (16 if pixels == CPU_PIXELS else 5)
+        # what was freed goes back to the system after each batch of large images
+        assert len(set(released)) == len(released) == (0 if pixels == CPU_PIXELS else 5)
         seen.clear()
     one, other = records
     assert torch.equal(one.keys, other.keys)
