@@ -260,9 +260,10 @@ def test_a_start_that_fails_is_no_time(tmp_path):
 def test_starts_are_held_against_importing_torch(monkeypatch, garbage_stays):
     asked = []
 
-    def process(arguments, folder):
+    def process(arguments, folder, listen=None):
         asked.append(arguments)
-        return lambda: None
+        lines = ("row 1 of 6: clean, 100 images\n", 3.0), ("row 2 of 6: noise\n", 5.0)
+        return lambda: [listen(*line) for line in lines if listen is not None]
 
     monkeypatch.setattr(start, "process", process)
     short, whole = start.run(TINY)
@@ -270,6 +271,18 @@ def test_starts_are_held_against_importing_torch(monkeypatch, garbage_stays):
     assert all(math.isfinite(bar.figure) for bar in short.bars)
     assert asked[-1][:3] == ["-m", "defend", "run"]
     assert not whole.bars  # a look is not the main command
+    assert whole.figures == {"seconds until the first row is begun": 3.0}
+    _, whole = start.run(attrs.evolve(TINY, quick=False))
+    assert [(bar.bound, bar.figure) for bar in whole.bars[1:]] == [(8.0, 5.0)]
+
+
+def test_what_a_start_says_is_heard_as_it_says_it(tmp_path):
+    said = []
+    code = "import sys, time; print('one', file=sys.stderr, flush=True); time.sleep(0.5); print('two', file=sys.stderr)"
+    start.process(["-c", code], str(tmp_path), listen=lambda *line: said.append(line))()
+    (one, after), (two, later) = said
+    assert (one, two) == ("one\n", "two\n")
+    assert later - after > 0.3
 
 
 # Workload 14
