@@ -112,7 +112,6 @@ class Evaluator:
         self._processes, self._journal = processes or Processes(), journal
         task = dataset.task()
         self.batch_size = fit_batch(settings.batch_size, task.height * task.width, settings.device)
-        self._large = self.batch_size < settings.batch_size
         self._classes = task.classes
         self._crafter = Crafter(
             arms,
@@ -194,7 +193,7 @@ class Evaluator:
                 if self._settings.device.type == "cuda":
                     torch.cuda.empty_cache()
                 waiting = part.split(self.batch_size) + waiting
-            if self._large:
+            if self.batch_size < self._settings.batch_size:  # a batch is much of the memory there is
                 release_freed()
 
     def _judge(self, batch: Batch, plan: PlannedRow, target: Target | None) -> Part:
