@@ -13,6 +13,10 @@ from collections.abc import Iterable
 class DefendError(Exception):
     """Base of every error that a user can cause and mend."""
 
+    def __str__(self) -> str:
+        """Return the message in one line, also where it quotes what holds line breaks: a library, a name in a file."""
+        return " ".join(super().__str__().splitlines())
+
 
 class ConfigError(DefendError):
     """A flag, a configuration file or an option holds something that is not accepted."""

@@ -6,7 +6,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from defend.assembly.load import DataSource, open_dataset
@@ -154,6 +154,7 @@ WHOLE = whole()
 
 
 @given(st.integers(0, len(WHOLE) - 1), st.binary(max_size=4), st.booleans())
+@example(WHOLE.rindex(b"y.npy"), b"\n", False)  # an array's name with a line break
 def test_a_damaged_file_is_told_in_a_line(tmp_path_factory, place, junk, cut):
     path = tmp_path_factory.mktemp("a") / "m.npz"
     path.write_bytes(WHOLE[:place] + junk + (b"" if cut else WHOLE[place + len(junk) :]))

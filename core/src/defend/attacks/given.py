@@ -13,7 +13,7 @@ from defend.attacks.balls import measure
 from defend.attacks.options import GivenOptions
 from defend.attacks.rounding import LEVELS
 from defend.attacks.target import Target
-from defend.boundary.arrays import open_archive, read_member
+from defend.boundary.arrays import list_members, open_archive, read_member
 from defend.errors import DataError
 
 ADVERSARIAL, KEYS, CLEAN, NORM, EPS, LABELS = "adversarial", "keys", "clean", "norm", "eps", "labels"
@@ -63,7 +63,7 @@ class GivenFile(Replay):
                 for name in (ADVERSARIAL, KEYS, CLEAN, NORM, EPS, LABELS)
                 if name in archive.files
             }
-            self._said = ", ".join(archive.files)[:200] or "nothing"
+            self._said = list_members(archive)
         norm = config.norm or (str(self._arrays[NORM]) if NORM in self._arrays else "linf")
         if norm not in ("linf", "l2"):
             raise self._fault(f"its norm is {norm!r}: expected linf or l2")

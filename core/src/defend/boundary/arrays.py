@@ -12,6 +12,7 @@ from numpy.lib.npyio import NpzFile
 
 from defend.boundary.calls import say_cause
 from defend.errors import DataError
+from defend.util.printable import escape
 
 IMAGES = "np.savez(FILE, images=..., labels=...)"
 
@@ -50,6 +51,11 @@ def open_archive(path: Path, expected: str = IMAGES) -> Iterator[NpzFile]:
         if not isinstance(archive, NpzFile):
             raise DataError(f"{str(path)!r} holds one array, and no .npz does: name it .npy, beside one of labels")
         yield archive
+
+
+def list_members(archive: NpzFile) -> str:
+    """Return the names of a .npz's arrays as an error may quote them: short, control characters written out."""
+    return escape(", ".join(archive.files)[:200]) or "nothing"
 
 
 def read_member(archive: NpzFile, name: str, path: Path, expected: str = IMAGES) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from defend.boundary.arrays import open_archive, read_member, reading
+from defend.boundary.arrays import list_members, open_archive, read_member, reading
 from defend.datasets.base import Split
 from defend.datasets.classes import read_class_names
 from defend.datasets.given import GivenDataset
@@ -58,7 +58,7 @@ def _read_archive(path: Path) -> dict[str, tuple[Any, Any]]:
                 places.setdefault(split, {}).setdefault(kind, name)
         pairs = {split: known for split, known in places.items() if len(known) == len(("images", "labels"))}
         if not pairs:
-            raise DataError(f"{str(path)!r} holds {', '.join(archive.files)[:200] or 'nothing'}: expected {USUAL}")
+            raise DataError(f"{str(path)!r} holds {list_members(archive)}: expected {USUAL}")
         return {
             split: (read_member(archive, known["images"], path), read_member(archive, known["labels"], path))
             for split, known in pairs.items()
