@@ -394,7 +394,7 @@ def _meet_in_training(place: Path, count: int) -> None:
     """Meet when a training begins, and once more in its course, unless one was refused by then."""
     from defend.training import loop, stage
 
-    fit, built = stage.fit, stage.code_version
+    fit, built = stage.fit_in_course, stage.code_version
 
     def before(*arguments: object) -> object:
         version = built(*arguments)
@@ -407,8 +407,8 @@ def _meet_in_training(place: Path, count: int) -> None:
         time.sleep(0.5)  # the other comes to the folder meanwhile
         return fit(*arguments)
 
-    stage.code_version, stage.fit = before, slowly
-    assert loop.fit is fit
+    stage.code_version, stage.fit_in_course = before, slowly
+    assert loop.fit_in_course is fit
 
 
 def _train_after_killed(folder: Path) -> str:

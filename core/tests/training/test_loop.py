@@ -1,5 +1,6 @@
 """The training loop: resume, several optimisers, precision, errors, the weights file that comes out."""
 
+import contextlib
 import io
 import json
 import os
@@ -18,7 +19,8 @@ from defend.errors import ConfigError, ContractError
 from defend.records.watcher import TrainingWatcher
 from defend.report.progress import TrainingBar
 from defend.train import Loss, Optimiser, Training
-from defend.training.loop import FitSettings, fit
+from defend.training.checkpoint import mark_written
+from defend.training.loop import FitSettings, fit, fit_in_course
 from defend.training.stage import train_stage
 from defend.util.tensors import content_hash
 from defend.weights.card import read_card
@@ -87,6 +89,34 @@ def test_a_checkpoint_of_another_training_is_not_resumed(tmp_path):
     other = Denoise()
     fit(other, tiny_dataset(), FitSettings(seed=5, folder=tmp_path), {"what": "another"})
     assert other.seen == 15
+
+
+def test_other_code_goes_on_with_a_checkpoint_and_says_so(tmp_path):
+    def go_on(version, training):
+        settings = FitSettings(seed=5, folder=tmp_path, checkpoint_seconds=0.0)
+        return fit_in_course(training, tiny_dataset(), settings, {"what": "test"}, version)
+
+    with pytest.raises(KeyboardInterrupt):
+        go_on("1", Denoise(stop_at=4))
+    with pytest.warns(UserWarning, match=r"goes on from step 3, which another version of defend"):  # noqa: SIM117
+        with pytest.raises(KeyboardInterrupt):
+            go_on("2", Denoise(stop_at=4))
+    with pytest.warns(UserWarning, match=r"goes on from step 6.*To begin anew, remove"):
+        assert list(go_on("3", Denoise()).code_changed_at) == [3, 6]
+    whole = go_on("3", Denoise())  # nothing is left to do, and nobody is warned again
+    assert list(whole.code_changed_at) == [3, 6] and whole.figures == {}
+
+
+def test_other_code_trains_anew_what_was_written(tmp_path):
+    first, second, third = Denoise(), Denoise(), Denoise()
+    settings = FitSettings(seed=5, folder=tmp_path, checkpoint_seconds=0.0)
+    fit_in_course(first, tiny_dataset(), settings, {"what": "test"}, "1")
+    mark_written(tmp_path)
+    assert fit_in_course(second, tiny_dataset(), settings, {"what": "test"}, "2").code_changed_at == ()
+    assert second.seen == 15
+    with pytest.warns(UserWarning, match="goes on from step 15"):  # the second's weights were written nowhere
+        fit_in_course(third, tiny_dataset(), settings, {"what": "test"}, "3")
+    assert third.seen == 0
 
 
 def test_a_damaged_checkpoint_is_not_resumed(tmp_path):
@@ -456,3 +486,29 @@ def test_a_training_beside_another_frozen_network_starts_anew(tmp_path, monkeypa
     for _ in range(3):  # the third has another victim
         train_stage("purifier", "toy", tiny_dataset(), settings=FitSettings(device="cpu"), plugins=registry)
     assert [training.seen for training in made] == [5, 0, 5]
+
+
+@pytest.mark.parametrize(("own", "steps", "changed"), [(False, 9, [6]), (True, 15, None)])
+def test_an_upgrade_costs_no_training_but_a_stage_that_changed_begins_anew(tmp_path, monkeypatch, own, steps, changed):
+    from defend import StageSpec
+    from defend.plugins import Entry, Found, Registry
+    from defend.training import stage
+
+    monkeypatch.setenv("DEFEND_CACHE_DIR", str(tmp_path))
+    made = [Denoise(stop_at=7), Denoise()]
+    waiting = iter(made)
+    spec = StageSpec(name="toy", summary="toy", build="builtins:len", train="builtins:len")
+    monkeypatch.setattr(StageSpec, "resolve", lambda self, reference: lambda *about: next(waiting))
+    registry = Registry(entry_points=[])
+    monkeypatch.setattr(registry, "find", lambda stage, name: Found(Entry("purifier", spec, "toy"), None))
+
+    def train_toy():
+        settings = FitSettings(device="cpu", checkpoint_seconds=0.0)
+        return train_stage("purifier", "toy", tiny_dataset(), settings=settings, plugins=registry)[1]
+
+    with pytest.raises(KeyboardInterrupt):
+        train_toy()
+    monkeypatch.setattr(stage, "code_of_stage" if own else "code_version", lambda *modules: "changed")
+    with contextlib.nullcontext() if own else pytest.warns(UserWarning, match="goes on from step 6"):
+        card = train_toy()
+    assert (made[1].seen, card.recipe.get("code_changed_at_step")) == (steps, changed)

@@ -1,7 +1,11 @@
-"""What decides an adversarial batch, as one number: the network, the attack, the images and the code."""
+"""What decides an adversarial batch, as one number: the network, the attack, the images and the code.
+
+And which code a training is of: what its stage is made of, and what stands around that.
+"""
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import functools
 import hashlib
@@ -68,6 +72,59 @@ def code_of(*modules: str) -> dict[str, str]:
     """
     _, _, sources = _code(modules)
     return {root: batch_key(sources=files) for root, files in sorted(sources.items())}
+
+
+def code_of_stage(*modules: str) -> str:
+    """Return a SHA-256 of the code that a stage is made of.
+
+    It covers these modules; what they import of their own package, of core nothing more; and what somebody is editing
+    beside them. The rest, of core and of libraries, is in `code_version`.
+    """
+    own = _own_imports(modules)
+    beside = _helpers({name.partition(".")[0] for name in modules}) - {"defend"}
+    return batch_key(own=own, beside={root: _package_sources(root) for root in beside})
+
+
+def _own_imports(modules: Iterable[str]) -> dict[str, str]:
+    """Return the hashes of the sources of these modules, and of what they import of their own packages but core."""
+    found: dict[str, str] = {}
+    modules = [name for name in modules if name.partition(".")[0] not in sys.stdlib_module_names]
+    waiting = list(modules)
+    while waiting:
+        name = waiting.pop()
+        if name in found:
+            continue
+        try:
+            spec = importlib.util.find_spec(name)
+        except ImportError:  # a name in a module, which is no module of its own
+            spec = None
+        except ValueError:  # a module made by hand has no spec
+            found[name] = _make_unique()
+            continue
+        if spec is None or not spec.has_location or spec.origin is None:
+            found |= {name: _make_unique()} if name in modules else {}
+            continue
+        found[name] = _file_hash(Path(spec.origin))
+        root = name.partition(".")[0]
+        if root == "defend":
+            continue
+        with contextlib.suppress(OSError, ValueError, SyntaxError):  # compiled code has no imports to read
+            tree = ast.parse(Path(spec.origin).read_bytes())
+            package = name if spec.submodule_search_locations is not None else name.rpartition(".")[0]
+            waiting += [each for each in _imports(tree, package) if each.partition(".")[0] == root]
+    return found
+
+
+def _imports(tree: ast.AST, package: str) -> Iterator[str]:
+    """Yield the dotted names that a module's source imports; of "from a import b" both "a" and "a.b"."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package.rsplit(".", node.level - 1)[0] if node.level > 1 else package
+            base = ".".join(part for part in (above if node.level else "", node.module or "") if part)
+            yield base
+            yield from (f"{base}.{alias.name}" for alias in node.names)
 
 
 def _code(modules: Iterable[str]) -> tuple[set[str], dict[str, str], dict[str, dict[str, str]]]:

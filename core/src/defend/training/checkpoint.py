@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from defend.util.sealed import is_whole, to_sealed
 from defend.weights.files import detach
 
 CHECKPOINT = "checkpoint.safetensors"
+WRITTEN = "written"  # beside it once the weights of the whole training are in a file
 
 
 @attrs.define
@@ -54,6 +56,23 @@ def load_modules(modules: Mapping[str, nn.Module], tensors: Mapping[str, Tensor]
         module.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
 
 
+@attrs.frozen
+class Code:
+    """Which code trained what a checkpoint holds.
+
+    Attributes:
+        version: a hash of core and the libraries, see `defend.store.fingerprint.code_version`.
+        changed_at: the steps from which on another version trained than before.
+    """
+
+    version: str = ""
+    changed_at: Sequence[int] = ()
+
+    def now(self, version: str, step: int) -> Code:
+        """Return this with the version that goes on from a step."""
+        return self if version == self.version else Code(version, (*self.changed_at, step))
+
+
 class OtherTrainingError(WeightsError):
     """A checkpoint of a training that differs in what decides its weights."""
 
@@ -64,7 +83,9 @@ class Checkpoint:
     def __init__(self, modules: Mapping[str, nn.Module], optimisers: Mapping[str, Optimiser]) -> None:
         self._modules, self._optimisers = modules, optimisers
 
-    def save(self, path: Path, fingerprint: str, step: int, sums: Mapping[str, Tensor], best: Best) -> None:
+    def save(
+        self, path: Path, fingerprint: str, step: int, sums: Mapping[str, Tensor], best: Best, code: Code | None = None
+    ) -> None:
         tensors: dict[str, Tensor] = {}
         groups, schedules = {}, {}
         for name, module in self._modules.items():
@@ -84,20 +105,26 @@ class Checkpoint:
             "groups": groups,
             "schedules": schedules,
             "best": best.score,
+            "code": attrs.asdict(code or Code()),
         }
         text = json.dumps(header, default=_plain)
         make_folder(path.parent)
         write_bytes(path, to_sealed(detach(tensors), {"state": text}), "checkpoint")
 
-    def load(self, path: Path, fingerprint: str) -> tuple[int, dict[str, Tensor], Best]:
-        """Load a checkpoint; return its step, sums and best weights.
+    def load(
+        self, path: Path, fingerprint: str, version: str | None = None
+    ) -> tuple[int, dict[str, Tensor], Best, Code]:
+        """Load a checkpoint; return its step, sums, best weights and the code that made it.
+
+        `version` is the code that it must be of, None where any will do.
 
         Raises:
             WeightsError: it is damaged, or of another training; nothing was loaded.
         """
         metadata, tensors = _read_whole(path)
         header = parse_json(metadata["state"])
-        if header["fingerprint"] != fingerprint:
+        code = Code(**header["code"])
+        if header["fingerprint"] != fingerprint or version not in (None, code.version):
             raise OtherTrainingError(f"checkpoint {str(path)!r} belongs to another training")
         for name, module in self._modules.items():
             kept = _under(f"module/{name}/", tensors)
@@ -120,7 +147,7 @@ class Checkpoint:
             if optimiser.schedule is not None:
                 optimiser.schedule.load_state_dict(header["schedules"][name])
         best = Best(header.get("best"), _under("best/", tensors))
-        return header["step"], _under("sum/", tensors), best
+        return header["step"], _under("sum/", tensors), best, code
 
 
 def _read_whole(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
@@ -148,11 +175,22 @@ def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 class Keeper:
-    """Keeps a checkpoint now and then, by the first process alone; one that cannot be written is given up."""
+    """Keeps a checkpoint now and then, by the first process alone; one that cannot be written is given up.
+
+    `version` says which code trains. Other code goes on with a checkpoint, so that an upgrade costs no training, and
+    what it keeps says so; but of a training that has ended and whose weights were written it begins anew.
+    """
 
     def __init__(
-        self, state: Checkpoint, folder: Path | None, seconds: float, identity: Mapping[str, Any], writes: bool
+        self,
+        state: Checkpoint,
+        folder: Path | None,
+        seconds: float,
+        identity: Mapping[str, Any],
+        writes: bool,
+        version: str = "",
     ) -> None:
+        self.code = Code(version)
         self._state, self._writes, self._seconds = state, writes, seconds
         self._path = folder / CHECKPOINT if folder else None
         self._fingerprint = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()
@@ -162,26 +200,47 @@ class Keeper:
 
     def load(self) -> tuple[int, dict[str, Tensor], Best]:
         """Return the step, the sums and the best weights so far; none where the checkpoint is no use, which is told."""
-        if self._path is not None and self._path.is_file():
-            try:
-                return self._state.load(self._path, self._fingerprint)
-            except OtherTrainingError:
-                pass
-            except WeightsError as error:
-                warnings.warn(f"{error}: the training begins anew", stacklevel=2)
-        return 0, {}, Best()
+        if self._path is None or not self._path.is_file():
+            return 0, {}, Best()
+        written, version = self._path.with_name(WRITTEN).exists(), self.code.version
+        try:
+            step, sums, best, code = self._state.load(self._path, self._fingerprint, version if written else None)
+        except OtherTrainingError:
+            return 0, {}, Best()
+        except WeightsError as error:
+            warnings.warn(f"{error}: the training begins anew", stacklevel=2)
+            return 0, {}, Best()
+        self.code = code.now(version, step)
+        if self.code != code and self._writes:
+            warnings.warn(
+                f"this training goes on from step {step}, which another version of defend or of a library under it had "
+                f"come to; the card will say so. To begin anew, remove {str(self._path.parent)!r}",
+                stacklevel=2,
+            )
+        return step, sums, best
 
     def keep(self, step: int, sums: Mapping[str, Tensor], best: Best, always: bool) -> None:
         due = always or time.monotonic() - self._saved >= self._seconds
         if self._path is None or not self._writes or not due:
             return
         try:
-            self._state.save(self._path, self._fingerprint, step, sums, best)
-        except (DefendError, RuntimeError, TypeError, ValueError) as error:
+            self._path.with_name(WRITTEN).unlink(missing_ok=True)  # of the training before
+            self._state.save(self._path, self._fingerprint, step, sums, best, self.code)
+        except (DefendError, OSError, RuntimeError, TypeError, ValueError) as error:
             said = (str(error).strip().splitlines() or [type(error).__name__])[0]
             warnings.warn(f"no checkpoint is kept of this training: {said}", stacklevel=2)
             self._path = None
         self._saved = time.monotonic()
+
+
+def mark_written(folder: Path) -> None:
+    """Note beside a checkpoint that the weights of its training are in a file; one that cannot be written is given up.
+
+    Other code then has nothing to go on with: the same command trains anew.
+    """
+    with contextlib.suppress(WriteError):
+        if (folder / CHECKPOINT).is_file():
+            write_text(folder / WRITTEN, "", "note of what is written")
 
 
 class MetricsFile:

@@ -66,12 +66,28 @@ class FitSettings:
     progress: TrainingWatcher = attrs.field(factory=TrainingWatcher)
 
 
+@attrs.frozen
+class Fitted:
+    """What a training came to: its figures, and the steps from which on other code trained than before."""
+
+    figures: dict[str, float]
+    code_changed_at: Sequence[int] = ()
+
+
 def fit(
     training: Training, dataset: ImageDataset, settings: FitSettings, identity: Mapping[str, Any]
 ) -> dict[str, float]:
-    """Train, round the kept module to what a file stores, let the stage finish; return its figures.
+    """Train as `fit_in_course` does; return the figures."""
+    return fit_in_course(training, dataset, settings, identity).figures
 
-    `identity` says which training this is: a checkpoint of another identity is not resumed.
+
+def fit_in_course(
+    training: Training, dataset: ImageDataset, settings: FitSettings, identity: Mapping[str, Any], version: str = ""
+) -> Fitted:
+    """Train, round the kept module to what a file stores, let the stage finish; return what came of it.
+
+    `identity` says which training this is: a checkpoint of another identity is not resumed. `version` says which code
+    trains: a checkpoint of another version is, with a warning.
 
     A checkpoint that cannot be written costs no training: a warning says so once, and the training goes on.
 
@@ -83,10 +99,10 @@ def fit(
         WeightsError: part of the module's state is no tensor that a file could hold.
     """
     with interrupts.careful():
-        course = _Course(training, dataset, settings, identity)
+        course = _Course(training, dataset, settings, identity, version)
         for epoch in course.left():
             course.run(epoch)
-        return course.finish()
+        return Fitted(course.finish(), course.code_changed_at)
 
 
 def _start(settings: FitSettings) -> Accelerator:
@@ -161,7 +177,12 @@ class _Course:
     """
 
     def __init__(
-        self, training: Training, dataset: ImageDataset, settings: FitSettings, identity: Mapping[str, Any]
+        self,
+        training: Training,
+        dataset: ImageDataset,
+        settings: FitSettings,
+        identity: Mapping[str, Any],
+        version: str,
     ) -> None:
         self._training, self._dataset, self._settings = training, dataset, settings
         self._who = f"training {identity['stage']} {identity['name']}" if "stage" in identity else "this training"
@@ -183,13 +204,18 @@ class _Course:
         # not the schedules: accelerate would step them once a process, and their length is counted in batches
         self._prepared = {name: accelerator.prepare(each.optimizer) for name, each in self._optimisers.items()}
         self._keeper = Keeper(
-            state, settings.folder, settings.checkpoint_seconds, identity, writes=accelerator.is_main_process
+            state, settings.folder, settings.checkpoint_seconds, identity, accelerator.is_main_process, version
         )
         self.step, self.sums, self.best = self._keeper.load()
         self._minimised = self.step > 0
         # of a training that goes on the first weights are not known, and it moved them
         self._first = "" if self.step else _hash(self._networks)
         self._log = MetricsFile(settings.folder if accelerator.is_main_process else None, steps_done=self.step)
+
+    @property
+    def code_changed_at(self) -> Sequence[int]:
+        """The steps from which on other code trained than before."""
+        return self._keeper.code.changed_at
 
     def left(self) -> range:
         """Return the epochs that are not done."""

@@ -20,13 +20,13 @@ from defend.errors import ConfigError, ContractError, WriteError, did_you_mean
 from defend.options import describe, make
 from defend.plugins import Found, Registry, registry
 from defend.stages import Stage, Task
-from defend.store.fingerprint import code_version
+from defend.store.fingerprint import code_of_stage, code_version
 from defend.train import Training
 from defend.training.aim import check_victims
-from defend.training.checkpoint import CHECKPOINT
+from defend.training.checkpoint import CHECKPOINT, mark_written
 from defend.training.contract import TrainedError, blame
 from defend.training.denoising import measure_denoising
-from defend.training.loop import FitSettings, fit
+from defend.training.loop import FitSettings, fit_in_course
 from defend.util.files import cache_dir, check_writable, make_folder, place_plainly
 from defend.util.launch import place
 from defend.util.lock import hold
@@ -93,6 +93,8 @@ def train_stage(
     training = found.call("train", config, recipe, task, *around)
     if not isinstance(training, Training):
         raise ConfigError(f"{stage} {name}: `train` returned {type(training).__name__}, expected a Training")
+    made_of = {spec.train.partition(":")[0], spec.config.__module__}
+    made_of |= {each.__module__ for each in type(training).__mro__} - {"builtins", "abc", Training.__module__}
     identity = {
         "stage": stage,
         "name": found.name,
@@ -103,8 +105,8 @@ def train_stage(
         "recipe": attrs.asdict(recipe),
         **tuned,
         "frozen": {part: content_hash(module.state_dict()) for part, module in training.frozen.items()},
-        # so that a checkpoint of other code is not resumed
-        "code": code_version(spec.train.partition(":")[0], spec.config.__module__, type(training).__module__),
+        # whoever changes the stage begins another training
+        "code": code_of_stage(*made_of),
     }
     key = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:16]
     path = out or cached_path(stage, filed_as, dataset.filed_as, edition)
@@ -112,7 +114,7 @@ def train_stage(
     filed = f"{stage}-{plain(filed_as)}-{dataset.filed_as}-{key}"
     folder = place_plainly(cache_dir() / "training", filed, f"the training of {stage} {name}")
 
-    def describe_weights(figures: Mapping[str, float], **more: str) -> Card:
+    def describe_weights(figures: Mapping[str, float], **more: Any) -> Card:
         return new_card(
             found,
             config,
@@ -133,7 +135,9 @@ def train_stage(
 
     with _hold(folder, f"the training of {stage} {name} on {dataset.name}"):
         try:
-            figures = fit(training, dataset, attrs.evolve(how, device=device, folder=folder), identity)
+            settings = attrs.evolve(how, device=device, folder=folder)
+            fitted = fit_in_course(training, dataset, settings, identity, code_version(*made_of))
+            figures = dict(fitted.figures)
             if stage == "purifier":
                 with blame(f"the training of {stage} {name}", "forward", trained=True):
                     figures |= measure_denoising(training.stage, dataset, torch.device(device))
@@ -147,12 +151,15 @@ def train_stage(
                 f"{error}; the weights, as they were trained until then, are kept: --{flag}-weights {kept} takes "
                 "them, and the same command tries again from there"
             ) from error
+    changed = {"code_changed_at_step": list(fitted.code_changed_at)} if fitted.code_changed_at else {}
     try:
-        return path, save(path, training.stage, describe_weights(figures))
+        card = save(path, training.stage, describe_weights(figures, **changed))
     except WriteError as error:
         there = (folder / CHECKPOINT).is_file()
         way = "what was trained is kept, and the same command goes on from there" if there else "no checkpoint is kept"
         raise WriteError(f"{error}; {way}, with another --out too") from None
+    mark_written(folder)
+    return path, card
 
 
 @contextlib.contextmanager
