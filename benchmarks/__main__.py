@@ -40,6 +40,7 @@ WORKLOADS = (
     "small_maps",
     "others",
     "neighbours",
+    "small_files",
 )
 DISTRIBUTIONS = {"art": "adversarial-robustness-toolbox"}
 VERSIONS = ("defend-core", "torch", "torchvision", "timm", "numpy", *(DISTRIBUTIONS.get(peer, peer) for peer in PEERS))

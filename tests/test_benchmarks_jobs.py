@@ -18,6 +18,7 @@ from benchmarks import (
     others,
     peers,
     purifiers,
+    small_files,
     small_maps,
     start,
     thousand,
@@ -356,6 +357,19 @@ def test_other_logits_are_no_contest(images, monkeypatch, garbage_stays):
     monkeypatch.setattr(small_maps, "convolve", lambda network: nn.Sequential(network, nn.Softmax(1)))
     with pytest.raises(ArithmeticError, match="other logits"):
         small_maps.contest(TINY, small_network(), images)
+
+
+# Workload 15
+
+
+def test_small_files_are_opened_and_hashed_to_the_same_both_ways(garbage_stays, tmp_path):
+    opened, small, large = small_files.run(TINY)
+    assert [len(each.timings) for each in (opened, small, large)] == [2, 2, 2]
+    assert "40 files of 3 kB; the other way is in threads" in small.title and "one after the other" in large.title
+    files = small_files.write_images(tmp_path, 4)
+    decoded = small_files.decode_in_threads(files)
+    assert decoded.shape == (4, 3, 32, 32)
+    assert small_files.hash_in_threads(files) == small_files.hash_in_order(files) and len(set(files)) == 4
 
 
 # Workload 13

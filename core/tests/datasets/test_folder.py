@@ -300,7 +300,7 @@ def test_hashes_of_many_bytes_are_remembered_until_a_file_changes(tmp_path, monk
     for file in files:
         file.write_bytes(b"one")
     first = digests_of(files)
-    monkeypatch.setattr("defend.datasets.digests._digest", lambda path: pytest.fail("read again"))
+    monkeypatch.setattr("defend.datasets.digests.hash_file", lambda path: pytest.fail("read again"))
     assert digests_of(files) == first and len(first) == 64
     monkeypatch.undo()
     monkeypatch.setattr("defend.datasets.digests.REMEMBERED", 1)
