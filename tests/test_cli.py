@@ -224,6 +224,20 @@ def test_predict_shows_a_table_and_takes_other_sizes(defend, tmp_path):
     assert "odd.png" in answer.out
 
 
+def test_an_image_that_cannot_be_read_takes_no_answer_with_it(defend, digit, tmp_path, monkeypatch):
+    monkeypatch.setattr("defend.deploy.predict.BATCH", 1)
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    files = [*digit][:2]
+    answer = defend("predict", *files, tmp_path / "broken.png", "--victim", "resnet18", "--json")
+    assert answer.code == 2 and "broken.png" in answer.error
+    assert [row["image"] for row in answer.json] == [str(file) for file in files]
+
+
+@pytest.mark.parametrize("given", [["--set", "jpge.quality=1"], ["--detector-weights", "nowhere.safetensors"]])
+def test_predict_refuses_options_and_weights_of_what_is_no_part_of_it(refused, digit, given):
+    assert "which this defence does not have" in refused("predict", next(iter(digit)), "--victim", "resnet18", *given)
+
+
 def test_train_writes_weights_that_run_finds(defend, tmp_path):
     answer = defend(
         "train",

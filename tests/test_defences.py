@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,11 @@ import pytest
 import defend
 from defend.checks import CHECKS
 from defend.evaluation.runner import run, run_arms
+from defend.plugins import registry
 from defend.values.run_config import RunConfig
 from defend.values.toml import alternatives
 from defend.weights.card import read_card
+from defend.weights.find import cached_path, locate
 
 HOOKS = """
 from defend import StageSpec, hookimpl, option, options
@@ -168,6 +171,21 @@ def test_fpr_is_refused_without_a_detector_and_where_it_cannot_be_shown(refused)
     assert "no detector to calibrate" in refused(*ONE_ROW, "--fpr", "0.01")
     line = refused(*ONE_ROW, "--detector", "change", "--fpr", "0.001")
     assert "needs at least 1000 held-out clean images, and there are 200" in line
+
+
+def test_a_threshold_of_an_edition_is_filed_under_it(defend):
+    """And is what the same flags find afterwards; whoever names no edition has the usual weights as before."""
+    shipped = locate(registry().find("purifier", "puvae"), "digits")
+    paper = cached_path("purifier", "puvae", "digits", "paper")
+    paper.parent.mkdir(parents=True)
+    shutil.copy(shipped, paper)
+    flags = ("calibrate", "--detector", "puvae", "--fpr", "0.1", "--json", "--quiet")
+    kept = defend(*flags, "--detector-weights", "+paper")
+    assert kept.code == 0, kept.error
+    assert kept.json["path"] == str(cached_path("detector", "puvae", "digits", "paper"))
+    found = registry().find("detector", "puvae")
+    assert str(locate(found, "digits", "+paper")) == kept.json["path"]
+    assert locate(found, "digits") == shipped
 
 
 def test_calibrate_keeps_the_threshold_for_later_runs(defend):

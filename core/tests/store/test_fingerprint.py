@@ -4,9 +4,13 @@ import importlib
 import sys
 from types import ModuleType
 
+import attrs
 import pytest
+import torch
+from torch import nn
 
-from defend.store.fingerprint import _is_edited, code_of_stage
+from defend.store import fingerprint
+from defend.store.fingerprint import _is_edited, code_of_stage, use_hash
 
 
 @pytest.mark.parametrize(
@@ -54,10 +58,57 @@ def test_a_stage_is_made_of_what_its_modules_import_of_their_package(tmp_path, m
         del sys.modules[name]
 
 
-def test_of_core_a_stage_is_made_of_the_modules_that_are_named_alone():
+def test_of_core_a_stage_is_made_of_what_its_modules_import_of_their_folder():
     victim = code_of_stage("defend.victims.training")
     assert victim == code_of_stage("defend.victims.training") != code_of_stage("defend.finetuners.adversarial")
+    own = fingerprint._own_imports(["defend.finetuners.adversarial"])
+    assert {"defend.finetuners.adversarial", "defend.finetuners.rules"} <= own.keys()
+    assert all(name.startswith("defend.finetuners.") for name in own), "its attacks and data sets are around it"
 
 
 def test_code_that_nobody_can_read_is_like_no_other():
     assert code_of_stage("no.such_module") != code_of_stage("no.such_module")
+
+
+@attrs.frozen
+class Quality:
+    value: int
+
+
+class Holder:
+    """A plain object of somebody's own."""
+
+    def __init__(self, value):
+        self.value, self.itself = value, self
+
+
+class Used(nn.Module):
+    def __init__(self, held=None, mean=0.0, kept=0.0):
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+        nn.init.constant_(self.layer.weight, 1.0)
+        nn.init.constant_(self.layer.bias, mean)
+        self.held = held
+        self.register_buffer("kept", torch.tensor(kept), persistent=False)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"mean": 1.0}, {"mean": 2.0}),
+        ({"kept": 1.0}, {"kept": 2.0}),
+        ({"held": 75}, {"held": 5}),
+        ({"held": [{"a": (1, None)}]}, {"held": [{"a": (1, 2)}]}),
+        ({"held": torch.zeros(2)}, {"held": torch.ones(2)}),
+        ({"held": Quality(1)}, {"held": Quality(2)}),
+        ({"held": Holder(1)}, {"held": Holder(2)}),
+        ({"held": lambda x: x + 1}, {"held": lambda x: x + 2}),
+    ],
+)
+def test_a_network_that_is_used_is_told_apart_by_all_that_it_holds(one, other):
+    assert use_hash(Used(**one)) == use_hash(Used(**one)) != use_hash(Used(**other))
+
+
+def test_a_network_that_is_used_may_hold_what_no_hash_can_take():
+    alike = Used(held=object()), Used(held=iter(())), Used(held=object()).eval().requires_grad_(False)
+    assert len({use_hash(each) for each in alike}) == 1

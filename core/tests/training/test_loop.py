@@ -15,11 +15,11 @@ from rich.console import Console
 from torch import nn
 
 from defend.datasets.base import MemoryDataset
-from defend.errors import ConfigError, ContractError
+from defend.errors import ConfigError, ContractError, DataError, WriteError
 from defend.records.watcher import TrainingWatcher
 from defend.report.progress import TrainingBar
 from defend.train import Loss, Optimiser, Training
-from defend.training.checkpoint import mark_written
+from defend.training.checkpoint import Best, Checkpoint, Keeper, Length, mark_written
 from defend.training.loop import FitSettings, fit, fit_in_course
 from defend.training.stage import train_stage
 from defend.util.tensors import content_hash
@@ -117,6 +117,51 @@ def test_other_code_trains_anew_what_was_written(tmp_path):
     with pytest.warns(UserWarning, match="goes on from step 15"):  # the second's weights were written nowhere
         fit_in_course(third, tiny_dataset(), settings, {"what": "test"}, "3")
     assert third.seen == 0
+
+
+def test_what_was_written_is_not_taken_for_another_codes(tmp_path, monkeypatch):
+    """Not even where that could not write its first checkpoint, as the disk was full."""
+    settings = FitSettings(seed=5, folder=tmp_path, checkpoint_seconds=0.0)
+
+    def go_on(version, training):
+        return fit_in_course(training, tiny_dataset(), settings, {"what": "test"}, version)
+
+    go_on("1", Denoise())
+    mark_written(tmp_path)
+    again, third = Denoise(), Denoise()
+    go_on("1", again)
+    with monkeypatch.context() as full:
+        full.setattr("defend.training.checkpoint.write_bytes", lambda *about: (_ for _ in ()).throw(WriteError("full")))
+        with pytest.warns(UserWarning, match="no checkpoint is kept"), pytest.raises(KeyboardInterrupt):
+            go_on("2", Denoise(stop_at=4))
+    assert go_on("2", third).code_changed_at == ()
+    assert (again.seen, third.seen) == (0, 15)
+
+
+def test_a_training_does_not_go_on_in_processes_that_take_another_number_of_steps(tmp_path):
+    state = Checkpoint({}, {})
+    Keeper(state, tmp_path, 0, {}, True, "", Length(1, 136)).keep(7, {}, Best(), always=True)
+    assert Keeper(state, tmp_path, 0, {}, True, "", Length(2, 136)).load()[0] == 7
+    with pytest.raises(ConfigError, match="begun in 1 process, and takes 136 steps so, but 144 in 3 processes"):
+        Keeper(state, tmp_path, 0, {}, True, "", Length(3, 144)).load()
+
+
+def test_a_split_that_a_training_lacks_is_told_before_its_first_step():
+    whole = tiny_dataset()
+    images = {split: whole.pixels(split, torch.device("cpu")) for split in ("train", "test")}
+    alone = MemoryDataset("alone", whole.classes, images, {split: whole.labels(split) for split in images})
+    with pytest.raises(DataError, match="data set alone has no val images"):
+        train_stage("victim", "mlp", alone, settings=FitSettings(device="cpu"))
+
+
+def test_a_victim_is_measured_on_the_splits_that_there_are(tmp_path):
+    whole = tiny_dataset()
+    images = {split: whole.pixels(split, torch.device("cpu")) for split in ("train", "val")}
+    alone = MemoryDataset("alone", whole.classes, images, {split: whole.labels(split) for split in images})
+    _, card = train_stage(
+        "victim", "resnet10t", alone, options={"epochs": 1}, settings=FitSettings(device="cpu"), out=tmp_path / "w"
+    )
+    assert set(card.figures) == {"val_accuracy"}
 
 
 def test_a_damaged_checkpoint_is_not_resumed(tmp_path):
@@ -474,8 +519,11 @@ def test_a_training_beside_another_frozen_network_starts_anew(tmp_path, monkeypa
 
     def described(config, recipe, task):
         training = Denoise(epochs=1)
-        training.frozen = {"victim": nn.Conv2d(1, 1, 1).requires_grad_(False)}
-        nn.init.constant_(training.frozen["victim"].weight, len(made) // 2)
+        victim = nn.Conv2d(1, 1, 1).requires_grad_(False)
+        nn.init.constant_(victim.weight, len(made) // 2)
+        nn.init.zeros_(victim.bias)
+        victim.quality = len(made) // 3  # which its state does not hold
+        training.frozen = {"victim": victim}
         made.append(training)
         return training
 
@@ -483,9 +531,9 @@ def test_a_training_beside_another_frozen_network_starts_anew(tmp_path, monkeypa
     monkeypatch.setattr(StageSpec, "resolve", lambda self, reference: described)
     registry = Registry(entry_points=[])
     monkeypatch.setattr(registry, "find", lambda stage, name: Found(Entry("purifier", spec, "toy"), None))
-    for _ in range(3):  # the third has another victim
+    for _ in range(4):  # the third has another victim, and so has the fourth
         train_stage("purifier", "toy", tiny_dataset(), settings=FitSettings(device="cpu"), plugins=registry)
-    assert [training.seen for training in made] == [5, 0, 5]
+    assert [training.seen for training in made] == [5, 0, 5, 5]
 
 
 @pytest.mark.parametrize(("own", "steps", "changed"), [(False, 9, [6]), (True, 15, None)])

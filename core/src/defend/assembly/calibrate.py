@@ -18,6 +18,7 @@ from defend.randomness import keyed
 from defend.util.memory import fit_batch
 from defend.util.metrics import check_rate, threshold_at
 from defend.util.processes import resolve_device
+from defend.values.editions import edition_of
 from defend.values.report import Calibration
 from defend.weights.card import new_card
 from defend.weights.files import save
@@ -144,6 +145,6 @@ def calibrate_part(
             "val_rejected": calibration.measured,
         },
     )
-    path = out or cached_path("detector", part.found.name, dataset.filed_as)
+    path = out or cached_path("detector", part.found.name, dataset.filed_as, edition_of(part.weights))
     save(path, built.module, card)
     return path, calibration

@@ -195,6 +195,8 @@ def load_defence(
         DefendError: whatever is wrong with a name, an option or the weights, in one line.
     """
     composition = Composition.of(victim, purifier, detector, finetune, options=options, weights=weights)
+    composition.check_keys("options", options or (), {"dataset"}, "this defence")
+    composition.check_keys("weights", weights or (), (), "this defence")
     source = DataSource(dataset, data_dir, (options or {}).get("dataset", {}))
     return build_defence(composition, find_task(composition, source)[0], device)
 

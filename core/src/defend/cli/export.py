@@ -28,7 +28,7 @@ def export_command(
     with show_waiting(open_console(stderr=True), quiet=as_json, what="exporting"):
         from defend.deploy.export import export_defence
 
-        made = export_defence(out, *resolve_defence(victim, settings, values, strictly=True), fpr)
+        made = export_defence(out, *resolve_defence(victim, settings, values), fpr)
     if as_json:
         print_json(made.as_dict())
         return

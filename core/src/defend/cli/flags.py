@@ -128,14 +128,12 @@ def take_classes(values: dict[str, Any], options: dict[str, Any]) -> None:
         options[CLASS_NAMES] = value
 
 
-def resolve_defence(
-    victim: str, settings: Sequence[str], values: dict[str, Any], *, strictly: bool = False
-) -> tuple[Composition, DataSource]:
+def resolve_defence(victim: str, settings: Sequence[str], values: dict[str, Any]) -> tuple[Composition, DataSource]:
     """Return the defence that the values of PARTS name, and where its images come from.
 
     Raises:
-        ConfigError: several purifiers that are no sequence, or a setting that is none; and, if `strictly`, options or
-            weights of what is no part of it.
+        ConfigError: several purifiers that are no sequence; a setting that is none; or options or weights of what is no
+            part of it.
     """
     from defend.assembly.composition import Composition
     from defend.assembly.load import DataSource
@@ -148,9 +146,8 @@ def resolve_defence(
     purifier = purifiers[0] if purifiers else None
     names = {"victim": victim, "purifier": purifier, "detector": values["detector"], "finetune": values["finetune"]}
     composition = Composition.of(**names, options=options, weights=weights)
-    if strictly:
-        composition.check_keys("options", options, {"dataset"}, "this defence")
-        composition.check_keys("weights", weights, (), "this defence")
+    composition.check_keys("options", options, {"dataset"}, "this defence")
+    composition.check_keys("weights", weights, (), "this defence")
     return composition, DataSource(values["dataset"] or "digits", values["data_dir"], options.get("dataset", {}))
 
 

@@ -11,7 +11,7 @@ import click
 from defend.cli.flags import DEVICE, JSON, ONE_VICTIM, PARTS, PATH, SET, print_json, resolve_defence
 from defend.cli.say import say
 from defend.cli.usage import OUTPUT, command, option
-from defend.report.progress import open_console, show_waiting
+from defend.report.progress import open_console, show_count, show_waiting
 
 SAVE = option("--save DIR", "Write the purified images here.", type=PATH)
 INVERT = option("--invert", "Invert the images first: dark on light to light on dark.")
@@ -36,16 +36,21 @@ def predict_command(
 
     Images are scaled to the data set's size (the shorter side), cropped to its centre, grey or colour.
     """
-    with show_waiting(open_console(stderr=True), quiet=as_json):
+    console = open_console(stderr=True)
+    with show_waiting(console, quiet=as_json):
         from defend.deploy.predict import predict
 
         composition, source = resolve_defence(victim, settings, values)
-    rows = predict(images, composition, source, device=device or "cpu", save=save, invert=invert)
-    if as_json:
-        print_json(rows)
-        return
-    _print_table(rows)
-    if save is not None:
+    rows: list[dict[str, Any]] = []
+    try:
+        with show_count(console, "judging images", len(images), quiet=as_json) as progress:
+            for row in predict(images, composition, source, device=device or "cpu", save=save, invert=invert):
+                rows.append(row)
+                progress(1)
+    finally:  # an image that cannot be read takes no answer with it
+        if rows:
+            (print_json if as_json else _print_table)(rows)
+    if save is not None and not as_json:
         say(f"Purified images written to {save}")
 
 

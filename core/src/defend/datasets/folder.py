@@ -296,7 +296,7 @@ class FolderDataset(ImageDataset):
         return self._origins[split]
 
     def duplicates(self) -> Duplicates | None:
-        if self._duplicates is None:
+        if self._duplicates is None and self.has("test"):
             self._duplicates = self._twins()
         return self._duplicates
 

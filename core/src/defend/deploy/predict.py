@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from defend.util.files import make_folder, shorten, sweep
 from defend.util.images import read_image, write_image
 from defend.util.processes import resolve_device
 
+BATCH = 64  # images read and judged at once
 LONGEST_STEM = 200  # bytes of an image's name that its purified form's name begins with
 
 
@@ -29,9 +30,8 @@ def predict(
     device: str = "cpu",
     save: Path | None = None,
     invert: bool = False,
-    batch_size: int = 64,
-) -> list[dict[str, Any]]:
-    """Classify image files with and without the defence.
+) -> Iterator[dict[str, Any]]:
+    """Classify image files with and without the defence, a batch at a time.
 
     Args:
         files: images of any size and mode; scaled and cropped to the data set's shape.
@@ -40,9 +40,8 @@ def predict(
         device: "auto", "cpu", "cuda", ...
         save: a folder for the purified images, made if missing.
         invert: use 1 - image.
-        batch_size: images judged at once.
 
-    Returns:
+    Yields:
         One dictionary a file: image, undefended and defended {label, confidence, accepted}, changed
         {mean, most} (absolute, in [0,1] units), purified (the file written, or None).
 
@@ -50,9 +49,6 @@ def predict(
         DefendError: a file that is no image (named), or anything `defend.load` refuses.
     """
     task, classes = find_task(composition, source)
-    pixels = torch.stack([_fit(read_image(file, task.channels), task) for file in files])
-    images = pixels.float() / 255
-    images = 1 - images if invert else images
     if save is not None:
         make_folder(save, "--save")
         sweep(save)
@@ -62,30 +58,33 @@ def predict(
     if composition.of_stage("finetuner"):  # undefended means the victim as it was
         bare = build_defence(composition.of_victim(), task, device)
     place = resolve_device(device)
-    rows: list[dict[str, Any]] = []
-    for start in range(0, len(files), batch_size):
-        part = images[start : start + batch_size].to(place)
-        keys = torch.arange(start, start + len(part), device=place)
-        before = bare.judge(part)
+    for start in range(0, len(files), BATCH):
+        part = files[start : start + BATCH]
+        images = _read(part, task, invert).to(place)
+        keys = torch.arange(start, start + len(images), device=place)
+        before = bare.judge(images)
         with keyed(keys, seed=0, stream="defender"):
-            after = defence.judge(part)
-        change = (after.purified - part).abs().flatten(1)
-        for index in range(len(part)):
-            file = files[start + index]
+            after = defence.judge(images)
+        change = (after.purified - images).abs().flatten(1)
+        for index, file in enumerate(part):
             written = None
             if save is not None:
                 written = save / f"{start + index:04d}-{shorten(file.stem, LONGEST_STEM)}-purified.png"
                 write_image(written, after.purified[index])
-            rows.append(
-                {
-                    "image": str(file),
-                    "undefended": _said(before.labels, before.confidence, before.accepted, index, classes),
-                    "defended": _said(after.labels, after.confidence, after.accepted, index, classes),
-                    "changed": {"mean": float(change[index].mean()), "most": float(change[index].max())},
-                    "purified": str(written) if written else None,
-                }
-            )
-    return rows
+            yield {
+                "image": str(file),
+                "undefended": _said(before.labels, before.confidence, before.accepted, index, classes),
+                "defended": _said(after.labels, after.confidence, after.accepted, index, classes),
+                "changed": {"mean": float(change[index].mean()), "most": float(change[index].max())},
+                "purified": str(written) if written else None,
+            }
+
+
+def _read(files: Sequence[Path], task: Task, invert: bool) -> Tensor:
+    """Return images float32 [B,C,H,W] in [0,1]."""
+    pixels = torch.stack([_fit(read_image(file, task.channels), task) for file in files])
+    images = pixels.float() / 255
+    return 1 - images if invert else images
 
 
 def _fit(image: Tensor, task: Task) -> Tensor:

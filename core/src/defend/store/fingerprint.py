@@ -19,6 +19,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import attrs
+
 from defend.hookspecs import GROUP
 
 if TYPE_CHECKING:
@@ -46,6 +48,68 @@ def module_hash(module: nn.Module) -> str:
     results are rounded. Not in it: the device, and library code that no class of it comes from, see `code_version`.
     """
     return _Hasher().of(module).hex()
+
+
+def use_hash(module: nn.Module) -> str:
+    """Return a SHA-256 of a network that a training uses as it stands, the same for every version of `defend`.
+
+    Parameters and all buffers; of each part its class and plain attributes (a quality, a mean, a config), which need
+    not lie in the state; and the source of classes and functions that somebody is editing.
+    """
+    hasher = _Hasher()
+    of_every_module = {*vars(hasher.empty), "stage_name"}
+    parts = {}
+    for name, part in module.named_modules():
+        attributes = {key: value for key, value in vars(part).items() if key not in of_every_module}
+        kept = {key: _keep_plain(value, hasher) for key, value in attributes.items()}
+        kept = {key: value for key, value in kept.items() if value is not _NO_DATA}
+        kind = type(part)
+        parts[name] = kind.__module__, kind.__qualname__, _source_if_edited(kind), kept
+    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    return hasher.of((parts, {name: value.detach() for name, value in tensors.items()})).hex()
+
+
+DEEPEST = 8  # levels of an attribute
+_NO_DATA = object()
+
+
+def _keep_plain(value: Any, hasher: _Hasher, depth: int = 0) -> Any:
+    """Return what a hash can take of an attribute: data, however nested, and what somebody is editing."""
+    if value is None or isinstance(value, bool | int | float | complex | str | bytes | hasher.tensor):
+        return value
+    if isinstance(value, types.FunctionType):
+        return value.__code__ if _source_if_edited(value) is not None else _NO_DATA
+    if depth > DEEPEST:  # objects may hold each other
+        return _NO_DATA
+    if attrs.has(type(value)):
+        value = {field.name: getattr(value, field.name) for field in attrs.fields(type(value))}
+    elif hasattr(value, "__dict__") and (source := _source_if_edited(type(value))) is not None:
+        value = {**vars(value), "": source}
+    if isinstance(value, dict):
+        items: Any = {
+            key: _keep_plain(each, hasher, depth + 1) for key, each in value.items() if isinstance(key, str | int)
+        }
+        return {key: each for key, each in items.items() if each is not _NO_DATA}
+    if isinstance(value, list | tuple | set | frozenset):
+        items = [_keep_plain(each, hasher, depth + 1) for each in value]
+        items = [each for each in items if each is not _NO_DATA]
+        return items if isinstance(value, list | tuple) else sorted(items, key=repr)
+    return _NO_DATA
+
+
+def _source_if_edited(thing: Any) -> Any:
+    """Return what tells one version of a class or function from another, None of core's and of what is installed.
+
+    The file that it is in. Of what a script or a notebook defines, or has no file, its own code: the rest of a script
+    changes often.
+    """
+    module = str(getattr(thing, "__module__", None) or "builtins")
+    root = module.partition(".")[0]
+    if root == "defend" or root in sys.stdlib_module_names - {"__main__"}:
+        return None
+    if root == "__main__" or getattr(sys.modules.get(root), "__file__", None) is None:
+        return [value.__code__ for value in vars(thing).values() if isinstance(value, types.FunctionType)]
+    return _module_source(module) if _is_edited(root) else None
 
 
 @functools.cache
@@ -77,8 +141,8 @@ def code_of(*modules: str) -> dict[str, str]:
 def code_of_stage(*modules: str) -> str:
     """Return a SHA-256 of the code that a stage is made of.
 
-    It covers these modules; what they import of their own package, of core nothing more; and what somebody is editing
-    beside them. The rest, of core and of libraries, is in `code_version`.
+    It covers these modules; what they import of their own package, of core's folder that they are in; and what somebody
+    is editing beside them. The rest, of core and of libraries, is in `code_version`.
     """
     own = _own_imports(modules)
     beside = _helpers({name.partition(".")[0] for name in modules}) - {"defend"}
@@ -86,7 +150,7 @@ def code_of_stage(*modules: str) -> str:
 
 
 def _own_imports(modules: Iterable[str]) -> dict[str, str]:
-    """Return the hashes of the sources of these modules, and of what they import of their own packages but core."""
+    """Return the hashes of the sources of these modules, and of what they import of their own homes, see `_home`."""
     found: dict[str, str] = {}
     modules = [name for name in modules if name.partition(".")[0] not in sys.stdlib_module_names]
     waiting = list(modules)
@@ -105,14 +169,17 @@ def _own_imports(modules: Iterable[str]) -> dict[str, str]:
             found |= {name: _make_unique()} if name in modules else {}
             continue
         found[name] = _file_hash(Path(spec.origin))
-        root = name.partition(".")[0]
-        if root == "defend":
-            continue
         with contextlib.suppress(OSError, ValueError, SyntaxError):  # compiled code has no imports to read
             tree = ast.parse(Path(spec.origin).read_bytes())
             package = name if spec.submodule_search_locations is not None else name.rpartition(".")[0]
-            waiting += [each for each in _imports(tree, package) if each.partition(".")[0] == root]
+            waiting += [each for each in _imports(tree, package) if _home(each) == _home(name)]
     return found
+
+
+def _home(module: str) -> str:
+    """Return where a module's own imports lie: its package; in core the folder, a module of its root being alone."""
+    root, _, rest = module.partition(".")
+    return f"{root}.{rest.partition('.')[0]}" if root == "defend" else root
 
 
 def _imports(tree: ast.AST, package: str) -> Iterator[str]:
@@ -237,7 +304,8 @@ class _Hasher:
     def __init__(self) -> None:
         import torch
 
-        self._tensor = torch.Tensor
+        self.empty = torch.nn.Module()
+        self.tensor = self._tensor = torch.Tensor
         self._bytes = torch.uint8
         self._module = torch.nn.Module
         self._known: dict[int, tuple[Any, bytes]] = {}  # the value too, as its id is only its own while it lives

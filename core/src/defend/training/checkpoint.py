@@ -16,7 +16,7 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from defend.errors import DefendError, WeightsError, WriteError
+from defend.errors import ConfigError, DefendError, WeightsError, WriteError
 from defend.train import Optimiser
 from defend.util.documents import parse_json
 from defend.util.files import make_folder, sweep, write_bytes, write_text
@@ -73,6 +73,19 @@ class Code:
         return self if version == self.version else Code(version, (*self.changed_at, step))
 
 
+@attrs.frozen
+class Length:
+    """How long a training is: the steps that so many processes take."""
+
+    processes: int = 1
+    steps: int = 0
+
+    @property
+    def said(self) -> str:
+        """How many processes, in words."""
+        return f"{self.processes} process{'es' if self.processes > 1 else ''}"
+
+
 class OtherTrainingError(WeightsError):
     """A checkpoint of a training that differs in what decides its weights."""
 
@@ -84,7 +97,14 @@ class Checkpoint:
         self._modules, self._optimisers = modules, optimisers
 
     def save(
-        self, path: Path, fingerprint: str, step: int, sums: Mapping[str, Tensor], best: Best, code: Code | None = None
+        self,
+        path: Path,
+        fingerprint: str,
+        step: int,
+        sums: Mapping[str, Tensor],
+        best: Best,
+        code: Code | None = None,
+        length: Length | None = None,
     ) -> None:
         tensors: dict[str, Tensor] = {}
         groups, schedules = {}, {}
@@ -106,19 +126,21 @@ class Checkpoint:
             "schedules": schedules,
             "best": best.score,
             "code": attrs.asdict(code or Code()),
+            "length": attrs.asdict(length or Length()),
         }
         text = json.dumps(header, default=_plain)
         make_folder(path.parent)
         write_bytes(path, to_sealed(detach(tensors), {"state": text}), "checkpoint")
 
     def load(
-        self, path: Path, fingerprint: str, version: str | None = None
+        self, path: Path, fingerprint: str, version: str | None = None, length: Length | None = None
     ) -> tuple[int, dict[str, Tensor], Best, Code]:
         """Load a checkpoint; return its step, sums, best weights and the code that made it.
 
         `version` is the code that it must be of, None where any will do.
 
         Raises:
+            ConfigError: as many processes as now take another number of steps; nothing was loaded.
             WeightsError: it is damaged, or of another training; nothing was loaded.
         """
         metadata, tensors = _read_whole(path)
@@ -126,6 +148,12 @@ class Checkpoint:
         code = Code(**header["code"])
         if header["fingerprint"] != fingerprint or version not in (None, code.version):
             raise OtherTrainingError(f"checkpoint {str(path)!r} belongs to another training")
+        begun, wanted = Length(**header["length"]), length or Length()
+        if begun.steps != wanted.steps:  # which schedules are made for
+            raise ConfigError(
+                f"this training was begun in {begun.said}, and takes {begun.steps} steps so, but {wanted.steps} in "
+                f"{wanted.said}: use as many as before, or remove {str(path.parent)!r} to begin anew"
+            )
         for name, module in self._modules.items():
             kept = _under(f"module/{name}/", tensors)
             if {key: value.shape for key, value in module.state_dict().items()} != {
@@ -189,8 +217,11 @@ class Keeper:
         identity: Mapping[str, Any],
         writes: bool,
         version: str = "",
+        length: Length | None = None,
     ) -> None:
+        self._length = length or Length()
         self.code = Code(version)
+        self._whole = False  # whether it began where the weights of all of it were written
         self._state, self._writes, self._seconds = state, writes, seconds
         self._path = folder / CHECKPOINT if folder else None
         self._fingerprint = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()
@@ -199,18 +230,23 @@ class Keeper:
             sweep(folder)
 
     def load(self) -> tuple[int, dict[str, Tensor], Best]:
-        """Return the step, the sums and the best weights so far; none where the checkpoint is no use, which is told."""
+        """Return the step, the sums and the best weights so far; none where the checkpoint is no use, which is told.
+
+        Raises:
+            ConfigError: it was begun in a number of processes that takes another number of steps.
+        """
         if self._path is None or not self._path.is_file():
             return 0, {}, Best()
         written, version = self._path.with_name(WRITTEN).exists(), self.code.version
         try:
-            step, sums, best, code = self._state.load(self._path, self._fingerprint, version if written else None)
+            needed = version if written else None
+            step, sums, best, code = self._state.load(self._path, self._fingerprint, needed, self._length)
         except OtherTrainingError:
             return 0, {}, Best()
         except WeightsError as error:
             warnings.warn(f"{error}: the training begins anew", stacklevel=2)
             return 0, {}, Best()
-        self.code = code.now(version, step)
+        self.code, self._whole = code.now(version, step), written
         if self.code != code and self._writes:
             warnings.warn(
                 f"this training goes on from step {step}, which another version of defend or of a library under it had "
@@ -224,8 +260,9 @@ class Keeper:
         if self._path is None or not self._writes or not due:
             return
         try:
-            self._path.with_name(WRITTEN).unlink(missing_ok=True)  # of the training before
-            self._state.save(self._path, self._fingerprint, step, sums, best, self.code)
+            self._state.save(self._path, self._fingerprint, step, sums, best, self.code, self._length)
+            if not self._whole:  # what was written is another training's
+                self._path.with_name(WRITTEN).unlink(missing_ok=True)
         except (DefendError, OSError, RuntimeError, TypeError, ValueError) as error:
             said = (str(error).strip().splitlines() or [type(error).__name__])[0]
             warnings.warn(f"no checkpoint is kept of this training: {said}", stacklevel=2)

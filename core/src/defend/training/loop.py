@@ -25,7 +25,7 @@ from defend.errors import ContractError, WeightsError
 from defend.randomness import step_seed
 from defend.records.watcher import TrainingWatcher
 from defend.train import Loss, Training
-from defend.training.checkpoint import Checkpoint, Keeper, MetricsFile
+from defend.training.checkpoint import Checkpoint, Keeper, Length, MetricsFile
 from defend.training.contract import (
     as_number,
     blame,
@@ -92,6 +92,7 @@ def fit_in_course(
     A checkpoint that cannot be written costs no training: a warning says so once, and the training goes on.
 
     Raises:
+        ConfigError: it was begun in a number of processes that takes another number of steps.
         StageError: the stage's code failed.
         ContractError: the stage said something else than its `Training` promises; a loss is not finite;
             there was none at all, or none that moved a weight; or the trained weights are not finite.
@@ -203,8 +204,9 @@ class _Course:
         state = Checkpoint(self._networks, self._optimisers)
         # not the schedules: accelerate would step them once a process, and their length is counted in batches
         self._prepared = {name: accelerator.prepare(each.optimizer) for name, each in self._optimisers.items()}
+        length = Length(accelerator.num_processes, self._pace.total)
         self._keeper = Keeper(
-            state, settings.folder, settings.checkpoint_seconds, identity, accelerator.is_main_process, version
+            state, settings.folder, settings.checkpoint_seconds, identity, accelerator.is_main_process, version, length
         )
         self.step, self.sums, self.best = self._keeper.load()
         self._minimised = self.step > 0

@@ -14,13 +14,13 @@ import attrs
 import torch
 
 from defend.assembly.composition import Composition
-from defend.datasets.base import ImageDataset
+from defend.datasets.base import ImageDataset, Split
 from defend.datasets.bounded import ensure_bounded
 from defend.errors import ConfigError, ContractError, WriteError, did_you_mean
 from defend.options import describe, make
 from defend.plugins import Found, Registry, registry
 from defend.stages import Stage, Task
-from defend.store.fingerprint import code_of_stage, code_version
+from defend.store.fingerprint import code_of_stage, code_version, use_hash
 from defend.train import Training
 from defend.training.aim import check_victims
 from defend.training.checkpoint import CHECKPOINT, mark_written
@@ -31,11 +31,12 @@ from defend.util.files import cache_dir, check_writable, make_folder, place_plai
 from defend.util.launch import place
 from defend.util.lock import hold
 from defend.util.processes import resolve_device
-from defend.util.tensors import content_hash
 from defend.values.run_config import check_seed
 from defend.weights.card import Card, new_card
 from defend.weights.files import save
 from defend.weights.find import cached_path, plain, tuned_name
+
+NEEDED: tuple[Split, ...] = ("train", "val")
 
 
 def train_stage(
@@ -67,6 +68,7 @@ def train_stage(
 
     Raises:
         ConfigError: an unknown option or edition, or a stage that has nothing to train.
+        DataError: no images to train on, or none held out.
         ContractError: as `fit`. What was trained when a stage failed to judge or measure it is kept in a file.
         BusyError: another process is at this very training.
     """
@@ -83,6 +85,8 @@ def train_stage(
         raise ConfigError(needs if adapted is None else f"{stage} {name} takes no victim")
     config, recipe = _choose_options(found, dataset.name, edition, options or {})
     check_victims(found, recipe, dataset, plugins)
+    for split in NEEDED:
+        dataset.labels(split)  # a split that it lacks is told now, and not when hours later its figures are measured
 
     device = resolve_device(how.device).type
     # before anything is built: the first weights are drawn from it
@@ -95,6 +99,9 @@ def train_stage(
         raise ConfigError(f"{stage} {name}: `train` returned {type(training).__name__}, expected a Training")
     made_of = {spec.train.partition(":")[0], spec.config.__module__}
     made_of |= {each.__module__ for each in type(training).__mro__} - {"builtins", "abc", Training.__module__}
+    homes = {"defend", *(module.partition(".")[0] for module in made_of)}
+    parts = {type(part).__module__ for part in training.stage.modules()}
+    made_of |= {module for module in parts if module.partition(".")[0] in homes}
     identity = {
         "stage": stage,
         "name": found.name,
@@ -104,7 +111,7 @@ def train_stage(
         "config": attrs.asdict(config),
         "recipe": attrs.asdict(recipe),
         **tuned,
-        "frozen": {part: content_hash(module.state_dict()) for part, module in training.frozen.items()},
+        "frozen": {part: use_hash(module) for part, module in training.frozen.items()},
         # whoever changes the stage begins another training
         "code": code_of_stage(*made_of),
     }
@@ -184,6 +191,7 @@ def _build_adapted(adapted: Composition | None, task: Task) -> tuple[tuple[Any, 
         "victim_sha256": built["victim"].content_hash,
         "purifier": adapted.purifier,
         "purifier_sha256": {part.name: built[part.key].content_hash for part in adapted.of_stage("purifier")},
+        "purifier_options": {part.name: attrs.asdict(built[part.key].config) for part in adapted.of_stage("purifier")},
     }
     return (built["victim"].module, adapted.compose(built).purifier), tuned
 

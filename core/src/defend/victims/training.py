@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from defend.boundary.answers import unwrap
-from defend.datasets.base import Batch, ImageDataset
+from defend.datasets.base import Batch, ImageDataset, Split
 from defend.datasets.normalised import NormalisedVictim as NormalisedVictim  # where plugins look for it
 from defend.errors import ConfigError
 from defend.stages import Task
@@ -17,6 +17,7 @@ from defend.train import Loss, Optimiser, Training
 from defend.victims.plugin import VictimRecipe
 
 MOMENTUM = 0.9
+MEASURED: tuple[Split, ...] = ("val", "test")
 
 
 class VictimTraining(Training):
@@ -81,9 +82,9 @@ class VictimTraining(Training):
 
     @torch.no_grad()
     def finish(self, dataset: ImageDataset, device: torch.device) -> dict[str, float]:
-        """Measure the accuracy on the validation and test splits."""
-        victim, figures = self.modules["victim"], {}
-        for split in ("val", "test"):
+        """Measure the accuracy on the validation split, and on the test split where there is one."""
+        victim, figures = self.modules["victim"], dict[str, float]()
+        for split in filter(dataset.has, MEASURED):
             right = torch.zeros((), device=device)
             for batch in dataset.batches(split, dataset.keys(split), 128, device):
                 right += (victim(batch.images).argmax(1) == batch.labels).sum()

@@ -71,9 +71,11 @@ class FineTuning(Training):
         return [phase for phase in self._phases for _ in range(phase.epochs)][epoch]
 
     def data(self, dataset: ImageDataset, device: torch.device) -> Sets:
-        """Make every kind of every split, once; test's are for the figures alone."""
+        """Make every kind of every split that there is, once; test's are for the figures alone."""
         victim, purifier = self.frozen["victim"], self.frozen.get("purifier")
-        self._sets = make_sets(dataset, SPLITS, self._recipe, victim, device, purifier, self.making)
+        self._sets = make_sets(
+            dataset, tuple(filter(dataset.has, SPLITS)), self._recipe, victim, device, purifier, self.making
+        )
         return self._sets
 
     def epoch_size(self, epoch: int, size: int) -> int:
@@ -107,6 +109,7 @@ class FineTuning(Training):
         return {
             f"{split}_{kind}_{when}": self._sets.accuracy(victim, split, kind, device)
             for split in ("val", "test")
+            if dataset.has(split)
             for kind in self._sets.kinds
             for when, victim in (("before", self.frozen["victim"]), ("after", self.modules["victim"]))
         }
