@@ -49,6 +49,12 @@ def keyed(keys: Tensor, *, seed: int, stream: str) -> Iterator[None]:
         _current.reset(token)
 
 
+def open_keys() -> Tensor | None:
+    """Return the keys of the innermost `keyed` block, int64 [B]; None outside of any."""
+    draws = _current.get()
+    return None if draws is None else draws.keys
+
+
 @contextlib.contextmanager
 def switched(stream: str) -> Iterator[None]:
     """Inside `keyed`, draw from another stream of the same images and seed, from its beginning; outside as ever."""

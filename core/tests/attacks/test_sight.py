@@ -9,12 +9,24 @@ import torch
 from torch import nn
 
 from defend.attacks.apgd import Apgd
+from defend.attacks.detector_aware import joint, orthogonal, selective
+from defend.attacks.fab import FabTargeted
 from defend.attacks.host import craft
 from defend.attacks.iterated import Bim, Pgd
 from defend.attacks.objectives import cross_entropy, log_odds, probability_margin, steady_cross_entropy
-from defend.attacks.options import ApgdOptions, BimOptions, FgsmOptions, PgdOptions
+from defend.attacks.options import (
+    ApgdOptions,
+    BimOptions,
+    DetectorAwareOptions,
+    FabOptions,
+    FgsmOptions,
+    JointOptions,
+    PgdOptions,
+    StandardOptions,
+)
 from defend.attacks.sight import Sight
 from defend.attacks.single_step import Fgsm
+from defend.attacks.standard import Standard
 from defend.attacks.target import Target
 from defend.checks import check_run
 from defend.defence import Defence
@@ -367,3 +379,80 @@ def test_a_library_that_sees_nothing_is_told_of(name):
         target = Target(module)
         craft(attack, target, images, labels, eps=0.01, keys=keys)
         assert target.sight.seen.looks.tolist() == [2] * 6 and target.sight.seen.zero.tolist() == [blind] * 6
+
+
+# Attacks made of several
+
+
+def test_answers_do_not_hide_that_there_was_no_gradient():
+    """Square's queries, the last part of the ensemble, are no looks at a gradient."""
+    images, labels, keys = batch()
+    target = Target(Through(stepped))
+    options = {"apgd_steps": 3, "fab_steps": 3, "square_queries": 100, "targets": 2}
+    craft(Standard(StandardOptions(**options)), target, images, labels, eps=0.001, keys=keys)
+    seen = target.sight.seen
+    assert (seen.looks > 2 * seen.blind).all(), "of all looks the blind ones are few"
+    assert (seen.blind == seen.differentiated).all() and seen.never.all() and seen.mostly.all()
+
+
+class Rough(nn.Module):
+    """A detector that looks at the images themselves, and never rejects or always does."""
+
+    random = False
+
+    def __init__(self, threshold):
+        super().__init__()
+        self.register_buffer("threshold", torch.tensor(float(threshold)))
+
+    def forward(self, images, purified):
+        return images.square().flatten(1).mean(1)
+
+
+class Stepped(nn.Module):
+    random = False
+
+    def forward(self, images):
+        return stepped(images)
+
+
+DETECTOR_AWARE = {
+    "joint": lambda: joint(JointOptions(steps=3)),
+    "selective": lambda: selective(DetectorAwareOptions(steps=3)),
+    "orthogonal": lambda: orthogonal(DetectorAwareOptions(steps=3)),
+}
+
+
+@pytest.mark.parametrize("name", DETECTOR_AWARE)
+@pytest.mark.parametrize("threshold", [10.0, 0.0])
+def test_the_detectors_gradient_does_not_pass_for_the_classifiers(name, threshold):
+    images, _, keys = batch()
+    target = Target(Defence(Linear(), Stepped(), Rough(threshold)))
+    craft(DETECTOR_AWARE[name](), target, images, stepped_labels(images), eps=0.001, keys=keys)
+    assert target.sight.seen.never.all()
+
+
+def stepped_labels(images):
+    return Linear()(stepped(images)).argmax(1)
+
+
+@pytest.mark.parametrize("name", DETECTOR_AWARE)
+def test_a_detector_that_always_says_the_same_needs_no_gradient(name):
+    images, labels, keys = batch()
+
+    class Same(Rough):
+        def forward(self, images, purified):
+            return images.new_zeros(len(images))
+
+    target = Target(Defence(Linear(), None, Same(1.0)))
+    craft(DETECTOR_AWARE[name](), target, images, labels, eps=0.001, keys=keys)
+    assert not target.sight.seen.blind.any() and target.sight.seen.looks.all()
+
+
+@pytest.mark.parametrize("attack", [FabTargeted(FabOptions(steps=10)), Standard(StandardOptions(square_queries=5))])
+def test_a_boundary_that_is_crossed_beyond_the_budget_is_no_success(attack):
+    images, labels, keys = batch(20)
+    target = Target(Linear())
+    found = craft(attack, target, images, labels, eps=0.02, keys=keys)
+    fooled = Linear()(found).argmax(1) != labels
+    assert fooled.any() and not fooled.all()
+    assert torch.equal(target.sight.seen.fooled_at > 0, fooled)

@@ -5,6 +5,7 @@ import json
 import re
 from types import SimpleNamespace
 
+import attrs
 import pytest
 import torch
 from scipy.stats import betabinom, binom
@@ -13,16 +14,17 @@ from torch import nn
 from defend.attacks.detector_aware import joint
 from defend.attacks.iterated import Pgd
 from defend.attacks.noise import Noise
-from defend.attacks.options import FgsmOptions, JointOptions, PgdOptions, SquareOptions
-from defend.attacks.single_step import Fgsm
+from defend.attacks.options import FgsmOptions, JointOptions, PgdOptions, RfgsmOptions, SquareOptions
+from defend.attacks.single_step import Fgsm, Rfgsm
 from defend.attacks.square import linf
 from defend.checks import CHECKS, Promise, Subject, check_run, clean, label_leak
+from defend.checks.climbs import convergence, known_draws
 from defend.checks.common import Case, Findings, Known
 from defend.checks.outcomes import TAIL, chance_of_at_least, compare, rejections
 from defend.defence import Defence
 from defend.errors import ContractError
 from defend.evaluation.evaluate import EvaluationSettings, Evaluator
-from defend.randomness import keyed
+from defend.randomness import keyed, normal_like
 from defend.records.rows import ArmRecord, PlannedRow
 from defend.testing import rigged
 from defend.testing.toys import Negative
@@ -372,6 +374,51 @@ def test_a_leak_beyond_two_standard_errors_fails():
     assert found.status == "fail" and found.number == 8 and "labels=predicted" in found.detail
 
 
+def test_what_an_attack_goes_beyond_its_budget_by_itself_it_goes_once():
+    """A row names the budget with it, as APuDAE's R-FGSM goes eps and a random step."""
+    attack = Rfgsm(RfgsmOptions(variant="apudae", strict_code=True))
+    keys, arms = toy()[0].keys("test", 20, 0), {name: Defence(toy()[1]) for name in ("undefended", "defended")}
+    row = PlannedRow("rfgsm", Threat("oblivious", "linf", EPS + 2 / 255), attack, keys, None, "undefended", tuple(arms))
+    moved = evaluated(arms, [row], count=20)[1].linf
+    assert EPS < float(moved.max()) <= EPS + 2 / 255 + 1e-6
+
+
+# Probes that are cut up, or look twice
+
+
+class Rooted(nn.Module):
+    """The root of every pixel, whose slope at black is infinite; and noise, if asked for."""
+
+    def __init__(self, random):
+        super().__init__()
+        self.random = random
+
+    def forward(self, images):
+        drawn = 0.01 * normal_like(images) if self.random else 0.0
+        return (images.sqrt() + drawn).clamp(0, 1)
+
+
+@pytest.mark.parametrize("random", [False, True])
+def test_a_gradient_that_is_taken_again_inside_the_box_counts_once(random):
+    subject = asked(Defence(toy()[2], Rooted(random)), Defence(toy()[2]), draws=2, steps=3, eps=EPS / 8)
+    subject = attrs.evolve(subject, images=subject.images.clone())
+    subject.images[:, :, :2, :2] = 0
+    found = Findings()
+    for probe in (convergence, known_draws):
+        probe(Case([], subject, "full"), found)
+    assert len(found.numbers["losses"]) == 30 and ("known_draws" in found.numbers) is random
+
+
+def test_known_draws_are_those_of_the_images_at_hand(monkeypatch):
+    """On a CPU large images are attacked a few at a time."""
+    subject = asked(Defence(toy()[1], rigged.Randomiser()), Defence(toy()[1]), steps=3)
+    whole, parts = Findings(), Findings()
+    known_draws(Case([], subject, "full"), whole)
+    monkeypatch.setattr("defend.attacks.target.CPU_BATCH", 7)
+    known_draws(Case([], subject, "full"), parts)
+    assert whole.numbers == parts.numbers and "known_draws" in whole.numbers
+
+
 # What cannot be judged
 
 
@@ -390,7 +437,7 @@ def test_what_a_defence_raises_is_the_outcome():
 
     bare = Defence(toy()[1])
     broken = {check.number: check for check in check_run([], asked(Defence(toy()[1], Breaks(None)), bare), "full")}
-    assert broken[5].status == broken[6].status == "skip"
+    assert broken[5].status == broken[6].status == "warn", "a skip is not told beside what another part found"
     assert broken[6].detail == "could not be judged, ValueError: no more"
     outside = Defence(toy()[1], Breaks(lambda images: images + 1))
     broken = check_run([], asked(outside, bare), "basic")

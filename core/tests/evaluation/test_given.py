@@ -142,6 +142,10 @@ FAULTS = {
     "type": ({"adversarial": np.zeros((N, 28, 28), dtype=np.int32)}, "expected uint8, or floats"),
     "nothing": ({"adversarial": None}, "it holds keys: expected np.savez"),
     "less": ({"eps": np.array(0.05)}, "made for eps 0.05, and this run's is 0.1 in linf"),
+    "grey levels": (
+        {"eps": np.array(8)},
+        "eps 8, and no two images are further apart than 1 in linf: grey",
+    ),
     "eps": ({"eps": np.array([0.1, 0.1])}, "expected one number above 0, or none"),
     "norm": ({"norm": np.array("l7")}, "its norm is 'l7'"),
     "objects": ({"adversarial": np.array([None] * N)}, "holds Python objects, which are never loaded"),

@@ -167,8 +167,8 @@ def test_a_quick_ladder_asks_little_and_takes_fewer_images_of_what_is_costly():
     assert len(rows["pgd", "transfer", "other behind the defence"].keys) == 25
 
 
-def stops_early(rows):
-    return {(row.threat.kind, row.variant): row.attack._config.early_stop for row in rows if row.name == "pgd"}
+def stops_early(rows, name="pgd"):
+    return {(row.threat.kind, row.variant): row.attack._config.early_stop for row in rows if row.name == name}
 
 
 def test_what_is_judged_by_more_than_it_attacks_takes_all_its_steps():
@@ -180,6 +180,12 @@ def test_what_is_judged_by_more_than_it_attacks_takes_all_its_steps():
         ("bpda", "identity"): True,
         ("adaptive", ""): True,
     }
+
+
+@pytest.mark.parametrize("name", ["apgd_ce", "apgd_dlr", "apgd_t", "bim"])
+def test_so_does_every_attack_that_can_stop(name):
+    rows = planned(threats=("oblivious", "adaptive"), attacks=(name,))
+    assert stops_early(rows, name) == {("oblivious", ""): False, ("adaptive", ""): True}
 
 
 def test_what_is_judged_by_what_it_attacks_stops_at_its_first_success():

@@ -79,6 +79,8 @@ def climb(
 ) -> Tensor:
     """Climb once from a random start; return the first fooling image of each, or the one with the highest loss.
 
+    Without `config.early_stop` it is always that with the highest loss.
+
     Where there are several draws it is the image that fooled most of them, or the one with the highest loss, whichever
     fools more of new ones.
     It takes `config.steps` gradients, and one at the start. `stream` names the draws: the attack's name, and what
@@ -87,7 +89,7 @@ def climb(
     name, own = stream
     with keyed(keys, seed=target.seed, stream=f"{name}/start/{own}"):
         start = clip(random_start(images, eps, norm), images, eps, norm)
-    steps, stops, stem = config.steps, not target.random, f"{name}/{own}"
+    steps, stops, stem = config.steps, config.early_stop and not target.random, f"{name}/{own}"
     checks = checkpoints(steps)
     result, place = start.clone(), torch.arange(len(images), device=images.device)
     slope = _look(target, start, goal, objective, keys, f"{stem}/0")

@@ -166,10 +166,21 @@ class Joint(DetectorAware):
         size = target.wanted.abs()
         scale = torch.where(torch.isfinite(size) & (size > 0), size, torch.ones_like(size))
 
-        def aims(weight: float) -> Aims:
-            return lambda logits, scores, labels: [steady_odds(logits, labels) - weight * scores / scale]
+        def ascend(weight: float) -> tuple[Aims, Direction]:
+            # apart, so that the one's gradient does not pass for the other's where that is missing
+            return (
+                lambda logits, scores, labels: [steady_odds(logits, labels), -weight * scores / scale],
+                lambda slopes, wrong: slopes.gradients[0] + slopes.gradients[1],
+            )
 
-        return [(aims(weight), lambda slopes, wrong: slopes.gradients[0]) for weight in self._weights]
+        return [
+            ascend(weight) if weight else (_of_class, lambda slopes, wrong: slopes.gradients[0])
+            for weight in self._weights
+        ]
+
+
+def _of_class(logits: Tensor, _: Tensor, labels: Tensor) -> list[Tensor]:
+    return [steady_odds(logits, labels)]
 
 
 class Selective(DetectorAware):

@@ -27,6 +27,8 @@ class FabTargeted:
     class, and as many answers; and those of the order `malt`.
     """
 
+    strays = True
+
     def __init__(self, config: FabOptions, norm: str = "linf") -> None:
         self._config, self.norm = config, norm
 
@@ -69,7 +71,7 @@ class FabTargeted:
             pairs = torch.stack((aims[left], true), 1)
             slope = target.slope(now, pairs, key, f"{NAME}/{stream}/{step}", targeted_margin)
             now = step_to_plane(now, origin, slope.gradient, slope.loss, self.norm)
-            logits, share = target.judge(now, true, key, f"{NAME}/{stream}/{step}/answer")
+            logits, share = target.judge(now, true, key, f"{NAME}/{stream}/{step}/answer", noted=True)
             fooled, inside = logits.argmax(1) != true, measure(now - origin, self.norm) <= eps[own]
             best.take(own, now, share, measure_margin(logits, true), inside)
             now = torch.where(wide(fooled), origin + BACK * (now - origin), now)

@@ -86,7 +86,7 @@ class GivenFile(Replay):
                 that are not those of the data set, or of other classes there; images that are missing, or that leave
                 the budget; or the file says that they were made for a smaller one.
         """
-        self._check_eps(eps)
+        self._check_eps(eps, clean)
         found = self._as_images(ADVERSARIAL, clean)
         places = self._places_of(found, clean, keys)
         missing = (places < 0).nonzero()[:, 0]
@@ -178,13 +178,22 @@ class GivenFile(Replay):
         where = {key: place for place, key in enumerate(named)}
         return torch.tensor([where.get(key, -1) for key in keys.tolist()], dtype=torch.int64)
 
-    def _check_eps(self, eps: float) -> None:
-        """Refuse images that were made for less than the run's budget: of it they would be a weak attack."""
+    def _check_eps(self, eps: float, clean: Tensor) -> None:
+        """Refuse images that were made for less than the run's budget: of it they would be a weak attack.
+
+        And an eps that no images are apart, as that of grey levels would pass for a large one.
+        """
         if EPS not in self._arrays:
             return
         own = self._array(EPS)
         if own.dtype.kind not in "iuf" or own.shape != () or not own > 0:
             raise self._fault(f"{EPS} is {own.dtype} {list(own.shape)}: expected one number above 0, or none")
+        widest = 1.0 if self.norm == "linf" else clean.shape[1:].numel() ** 0.5
+        if float(own) > widest:
+            raise self._fault(
+                f"it says that its images were made for eps {float(own):.4g}, and no two images are further apart than "
+                f"{widest:.4g} in {self.norm}: grey levels? divide them by 255"
+            )
         if float(own) < LESS * eps:
             raise self._fault(
                 f"it says that its images were made for eps {float(own):.4g}, and this run's is {eps:.4g} in "

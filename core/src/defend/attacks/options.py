@@ -89,16 +89,20 @@ class RfgsmOptions(GoalOptions):
             raise ConfigError("share=1.0 leaves nothing of eps for the gradient's step: expected below 1")
 
 
+def _early_stop() -> bool:
+    return option(  # type: ignore[no-any-return]
+        True,
+        help="stop attacking an image once it is fooled (never against a random defence; off by itself where an "
+        "unaware attack's images are judged by more than what it attacks)",
+    )
+
+
 @options
 class IteratedOptions(GoalOptions):
     """Options that the iterated attacks share; sizes are in the attack's norm."""
 
     step_size: float | None = option(None, help="size of a step (None: chosen from eps)", above=0, at_most=1)
-    early_stop: bool = option(
-        True,
-        help="stop attacking an image once it is fooled (never against a random defence; off by itself where an "
-        "unaware attack's images are judged by more than what it attacks)",
-    )
+    early_stop: bool = _early_stop()
 
 
 @options
@@ -194,6 +198,7 @@ class ApgdOptions(GoalOptions):
     steps: int = option(100, help="steps", at_least=1)
     restarts: int = _restarts()
     rho: float = _rho()
+    early_stop: bool = _early_stop()
 
     @property
     def forward_passes(self) -> int:
@@ -222,6 +227,7 @@ class ApgdTargetedOptions(TargetsOptions):
     steps: int = option(100, help="steps for each class and start", at_least=1)
     restarts: int = _restarts()
     rho: float = _rho()
+    early_stop: bool = _early_stop()
     loss: str = option("dlr", help="what is climbed", choices=("ce", "dlr", "margin", "pm"))
 
     @property

@@ -13,6 +13,8 @@ from torch import Tensor
 from defend.attacks.balls import measure
 from defend.records.seen import Seen
 
+ROUNDING = 1e-6  # what clipping to a budget leaves beyond it
+
 
 @attrs.frozen
 class Ball:
@@ -24,7 +26,7 @@ class Ball:
 
     def holds(self, points: Tensor, place: Tensor) -> Tensor:
         """Return bool [B]: which points [B,C,H,W] are within, of the images at `place` [B]."""
-        return measure(points - self.images[place], self.norm) <= self.eps[place]
+        return measure(points - self.images[place], self.norm) <= self.eps[place] + ROUNDING
 
 
 class Sight:
@@ -73,6 +75,8 @@ class Sight:
         seen.looks.index_add_(0, place, one)
         now = seen.looks[place]
         blind = torch.zeros_like(known)
+        if gradient is None and not absent:
+            seen.answers.index_add_(0, place, one)
         if absent:
             seen.absent.index_add_(0, place, one)
             blind = known

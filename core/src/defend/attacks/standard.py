@@ -24,6 +24,8 @@ class Standard:
     fools most draws, and of several of the same kind the one with the least margin.
     """
 
+    strays = True  # FAB does
+
     def __init__(self, config: StandardOptions, norm: str = "linf") -> None:
         self.norm = norm
         targets = {"targets": config.targets, "order": config.order, "candidates": config.candidates}

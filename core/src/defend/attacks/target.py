@@ -46,7 +46,10 @@ class Slope:
 
 
 Aims = Callable[[Tensor, Tensor, Tensor], Sequence[Tensor]]
-"""(logits [B,K], detector scores [B], labels [B]) to numbers [B] each, every one to be differentiated."""
+"""(logits [B,K], detector scores [B], labels [B]) to numbers [B] each, every one to be differentiated.
+
+Of two the first is of the class and the second of the detector's score.
+"""
 
 
 @attrs.frozen
@@ -265,11 +268,12 @@ class Target:
         logits: Tensor | None = None,
         fooled: Tensor | None = None,
         points: Tensor | None = None,
+        sees: Tensor | None = None,
     ) -> None:
         if self.sight is None:
             return
         there = [gradient for gradient in found if gradient is not None]
-        one = None if not there else there[0] if len(there) == 1 else torch.cat([each.flatten(1) for each in there], 1)
+        one = None if not there else there[0] if sees is None else sees[:, None]
         self.sight.note(
             keys,
             gradient=one,
@@ -299,8 +303,9 @@ class Target:
 
             (logits, scores, found), blind = self._look(look, images, keys, step, full=True)
             said, scored = self._mean(logits), self._mean(scores)
-            fooled = (said.argmax(1) != labels) & (scored < self.wanted)
-            self._note(keys, found, blind, fooled=fooled, points=images)
+            wrong, accepted = said.argmax(1) != labels, scored < self.wanted
+            sees = _sees(found, (~wrong, ~accepted)) if len(found) == 2 else None
+            self._note(keys, found, blind, fooled=wrong & accepted, points=images, sees=sees)
         share = self._share_fooled(logits, scores, packed)
         return Slopes([fill(gradient, images) for gradient in found], said, scored, share)
 
@@ -314,11 +319,19 @@ class Target:
             return self._mean(self.module(self._repeat(images)).float())
 
     @torch.no_grad()
-    def judge(self, images: Tensor, labels: Tensor, keys: Tensor, step: int | str) -> tuple[Tensor, Tensor]:
-        """Return logits [B,K], the mean over draws, and in how many draws each is misclassified, [B] in [0,1]."""
+    def judge(
+        self, images: Tensor, labels: Tensor, keys: Tensor, step: int | str, noted: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Return logits [B,K], the mean over draws, and in how many draws each is misclassified, [B] in [0,1].
+
+        `noted` is for an attack that ends where it is answered, and takes no gradient there: it is written down.
+        """
         with self._surroundings(images, keys, step, full=True):
-            said = self.module(self._repeat(images)).float()
-            return self._mean(said), self._mean((said.argmax(1) != self._repeat(labels)).float())
+            each = self.module(self._repeat(images)).float()
+            said, share = self._mean(each), self._mean((each.argmax(1) != self._repeat(labels)).float())
+        if noted and self.sight is not None:
+            self.sight.note(keys, logits=said, points=images)
+        return said, share
 
     @torch.no_grad()
     def votes(self, images: Tensor, keys: Tensor, step: int | str) -> Tensor:
@@ -395,6 +408,15 @@ class Target:
     def _mean(self, values: Tensor, draws: int | None = None) -> Tensor:
         count = draws or self.draws
         return values if count == 1 else values.unflatten(0, (count, -1)).mean(0)
+
+
+def _sees(found: Sequence[Tensor | None], needed: Sequence[Tensor]) -> Tensor:
+    """Return bool [B]: who has a gradient for each aim that is not reached yet; one does not make up for another."""
+    lacking = [
+        open_ if gradient is None else open_ & ~gradient.flatten(1).any(1)
+        for gradient, open_ in zip(found, needed, strict=True)
+    ]
+    return ~torch.stack(lacking).any(0)
 
 
 def _usable(values: Tensor) -> Tensor:

@@ -112,10 +112,11 @@ def _guard(part: CheckPart, case: Case, found: Findings) -> None:
         if isinstance(failure, DefendError) and not isinstance(failure, StageError):  # a stage broke its contract
             found.add("fail", str(failure))
             return
-        # what a stage's own code raised: it may be written for other images, or for another type
+        # what a stage's own code raised: it may be written for other images, or for another type; not "skip", which is
+        # not told beside what another part found
         error = failure.__cause__ or failure if isinstance(failure, StageError) else failure
         text = " ".join(str(error).split())
         # autograd's own errors are RuntimeErrors that speak of grad; a defence that raises them cannot be
         # differentiated
         gradient = isinstance(error, NoGradientError) or (isinstance(error, RuntimeError) and "grad" in text)
-        found.add("fail" if gradient else "skip", f"could not be judged, {type(error).__name__}: {text}")
+        found.add("fail" if gradient else "warn", f"could not be judged, {type(error).__name__}: {text}")

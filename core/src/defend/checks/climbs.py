@@ -7,6 +7,8 @@ random the first iterate that fools it is kept.
 
 from __future__ import annotations
 
+from typing import Any
+
 import attrs
 import torch
 from torch import Tensor, nn
@@ -15,7 +17,7 @@ from defend.attacks.balls import project_linf
 from defend.attacks.goals import Goal, settle
 from defend.attacks.iterated import climb_ball
 from defend.attacks.objectives import Objective, cross_entropy
-from defend.attacks.target import Target
+from defend.attacks.target import Slope, Target
 from defend.checks.common import PACK, Case, Findings, Subject, by_key, judge, know_draws, percent
 from defend.checks.ladder import judge_sweep
 from defend.checks.outcomes import Outcomes, compare, share
@@ -97,10 +99,11 @@ def _climb(
 class _Trace:
     """What a climb of `size` images, draws included, went through: each step's mean loss, and who was ever fooled.
 
-    A step may come in pieces.
+    A step may come in pieces, and a piece twice: once more where its gradient was not finite, which does not count.
     """
 
     size: int
+    first: bool = True
     losses: list[Tensor] = attrs.field(factory=list)
     fooled: Tensor | None = None
     pieces: list[tuple[Tensor, Tensor]] = attrs.field(factory=list)
@@ -108,6 +111,9 @@ class _Trace:
     def objective(self, module: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """See `defend.attacks.objectives.Objective`."""
         loss, logits = cross_entropy(module, images, labels)
+        if not self.first:
+            return loss, logits
+        self.first = False
         self.pieces.append((loss.detach(), logits.detach().argmax(1) != labels))
         if sum(len(losses) for losses, _ in self.pieces) == self.size:
             losses, wrong = (torch.cat(column) for column in zip(*self.pieces, strict=True))
@@ -117,18 +123,28 @@ class _Trace:
         return loss, logits
 
 
+class _Traced(Target):
+    """A target whose climb leaves a trace."""
+
+    trace: _Trace
+
+    def _slope(self, *about: Any) -> Slope:
+        self.trace.first = True
+        return super()._slope(*about)
+
+
 def _trace(subject: Subject, module: nn.Module, steps: int) -> tuple[Tensor, list[float]]:
     """Climb from start 0 for so many steps of the usual size; return who is left right, bool [N], and mean losses.
 
     A module that is not a `Defence` takes all images at once; what is not random may not be fooled on the way either.
     """
-    target = Target(module, seed=subject.seed, draws=subject.draws)
+    target = _Traced(module, seed=subject.seed, draws=subject.draws)
     # other modules, such as `Known`, have the draws of all the subject's images by their place
     pack = max(PACK // target.draws, 1) if isinstance(module, Defence) else len(subject.images)
     right, losses = [], torch.zeros(steps, dtype=torch.float64)
     for place in range(0, len(subject.images), pack):
         part = subject.part(slice(place, place + pack))
-        trace = _Trace(len(part.images) * target.draws)
+        trace = target.trace = _Trace(len(part.images) * target.draws)
         # that of the shorter climb: more steps go further, and not only finer
         size = 2.5 * subject.eps / subject.steps
         found = _climb(target, part, part.labels, subject.eps, steps, size, 0, trace.objective, early_stop=False)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from defend.checks.outcomes import Outcomes
 from defend.datasets.base import Batch
 from defend.defence import Defence
-from defend.randomness import keyed
+from defend.randomness import keyed, open_keys
 from defend.records.rows import RowRecord, find_clean
 from defend.values.report import Calibration, Certified
 from defend.values.threats import DEFENDED, THREATS, UNDEFENDED, ThreatKind
@@ -218,6 +218,9 @@ class Known(nn.Module):
             return self.defence.rate(images, self.defence.purify(images))
 
     def _keys(self, images: Tensor) -> Tensor:
+        around = open_keys()  # whoever attacks may show a part of the images at a time
+        if around is not None and len(around) == len(images):
+            return around
         return self.keys.repeat(len(images) // len(self.keys))
 
 

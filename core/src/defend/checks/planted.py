@@ -119,7 +119,8 @@ def _try(subject: Subject, group: Group, place: int) -> list[bool]:
     if copy is None:
         return []
     target = Target(copy, seed=one.seed, draws=one.draws)
-    attacked = craft(attack, target, one.images, one.labels, eps=group.eps, keys=one.keys, name=group.row.plan.name)
+    eps = group.eps - getattr(attack, "excess", 0.0)  # which it goes beyond its budget by itself
+    attacked = craft(attack, target, one.images, one.labels, eps=eps, keys=one.keys, name=group.row.plan.name)
     # who looks for the smallest change may have gone beyond the ball, where anything is wrong
     if getattr(attack, "minimal", False) and float(measure(attacked - one.images, group.norm)) > group.eps:
         return [False]

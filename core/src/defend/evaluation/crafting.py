@@ -133,10 +133,10 @@ class Crafter:
     def _fresh(self, plan: PlannedRow, attack: Attack, target: Target, batch: Batch) -> Crafted:
         """Attack the images of a batch that no smaller budget has fooled."""
         known = self._fooled.get(plan.carry[0], {}) if plan.carry is not None else {}
+        # a row names the budget with what its attack goes beyond it by itself
+        eps = None if plan.threat.eps is None else plan.threat.eps - getattr(attack, "excess", 0.0)
         if not known:
-            images = craft(
-                attack, target, batch.images, batch.labels, eps=plan.threat.eps, keys=batch.keys, name=plan.name
-            )
+            images = craft(attack, target, batch.images, batch.labels, eps=eps, keys=batch.keys, name=plan.name)
             assert target.overshoot is not None
             return Crafted(images, target.overshoot, target.queries, seen=_find_seen(target))
         done = [place for place, key in enumerate(batch.keys.tolist()) if key in known]
@@ -147,7 +147,7 @@ class Crafter:
             made.images[done] = before.to(batch.images.device)
         if left:
             images, labels, keys = batch.images[left], batch.labels[left], batch.keys[left]
-            made.images[left] = craft(attack, target, images, labels, eps=plan.threat.eps, keys=keys, name=plan.name)
+            made.images[left] = craft(attack, target, images, labels, eps=eps, keys=keys, name=plan.name)
             assert target.overshoot is not None
             made.overshoot[left] = target.overshoot
             if target.queries is not None:

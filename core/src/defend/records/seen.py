@@ -6,7 +6,7 @@ import attrs
 import torch
 from torch import Tensor
 
-COLUMNS = ("looks", "absent", "zero", "broken", "mended", "judged", "first_blind", "fooled_at")
+COLUMNS = ("looks", "answers", "absent", "zero", "broken", "mended", "judged", "first_blind", "fooled_at")
 
 
 @attrs.frozen
@@ -15,6 +15,7 @@ class Seen:
 
     Attributes:
         looks: how often the image was looked at: gradients, or answers of an attack that only asks.
+        answers: looks that asked for no gradient.
         absent: looks without any gradient: what is between images and loss detaches.
         zero: looks whose gradient was exactly zero everywhere.
         broken: looks with numbers in the gradient that were not finite, and stayed so a hair inside the box.
@@ -26,6 +27,7 @@ class Seen:
     """
 
     looks: Tensor
+    answers: Tensor
     absent: Tensor
     zero: Tensor
     broken: Tensor
@@ -40,14 +42,19 @@ class Seen:
         return self.absent + self.zero + self.broken
 
     @property
+    def differentiated(self) -> Tensor:
+        """Looks that asked for a gradient, [N]; an attack made of several may ask for answers as well."""
+        return self.looks - self.answers
+
+    @property
     def never(self) -> Tensor:
-        """Images that were looked at, and never with a usable gradient, bool [N]."""
-        return (self.looks > 0) & (self.blind >= self.looks)
+        """Images whose gradient was asked for and never usable, bool [N]."""
+        return (self.differentiated > 0) & (self.blind >= self.differentiated)
 
     @property
     def mostly(self) -> Tensor:
-        """Images without a usable gradient at half of the looks or more, bool [N]."""
-        return (self.looks > 0) & (2 * self.blind >= self.looks)
+        """Images without a usable gradient at half of the looks that asked for one, or more, bool [N]."""
+        return (self.differentiated > 0) & (2 * self.blind >= self.differentiated)
 
     def cpu(self) -> Seen:
         """Return the same on the CPU, in one copy."""

@@ -130,6 +130,15 @@ def test_the_seed_and_the_keys_decide_the_draws():
     assert not any(torch.equal(found[0], other) for other in found[1:])
 
 
+@pytest.mark.parametrize("name", ["APGD", "Square"])
+def test_the_seed_decides_the_draws_of_an_attack_that_seeds_itself(name):
+    """Theirs is 0 by default, whatever the run's."""
+    defence, pictures, labels = defended(3)
+    attack = adapter(f"torchattacks:{name}")
+    first, again, other = (craft(attack, Target(defence, seed=s), pictures, labels, eps=0.05) for s in (0, 0, 1))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
 def test_foolbox_through_the_adapter_is_foolbox():
     defence, pictures, labels = defended()
     foolbox = library.load("foolbox", "foolbox", "a test")

@@ -8,6 +8,7 @@ import io
 import re
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from defend.attacks.adapters.library import Plain, arguments, count_classes, load, run
@@ -34,6 +35,7 @@ class Torchattacks:
             raise ConfigError(f"{self._name}: torchattacks {library.__version__} has no such attack")
         self._given = arguments(config.arguments, self._name)
         signature = inspect.signature(self._kind)
+        self._takes_seed = "seed" in signature.parameters and "seed" not in self._given
         self._takes_eps = "eps" in signature.parameters
         if "eps" in self._given:
             raise ConfigError(f"{self._name}: arguments has eps={self._given['eps']!r}: the budget comes from --eps")
@@ -64,6 +66,8 @@ class Torchattacks:
             classes = count_classes(model, some, self._name, self._least)
             if self._counts_classes:
                 within["n_classes"] = classes  # they assume 10
+            if self._takes_seed:  # theirs is always 0, or the time; ours comes from the generator that `run` has seeded
+                within["seed"] = int(torch.randint(1 << 31, ()))
             with contextlib.redirect_stdout(io.StringIO()):  # it prints what it finds odd
                 attack = self._kind(model, **within, **self._given)
                 attack.set_device(some.device)
