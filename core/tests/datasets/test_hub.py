@@ -148,3 +148,31 @@ def test_no_network_and_no_library_are_one_line(hub, monkeypatch):
 def test_numbers_of_numpy_are_labels(hub):
     hub["mine"] = {"train": Rows(labels=list(np.arange(30) % 4), picture=Image_(), label="Value")}
     assert opened().classes == tuple("0123")
+
+
+class Counted(Rows):
+    """Says what decides its images, as the library's data sets do, and counts how many it decoded."""
+
+    decoded = 0
+
+    def __init__(self, fingerprint, **known):
+        super().__init__(**known)
+        self._fingerprint = fingerprint
+
+    def __getitem__(self, key):
+        Counted.decoded += not isinstance(key, str)
+        return super().__getitem__(key)
+
+
+@pytest.mark.parametrize(("now", "again"), [("one", False), ("other", True), (None, True)])
+def test_images_are_decoded_once_for_what_tells_them_apart(hub, now, again):
+    """And not for every command, as those of ImageNet take hours."""
+    many = list(range(200))
+    hub["mine"] = {"train": Counted(now and "one", greys=many), "test": Counted(now and "rest")}
+    first = opened()
+    known = first.filed_as, first.duplicates()
+    hub["mine"]["train"]._fingerprint = now
+    Counted.decoded = 0
+    second = opened()
+    assert (second.filed_as, second.duplicates()) == known
+    assert (Counted.decoded >= 200) is again

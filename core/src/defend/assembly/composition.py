@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any, Self
@@ -17,6 +18,7 @@ from defend.plugins import Registry, registry
 from defend.stages import Task
 from defend.values.editions import edition_of
 from defend.values.run_config import RunConfig, split_names
+from defend.weights.card import Card
 from defend.weights.foreign import hash_of
 from defend.weights.origin import warn_of
 
@@ -191,7 +193,19 @@ class Composition:
                 tuned = part.stage == "finetuner"
                 what = f"{part.victim} as tuned by {part.name}" if tuned else f"victim {part.name}"
                 check_outputs(built[part.key].module, task, what)
+                if tuned:
+                    self._warn_of_options(what, built[part.key].card, built)
         return built
+
+    def _warn_of_options(self, what: str, card: Card | None, built: Mapping[str, Built]) -> None:
+        """Warn where a purifier is not what the victim behind it was tuned to, as its options are others."""
+        theirs: Mapping[str, Any] = {} if card is None else card.recipe.get("purifier_options") or {}
+        for part in self.of_stage("purifier"):
+            ours = json.loads(json.dumps(attrs.asdict(built[part.key].config), default=str))
+            other = [name for name, value in theirs.get(part.name, {}).items() if ours.get(name, value) != value]
+            if other:
+                then, now = (", ".join(f"{n}={each[n]}" for n in other) for each in (theirs[part.name], ours))
+                warnings.warn(f"{what} was tuned behind {part.name} with {then}, and stands behind {now}", stacklevel=3)
 
     def compose(self, built: Mapping[str, Built]) -> Defence:
         """Put built parts together. Without a victim an identity stands in its place, behind all the others."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -35,20 +35,30 @@ def digests_of(paths: Sequence[Path]) -> bytes:
         size, state = _state(path)
         total += size
         about.update(os.fsencode(path) + f"\0{state}\n".encode())
-    kept = cache_dir() / "hashes" / about.hexdigest() if total >= REMEMBERED else None
-    if kept is not None:
-        with contextlib.suppress(OSError):
-            # it ends with a hash of the rest, so that a damaged one is not believed
-            known = kept.read_bytes()
-            if len(known) == SIZE * len(paths) + SIZE and hashlib.sha256(known[:-SIZE]).digest() == known[-SIZE:]:
-                return known[:-SIZE]
-    whole = b"".join(map(hash_file, paths) if total < LARGE * len(paths) else _hash_in_threads(paths))
-    if kept is not None:
-        # a cache that cannot be written costs the next run time, and this one nothing
-        with contextlib.suppress(WriteError):
-            make_folder(kept.parent)
-            sweep(kept.parent)
-            write_bytes(kept, whole + hashlib.sha256(whole).digest())
+
+    def make() -> bytes:
+        return b"".join(map(hash_file, paths) if total < LARGE * len(paths) else _hash_in_threads(paths))
+
+    return make() if total < REMEMBERED else remember(about.hexdigest(), len(paths), make)
+
+
+def remember(about: str, count: int, make: Callable[[], bytes]) -> bytes:
+    """Return so many digests, 32 bytes each, from the user's cache, or make them and keep them there.
+
+    `about` is a SHA-256, in hexadecimal, of all that decides them.
+    """
+    kept = cache_dir() / "hashes" / about
+    with contextlib.suppress(OSError):
+        # it ends with a hash of the rest, so that a damaged one is not believed
+        known = kept.read_bytes()
+        if len(known) == SIZE * count + SIZE and hashlib.sha256(known[:-SIZE]).digest() == known[-SIZE:]:
+            return known[:-SIZE]
+    whole = make()
+    # a cache that cannot be written costs the next run time, and this one nothing
+    with contextlib.suppress(WriteError):
+        make_folder(kept.parent)
+        sweep(kept.parent)
+        write_bytes(kept, whole + hashlib.sha256(whole).digest())
     return whole
 
 

@@ -31,7 +31,7 @@ from defend.boundary.calls import say_cause
 from defend.datasets.base import ImageDataset, Split
 from defend.datasets.bounded import ensure_bounded
 from defend.datasets.decoding import Decoders
-from defend.datasets.digests import SIZE
+from defend.datasets.digests import SIZE, remember
 from defend.datasets.pairs import to_images, to_labels, to_pair
 from defend.errors import DataError
 
@@ -130,6 +130,8 @@ class Items(Source):
         indices: which of its images, all if None.
         collate: the loader's `collate_fn`.
         workers, begin, context: the loader's processes.
+        known_as: a SHA-256, in hexadecimal, of all that decides the images, by which their digests are remembered from
+            run to run; "" where nothing says it.
 
     Raises:
         DataError: it is empty, yields something else than images of one shape and labels, or another image each time.
@@ -145,11 +147,12 @@ class Items(Source):
         workers: int = 0,
         begin: Callable[[int], None] | None = None,
         context: Any = None,
+        known_as: str = "",
     ) -> None:
         count = _length(dataset, who) if indices is None else len(indices)
         if not count:
             raise DataError(f"{who} has no images: {INSTEAD}")
-        self._who, self._digests, self.classes = who, None, said_classes(dataset)
+        self._who, self._digests, self.classes, self._known_as = who, None, said_classes(dataset), known_as
         numbered = Numbered(dataset, indices, who)
         sample = torch.linspace(0, count - 1, min(count, SAMPLE)).long().unique()
         images, labels, channels = self._look(numbered, collate, sample)
@@ -217,7 +220,12 @@ class Items(Source):
 
     def digests(self) -> bytes:
         if self._digests is None:
-            self._digests = b"".join(map(_hash, self.read(torch.arange(len(self.labels)), CHUNK, False)))
+            count = len(self.labels)
+
+            def make() -> bytes:
+                return b"".join(map(_hash, self.read(torch.arange(count), CHUNK, False)))
+
+            self._digests = remember(self._known_as, count, make) if self._known_as else make()
         return self._digests
 
     _digests: bytes | None

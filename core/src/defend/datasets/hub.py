@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import importlib.metadata
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -56,10 +58,20 @@ def build(config: HubOptions) -> GivenDataset:
     sources: dict[Split, Source] = {}
     for split, rows in own.items():
         pictures = _Rows(rows, image, numbered[split], classes, side, channels)
-        sources[split] = Items(pictures, f"{what}, {split}", workers=config.workers)
+        known_as = _identify(rows, image, side, channels)
+        sources[split] = Items(pictures, f"{what}, {split}", workers=config.workers, known_as=known_as)
     labels = {split: source.labels for split, source in sources.items()}
     parts = share_out(labels, USUAL_SHARES if config.hold_out else {})
     return GivenDataset("hf", sources, parts, classes or None, missing=MISSING)
+
+
+def _identify(rows: Any, image: str, side: int, channels: int) -> str:
+    """Return a hash of what decides the images of a split, decoders included; "" where the library does not say it."""
+    fingerprint = getattr(rows, "_fingerprint", None)
+    if not isinstance(fingerprint, str):
+        return ""
+    versions = [importlib.metadata.version(name) for name in ("pillow", "torch", "torchvision")]
+    return hashlib.sha256(repr((fingerprint, image, side, channels, versions)).encode()).hexdigest()
 
 
 def _load(name: str, subset: str | None, what: str) -> Any:
