@@ -343,6 +343,19 @@ def test_options_of_a_data_set_are_shown_as_they_are_typed(defend):
     assert "--set dataset.NAME=VALUE with `defend run`" in defend("show", "imagefolder").out
 
 
+def test_files_of_one_name_are_arms_of_their_own(defend, tmp_path):
+    """Each has its folder, and its gate: the second one's does not stand for both."""
+    for folder, change in (("old", "images * 0"), ("new", "images")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "parts.py").write_text(f"def same(images):\n    return {change}\n")
+    arms = [word for each in ("old", "new") for word in ("--purifier", f"{tmp_path}/{each}/parts.py:same")]
+    run = ("run", "--victim", "resnet18", *arms, "--limit", "4", "--threat", "noise", "--checks", "none", "--quiet")
+    answer = defend(*run, "--out", tmp_path / "both", "--at-least", "clean=0.9", "--junit", tmp_path / "j.xml")
+    assert answer.code == 3
+    assert {path.name for path in (tmp_path / "both").iterdir()} == {"parts.py_same", "parts.py_same-2"}
+    assert (tmp_path / "j.xml").read_text().count("<testsuite ") == 2
+
+
 def test_a_worst_case_below_what_was_asked_for_shuts_the_gate(defend):
     run = (
         "run",

@@ -110,6 +110,8 @@ def test_resuming_takes_only_the_run(defend, refused, tmp_path):
     assert "there is no run folder" in refused("run", "--resume", tmp_path / "missing")
     assert "leave out --victim" in refused("run", "--resume", tmp_path, "--victim", "resnet18")
     assert "leave out --batch-size" in refused("run", "--resume", tmp_path, "--batch-size", "2")
+    assert "leave out --seed" in refused("run", "--resume", tmp_path, "--seed", "0")
+    assert "leave out --store" in refused("run", "--resume", tmp_path, "--no-store")
     (tmp_path / "report.json").write_text("{}")
     answer = defend("run", "--resume", tmp_path)
     assert answer.code == 0

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import attrs
 import torch
@@ -72,6 +73,29 @@ class PurifierSequence(nn.Module):
         for purifier in self.purifiers:
             images = _purify(purifier, images)
         return images
+
+    def screen(self, images: Tensor) -> Tensor:
+        """Purify [B,C,H,W], and look at what each of them returns: the next may hide that it is no image.
+
+        Raises:
+            ContractError: one returned numbers that are not finite, or values outside [0,1]; it is named.
+        """
+        for purifier in self.purifiers:
+            images = check_pixels(_purify(purifier, images), purifier)
+        return images
+
+    def surrogates(self) -> dict[str, nn.Module]:
+        """Return what may stand for the whole backwards: each part's own surrogates, in its place.
+
+        The others are as they are, or their first surrogate where they have one: without it they may let nothing pass.
+        """
+        offered = [_surrogates(purifier) for purifier in self.purifiers]
+        usual = [next(iter(own.values()), part) for own, part in zip(offered, self.purifiers, strict=True)]
+        return {
+            f"{name_of(part)}: {name}": PurifierSequence([*usual[:place], surrogate, *usual[place + 1 :]])
+            for place, (own, part) in enumerate(zip(offered, self.purifiers, strict=True))
+            for name, surrogate in own.items()
+        }
 
 
 class Defence(nn.Module):
@@ -153,7 +177,10 @@ class Defence(nn.Module):
         """
         images = as_images(images).detach()
         with eval_mode(self):
-            purified = self.purify(images)
+            if isinstance(self.purifier, PurifierSequence):
+                purified = self.purifier.screen(images)
+            else:
+                purified = self.purify(images)
             if self.purifier is not None:
                 purified = check_pixels(purified, self.purifier)
             if self.detector is None:
@@ -182,6 +209,12 @@ class Defence(nn.Module):
             )
         probability, labels = logits.softmax(1).max(1)
         return Verdict(labels, probability, seen.accepted, seen.score, seen.purified, logits)
+
+
+def _surrogates(purifier: nn.Module) -> dict[str, nn.Module]:
+    offered: Any = getattr(purifier, "surrogates", None)
+    given = offered() if callable(offered) else {}
+    return dict(given) if isinstance(given, Mapping) else {}
 
 
 def _purify(purifier: nn.Module, images: Tensor) -> Tensor:

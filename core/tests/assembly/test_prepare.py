@@ -1,13 +1,16 @@
 """Batch norms that follow their layer in a sequence are folded into it, and stages may bring a faster self."""
 
 import copy
+import random
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from defend.assembly.prepare import fold_sequences, prepare
 from defend.defence import Defence, PurifierSequence
+from defend.errors import ContractError
 from defend.testing.toys import TASK, TinyVictim
 
 IMAGES = torch.rand(4, TASK.channels, TASK.height, TASK.width)
@@ -295,3 +298,107 @@ def test_a_stage_that_cannot_be_copied_is_used_itself():
     ready, done = prepare(whole, "exact", IMAGES)
     assert ready is whole and "handle to a device" in done["left_out"]
     assert not any(parameter.requires_grad for parameter in ready.parameters())
+
+
+class Choosing(nn.Module):
+    """Flips its images now and then; fx would fold one of the two for ever."""
+
+    def __init__(self, chance, random, draw):
+        super().__init__()
+        self.random, self.chance, self.draw = random, chance, draw
+        self.body = nn.Sequential(nn.Conv2d(TASK.channels, 4, 3), nn.BatchNorm2d(4), nn.Flatten())
+        self.head = nn.LazyLinear(TASK.classes)
+
+    def forward(self, images):
+        if self.draw() < self.chance:
+            images = images.flip(-1)
+        return self.head(self.body(images))
+
+
+DRAWS = {"torch": lambda: torch.rand(()), "Python": random.random, "numpy": lambda: np.random.rand()}
+
+
+@pytest.mark.parametrize("chance", [0.5, 1e-6])
+@pytest.mark.parametrize("says", [True, False])
+@pytest.mark.parametrize("draw", DRAWS)
+def test_a_victim_that_chooses_is_not_folded_to_one_of_its_ways(chance, says, draw):
+    victim = Choosing(chance, says, DRAWS[draw]).eval()
+    victim(IMAGES)
+    ready, done = prepare(Defence(lived_in(victim)), "fp32", IMAGES)
+    assert norms(ready.victim) == 1, done
+
+
+class Activated(nn.BatchNorm2d):
+    """As timm's: a norm that does more."""
+
+    def forward(self, images):
+        return super().forward(images).relu()
+
+
+def test_a_norm_that_does_more_stays():
+    plain = lived_in(nn.Sequential(nn.Conv2d(3, 4, 3), Activated(4)))
+    assert fold_sequences(plain) is plain
+
+
+class Faint(nn.Module):
+    """A detector of tiny scores, whose faster self is another."""
+
+    def __init__(self, factor=1.0):
+        super().__init__()
+        self.factor = factor
+        self.register_buffer("threshold", torch.tensor(4e-4))
+
+    def forward(self, images, purified):
+        return 1e-3 * self.factor * images.flatten(1).mean(1)
+
+    def prepared(self):
+        return Faint(0.2)
+
+
+def test_tiny_scores_are_compared_by_their_own_size():
+    _, done = prepare(Defence(TinyVictim(TASK), None, Faint()), "fp32", IMAGES)
+    assert "detector" not in done
+
+
+class Offering(nn.Module):
+    random = False
+
+    def __init__(self, name, **surrogates):
+        super().__init__()
+        self.stage_name, self.offered = name, surrogates
+
+    def forward(self, images):
+        return images * 1.0
+
+    def surrogates(self):
+        return self.offered
+
+
+def test_a_sequence_offers_the_surrogates_of_its_parts():
+    first, second, third = nn.Identity(), nn.Identity(), nn.Identity()
+    sequence = PurifierSequence([Offering("a", one=first, two=second), Dimmer(honest=True), Offering("b", three=third)])
+    offered = sequence.surrogates()
+    assert list(offered) == ["a: one", "a: two", "b: three"]
+    assert list(offered["a: two"].purifiers) == [second, sequence.purifiers[1], third]
+    assert offered["b: three"].purifiers[0] is first
+    assert not PurifierSequence([Dimmer(honest=True)]).surrogates()
+
+
+class Stretching(nn.Module):
+    random = False
+    stage_name = "stretching"
+
+    def forward(self, images):
+        return 4 * images - 2
+
+
+class Clamping(nn.Module):
+    random = False
+
+    def forward(self, images):
+        return images.clamp(0, 1)
+
+
+def test_what_one_purifier_hands_to_the_next_is_looked_at():
+    with pytest.raises(ContractError, match=r"stretching.*returned values from"):
+        Defence(TinyVictim(TASK), PurifierSequence([Stretching(), Clamping()])).judge(IMAGES)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from defend.assembly.composition import Composition
-from defend.custom.build import Drawing, OneLogit
+from defend.custom.build import Drawing, OneLogit, _as_purifier
 from defend.custom.reference import load_reference
 from defend.errors import ConfigError, ContractError, StageError, UnknownNameError
 from defend.plugins import registry
@@ -139,6 +139,48 @@ def test_what_a_plain_function_draws_belongs_to_the_image(file):
         other = purifier(batch)
     assert torch.equal(together[2:4], apart)
     assert not torch.equal(together, other)
+
+
+class Turning(nn.Module):
+    """Says nothing of its draws, and leaves an image of one colour as it is."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.how = how
+
+    def forward(self, pictures):
+        if self.how == "roll":
+            return pictures.roll(int(torch.randint(0, pictures.shape[-1], ())), -1)
+        flip = torch.rand(len(pictures)) < 0.5
+        return torch.where(flip.view(-1, 1, 1, 1), pictures.flip(-1), pictures)
+
+
+@pytest.mark.parametrize("how", ["roll", "flip"])
+def test_a_purifier_that_moves_pixels_at_random_is_random(how):
+    assert isinstance(_as_purifier(Turning(how), TASK), Drawing)
+
+
+class Noisy(nn.Module):
+    def __init__(self, how):
+        super().__init__()
+        self.how = how
+
+    def forward(self, pictures):
+        if self.how == "into a buffer":
+            buffer = torch.zeros_like(pictures)
+            torch.randn(pictures.shape, out=buffer)
+            return pictures + buffer
+        more = {"generator": None} if self.how == "without a generator" else {}
+        return pictures + torch.randn(pictures.shape, **more)
+
+
+@pytest.mark.parametrize("how", ["into a buffer", "without a generator"])
+def test_draws_are_by_image_however_they_are_asked_for(how):
+    batch, drawn = images(TASK, 6), {}
+    for way in (how, "as ever"):
+        with keyed(torch.arange(6), seed=0, stream="x"):
+            drawn[way] = Drawing(Noisy(way))(batch) - batch
+    assert torch.equal(drawn[how], drawn["as ever"]) and drawn[how].std() > 0.5
 
 
 def test_draws_that_no_image_has_are_of_the_batch_and_come_again():

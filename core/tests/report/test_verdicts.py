@@ -16,9 +16,9 @@ CHECKS = [
 ]
 
 
-def report(left=0.4, partial=False):
+def report(left=0.4, partial=False, failed=()):
     worst = None if left is None else WorstCase(left, (0.2, 0.6), 25, ("pgd/oblivious",), 0.0)
-    return SimpleNamespace(checks=tuple(CHECKS), worst_case=worst, partial=partial)
+    return SimpleNamespace(checks=tuple(CHECKS), worst_case=worst, partial=partial, failed=failed)
 
 
 def test_junit_has_a_case_a_check():
@@ -46,3 +46,9 @@ def test_what_is_cut_off_or_leaves_too_little_fails():
     ends = [checks_of(each, parse_floors([share]))[-1] for each, share in asked]
     assert [(end.name, end.status) for end in ends] == [(LEFT, "pass"), (LEFT, "fail"), (LEFT, "fail")]
     assert checks_of(report(partial=True))[-1].status == "fail"
+
+
+def test_a_figure_that_is_not_to_be_trusted_is_not_enough():
+    end = checks_of(report(1.0, failed=(CHECKS[2],)), parse_floors(["0.4"]))[-1]
+    assert (end.name, end.status) == (LEFT, "fail")
+    assert "not to be trusted, as checks failed (5 gradients)" in end.detail

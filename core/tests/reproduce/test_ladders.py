@@ -344,6 +344,7 @@ def changed(key, value):
     [
         (changed("purifier", "fade"), "is not recipe soup's: its purifier is 'fade', the recipe's is 'soften,fade'"),
         (changed("eps", 0.2), "its eps is '0.2', the recipe's is '0.02'"),
+        (changed("adaptive_steps", 1), "its adaptive_steps is '1', the recipe's is"),
         (changed("options", {"soften": {"strength": 0.25}}), "its options.pgd.steps is not set, the recipe's is '2'"),
         (changed("weights", {"fade": "a.safetensors"}), "its weights.fade is 'a.safetensors', the recipe's is not set"),
         (changed("threats", ["oblivious"]), "its threats is 'oblivious', the recipe's is 'oblivious,adaptive'"),
@@ -368,6 +369,8 @@ def test_the_first_run_must_be_the_recipes(runs, tmp_path, change, said):
         (changed("attacks", ["noise"]), "its attacks is 'noise', the recipe's is 'pgd'"),
         (changed("options", {"pgd": {"steps": 1}}), "its options.pgd.steps is '1', the recipe's is '2'"),
         (changed("thorough", True), "its thorough is 'true', the recipe's is 'false'"),
+        (changed("adaptive_steps", 1), "its adaptive_steps is '1', the recipe's is"),
+        (lambda report: report.update(checks=[]), "has no checks"),
         (lambda report: report["dataset"].update(sha256="0"), "it judged other images of crumbs"),
     ],
 )
@@ -510,8 +513,8 @@ def test_a_readme_holds_the_ladder_between_its_marks(cli, served, tmp_path):
     assert lines[2:6] == [
         "| made of | clean (n=12) | worst case | L-inf alone | L2 alone | n |",
         "| --- | --- | --- | --- | --- | --- |",
-        f"| soften + tiny | {other} | 75.0 [40.0, 90.0] (a check failed) |  |  | 4 |",
         f"| **soup**: soften (strength=0.25), fade + tiny | {clean} | 62.5 [30.5, 86.3] | 75.0 | 62.5 | 8 |",
+        f"| soften + tiny | {other} | 75.0 [40.0, 90.0] (a check failed) |  |  | 4 |",
     ]
     assert lines[7].startswith(
         "crumbs, L-inf 0.02: accuracy in %, with Wilson 95 % intervals. The worst case is per image"

@@ -15,6 +15,7 @@ def row(attack, threat, accuracy):
 
 
 REPORT = SimpleNamespace(
+    failed=(),
     rows=(row("none", "none", 0.9), row("pgd", "oblivious", 0.6), row("pgd", "adaptive", 0.2)),
     worst_case=SimpleNamespace(accuracy=0.15, ci95=(0.0, 1.0), n=5),
     checks=(),
@@ -59,7 +60,7 @@ def test_what_is_below_is_told(text, below):
 
 
 def test_a_run_without_a_worst_case_keeps_to_no_floor():
-    nothing = SimpleNamespace(rows=(), worst_case=None, checks=(), partial=False)
+    nothing = SimpleNamespace(rows=(), worst_case=None, checks=(), failed=(), partial=False)
     (check,) = checks_of(nothing, parse_floors(["0"]))
     assert check.status == "fail" and "no attack was run that counts" in check.detail
 
@@ -70,11 +71,11 @@ def test_a_row_that_is_not_there_is_an_error_and_never_kept_to():
 
 
 def test_a_row_that_one_arm_lacks_is_a_matter_of_the_others():
-    bare = SimpleNamespace(rows=REPORT.rows[:2], worst_case=REPORT.worst_case, checks=(), partial=False)
+    bare = SimpleNamespace(rows=REPORT.rows[:2], worst_case=REPORT.worst_case, checks=(), failed=(), partial=False)
     floors = parse_floors(["0.1", "pgd/adaptive=0.2", "square=0.1"])
     assert share_out(floors, [bare, REPORT]) == [[floors[0], floors[2]], list(floors)]
 
 
 def test_a_row_that_an_interrupted_run_has_not_reached_is_not_kept_to():
-    begun = SimpleNamespace(rows=REPORT.rows[:1], worst_case=None, checks=(), partial=True)
+    begun = SimpleNamespace(rows=REPORT.rows[:1], worst_case=None, checks=(), failed=(), partial=True)
     assert [check.status for check in checks_of(begun, parse_floors(["pgd/adaptive=0.2"]))] == ["fail", "fail"]

@@ -84,3 +84,11 @@ def test_noise_is_gaussian_and_clipped():
     added = drawn(Noise(0.1), grey) - 0.5
     assert abs(added.mean()) < 0.002 and abs(added.std() - 0.1) < 0.002
     assert drawn(Noise(1.0), grey).aminmax() == (0, 1)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 12])
+def test_the_start_is_part_of_the_gradient(steps):
+    generator = torch.Generator().manual_seed(0)
+    batch = torch.rand(1, 1, 4, 4, generator=generator, dtype=torch.float64).requires_grad_()
+    mask = (torch.rand(1, 1, 4, 4, generator=generator) < 0.7).double()
+    torch.autograd.gradcheck(lambda images: minimise(images, mask, 0.03, steps), (batch,), eps=1e-7, atol=1e-5)

@@ -14,7 +14,7 @@ from torch import nn
 from defend.assembly.part import Part, find_part
 from defend.boundary.answers import unwrap
 from defend.boundary.calls import Calling
-from defend.boundary.trial import try_grey
+from defend.boundary.trial import try_out
 from defend.custom.spec import CustomSpec
 from defend.errors import ContractError, WeightsError
 from defend.options import describe
@@ -153,7 +153,7 @@ def check_outputs(module: nn.Module, task: Task, what: str) -> None:
     Raises:
         ContractError: another number of outputs than of classes.
     """
-    said = unwrap(try_grey("victim", module, (task.channels, task.height, task.width)))
+    said = unwrap(try_out("victim", module, (task.channels, task.height, task.width)))
     if isinstance(said, torch.Tensor) and said.ndim == 2 and said.shape[1] != task.classes:
         count = said.shape[1]
         more = ""

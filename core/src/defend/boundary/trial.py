@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -12,8 +13,10 @@ from defend.errors import DefendError
 
 
 @torch.no_grad()
-def try_grey(stage: str, module: nn.Module, shape: tuple[int, int, int], seed: int = 0) -> Any:
-    """Return what a module answers to two grey images of a shape (channels, height, width), in eval mode.
+def try_out(stage: str, module: nn.Module, shape: tuple[int, int, int], seed: int = 0) -> Any:
+    """Return what a module answers to two images of a shape (channels, height, width), in eval mode.
+
+    They rise from dark to bright and back, so that what flips or shifts them is seen.
 
     Its modes and all draws outside stay as they were. None where it fails: whoever uses it will be told how.
     """
@@ -22,7 +25,8 @@ def try_grey(stage: str, module: nn.Module, shape: tuple[int, int, int], seed: i
     with torch.random.fork_rng([where] if where.type == "cuda" else []):
         torch.manual_seed(seed)
         try:
-            return ask(stage, module.eval(), torch.full((2, *shape), 0.5, device=where))
+            rising = torch.linspace(0.2, 0.8, math.prod(shape), device=where)
+            return ask(stage, module.eval(), torch.stack([rising, rising.flip(0)]).view(2, *shape))
         except DefendError:
             return None
         finally:

@@ -8,6 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import click
+from click.core import ParameterSource
+
 from defend.cli.completion import names_of
 from defend.cli.exits import GATE, INTERRUPTED
 from defend.cli.flags import (
@@ -34,7 +37,7 @@ from defend.report.trackers import Log, LoggedRun
 from defend.util.launch import place
 from defend.values.commands import say_command
 from defend.values.floors import Floor, parse_floors, share_out
-from defend.values.references import shorten
+from defend.values.references import number_twin, shorten
 from defend.values.run_config import LADDER, NONE
 from defend.values.threats import THREATS
 
@@ -271,7 +274,10 @@ def _unfinished(folder: Path, values: dict[str, Any]) -> list[RunConfig]:
     """Return the configs of an interrupted run, none if it is complete; refuse other settings than its own."""
     from defend.records.unfinished import find_unfinished
 
-    given = [each.opts[0] for each in run_command.params if values.get(str(each.name))]
+    # a value that is 0 or False was given too
+    source = click.get_current_context().get_parameter_source
+    typed = [each for each in run_command.params if str(each.name) in values]
+    given = [each.opts[0] for each in typed if source(str(each.name)) is ParameterSource.COMMANDLINE]
     if given:
         raise ConfigError(f"--resume {str(folder)!r} goes on with that run's own settings: leave out {given[0]}")
     return find_unfinished(folder)
@@ -345,8 +351,9 @@ def run_configs(
     if first:  # before anything is judged: it was computed
         _print(configs, outcomes, as_json)
     reports = [each.report for each in outcomes]
+    taken: set[str] = set()  # files of one name may lie in two places
     judged = {
-        _say_parts(report.config): checks_of(report, own)
+        number_twin(_say_parts(report.config), taken): checks_of(report, own)
         for report, own in zip(reports, share_out(floors, reports), strict=True)
     }
     if first:

@@ -24,6 +24,7 @@ from defend.attacks.iterated import Pgd
 from defend.attacks.objectives import measure_margin
 from defend.attacks.options import PgdOptions
 from defend.attacks.target import Target
+from defend.boundary.answers import unwrap
 from defend.datasets.base import Batch, ImageDataset
 from defend.defence import Defence
 from defend.errors import ConfigError
@@ -309,7 +310,7 @@ class AdversarialTraining(Training):
         """Return the loss of what the victim sees [B,C,H,W], of which the first `left` are clean."""
         weights = self._raise_weights(seen.detach(), labels, left) if self._recipe.awp else {}
         # with no weights moved this is a call like any other
-        logits: Tensor = functional_call(self.modules["victim"], weights, (seen,))
+        logits: Tensor = unwrap(functional_call(self.modules["victim"], weights, (seen,)))
         value, metrics = self._value(logits, labels, left)
         return Loss("victim", value, metrics)
 
@@ -330,7 +331,7 @@ class AdversarialTraining(Training):
         learning = {name: weight for name, weight in self._learner.named_parameters() if weight.requires_grad}
         # batch norm's statistics are moved by the pass that counts, and not by this one
         buffers = {name: buffer.clone() for name, buffer in self._learner.named_buffers()}
-        value, _ = self._value(functional_call(self._learner, buffers, (seen,)), labels, left)
+        value, _ = self._value(unwrap(functional_call(self._learner, buffers, (seen,))), labels, left)
         found = torch.autograd.grad(value, list(learning.values()), allow_unused=True)
         slopes = {name: slope for name, slope in zip(learning, found, strict=True) if slope is not None}
         moved = raise_weights(learning, slopes, self._recipe.awp)

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from defend.errors import ConfigError
 from defend.records.rows import PlannedRow, RowRecord
-from defend.util.files import atomic, make_folder, number_twin, write_bytes, write_text
+from defend.util.files import atomic, make_folder, write_bytes, write_text
+from defend.values.references import number_twin
 
 FOLDER, WHAT = "attacked", "attacked images"
 PNG, NPZ = "png", "npz"

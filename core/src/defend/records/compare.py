@@ -256,6 +256,11 @@ _ASPECTS: tuple[tuple[str, Callable[[Run], Any], str], ...] = (
     ("eps", lambda run: run.report["config"]["eps"], "rows with another eps are other rows"),
     ("seeds", lambda run: run.report.get("seed"), "other starting points of attacks, and other images with --limit"),
     ("draws", lambda run: run.report["config"].get("draws"), "adaptive attackers of a random defence differ"),
+    (
+        "thoroughness",
+        lambda run: "--thorough" if run.report["config"].get("thorough") else "quick",
+        "attacks take other numbers of restarts, classes and steps",
+    ),
     ("options of the data set", lambda run: _options(run, "dataset") or "defaults", "images may differ"),
     ("crafting precision", lambda run: run.report.get("precision", {}).get("crafting"), "attacks differ"),
 )

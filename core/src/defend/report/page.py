@@ -46,8 +46,9 @@ from defend.report.text import (
     sources_in_words,
     spent,
 )
-from defend.util.files import make_folder, number_twin, place_under, write_text
+from defend.util.files import make_folder, place_under, write_text
 from defend.values.commands import say_command
+from defend.values.references import number_twin
 from defend.values.report import Row
 from defend.values.threats import THREATS, knows_the_defence
 from defend.weights.origin import describe

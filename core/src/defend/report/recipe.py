@@ -265,7 +265,7 @@ def _comparison(recipe: Recipe, ladder: Ladder, fewer: int) -> Grid:
 
 
 def _rank(recipe: Recipe, ladder: Ladder) -> list[Compared]:
-    """Return the recipe among what it was held against, the best worst case first."""
+    """Return the recipe among what it was held against, the best worst case first; whose checks failed, last."""
     itself = Compared(
         name=composition(recipe.run_config()),
         config=ladder.config,
@@ -274,7 +274,7 @@ def _rank(recipe: Recipe, ladder: Ladder) -> list[Compared]:
         failed=ladder.failed,
         norms=ladder.worst_case.norms,
     )
-    return sorted((itself, *ladder.compared), key=lambda one: -one.worst_case.accuracy)
+    return sorted((itself, *ladder.compared), key=lambda one: (bool(one.failed), -one.worst_case.accuracy))
 
 
 def _alone(each: Compared, norms: Sequence[str]) -> list[str]:

@@ -185,7 +185,7 @@ def _seen(cell: Cell) -> str:
 def _adaptive(one: AdaptiveResult | None, whole: bool) -> str:
     if one is None:
         return ""
-    return f"{with_interval(one.accuracy, one.ci95 if whole else None)} {one.n:,}"
+    return f"{with_interval(one.accuracy, one.ci95 if whole else None)}{' ✗' * bool(one.failed)} {one.n:,}"
 
 
 def explanations(result: TableResult) -> list[str]:

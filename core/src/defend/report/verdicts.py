@@ -10,7 +10,7 @@ from xml.etree import ElementTree as ET
 from defend import __version__
 from defend.report.text import interval
 from defend.util.printable import escape
-from defend.values.floors import WORST, Floor, find_left
+from defend.values.floors import CLEAN, WORST, Floor, find_left
 from defend.values.report import Check, Report
 
 Suites = Mapping[str, Sequence[Check]]
@@ -37,6 +37,10 @@ def checks_of(report: Report, floors: Sequence[Floor] = ()) -> list[Check]:
             said = f"{what} leaves {100 * left.accuracy:.1f} % {interval(left.ci95)}, n={left.n}"
         enough = left is not None and left.accuracy >= floor.share
         said = f"{said}; at least {100 * floor.share:.1f} % was asked for"
+        # clean images were not attacked, so no check of the attacks says anything of them
+        if enough and report.failed and floor.row != CLEAN:
+            names = ", ".join(f"{check.number} {check.name}" for check in report.failed)
+            enough, said = False, f"{said}, and that figure is not to be trusted, as checks failed ({names})"
         found.append(Check(LEFT, "pass" if enough else "fail", said))
     return found
 

@@ -22,7 +22,7 @@ from defend.values.toml import run_config, to_toml
 
 PARTS = ("dataset", "victim", "purifier", "detector", "finetune", "fpr", "options", "weights")
 """What makes a defence."""
-MEASURED = ("dataset", "eps", "eps_l2", "attacks", "threats", "sources", "draws")
+MEASURED = ("dataset", "eps", "eps_l2", "attacks", "threats", "sources", "draws", "adaptive_steps")
 """What two measurements must share to be held against each other; how many images they took is said beside them."""
 
 
@@ -61,8 +61,9 @@ def keep(recipe: Recipe, runs: Sequence[Path], out: Path) -> Path:
         _flat(own.config, (*PARTS, *MEASURED)),
         _flat(wanted, (*PARTS, *MEASURED)),
     )
-    if not own.report.checks and wanted.checks != "none":
-        raise ConfigError(f"run {str(own.folder)!r} has no checks: run it again without --checks none")
+    for each in (own, *others):
+        if not each.report.checks and wanted.checks != "none":
+            raise ConfigError(f"run {str(each.folder)!r} has no checks: run it again without --checks none")
     for other in others:
         what = f"run {str(other.folder)!r} cannot be held against recipe {recipe.name}"
         alike = (*MEASURED, "thorough", "options")  # a quick run's attacks take fewer steps

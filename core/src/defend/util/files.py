@@ -80,15 +80,6 @@ def nearest(path: Path) -> str:
     return ""
 
 
-def number_twin(name: str, taken: set[str]) -> str:
-    """Return a file's name, numbered where it is `taken`, and take it: two names from outside may be made one."""
-    free, count = name, 2
-    while free in taken:
-        free, count = f"{name}-{count}", count + 1
-    taken.add(free)
-    return free
-
-
 def write_bytes(path: Path, data: bytes, what: str = "") -> None:
     """Write a file, see `atomic`."""
     with atomic(path, what) as temporary:

@@ -52,3 +52,12 @@ def _anchor(text: str, folder: Path) -> str:
     if not colon or not where.endswith(".py"):
         return text
     return f"{(folder / Path(where.strip()).expanduser()).resolve()}:{what}"
+
+
+def number_twin(name: str, taken: set[str]) -> str:
+    """Return a file's name, numbered where it is `taken`, and take it: two names from outside may be made one."""
+    free, count = name, 2
+    while free in taken:
+        free, count = f"{name}-{count}", count + 1
+    taken.add(free)
+    return free

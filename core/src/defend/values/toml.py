@@ -19,7 +19,7 @@ import tomli_w
 from defend.errors import ConfigError, did_you_mean
 from defend.options import parse
 from defend.values.editions import is_file
-from defend.values.references import FILE, anchor, shorten
+from defend.values.references import FILE, anchor, number_twin, shorten
 from defend.values.run_config import NONE, RunConfig
 from defend.values.sources import is_path, name_source
 
@@ -184,11 +184,11 @@ def alternatives(config: RunConfig, purifiers: Sequence[str]) -> list[RunConfig]
             raise ConfigError(f"{kind} for 'purifier', and there are {len(purifiers)}: name one of them instead")
     every = {name for purifier in purifiers for name in purifier.split(",")}
     configs = []
-    for purifier in purifiers:
+    for purifier, folder in zip(purifiers, _as_folders(purifiers), strict=True):
         others = every - set(purifier.split(","))
         own = {key: value for key, value in config.options.items() if key not in others}
         files = {key: value for key, value in config.weights.items() if key not in others}
-        out = None if config.out is None else str(Path(config.out) / _as_file_name(purifier))
+        out = None if config.out is None else str(Path(config.out) / folder)
         configs.append(attrs.evolve(config, purifier=purifier, options=own, weights=files, out=out))
     return configs
 
@@ -200,9 +200,15 @@ def place_arms(configs: Sequence[RunConfig], out: str | None) -> list[RunConfig]
     if not several:
         return [attrs.evolve(configs[0], out=root)]
     return [
-        attrs.evolve(config, out=str(Path(root) / _as_file_name(name)))
-        for config, name in zip(configs, several, strict=True)
+        attrs.evolve(config, out=str(Path(root) / folder))
+        for config, folder in zip(configs, _as_folders(several), strict=True)
     ]
+
+
+def _as_folders(names: Sequence[str]) -> list[str]:
+    """Return what folders of purifiers are called, each its own: files of one name may lie in two places."""
+    taken: set[str] = set()
+    return [number_twin(_as_file_name(name), taken) for name in names]
 
 
 def _as_file_name(names: str) -> str:

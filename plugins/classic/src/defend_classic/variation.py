@@ -39,7 +39,7 @@ def minimise(images: Tensor, mask: Tensor, weight: float, steps: int) -> Tensor:
         return kept, new, 2 * new - z, rows, columns
 
     kept = mask * images
-    start = kept.detach()
+    start = kept
     state = (kept, start, start, torch.zeros_like(start.diff(dim=2)), torch.zeros_like(start.diff(dim=3)))
     attached = torch.is_grad_enabled() and images.requires_grad
     return unroll(step, state, steps, attached=attached)[1]

@@ -118,7 +118,7 @@ def _adaptive(plot: Plot, one: AdaptiveResult, y: float, width: float) -> Iterat
     low, high = (plot.left + plot.width * end for end in one.ci95)
     yield Shape(points=((low, y), (high, y)), stroke="ink", width=1)
     yield marker(plot.left + plot.width * one.accuracy, y, "diamond", ADAPTIVE, 4)
-    yield Text(x=width, y=y, text=percent(one.accuracy), anchor="end", bold=True)
+    yield Text(x=width, y=y, text=f"{percent(one.accuracy)}{' ✗' * bool(one.failed)}", anchor="end", bold=True)
 
 
 def _said(groups: Mapping[str, Sequence[Cell]], result: TableResult) -> str:
@@ -130,6 +130,12 @@ def _said(groups: Mapping[str, Sequence[Cell]], result: TableResult) -> str:
             for cell in cells
         ]
         adaptive = result.against(arm)
-        said += [] if adaptive is None else [f"adaptive {percent(adaptive.accuracy)}"]
+        said += (
+            []
+            if adaptive is None
+            else [
+                f"adaptive {percent(adaptive.accuracy)}{', not to be trusted: a check failed' * bool(adaptive.failed)}"
+            ]
+        )
         lines.append(f"{arm}: {', '.join(said)}")
     return f"Chart of accuracy in percent, ours and the paper's. {'; '.join(lines)}."
