@@ -130,13 +130,27 @@ def test_the_seed_and_the_keys_decide_the_draws():
     assert not any(torch.equal(found[0], other) for other in found[1:])
 
 
-@pytest.mark.parametrize("name", ["APGD", "Square"])
-def test_the_seed_decides_the_draws_of_an_attack_that_seeds_itself(name):
+def test_the_seed_decides_the_draws_of_an_attack_that_seeds_itself():
     """Theirs is 0 by default, whatever the run's."""
     defence, pictures, labels = defended(3)
-    attack = adapter(f"torchattacks:{name}")
+    attack = adapter("torchattacks:Square")
     first, again, other = (craft(attack, Target(defence, seed=s), pictures, labels, eps=0.05) for s in (0, 0, 1))
     assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("name", ["APGD", "FAB", "AutoAttack"])
+def test_every_part_that_seeds_itself_gets_the_runs_seed(name, monkeypatch):
+    """AutoAttack's would be the time."""
+    seeds = []
+    seed = torch.random.manual_seed
+    monkeypatch.setattr(torch.random, "manual_seed", lambda given: (seeds.append(given), seed(given))[1])
+    defence, pictures, labels = defended(2)
+    attack = adapter(f"torchattacks:{name}")
+    for run in (0, 0, 1):
+        seeds.append(None)
+        craft(attack, Target(defence, seed=run), pictures, labels, eps=0.001)
+    first, again, other = " ".join(map(str, seeds)).split("None")[1:]
+    assert first == again != other
 
 
 def test_foolbox_through_the_adapter_is_foolbox():
