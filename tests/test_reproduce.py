@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import attrs
 import pytest
@@ -17,7 +18,7 @@ from defend.records.watcher import Watcher
 from defend.report import reproduction
 from defend.reproduce import results
 from defend.reproduce.jobs import MeasureSettings, find_missing, jobs
-from defend.reproduce.measure import reproduce
+from defend.reproduce.measure import _find_finished, reproduce
 from defend.reproduce.results import TableResult, standing
 from defend.tables import Adaptive, TableArm
 from defend.util.files import cache_dir
@@ -553,6 +554,20 @@ def test_missing_weights_are_trained_and_replaced_ones_noticed(toys, measure, tm
     assert answer.code == 0, answer.error
     with pytest.raises(DataError, match="with other weights of the victim than there are now: delete the folder"):
         measure(toys[3])
+
+
+def test_a_source_that_was_trained_anew_is_noticed(toys, defend, tmp_path):
+    """What transfers comes from it: half a table from the one and half from the other is of two attackers."""
+    transfer = {"attacks": ("fgsm",), "threats": ("transfer",), "sources": ("trained",)}
+    usual = {"victim": "fixed", "dataset": "specks", "eps": 0.1, "device": "cpu", "checks": "none", "limit": 8}
+    job = SimpleNamespace(
+        folder=tmp_path / "run", config=RunConfig(**usual, **transfer, train_missing=True, out=str(tmp_path / "run"))
+    )
+    assert list(run(job.config).weights) == ["source trained"]
+    assert _find_finished(job, registry()) is not None
+    assert defend("train", "victim", "trained", "--dataset", "specks", "--seed", "5", "--quiet").code == 0
+    with pytest.raises(DataError, match="with other weights of the source trained than there are now"):
+        _find_finished(job, registry())
 
 
 def test_an_edition_is_trained_where_it_is_missing(toys, measure, defend, refused):

@@ -43,10 +43,14 @@ AVERAGED = " + "  # between the sources of a variant that averages them
 
 @attrs.frozen
 class BuiltDefence:
-    """One defence, ready: what was built, its arms by their names in the run, and how they were prepared."""
+    """One defence, ready: what was built, its arms by their names in the run, and how they were prepared.
+
+    `sources` are the victims of the transfer threat, as "source NAME".
+    """
 
     names: ArmNames
     built: Mapping[str, Built]
+    sources: Mapping[str, Built]
     arms: Mapping[str, Defence]
     parameters: int
     precision: Mapping[str, str]
@@ -73,7 +77,8 @@ def build_all(
     watcher.preparing("building the defence")
     victim = compositions[0].of_victim().build(task)["victim"]
     bare, done = prepare(Defence(victim.module).to(device), precision, sample)
-    sources = _sources(config, dataset, plugins, watcher, device)
+    others = _sources(config, dataset, plugins, watcher, device)
+    sources = {name: each.module for name, each in others.items()}
     ready = []
     for each, composition in zip(configs, compositions, strict=True):
         label = f"{each.purifier}: " if len(configs) > 1 else ""
@@ -120,14 +125,24 @@ def build_all(
         words = dict.fromkeys(each[LEFT_OUT] for each in (done, behind_done) if LEFT_OUT in each)
         precisions |= {LEFT_OUT: "; ".join(words)} if words else {}
         ready.append(
-            BuiltDefence(armed, parts, arms | attackable, added, precisions, calibration, thresholds, left_out)
+            BuiltDefence(
+                names=armed,
+                built=parts,
+                sources={f"source {name}": each for name, each in others.items()},
+                arms=arms | attackable,
+                parameters=added,
+                precision=precisions,
+                calibration=calibration,
+                thresholds=thresholds,
+                left_out=left_out,
+            )
         )
     return ready
 
 
 def _sources(
     config: RunConfig, dataset: ImageDataset, plugins: Registry, watcher: Watcher, device: torch.device
-) -> dict[str, nn.Module]:
+) -> dict[str, Built]:
     """Build the victims whose gradients the transfer threat takes, frozen, by name."""
     wanted = any(THREATS[kind].faces == "sources" for kind in choose_threats(config))
     if not wanted or config.sources == NO_SOURCES:
@@ -144,8 +159,8 @@ def _sources(
             other = Composition.of(name, options={"victim": {"pretrained": False}}, plugins=plugins)
         if config.train_missing:
             train_missing(other, dataset, watcher, seed=config.seed, device=config.device)
-        module = other.build(dataset.task())["victim"].module
-        found[name] = module.to(device).requires_grad_(False)
+        found[name] = other.build(dataset.task())["victim"]
+        found[name].module.to(device).requires_grad_(False)
     return found
 
 

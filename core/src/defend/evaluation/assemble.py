@@ -55,6 +55,7 @@ class Circumstances:
     seconds: float
     batch_size: int
     built: Mapping[str, Built]
+    sources: Mapping[str, Built]
     parameters: int
     threshold: float | None = None
     thresholds: Mapping[float, float] = attrs.field(factory=dict)
@@ -96,7 +97,7 @@ def assemble(config: RunConfig, records: Sequence[RowRecord], known: Circumstanc
         detector=None if known.threshold is None else _detector(records, known),
         checks=known.checks,
         cost=Cost(clean[UNDEFENDED], clean[DEFENDED], known.parameters, known.batch_size),
-        weights=describe_weights(known.built),
+        weights=describe_weights({**known.built, **known.sources}),
         partial=known.partial,
         left_out=dict(known.left_out),
         notes=known.notes,

@@ -385,6 +385,7 @@ class Course:
             seconds=time.perf_counter() - self.started if self.journal is None else self.journal.seconds,
             batch_size=self.evaluator.batch_size,
             built=defence.built,
+            sources=defence.sources,
             parameters=defence.parameters,
             threshold=None if judge.detector is None else float(threshold_of(judge.detector)),
             thresholds=defence.thresholds,

@@ -50,7 +50,11 @@ def identify(
         # finished batches are counted by their place, so all must be cut alike
         "batch size": defences[0].names.config.batch_size,
         "weights file": [
-            {part: found for part, built in each.built.items() if (found := _fingerprint(built)) is not None}
+            {
+                part: found
+                for part, built in {**each.built, **each.sources}.items()
+                if (found := _fingerprint(built)) is not None
+            }
             for each in defences
         ],
         **_code(defences, plans, plugins),

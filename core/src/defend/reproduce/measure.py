@@ -26,6 +26,7 @@ from defend.tables import Table
 from defend.util.launch import place
 from defend.values.report import Report
 from defend.values.run_config import RunConfig
+from defend.values.threats import NO_SOURCES
 
 
 def reproduce(
@@ -100,6 +101,9 @@ def _find_finished(job: Job, plugins: Registry) -> Report | None:
     if report.partial:
         return None
     now = Composition.of_config(job.config, plugins).hash_weights(job.config.dataset)
+    for name in job.config.sources if job.config.sources not in (None, NO_SOURCES) else ():
+        source = Composition.of(name, plugins=plugins).hash_weights(job.config.dataset)
+        now |= {f"source {name}": value for value in source.values()}
     then = {part: made["sha256"] for part, made in report.weights.items()}
     stale = sorted(part for part in now if part in then and now[part] != then[part])
     if stale:
