@@ -9,6 +9,7 @@ import pytest
 
 import defend
 from defend.checks import CHECKS
+from defend.evaluation.plan import find_undone
 from defend.evaluation.runner import run, run_arms
 from defend.plugins import registry
 from defend.values.run_config import RunConfig
@@ -204,6 +205,14 @@ def test_calibrate_keeps_the_threshold_for_later_runs(defend):
 def test_the_table_tells_of_rejections(defend):
     text = defend(*ONE_ROW, "--detector", "change", "--purifier", "soften").out
     assert "rejected" in text and "AUROC" in text and "false positives" in text
+
+
+def test_a_sequence_says_which_counter_attacks_it_goes_without():
+    config = RunConfig(victim="resnet18", purifier="apudae,vaegan", threats=("adaptive",))
+    told = find_undone(config, [], registry())
+    assert set(told) == {"attack apudae_a", "attack vaegan_straight"}
+    assert "made against apudae alone" in told["attack apudae_a"]
+    assert not find_undone(RunConfig(victim="resnet18", purifier="apudae", threats=("adaptive",)), [], registry())
 
 
 def test_purifiers_in_sequence(defend, refused, tmp_path):

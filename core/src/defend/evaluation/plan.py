@@ -141,6 +141,12 @@ def find_undone(config: RunConfig, rows: Sequence[PlannedRow], plugins: Registry
             else:
                 add = f": add --threat {fits[0]}" if fits else ""
                 found[f"attack {name}"] = f"{why}, and this run has {', '.join(threats)}{add}"
+    if len(config.purifiers) > 1 and any(THREATS[kind].counters for kind in threats):
+        for purifier in config.purifiers:
+            for name in plugins.find("purifier", purifier).spec.counter_attacks:
+                found[f"attack {name}"] = (
+                    f"it is made against {purifier} alone, and finds it in no sequence; bpda takes its surrogates there"
+                )
     variants = {row.variant for row in rows if row.attack is not None and THREATS[row.threat.kind].faces == "sources"}
     for name in config.sources if config.sources != NO_SOURCES else ():
         if name not in variants:
