@@ -167,6 +167,27 @@ def test_code_noise_grows_with_the_error_and_stays():
     assert float(dirty) == 1.0
 
 
+def test_the_size_of_code_noise_is_part_of_the_gradient():
+    def value(start):
+        with keyed(torch.tensor([5]), seed=0, stream="test"):
+            return run(start, variant="F", step_size=0.0, steps=1).sum()
+
+    start = image(0.9).double().requires_grad_()
+    (slope,) = torch.autograd.grad(value(start), start)
+    numeric = (value(start.detach() + 1e-4) - value(start.detach() - 1e-4)) / 2e-4
+    assert float(slope.sum()) == pytest.approx(float(numeric), rel=1e-6) and abs(float(numeric) - 1) > 1e-4
+
+
+def test_an_image_that_is_not_square_is_turned_and_not_sheared():
+    canvas = torch.zeros(1, 1, 48, 48)
+    canvas[..., 22:26, 10:38] = torch.linspace(0, 1, 28)
+    with keyed(torch.tensor([3]), seed=0, stream="test"):
+        whole = transform(canvas, 0.0, 10.0)
+    with keyed(torch.tensor([3]), seed=0, stream="test"):
+        strip = transform(canvas[:, :, 16:32], 0.0, 10.0)
+    torch.testing.assert_close(strip, whole[:, :, 16:32], atol=1e-4, rtol=0)
+
+
 def test_equation_13_transform_turns_and_scales():
     images = torch.zeros(1, 1, 9, 9)
     images[0, 0, 4, 7] = 1.0  # right of the centre

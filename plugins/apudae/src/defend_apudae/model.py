@@ -106,7 +106,8 @@ def purify(
     def step(number: int, state: State, attached: bool) -> State:
         x, first, second = state
         if config.variant == "F" and config.noise == "uniform":
-            x = x + code_noise(x, autoencoder, mu, sigma, config)
+            with torch.set_grad_enabled(attached):  # its size depends on the image
+                x = x + code_noise(x, autoencoder, mu, sigma, config)
         twice = attached and (rule != "sign" or config.sign_slope == "smooth")
         keeps = twice or (attached and config.variant == "C")
         at = x if keeps else x.detach().requires_grad_(frozen is None)
@@ -140,10 +141,9 @@ def code_noise(
     images: Tensor, autoencoder: Callable[[Tensor], Tensor], mu: Tensor, sigma: Tensor, config: ApudaeOptions
 ) -> Tensor:
     """Variant F as the authors' code has it: uniform noise of size 0.7/255 * clip(((r - mu)/(2 sigma))^2, 0, 4)."""
-    with torch.no_grad():
-        r = reconstruction_error(images, autoencoder)
-        scale = _size(config, CODE_NOISE) * (((r - mu) / (2 * sigma)) ** 2).clamp(0, CODE_NOISE_CAP)
-        return uniform_like(images, -1, 1) * scale.view(-1, 1, 1, 1)
+    r = reconstruction_error(images, autoencoder)
+    scale = _size(config, CODE_NOISE) * (((r - mu) / (2 * sigma)) ** 2).clamp(0, CODE_NOISE_CAP)
+    return uniform_like(images, -1, 1) * scale.view(-1, 1, 1, 1)
 
 
 def transform(images: Tensor, resize: float, rotate: float) -> Tensor:
@@ -151,6 +151,7 @@ def transform(images: Tensor, resize: float, rotate: float) -> Tensor:
     f = uniform_per_image(images, 1 - resize, 1 + resize)
     theta = uniform_per_image(images, -rotate, rotate) * (math.pi / 180)
     cosine, sine, zero = theta.cos() / f, theta.sin() / f, torch.zeros_like(f)
-    matrix = torch.stack([torch.stack([cosine, -sine, zero], 1), torch.stack([sine, cosine, zero], 1)], 1)
+    high = images.shape[2] / images.shape[3]  # the grid counts both sides from -1 to 1, whatever their lengths
+    matrix = torch.stack([torch.stack([cosine, -sine * high, zero], 1), torch.stack([sine / high, cosine, zero], 1)], 1)
     grid = F.affine_grid(matrix.to(images.dtype), list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
