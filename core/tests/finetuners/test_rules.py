@@ -64,6 +64,20 @@ def quadrants():
     return MemoryDataset("tiny", list("abcd"), pixels, labels)
 
 
+class Wordy(TinyVictim):
+    """Answers with more than its logits while it trains, as torchvision's googlenet does."""
+
+    def forward(self, batch):
+        logits = super().forward(batch)
+        return (logits, logits.detach()) if self.training else logits
+
+
+@pytest.mark.parametrize("recipe", [{"mode": "pgd"}, {"mode": "trades", "awp": 5e-3}, {"mode": "free", "replays": 2}])
+def test_a_victim_that_answers_more_while_it_trains_is_tuned(recipe):
+    figures = fit(prepare(Wordy(TASK), **recipe), quadrants(), FitSettings(), {"what": "test"})
+    assert 0 <= figures["val_pgd_after"] <= 1
+
+
 # ---- MART ----
 
 
