@@ -409,7 +409,7 @@ def test_the_terminal_says_it_all():
         "not in the paper",
         "open",
         TALLY,
-        "12.5 [5.0, 20.0] 40",
+        "12.5 [5.0, 20.0] ✗ 40",
         "What the paper's figures are: oblivious",
         GUESS_SAID,
         "Soft: the adaptive figure is not to be trusted, a check failed (gradients)",
@@ -571,7 +571,7 @@ def test_the_chart_says_every_figure_and_stays_within_its_width(narrow):
     result = measured()
     scene = dumbbell(result, [arm.name for arm in ARMS], "table", narrow=narrow)
     texts = [mark.text for mark in scene.marks if hasattr(mark, "text")]
-    assert {"None", "Soft", "91.0 (90.0)", "25.0", "12.5", "adaptive"} <= set(texts)
+    assert {"None", "Soft", "91.0 (90.0)", "25.0", "12.5 ✗", "adaptive"} <= set(texts)
     assert "Rival" not in texts, "nothing of it was measured"
     points = [point for mark in scene.marks if hasattr(mark, "points") for point in mark.points]
     assert all(0 <= x <= scene.width and 0 <= y <= scene.height for x, y in points)
