@@ -179,10 +179,10 @@ class Defence(nn.Module):
         with eval_mode(self):
             if isinstance(self.purifier, PurifierSequence):
                 purified = self.purifier.screen(images)
+            elif self.purifier is not None:
+                purified = check_pixels(self.purify(images), self.purifier)
             else:
                 purified = self.purify(images)
-            if self.purifier is not None:
-                purified = check_pixels(purified, self.purifier)
             if self.detector is None:
                 score = torch.zeros(len(images), device=images.device)
                 return Screening(purified, score, torch.ones(len(images), dtype=torch.bool, device=images.device))

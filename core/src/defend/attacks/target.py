@@ -268,12 +268,14 @@ class Target:
         logits: Tensor | None = None,
         fooled: Tensor | None = None,
         points: Tensor | None = None,
-        sees: Tensor | None = None,
+        needed: Sequence[Tensor] = (),
     ) -> None:
         if self.sight is None:
             return
         there = [gradient for gradient in found if gradient is not None]
-        one = None if not there else there[0] if sees is None else sees[:, None]
+        one = there[0] if there else None
+        if there and len(found) > 1:
+            one = _sees(found, needed)[:, None]
         self.sight.note(
             keys,
             gradient=one,
@@ -304,8 +306,7 @@ class Target:
             (logits, scores, found), blind = self._look(look, images, keys, step, full=True)
             said, scored = self._mean(logits), self._mean(scores)
             wrong, accepted = said.argmax(1) != labels, scored < self.wanted
-            sees = _sees(found, (~wrong, ~accepted)) if len(found) == 2 else None
-            self._note(keys, found, blind, fooled=wrong & accepted, points=images, sees=sees)
+            self._note(keys, found, blind, fooled=wrong & accepted, points=images, needed=(~wrong, ~accepted))
         share = self._share_fooled(logits, scores, packed)
         return Slopes([fill(gradient, images) for gradient in found], said, scored, share)
 

@@ -136,11 +136,10 @@ class _Traced(Target):
 def _trace(subject: Subject, module: nn.Module, steps: int) -> tuple[Tensor, list[float]]:
     """Climb from start 0 for so many steps of the usual size; return who is left right, bool [N], and mean losses.
 
-    A module that is not a `Defence` takes all images at once; what is not random may not be fooled on the way either.
+    What is not random may not be fooled on the way either.
     """
     target = _Traced(module, seed=subject.seed, draws=subject.draws)
-    # other modules, such as `Known`, have the draws of all the subject's images by their place
-    pack = max(PACK // target.draws, 1) if isinstance(module, Defence) else len(subject.images)
+    pack = max(PACK // target.draws, 1)
     right, losses = [], torch.zeros(steps, dtype=torch.float64)
     for place in range(0, len(subject.images), pack):
         part = subject.part(slice(place, place + pack))

@@ -16,8 +16,8 @@ from defend.util.files import cache_dir, make_folder, sweep, write_bytes
 SIZE = 32  # bytes of a SHA-256
 BLOCK = 1024  # files handed to the threads at a time
 MOST_THREADS = 8
-# Bytes of a file from which on threads gain: those of fewer spend more time taking turns (measured on two cores: 3 kB
-# 0.04 ms in one thread and 0.15 in two, 110 kB 0.15 and 0.19, 400 kB 0.38 and 0.31).
+# Bytes of a file from which on threads gain: those of fewer spend more time taking turns (`python -m benchmarks
+# small_files`, two cores: 3 kB 0.05 ms in one thread and 0.17 in several, 400 kB 0.41 and 0.38).
 LARGE = 256 * 2**10
 REMEMBERED = 64 * 2**20  # bytes from which on reading them again would take long enough to be felt
 

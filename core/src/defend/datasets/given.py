@@ -219,7 +219,7 @@ class GivenDataset(ImageDataset):
         for split in ("val", "train"):
             for at, digest in enumerate(digests.get(split) or ()):
                 known.setdefault(digest, f"{split} image {at}")
-        twins = [(at, known[digest]) for at, digest in enumerate(digests.get("test") or ()) if digest in known]
+        twins = [(at, known[digest]) for at, digest in enumerate(digests["test"] or ()) if digest in known]
         return Duplicates(len(twins), tuple((f"test image {at}", other) for at, other in twins[:MOST_NAMED]))
 
     def _digests(self, split: Split) -> list[bytes] | None:

@@ -51,13 +51,15 @@ def module_hash(module: nn.Module) -> str:
 
 
 def use_hash(module: nn.Module) -> str:
-    """Return a SHA-256 of a network that a training uses as it stands, the same for every version of `defend`.
+    """Return a SHA-256 of a network that a training uses as it stands; the code of core is no part of it.
 
     Parameters and all buffers; of each part its class and plain attributes (a quality, a mean, a config), which need
     not lie in the state; and the source of classes and functions that somebody is editing.
     """
+    import torch
+
     hasher = _Hasher()
-    of_every_module = {*vars(hasher.empty), "stage_name"}
+    of_every_module = {*vars(torch.nn.Module()), "stage_name"}
     parts = {}
     for name, part in module.named_modules():
         attributes = {key: value for key, value in vars(part).items() if key not in of_every_module}
@@ -75,7 +77,7 @@ _NO_DATA = object()
 
 def _keep_plain(value: Any, hasher: _Hasher, depth: int = 0) -> Any:
     """Return what a hash can take of an attribute: data, however nested, and what somebody is editing."""
-    if value is None or isinstance(value, bool | int | float | complex | str | bytes | hasher.tensor):
+    if value is None or isinstance(value, bool | int | float | complex | str | bytes | hasher._tensor):
         return value
     if isinstance(value, types.FunctionType):
         return value.__code__ if _source_if_edited(value) is not None else _NO_DATA
@@ -304,8 +306,7 @@ class _Hasher:
     def __init__(self) -> None:
         import torch
 
-        self.empty = torch.nn.Module()
-        self.tensor = self._tensor = torch.Tensor
+        self._tensor = torch.Tensor
         self._bytes = torch.uint8
         self._module = torch.nn.Module
         self._known: dict[int, tuple[Any, bytes]] = {}  # the value too, as its id is only its own while it lives

@@ -130,12 +130,8 @@ def _said(groups: Mapping[str, Sequence[Cell]], result: TableResult) -> str:
             for cell in cells
         ]
         adaptive = result.against(arm)
-        said += (
-            []
-            if adaptive is None
-            else [
-                f"adaptive {percent(adaptive.accuracy)}{', not to be trusted: a check failed' * bool(adaptive.failed)}"
-            ]
-        )
+        if adaptive is not None:
+            doubt = ", not to be trusted: a check failed" if adaptive.failed else ""
+            said.append(f"adaptive {percent(adaptive.accuracy)}{doubt}")
         lines.append(f"{arm}: {', '.join(said)}")
     return f"Chart of accuracy in percent, ours and the paper's. {'; '.join(lines)}."
