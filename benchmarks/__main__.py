@@ -57,19 +57,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except DefendError as error:
         errors.print(f"error: {error}", markup=False)
         return 2
-    about = surroundings(scale)
-    console.print(", ".join(f"{key} {value}" for key, value in about.items() if key != "versions"), highlight=False)
-    missing = [DISTRIBUTIONS.get(peer, peer) for peer in PEERS if peer not in scale.peers]
-    if missing:
-        console.print(f"left out, not installed: {', '.join(missing)} (pip install -r benchmarks/requirements.txt)")
+    about = {**surroundings(scale), "names": list(given.names or WORKLOADS)}
+    said = ", ".join(f"{key} {value}" for key, value in about.items() if isinstance(value, str | int))
+    console.print(said, highlight=False)
+    if about["left_out"]:
+        missing = ", ".join(about["left_out"])
+        console.print(f"left out, not installed: {missing} (pip install -r benchmarks/requirements.txt)")
     done: list[Result] = []
     for result in results(given.names or WORKLOADS, scale):
         done.append(result)
         show(result, console)
         if given.json:
-            write(given.json, about, done)
+            write(given.json, {**about, "complete": False}, done)
         if given.plot:
             draw(done, given.plot)
+    if given.json:
+        write(given.json, {**about, "complete": True}, done)
     bars = [bar for result in done for bar in result.bars]
     if bars:
         console.print(f"{sum(bar.met for bar in bars)} of {len(bars)} bars met")
@@ -131,6 +134,8 @@ def surroundings(scale: Scale) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "scale": "quick" if scale.quick else "full",
+        "rounds": scale.rounds,
+        "left_out": [DISTRIBUTIONS.get(peer, peer) for peer in PEERS if peer not in scale.peers],
         "versions": found,
     }
 

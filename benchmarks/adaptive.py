@@ -8,7 +8,7 @@ The composed `Defence` of each of the five purifiers is given to torchattacks an
 
 from __future__ import annotations
 
-import time
+import functools
 from collections.abc import Iterator
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 
 import defend
 from benchmarks import peers
-from benchmarks.contest import Bar, Result, Scale, Timing
+from benchmarks.contest import Bar, Result, Scale, Timing, timed
 from defend.assembly.prepare import prepare
 from defend.attacks.iterated import Pgd
 from defend.attacks.options import PgdOptions
@@ -60,13 +60,11 @@ def contest(name: str, count: int, seeds: int, scale: Scale) -> Result:
     for seed in range(seeds):
         for peer in left:
             torch.manual_seed(seed)
-            begin = time.perf_counter()
-            if peer == OURS:
-                target = defend.Target(ready, seed=seed, draws=1)
-                adversarial = defend.craft(Pgd(options), target, images, labels, eps=EPS)
-            else:
-                adversarial = theirs[peer](images, labels)
-            seconds[peer].append(time.perf_counter() - begin)
+            target = defend.Target(ready, seed=seed, draws=1)
+            ours = functools.partial(defend.craft, Pgd(options), target, images, labels, eps=EPS)
+            work = ours if peer == OURS else functools.partial(theirs[peer], images, labels)
+            adversarial, taken = timed(work, images.device)
+            seconds[peer].append(taken)
             left[peer].append(still_right(defence, adversarial, labels))
     means = {peer: sum(counts) / seeds for peer, counts in left.items()}
     best = min((means[peer] for peer in theirs), default=None)

@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import attrs
 import torch
@@ -26,6 +26,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 PEERS = ("foolbox", "torchattacks", "art", "pyautoattack")
 ROOT = Path(__file__).resolve().parents[1]  # where `benchmarks` is found, wherever it is run from
 MIB = 2**20
+T = TypeVar("T")
 
 
 def _rounds(values: Any) -> tuple[float, ...]:
@@ -136,25 +137,26 @@ def compete(
             for name, work in contenders.items():
                 shown.update(task, description=name)
                 gc.collect()
-                seconds = _seconds(work, device)
+                seconds = timed(work, device)[1]
                 if turn >= 0:
                     found[name].append(1000 * seconds / per)
                 shown.advance(task)
     return tuple(Timing(name, times) for name, times in found.items())
 
 
-def _seconds(work: Callable[[], object], device: torch.device) -> float:
+def timed(work: Callable[[], T], device: torch.device) -> tuple[T, float]:
+    """Return what some work gives, and its seconds; on CUDA those between two synchronisations."""
     if device.type == "cuda":
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize(device)
         start.record()  # type: ignore[no-untyped-call]
-        work()
+        found = work()
         end.record()  # type: ignore[no-untyped-call]
         torch.cuda.synchronize(device)
-        return float(start.elapsed_time(end)) / 1000  # type: ignore[no-untyped-call]
+        return found, float(start.elapsed_time(end)) / 1000  # type: ignore[no-untyped-call]
     begun = time.perf_counter()
-    work()
-    return time.perf_counter() - begun
+    found = work()
+    return found, time.perf_counter() - begun
 
 
 def progress() -> Progress:

@@ -10,7 +10,7 @@ fools more draws than the other.
 from __future__ import annotations
 
 import argparse
-import time
+import functools
 from typing import Any
 from unittest import mock
 
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 import defend
+from benchmarks.contest import timed
 from defend.attacks import iterated
 from defend.attacks.keeping import choose as choose_by_draws
 from defend.attacks.options import PgdOptions
@@ -63,9 +64,9 @@ def main() -> None:
             seconds: dict[str, float] = {}
             for way, choose in (("last", last), ("kept", choose_by_draws)):
                 with mock.patch.object(iterated, "choose", choose):
-                    target, begin = defend.Target(defence, seed=0, draws=given.draws), time.perf_counter()
-                    found = defend.craft(iterated.Pgd(options), target, images, labels, eps=given.eps)
-                    seconds[way] = time.perf_counter() - begin
+                    target = defend.Target(defence, seed=0, draws=given.draws)
+                    work = functools.partial(defend.craft, iterated.Pgd(options), target, images, labels, eps=given.eps)
+                    found, seconds[way] = timed(work, images.device)
                 fooled[way] = count_fooled(defence, found, labels, given.passes)
             right = {way: 100 * (1 - float(each.double().mean()) / given.passes) for way, each in fooled.items()}
             more = int((fooled["kept"] > fooled["last"]).sum()), int((fooled["kept"] < fooled["last"]).sum())

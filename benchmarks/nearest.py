@@ -8,7 +8,7 @@ and by `hsj` and `hsj_l2` beside its HopSkipJump, whose questions are counted fi
 
 from __future__ import annotations
 
-import time
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 import defend
 from benchmarks import peers
-from benchmarks.contest import Bar, Result, Scale, Timing
+from benchmarks.contest import Bar, Result, Scale, Timing, timed
 from defend.assembly.prepare import prepare
 from defend.attacks.hop_skip_jump import HopSkipJump
 from defend.attacks.minimum_norm import FastMinimumNorm
@@ -92,12 +92,11 @@ def contest(
     timings, medians, found = [], {}, {}
     for peer, craft in crafts.items():
         torch.manual_seed(0)
-        begin = time.perf_counter()
         try:
-            adversarial = craft(images, labels)
+            adversarial, seconds = timed(functools.partial(craft, images, labels), images.device)
         except ValueError as error:  # foolbox's HopSkipJump gives up where one image has no start
             return Result(WORKLOAD, f"{name or VICTIM}: {about}, {norm}: {peer} gave up", "", notes=(str(error),))
-        timings.append(Timing(peer, [1000 * (time.perf_counter() - begin) / count]))
+        timings.append(Timing(peer, [1000 * seconds / count]))
         far = distances(defence, images, adversarial, labels, norm)
         medians[peer], found[peer] = float(far.sort().values[count // 2]), int((far < torch.inf).sum())
     bars = (

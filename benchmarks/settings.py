@@ -7,7 +7,7 @@ What the adaptive and bpda threats take where nothing was named (`defend.values.
 
 from __future__ import annotations
 
-import time
+import functools
 from collections.abc import Iterator
 
 import attrs
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import defend
-from benchmarks.contest import Result, Scale
+from benchmarks.contest import Result, Scale, timed
 from defend.assembly.prepare import prepare
 from defend.attacks.apgd import Apgd
 from defend.attacks.iterated import Pgd
@@ -99,11 +99,9 @@ def compare(setting: Setting, scale: Scale) -> dict[str, object]:
     for name, attack in attacks(GRADIENTS).items():
         left = []
         for seed in range(setting.seeds):
-            begin = time.perf_counter()
-            adversarial = defend.craft(
-                attack, defend.Target(ready, seed=seed, draws=DRAWS), images, labels, eps=setting.eps
-            )
-            seconds = time.perf_counter() - begin
+            target = defend.Target(ready, seed=seed, draws=DRAWS)
+            work = functools.partial(defend.craft, attack, target, images, labels, eps=setting.eps)
+            adversarial, seconds = timed(work, images.device)
             with torch.no_grad():
                 left.append(int((ready(adversarial).argmax(1) == labels).sum()))
         found[name] = {"left": left, "seconds": seconds}

@@ -37,7 +37,7 @@ def test_contenders_run_in_turn_after_a_warm_up():
 
 def test_times_are_milliseconds_of_the_unit(monkeypatch):
     seconds = iter([9.0, 9.0, 0.1, 0.4, 0.3, 0.2])
-    monkeypatch.setattr("benchmarks.contest._seconds", lambda work, device: next(seconds))
+    monkeypatch.setattr("benchmarks.contest.timed", lambda work, device: (None, next(seconds)))
     first, second = compete({"A": print, "B": print}, per=100, rounds=2, device=CPU)
     assert first.rounds == pytest.approx((1, 3)) and second.rounds == pytest.approx((4, 2))
     assert (first.median, first.least, first.most) == pytest.approx((2, 1, 3))

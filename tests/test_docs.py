@@ -182,16 +182,28 @@ def test_a_bar_that_is_missed_says_so_and_results_without_bars_are_left_out(tmp_
         {"what": "ours / theirs", "figure": 1.23456, "bound": 1.0, "kind": "at most", "met": False},
         {"what": "images apart", "figure": 0, "bound": 0, "kind": "at most", "met": True},
     ]
-    results = [{"workload": "2 cw", "title": "an | iteration", "bars": kept}, {"workload": "2 cw", "bars": []}]
-    about = {"device": "a machine", "threads": 1, "versions": {"torch": "2.0"}}
+    kept.append({"what": "memory", "figure": None, "bound": 2, "kind": "at least", "met": False})
+    results = [
+        {"workload": "2 cw", "title": "an | iteration", "bars": kept},
+        {"workload": "2 cw", "title": "another", "bars": [], "notes": ["it gave up"]},
+    ]
+    about = {"device": "a machine", "threads": 1, "versions": {"torch": "2.0"}, "names": ["cw"], "left_out": ["ART"]}
+    about |= {"complete": False}
     (tmp_path / "a.json").write_text(json.dumps({**about, "results": results}))
     (tmp_path / "b.json").write_text(json.dumps({"about": "a search", "rows": []}))
     lines = [line for line in bars(tmp_path).replace("\N{NO-BREAK SPACE}", " ").splitlines() if line]
-    assert lines[0] == "`python -m benchmarks cw`, a machine, 1 thread, torch 2.0:"
-    assert lines[3:] == [
+    assert lines[0] == "`python -m benchmarks cw`, a machine, 1 thread, torch 2.0, without ART:"
+    assert lines[3:-1] == [
         r"| an \| iteration | ours / theirs | 1.23 | at most 1 | **missed** |",
         "|  | images apart | 0 | at most 0 | met |",
+        "|  | memory | no figure | at least 2 | **missed** |",
+        "Not all of this workload was measured: the other parts have no figure.",
+        "it gave up",
     ]
+    assert lines[-1].startswith("Without a kept figure: `pgd`, `square`") and "`cw`" not in lines[-1]
+    (tmp_path / "a.json").write_text(json.dumps({**about, "scale": "quick", "results": results}))
+    with pytest.raises(RuntimeError, match=r"a\.json is of `--quick`"):
+        bars(tmp_path)
 
 
 def test_the_generated_pages_know_every_plugin_command_and_option():

@@ -20,10 +20,10 @@ def row(attack, threat, accuracy, variant="", n=100):
     return {"attack": attack, "threat": threat, "variant": variant, "n": n, "headline": True, **absent, **left}
 
 
-def report(*rows, worst, credit=None, failed=()):
+def report(*rows, worst, credit=None, failed=(), rising=()):
     timed = [{**one, "partial": False, "seconds": {"attack": 90, "purify": 30}} for one in rows]
     checks = [{"name": name, "status": "fail"} for name in failed] + [{"name": "batch", "status": "pass"}]
-    headline = {**figure(worst), "with_credit": None if credit is None else figure(credit)}
+    headline = {**figure(worst), "with_credit": None if credit is None else figure(credit), "rising": list(rising)}
     return {
         "rows": timed,
         "checks": checks,
@@ -73,6 +73,7 @@ def test_a_failed_check_and_a_detectors_credit_are_told(kept):
     assert r"| what is left | `puvae`\* |" in said
     assert r"\* A check failed, the figures are not to be trusted: `puvae` (gradients)." in said
     assert "the same, where a rejected attack counts as right | 44.0" in said
+    assert "| **worst case per image** | ~~0.0" in said.replace("\N{NO-BREAK SPACE}", " ")
     assert "`puvae`: `--detector puvae --draws 10`" in said
 
 
@@ -86,6 +87,22 @@ def test_of_a_random_arm_it_is_told_what_is_left_when_it_is_asked_again(kept):
     said = ladder_of("baselines").replace("\N{NO-BREAK SPACE}", " ")
     assert "| the same, right in every one of 20 passes |  | 25.0 [15.0, 35.0] (clean 87.0) |" in said
     assert "| the same, by the majority of 20 passes |  | 50.0 [40.0, 60.0] (clean 97.0) |" in said
+
+
+def test_figures_that_more_steps_would_lower_are_marked_as_bounds(kept):
+    clean, unaware = row("none", "none", 0.98), row("pgd", "oblivious", 0.25)
+    aware = row("pgd", "adaptive", 0.23, variant="draws known"), row("apgd_t", "adaptive", 0.2)
+    rising = ("pgd/oblivious", "pgd/adaptive:draws known")
+    kept("noise", report(clean, unaware, *aware, worst=0.2, rising=rising))
+    kept("none", report(clean, unaware, worst=0.2, rising=rising[:1]))
+    kept("blur", report(clean, unaware, *aware, worst=0.1))
+    said = ladder_of("baselines").replace("\N{NO-BREAK SPACE}", " ")
+    # who does not know the defence took its steps against the bare victim
+    assert "| oblivious: pgd | ≤ 25.0 | 25.0 | 25.0 |" in said
+    assert "| adaptive: draws known: pgd |  | 23.0 | ≤ 23.0 |" in said
+    assert "| adaptive: apgd_t |  | 20.0 | 20.0 |" in said
+    assert "| **worst case per image** | **≤ 20.0 [10.0, 30.0]** | **10.0" in said
+    assert "≤: an attack was still fooling images when its steps ended" in said
 
 
 def test_the_command_of_an_arm_is_kept_with_it(kept):

@@ -1,5 +1,6 @@
 """What packages, the citation and the CI say of themselves."""
 
+import re
 import tomllib
 from pathlib import Path
 
@@ -59,6 +60,13 @@ def test_the_citation_names_the_paper_of_every_plugin():
 def test_the_workflow_runs_what_decides():
     job = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"]["run"]
     assert job["steps"][-1]["run"] == "bash .ci/run"
+
+
+@pytest.mark.parametrize("script", [".ci/run", ".ci/lowest"])
+def test_no_command_of_ci_fails_unheard(script):
+    # bash does not end where one before the last of such a list fails
+    lists = [line for line in (ROOT / script).read_text().splitlines() if re.match(r"[a-z].* && ", line)]
+    assert [line for line in lists if not line.startswith("if ")] == []
 
 
 def test_the_lowest_versions_are_those_that_are_tested():

@@ -24,6 +24,7 @@ from defend.records.reading import is_partial, is_run
 from defend.records.unfinished import is_unfinished
 from defend.util.files import write_text
 from defend.values.commands import say_command
+from tools.finished import failed_checks, read_finished
 from tools.manual.included import ROOT
 
 KEPT = ROOT / "docs/results/ladder-digits.json"
@@ -141,15 +142,13 @@ def keep(arm: Arm, folder: Path) -> None:
     Raises:
         ConfigError: the run is not complete.
     """
-    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-    if report["partial"] or is_unfinished(folder) or any(row["partial"] for row in report["rows"]):
-        raise ConfigError(f"the run of {arm.name} in {str(folder)!r} is not complete: go on with the same command")
+    report = read_finished(folder, f"the run of {arm.name}")
     kept = read()
     kept[arm.name] = {
         "command": say_command(*arm.arguments),
         **{key: report[key] for key in ("versions", "plugins", "seed", "worst_case")},
         "minutes": round(sum(sum(row["seconds"].values()) for row in report["rows"]) / 60, 1),
-        "failed": [check["name"] for check in report["checks"] if check["status"] == "fail"],
+        "failed": failed_checks(report),
         "rows": [{key: row[key] for key in ROW} for row in report["rows"]],
     }
     ordered = {name: kept[name] for name in ARMS if name in kept}

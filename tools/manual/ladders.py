@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from defend.report.text import percent, row_title
+from defend.report.text import BOUND, bound, percent, row_title
+from defend.values.report import is_loose, row_key
 from defend.values.threats import THREATS, USUAL
 from tools import ladder
 from tools.manual.markdown import cell, code, figure, table
@@ -29,9 +30,10 @@ def ladder_of(group: str) -> str:
     if not measured:
         return said[0]
     worst = [arm["worst_case"] for arm in measured.values()]
+    failed = [bool(arm["failed"]) for arm in measured.values()]
     rungs = [_rows_of(name, arm) for name, arm in measured.items()]
     rows = [(cell(title), *(_find_cell(title, each) for each in rungs)) for title in _order_titles(rungs)]
-    rows.append(("**worst case per image**", *(f"**{figure(one)}**" for one in worst)))
+    rows.append(("**worst case per image**", *map(_headline, worst, failed)))
     if any(one["with_credit"] for one in worst):
         credited = (figure(one["with_credit"]) if one["with_credit"] else "" for one in worst)
         rows.append(("the same, where a rejected attack counts as right", *credited))
@@ -40,6 +42,12 @@ def ladder_of(group: str) -> str:
     return "\n".join(
         (table(("what is left", *heads), rows), " ".join((*said, *_notes(measured))), "", *_commands(arms))
     )
+
+
+def _headline(worst: Mapping[str, Any], failed: bool) -> str:
+    """Return a worst case: bold, struck out where a check failed."""
+    said = bound(worst["rising"]) + figure(worst)
+    return f"~~{said}~~" if failed else f"**{said}**"
 
 
 def _passes_of(worst: Sequence[Mapping[str, Any]], said: str, key: str) -> tuple[str, ...]:
@@ -52,8 +60,11 @@ def _passes_of(worst: Sequence[Mapping[str, Any]], said: str, key: str) -> tuple
 
 
 def _rows_of(name: str, arm: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return an arm's rows; of the victim alone, what has its gradient stands beside what has the whole defence's."""
-    rows: list[dict[str, Any]] = arm["rows"]
+    """Return an arm's rows, each with whether it is `loose`.
+
+    Of the victim alone, what has its gradient stands beside what has the whole defence's.
+    """
+    rows: list[dict[str, Any]] = [{**row, "loose": _is_loose(row, name, arm["worst_case"])} for row in arm["rows"]]
     if name != ladder.NONE:
         return rows
     both = THREATS[USUAL], THREATS[THREATS[USUAL].alone]
@@ -65,6 +76,12 @@ def _rows_of(name: str, arm: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
+def _is_loose(row: Mapping[str, Any], name: str, worst: Mapping[str, Any]) -> bool:
+    beside = None if row["headline"] else row["eps"]
+    key = row_key(row["attack"], row["threat"], row["variant"], beside)
+    return is_loose(key in worst["rising"], row["threat"], has_defence=name != ladder.NONE)
+
+
 def _notes(measured: Mapping[str, Any]) -> list[str]:
     """Say how many images, how long, and which columns are not to be trusted."""
     fewest = min(row["n"] for arm in measured.values() for row in arm["rows"])
@@ -72,6 +89,7 @@ def _notes(measured: Mapping[str, Any]) -> list[str]:
     minutes = ", ".join(f"{code(name)} {arm['minutes']:.0f}" for name, arm in measured.items())
     return [
         f"Accuracy in %; at least {fewest} images in every row.",
+        *([f"{BOUND}."] if any(arm["worst_case"]["rising"] for arm in measured.values()) else []),
         *([ALONE] if ladder.NONE in measured else []),
         *([rf"\* A check failed, the figures are not to be trusted: {failed}."] if failed else []),
         f"Minutes, beside other work: {minutes}.",
@@ -120,5 +138,5 @@ def _title(row: Mapping[str, Any]) -> str:
 
 def _find_cell(title: str, rows: list[dict[str, Any]]) -> str:
     """Return what a rung leaves; nothing where the arm has no such rung."""
-    found = [percent(row["defended"]["accuracy"]) for row in rows if _title(row) == title]
+    found = [bound(row["loose"]) + percent(row["defended"]["accuracy"]) for row in rows if _title(row) == title]
     return found[0] if found else ""

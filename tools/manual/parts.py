@@ -6,9 +6,19 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
-from defend.report.text import percent, row_title
+import attrs
+
+from defend.errors import ConfigError
+from defend.recipes import LOCAL
+from defend.report.text import bound, percent, row_title
+from defend.values.commands import say_command
+from defend.values.report import is_loose
+from defend.values.run_config import RunConfig
 from defend.values.threats import THREATS, knows_the_defence
+from defend.values.toml import run_config, to_toml
+from tools.finished import failed_checks, read_finished
 from tools.manual import papers
 from tools.manual.bars import bars
 from tools.manual.included import ROOT
@@ -18,17 +28,32 @@ from tools.manual.markdown import cell, code, figure, table
 FIRST_RUN = ROOT / "docs/results/first-run.json"
 PLACE = re.compile(r"^\{\{ *(\w+)(?: +([^}]*?))? *\}\}$", re.MULTILINE)
 """Where a page wants a part, and its argument."""
-COMMAND = "defend run --purifier apudae --victim resnet18"
+CHOSEN = {"purifier": "apudae", "victim": "resnet18"}
+COMMAND = say_command("run", *(word for stage, name in CHOSEN.items() for word in (f"--{stage}", name)))
 
 
 def keep_first_run(run: Path) -> None:
-    """Keep what the README's command measured: the rows and the headline of a run folder."""
+    """Keep what the README's command measured: the rows and the headline of a run folder.
+
+    Raises:
+        ConfigError: the run is not complete, or of another command.
+    """
     from defend.util.files import write_text
 
-    report = json.loads((run / "report.json").read_text(encoding="utf-8"))
+    report = read_finished(run, "the run")
+    ran, wanted = (_as_toml(settings) for settings in (report["config"], CHOSEN))
+    if ran != wanted:
+        raise ConfigError(f"the run in {str(run)!r} is not of `{COMMAND}`: its settings are {ran}, expected {wanted}")
     kept = {"command": COMMAND, **{key: report[key] for key in ("versions", "plugins", "seed", "rows", "worst_case")}}
+    kept["failed"] = failed_checks(report)
     kept["rows"] = [{key: value for key, value in row.items() if key != "seconds"} for row in kept["rows"]]
     write_text(FIRST_RUN, json.dumps(kept, indent=1) + "\n", "the first run")
+
+
+def _as_toml(settings: Mapping[str, Any]) -> str:
+    """Return what of a run's settings is not the default, less what is a machine's own, on a line."""
+    own = {field.name: field.default for field in attrs.fields(RunConfig) if field.name in LOCAL}
+    return to_toml(attrs.evolve(run_config(settings), **own)).strip().replace("\n", ", ")
 
 
 def first_run() -> str:
@@ -38,12 +63,12 @@ def first_run() -> str:
     for row in kept["rows"]:
         title = row_title(row["attack"], row["threat"], row["variant"], row["eps"])
         curve = row["curve"]
-        loose = "≤ " if curve and not curve["flattened"] and knows_the_defence(row["threat"]) else ""
+        loose = bound(is_loose(bool(curve) and not curve["flattened"], row["threat"], has_defence=True))
         bare = "" if knows_the_defence(row["threat"]) else figure(row["undefended"])
         rows.append((*title, str(row["steps"] or ""), str(row["n"]), bare, loose + figure(row["defended"])))
     worst = kept["worst_case"]
-    bound = "at most " if worst["rising"] else ""
-    last = f"**{bound}{figure(worst)}**"
+    last = f"{'at most ' if worst['rising'] else ''}{figure(worst)}"
+    last = f"~~{last}~~ (a check failed: {', '.join(failed)})" if (failed := kept["failed"]) else f"**{last}**"
     rows.append(("**worst case per image**", "", "", "", str(worst["n"]), percent(worst["undefended"]), last))
     return table(("attack", "threat", "eps", "steps", "n", "undefended", "defended"), rows).strip()
 

@@ -35,13 +35,13 @@ def document(**changes):
     }
 
 
-def run(label, rows, folder=None, partial=(), steps=None, **changes):
+def run(label, rows, folder=None, partial=(), steps=None, rising=(), **changes):
     """A run in memory; `rows` maps a key to the images' rights: "1101", or {image: bool}."""
     made = []
     for key, right in rows.items():
         if isinstance(right, str):
             right = {image: said == "1" for image, said in enumerate(right)}
-        made.append(RunRow(key, (steps or {}).get(key), key in partial, right))
+        made.append(RunRow(key, (steps or {}).get(key), key in partial, right, rising=key in rising))
     return Run(label, document(**changes), tuple(made), folder)
 
 
@@ -55,6 +55,21 @@ def test_pairs_are_made_by_image_not_by_place():
     assert difference.difference == 0
     assert [cell.n for cell in row.cells] == [4, 4]
     assert [cell.accuracy for cell in row.cells] == [0.75, 0.75]
+
+
+def test_what_more_steps_would_lower_is_told_as_a_bound():
+    unaware, aware = (RowKey("pgd", threat, "linf", 0.1) for threat in ("oblivious", "adaptive"))
+    rows = {CLEAN: "11", unaware: "10", aware: "10"}
+    blur = {"config": {"purifier": "blur"}}
+    compared = compare([run("a", rows, rising=(unaware, aware), **blur), run("b", rows, **blur)])
+    # the oblivious one took its steps against the bare victim
+    assert [[cell.loose for cell in row.cells] for row in compared.rows] == [[False, False], [False] * 2, [True, False]]
+    assert [cell.loose for cell in compared.worst_case.cells] == [True, False]
+    text = printed(compared)
+    assert lines(text, "adaptive", "≤ 50.0", " 50.0") and "an attack was still fooling images" in text
+    alone = compare([run("a", rows, rising=(unaware,)), run("b", rows)])
+    assert alone.rows[1].cells[0].loose
+    assert "still fooling" not in printed(compare([run("a", rows), run("b", rows)]))
 
 
 def test_a_difference_by_hand():

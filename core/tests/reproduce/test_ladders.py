@@ -18,6 +18,7 @@ from defend.defence import Defence
 from defend.errors import ConfigError, DataError, PluginError, UnknownNameError
 from defend.plugins import Registry, forget_installed, registry
 from defend.recipes import Recipe, composition
+from defend.report.recipe import markdown
 from defend.reproduce.from_runs import keep
 from defend.reproduce.ladders import Ladder, find, find_kept
 from defend.testing.contracts import RecipeContract
@@ -432,6 +433,11 @@ def test_a_recipe_is_shown_with_its_ladder(cli, served):
     for arm in (row.undefended, row.defended):
         assert f"{100 * arm.accuracy:.1f} [{100 * arm.ci95[0]:.1f}, {100 * arm.ci95[1]:.1f}]" in line
     assert "earlier version" not in out
+    # made before curves were kept, and after
+    then = attrs.evolve(ladder, rows=tuple(attrs.evolve(row, rising=None) for row in ladder.rows))
+    assert "Not recorded then: whether attacks were still fooling" in markdown(find("soup"), then)
+    rising = attrs.evolve(ladder, worst_case=attrs.evolve(ladder.worst_case, rising=("pgd/adaptive",)))
+    assert f"| ≤ {100 * ladder.worst_case.accuracy:.1f} [" in markdown(find("soup"), rising)
     shown = json.loads(cli("soup", "--json")[1])
     assert read_toml(shown["toml"], "here") == find("soup").run_config()
     assert shown["ladder"] == kept_in(served) and shown["outdated"] is False

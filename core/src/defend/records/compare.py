@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -16,18 +17,23 @@ import attrs
 from defend.errors import ConfigError
 from defend.records.run import Right, RowKey, Run, RunRow
 from defend.util.statistics import holm, mcnemar, paired_interval, wilson
+from defend.values.report import is_loose
 from defend.values.threats import THREATS, rank
 
 
 @attrs.frozen
 class RunAccuracy:
-    """One run's accuracy on a row, a fraction, with its Wilson 95 % interval."""
+    """One run's accuracy on a row, a fraction, with its Wilson 95 % interval.
+
+    `loose`: more steps would plainly lower it, see `defend.values.report.is_loose`.
+    """
 
     accuracy: float
     ci95: tuple[float, float]
     n: int
     steps: int | None = None
     partial: bool = False
+    loose: bool = False
 
 
 @attrs.frozen
@@ -97,9 +103,13 @@ class Comparison:
         return sum(len(row.differences) for row in self.rows) + worst
 
 
-def _rate(right: Right, steps: int | None = None, partial: bool = False) -> RunAccuracy:
+def _rate(right: Right, steps: int | None = None, partial: bool = False, loose: bool = False) -> RunAccuracy:
     successes, n = sum(right.values()), len(right)
-    return RunAccuracy(successes / n, wilson(successes, n), n, steps, partial)
+    return RunAccuracy(successes / n, wilson(successes, n), n, steps, partial, loose)
+
+
+def _rate_row(run: Run, row: RunRow) -> RunAccuracy:
+    return _rate(row.right, row.steps, row.partial, is_loose(row.rising, row.key.threat, not _is_bare(run)))
 
 
 def compare(runs: Sequence[Run]) -> Comparison:
@@ -121,19 +131,20 @@ def compare(runs: Sequence[Run]) -> Comparison:
     *differences, worst_differences = _differences([*judged, list(worst)])
     compared = tuple(
         ComparedRow(
-            key, tuple(None if row is None else _rate(row.right, row.steps, row.partial) for row in line), pairs
+            key, tuple(None if row is None else _rate_row(run, row) for run, row in zip(runs, line, strict=True)), pairs
         )
         for key, line, pairs in zip(keys, table, differences, strict=True)
     )
     worst_case = None
     if worst:
-        partial = [any(rows[key].partial for key in shared if key in rows) for rows in found]
+        having = [[rows[key] for key in shared if key in rows] for rows in found]
+        cut, loose = ([any(map(operator.attrgetter(name), rows)) for rows in having] for name in ("partial", "rising"))
         worst_case = ComparedWorstCase(
             over=tuple(shared),
             left_out=tuple(
                 key for key in keys if key not in shared and any(key in rows and rows[key].headline for rows in found)
             ),
-            cells=tuple(_rate(right, partial=cut) for right, cut in zip(worst, partial, strict=True)),
+            cells=tuple(_rate(right, None, *said) for right, *said in zip(worst, cut, loose, strict=True)),
             differences=worst_differences,
         )
     return Comparison(labels, tuple(runs), compared, worst_case, tuple(_notes(runs, labels, compared, worst_case)))

@@ -46,6 +46,7 @@ class RunRow:
     """One row of a run, per image.
 
     `partial`: it was interrupted, and judged fewer images than planned. `headline`: it counts in the worst case.
+    `rising`: its attack was still fooling images when its steps ended, as of `defend.values.report.Row`.
     """
 
     key: RowKey
@@ -53,6 +54,7 @@ class RunRow:
     partial: bool
     right: Right
     headline: bool = True
+    rising: bool = False
 
 
 @attrs.frozen
@@ -79,12 +81,14 @@ class Run:
 def from_records(label: str, report: Report, records: Sequence[RowRecord]) -> Run:
     """Return a run that is still in memory; its rows are those of `records`."""
     rows = []
+    rising = {row_name(row): row.rising for row in report.rows}
     for record in records:
         plan, said = record.plan, record.arms[DEFENDED]
         right = ((said.predicted == record.labels) & said.accepted).tolist()
         key = RowKey(plan.name, plan.threat.kind, plan.threat.norm, plan.threat.eps, plan.variant)
         judged = dict(zip(record.keys.tolist(), right, strict=True))
-        rows.append(RunRow(key, plan.steps, record.partial, judged, plan.headline))
+        still = rising.get((key.attack, key.threat, key.variant, key.eps), False)
+        rows.append(RunRow(key, plan.steps, record.partial, judged, plan.headline, still))
     return Run(label, attrs.asdict(report), tuple(rows))
 
 

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from defend.records.compare import ComparedRow, ComparedWorstCase, Comparison, Difference, RunAccuracy
 from defend.records.run import RowKey
-from defend.report.text import interval, percent, row_title, with_interval
+from defend.report.text import BOUND, bound, interval, percent, row_title, with_interval
 
 SCHEMA = 1
 ALPHA = 0.05
@@ -94,10 +94,18 @@ def render(comparison: Comparison, console: Console) -> None:
         lines += [Text(f"{name}  {label}") for name, label in zip(names, labels, strict=True)]
     lines.append(_accuracies(comparison, names, wilson))
     lines.append(Text(f"accuracy in %{WILSON if wilson else ''}; a rejected image counts as wrong", "dim"))
+    if _has_loose(comparison):
+        lines.append(Text(BOUND, "dim"))
     if comparison.tests:
         lines += [Text(), _differences(comparison, names, wald), Text(_explain(comparison, names, wald), "dim")]
     lines += [Text(f"Note: {note}", "yellow") for note in comparison.notes]
     console.print(Group(*lines))
+
+
+def _has_loose(comparison: Comparison) -> bool:
+    worst = comparison.worst_case
+    rows: list[Sequence[RunAccuracy | None]] = [row.cells for row in comparison.rows]
+    return any(cell is not None and cell.loose for cells in (*rows, worst.cells if worst else ()) for cell in cells)
 
 
 def _explain(comparison: Comparison, names: Sequence[str], intervals: bool) -> str:
@@ -186,7 +194,7 @@ def _span(values: Sequence[int]) -> Text:
 def _accuracy(cell: RunAccuracy, intervals: bool, best: bool) -> Text:
     star = "*" if cell.partial else ""
     said = f" {interval(cell.ci95)}" if intervals else ""
-    return Text.assemble((f"{percent(cell.accuracy)}{star}", "bold" if best else ""), said)
+    return Text.assemble(bound(cell.loose), (f"{percent(cell.accuracy)}{star}", "bold" if best else ""), said)
 
 
 def _p(p: float) -> Text:

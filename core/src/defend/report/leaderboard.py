@@ -21,6 +21,7 @@ class Place:
         label: as `defend.records.compare` tells the runs apart.
         worst: its worst case over what all runs have in common, or over its own rows where that is too little;
             None where it has neither.
+        loose: whether more steps of an attack would plainly lower that.
         difference: the best run as the first, this one as the second; None for the best, and where nothing is shared.
     """
 
@@ -28,6 +29,7 @@ class Place:
     rank: int | None
     label: str
     worst: RunAccuracy | WorstCase | None
+    loose: bool
     difference: Difference | None
 
 
@@ -51,10 +53,12 @@ def leaderboard(results: Sequence[Results], compared: Comparison) -> list[Place]
             run=run,
             rank=None if results[run].report.failed else rank,
             label=compared.labels[run],
-            worst=worst[run],
+            worst=found,
+            loose=found is not None and bool(found.rising if isinstance(found, WorstCase) else found.loose),
             difference=pairs.get((best, run)) or _turn(pairs.get((run, best))),
         )
         for rank, run in enumerate(order, start=1)
+        for found in (worst[run],)
     ]
 
 

@@ -37,7 +37,7 @@ from defend.report.figures.surface import surface
 from defend.report.figures.svg import png_uri, to_svg
 from defend.report.html import environment
 from defend.report.leaderboard import Place, leaderboard
-from defend.report.terminal import ARM_TITLES, basis, loose, more_steps
+from defend.report.terminal import ARM_TITLES, basis, more_steps
 from defend.report.text import (
     NORMS,
     certified_in_words,
@@ -302,7 +302,6 @@ def _environment() -> jinja2.Environment:
     made.globals.update(
         badges=BADGES,
         basis=basis,
-        loose=loose,
         more_steps=more_steps,
         threats=THREATS,
         norms=NORMS,

@@ -16,11 +16,11 @@ from defend.recipes import Recipe, composition
 from defend.report import readme
 from defend.report.fitting import choose_fitting
 from defend.report.terminal import of_norms
-from defend.report.text import NORMS, over_passes, percent, row_title, with_interval
+from defend.report.text import BOUND, NORMS, bound, over_passes, percent, row_title, with_interval
 from defend.reproduce.ladders import Compared, Figure, Ladder, LadderRow
 from defend.util.distributions import install
 from defend.values.commands import say_command
-from defend.values.report import ArmResult, WorstCase
+from defend.values.report import ArmResult, WorstCase, is_loose
 from defend.values.threats import knows_the_defence
 from defend.values.toml import to_toml
 
@@ -28,7 +28,10 @@ from defend.values.toml import to_toml
 def entry(recipe: Recipe, ladder: Ladder | None) -> dict[str, Any]:
     """Return a recipe as `defend recipe --list --json` has it."""
     config = recipe.run_config()
-    worst = None if ladder is None else {**attrs.asdict(_worst(ladder)), "failed": list(ladder.failed)}
+    worst = None
+    if ladder is not None:
+        told = {"failed": list(ladder.failed), "rising": list(ladder.worst_case.rising)}
+        worst = {**attrs.asdict(_worst(ladder)), **told}
     return {
         "name": recipe.name,
         "summary": recipe.summary,
@@ -83,7 +86,7 @@ def _listing(listed: Sequence[tuple[Recipe, Ladder | None]], left_out: int) -> G
         left = Text("not measured", "dim")
         if ladder is not None:
             figure = _worst(ladder)
-            left = Text(f"{_figure(figure)} n={figure.n:,}")
+            left = Text(f"{bound(ladder.worst_case.rising)}{_figure(figure)} n={figure.n:,}")
             left.append("*" if ladder.failed else "", "red")
         cells = (recipe.name, config.dataset, f"{config.eps:.4g}", left, composition(config), recipe.summary)
         grid.add_row(*cells[: len(names)])
@@ -133,7 +136,7 @@ def markdown(recipe: Recipe, ladder: Ladder) -> str:
             [
                 f"**{recipe.name}**: {each.name}" if own else each.name,
                 f"{percent(each.clean.accuracy)}{f' (n={each.clean.n:,})' if other_images else ''}",
-                f"{_figure(each.worst_case)}{' (a check failed)' if each.failed else ''}",
+                f"{_worst_of(each)}{' (a check failed)' if each.failed else ''}",
                 *_alone(each, norms),
                 f"{each.worst_case.n:,}",
             ]
@@ -144,7 +147,8 @@ def markdown(recipe: Recipe, ladder: Ladder) -> str:
         "",
         f"{recipe.run_config().dataset}, {_budgets(ladder)}: accuracy in %, with Wilson 95 % intervals. The worst case "
         f"is per image, over {len(ladder.worst_case.over)} rows of the ladder. `{ladder.command}`, {ladder.device}, "
-        f"torch {ladder.versions.get('torch', '')}, seed {ladder.seed}",
+        f"torch {ladder.versions.get('torch', '')}, seed {ladder.seed}"
+        + "".join(f". {said}" for said in _bound_notes(ladder)),
     ]
     why = [f"- {each.name}: a check failed ({', '.join(each.failed)})" for each in ranked if each.failed]
     return "\n".join(lines + [""] * bool(why) + why) + "\n"
@@ -195,7 +199,7 @@ def _rows(ladder: Ladder, fewer: int) -> Grid:
         *([""] if fewer < 2 else []),
         f"{worst.n:,}",
         percent(worst.undefended),
-        Text(_figure(worst), "bold"),
+        Text(bound(worst.rising) + _figure(worst), "bold"),
     )
     return grid
 
@@ -211,6 +215,7 @@ def _ladder(ladder: Ladder, console: Console) -> list[Text | Grid]:
             "dim",
         )
     )
+    lines += [Text(said, "dim") for said in _bound_notes(ladder)]
     lines += [Text(f"{kind}: left out, {why}", "dim") for kind, why in ladder.left_out.items()]
     if worst.weakest:
         lines.append(Text(f"Least is left by {worst.weakest}"))
@@ -236,7 +241,7 @@ def _cells(row: LadderRow, fewer: int) -> tuple[str, ...]:
         *(["" if row.steps is None else str(row.steps)] if fewer < 2 else []),
         f"{row.n:,}",
         "" if knows_the_defence(row.threat) else bare,
-        _figure(row.defended),
+        bound(is_loose(bool(row.rising), row.threat, has_defence=True)) + _figure(row.defended),
     )
 
 
@@ -251,7 +256,7 @@ def _comparison(recipe: Recipe, ladder: Ladder, fewer: int) -> Grid:
     for name in ("clean", "n", "worst case", *(f"{_said(norm)} alone" for norm in norms), "n"):
         grid.add_column(name, justify="right", no_wrap=True)
     for each in _rank(recipe, ladder):
-        worst = f"{_figure(each.worst_case)}{'*' * bool(each.failed)}"
+        worst = f"{_worst_of(each)}{'*' * bool(each.failed)}"
         grid.add_row(
             each.name,
             _figure(each.clean) if fewer < 1 else percent(each.clean.accuracy),
@@ -273,6 +278,7 @@ def _rank(recipe: Recipe, ladder: Ladder) -> list[Compared]:
         worst_case=_worst(ladder),
         failed=ladder.failed,
         norms=ladder.worst_case.norms,
+        rising=ladder.worst_case.rising,
     )
     return sorted((itself, *ladder.compared), key=lambda one: (bool(one.failed), -one.worst_case.accuracy))
 
@@ -285,6 +291,19 @@ def _alone(each: Compared, norms: Sequence[str]) -> list[str]:
 
 def _worst(ladder: Ladder) -> Figure:
     return Figure.of(ladder.worst_case, ladder.worst_case.n)
+
+
+def _worst_of(each: Compared) -> str:
+    return bound(each.rising) + _figure(each.worst_case)
+
+
+def _bound_notes(ladder: Ladder) -> list[str]:
+    """Say what marks an upper bound, or that nobody knows which figures are."""
+    attacked = [row for row in ladder.rows if row.threat != "none"]
+    if any(row.rising is None for row in attacked):
+        return ["Not recorded then: whether attacks were still fooling images when their steps ended"]
+    compared = any(each.rising for each in ladder.compared)
+    return [BOUND] * (compared or any(row.rising for row in attacked))
 
 
 def _figure(one: ArmResult | Figure | WorstCase) -> str:

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from defend.report import readme
 from defend.report.fitting import choose_fitting
-from defend.report.text import interval, percent, points, with_interval
+from defend.report.text import BOUND, bound, interval, percent, points, with_interval
 from defend.reproduce.results import AdaptiveResult, Cell, Standing, TableResult, count_standings, find_kept
 from defend.tables import Table
 
@@ -64,6 +64,7 @@ def render(table: Table, result: TableResult, console: Console) -> None:
     lines.append(Text(f"{tally(count_standings(table, result))}."))
     why = explanations(result)
     lines += [Text("\nNot the paper's figures:")] * bool(why) + [Text(f"- {line}") for line in why]
+    lines += [Text(BOUND, "dim")] * any(one.rising for one in result.adaptive)
     failed = [one for one in result.adaptive if one.failed]
     lines += [
         Text(
@@ -185,7 +186,8 @@ def _seen(cell: Cell) -> str:
 def _adaptive(one: AdaptiveResult | None, whole: bool) -> str:
     if one is None:
         return ""
-    return f"{with_interval(one.accuracy, one.ci95 if whole else None)}{' ✗' * bool(one.failed)} {one.n:,}"
+    figure = bound(one.rising) + with_interval(one.accuracy, one.ci95 if whole else None)
+    return f"{figure}{' ✗' * bool(one.failed)} {one.n:,}"
 
 
 def explanations(result: TableResult) -> list[str]:
@@ -231,7 +233,7 @@ def markdown(table: Table, result: TableResult | None) -> str | None:
         if one is None:
             return ""
         mark = " (a check failed)" if one.failed else ""
-        return f"**{percent(one.accuracy)}** {interval(one.ci95)}, n={one.n:,}{mark}"
+        return f"**{bound(one.rising)}{percent(one.accuracy)}** {interval(one.ci95)}, n={one.n:,}{mark}"
 
     def cell(attack: str, arm: str) -> str:
         one = result.cell(attack, arm)

@@ -13,6 +13,7 @@ from rich.text import Text
 from defend.report.fitting import choose_fitting
 from defend.report.text import (
     NORMS,
+    bound,
     certified_in_words,
     chance_in_words,
     distances_in_words,
@@ -133,18 +134,13 @@ def basis(worst: WorstCase) -> str:
     return f"{len(worst.over)} rows{steps}{looks}"
 
 
-def loose(row: Row, has_defence: bool) -> bool:
-    """Whether what a row leaves of the defence is an upper bound that more steps would plainly lower."""
-    return row.rising and (knows_the_defence(row.threat) or not has_defence)
-
-
 def more_steps(report: Report) -> str:
     """Return what takes the attacks further which were still fooling images; "" where there are none.
 
     A command, or of objects that a program gave, what it passes to `evaluate`.
     """
     config = report.config
-    further = {row.attack: row for row in report.rows if row.curve is not None and loose(row, report.defended)}
+    further = {row.attack: row for row in report.rows if row.curve is not None and row.is_loose(report.defended)}
     steps = {name: ("queries" if row.queries else "steps", 4 * row.steps) for name, row in further.items() if row.steps}
     chosen = [word for name, (key, many) in steps.items() for word in type_settings(name, {key: many})]
     if not chosen:
@@ -278,7 +274,7 @@ def _cells(row: Row, arms: Sequence[str], intervals: Sequence[str]) -> list[Text
         *(
             Text("")
             if knows_the_defence(row.threat) and arm != DEFENDED and DEFENDED in arms
-            else _arm(known[arm], whole=arm in intervals, loose=loose(row, DEFENDED in arms) and arm == arms[-1])
+            else _arm(known[arm], whole=arm in intervals, loose=row.is_loose(DEFENDED in arms) and arm == arms[-1])
             for arm in arms
         ),
     ]
@@ -286,4 +282,4 @@ def _cells(row: Row, arms: Sequence[str], intervals: Sequence[str]) -> list[Text
 
 def _arm(arm: ArmResult, whole: bool, loose: bool = False) -> Text:
     said = f" {interval(arm.ci95)}" if whole else ""
-    return Text.assemble("≤ " if loose else "", (f"{100 * arm.accuracy:5.1f}", "bold"), said)
+    return Text.assemble(bound(loose), (f"{100 * arm.accuracy:5.1f}", "bold"), said)

@@ -9,6 +9,7 @@ from defend.values.report import Certified, Row, WorstCase
 from defend.values.threats import THREATS
 
 NORMS = {"linf": "L-inf", "l2": "L2"}
+BOUND = "≤: an attack was still fooling images when its steps ended, so the figure is an upper bound"
 
 
 def percent(share: float | None, nothing: str = "-") -> str:
@@ -29,6 +30,11 @@ def interval(ci95: Sequence[float] | None, form: str = ".1f") -> str:
 def with_interval(value: float, ci95: Sequence[float] | None, form: str = ".1f", between: str = " ") -> str:
     """Return a fraction in percent and its interval, such as "61.2 [57.0, 65.2]"; alone where it has none."""
     return f"{100 * value:{form}}" + ("" if ci95 is None else f"{between}{interval(ci95, form)}")
+
+
+def bound(loose: object) -> str:
+    """Return what stands before a figure which more steps of the attack would plainly lower: it is an upper bound."""
+    return "≤ " if loose else ""
 
 
 def row_title(attack: str, threat: str, variant: str, eps: float | None) -> tuple[str, str, str]:

@@ -150,4 +150,5 @@ def _adaptive(job: Job, report: Report) -> AdaptiveResult:
         over=worst.over,
         credit=bool(credit),
         failed=tuple(check.name for check in report.failed),
+        rising=worst.rising,
     )

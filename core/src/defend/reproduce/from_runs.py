@@ -150,6 +150,7 @@ def _compared(ran: _Ran) -> Compared:
         worst_case=Figure.of(worst, worst.n),
         failed=tuple(check.name for check in ran.report.failed),
         norms=worst.norms,
+        rising=worst.rising,
     )
 
 

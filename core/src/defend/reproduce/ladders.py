@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @attrs.frozen(kw_only=True)
 class LadderRow:
-    """One attack under one threat, as in `defend.values.report.Row`."""
+    """One attack under one threat, as in `defend.values.report.Row`; `rising` is None where that was not recorded."""
 
     attack: str
     threat: str
@@ -37,6 +37,7 @@ class LadderRow:
     defended: ArmResult
     variant: str = ""
     headline: bool = True
+    rising: bool | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -71,6 +72,7 @@ class Compared:
         clean, worst_case: what is left of unattacked images, and per image of all attacks that count.
         failed: the checks that failed; where there are any the figures are not to be trusted.
         norms: what the attacks of each norm alone leave, as in `defend.values.report.WorstCase`.
+        rising: the rows whose attack was still fooling images when its steps ended, as there.
     """
 
     name: str
@@ -79,6 +81,7 @@ class Compared:
     worst_case: Figure
     failed: tuple[str, ...] = ()
     norms: Mapping[str, Any] | None = None
+    rising: tuple[str, ...] = ()
 
 
 @attrs.frozen(kw_only=True)

@@ -57,6 +57,8 @@ class AdaptiveResult:
         accuracy, ci95, n: a rejected image counts as wrong, unless `credit`.
         credit: whether a rejected attacked image counts as right, as in the arm's own cells.
         failed: the sanity checks that failed; where there are any the figure is not to be trusted.
+        rising: the rows whose attack was still fooling images when its steps ended, as in
+            `defend.values.report.WorstCase`.
     """
 
     arm: str
@@ -67,6 +69,7 @@ class AdaptiveResult:
     over: tuple[str, ...]
     credit: bool = False
     failed: tuple[str, ...] = ()
+    rising: tuple[str, ...] = ()
 
 
 @attrs.frozen(kw_only=True)

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import attrs
 
 from defend.values.run_config import RunConfig
+from defend.values.threats import knows_the_defence
 
 
 @attrs.frozen
@@ -104,13 +105,28 @@ class Row:
         """Whether more steps would plainly fool more: the row is an upper bound that is known to be loose."""
         return self.curve is not None and not self.curve["flattened"]
 
+    def is_loose(self, has_defence: bool) -> bool:
+        """Whether what the row leaves of the defence, or of a bare victim, is such a bound, see `is_loose`."""
+        return is_loose(self.rising, self.threat, has_defence)
+
     @property
     def key(self) -> str:
-        """The row's name in lists: "attack/threat", with ":variant" where there is one, "@eps" beside the headline."""
-        variant = f":{self.variant}" if self.variant else ""
-        return f"{self.attack}/{self.threat}{variant}" + (
-            "" if self.headline or self.eps is None else f"@{self.eps:.4g}"
-        )
+        """The row's name in lists, see `row_key`."""
+        return row_key(self.attack, self.threat, self.variant, None if self.headline else self.eps)
+
+
+def row_key(attack: str, threat: str, variant: str = "", beside: float | None = None) -> str:
+    """Return a row's name in lists: "attack/threat", with ":variant" where there is one, "@eps" beside the headline."""
+    said = f"{attack}/{threat}" + (f":{variant}" if variant else "")
+    return said if beside is None else f"{said}@{beside:.4g}"
+
+
+def is_loose(rising: bool, threat: str, has_defence: bool) -> bool:
+    """Whether what a row leaves of a defence is an upper bound that more steps would plainly lower.
+
+    `rising`, as of `Row`. Who does not know the defence took its steps against the bare victim.
+    """
+    return rising and (knows_the_defence(threat) or not has_defence)
 
 
 @attrs.frozen

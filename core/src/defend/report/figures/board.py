@@ -17,7 +17,12 @@ def board(places: Sequence[Place], name: str, narrow: bool = False) -> Scene | N
             note=f"n={place.worst.n}",
             link=f"run{place.run + 1}",
             bars=(
-                Bar(accuracy=place.worst.accuracy, ci95=place.worst.ci95, role="defended" if place.rank else "bare"),
+                Bar(
+                    accuracy=place.worst.accuracy,
+                    ci95=place.worst.ci95,
+                    role="defended" if place.rank else "bare",
+                    loose=place.loose,
+                ),
             ),
         )
         for place in places

@@ -22,7 +22,7 @@ from defend.report.figures.scene import (
     rectangle,
     text_width,
 )
-from defend.report.text import percent, with_interval
+from defend.report.text import bound, percent, with_interval
 from defend.values.report import Row
 from defend.values.threats import knows_the_defence
 
@@ -35,16 +35,17 @@ LABELS = (90.0, 290.0)  # the column of names at the left: at least and at most
 
 @attrs.frozen(kw_only=True)
 class Bar:
-    """One accuracy, a fraction, with its 95 % interval where it has one."""
+    """One accuracy, a fraction, with its 95 % interval where it has one; `loose` as of a row, `Row.is_loose`."""
 
     accuracy: float
     ci95: tuple[float, float] | None
     role: str
+    loose: bool = False
 
     @property
     def text(self) -> str:
         """The figure in percent."""
-        return with_interval(self.accuracy, self.ci95)
+        return bound(self.loose) + with_interval(self.accuracy, self.ci95)
 
 
 @attrs.frozen(kw_only=True)
@@ -76,10 +77,17 @@ def _groups(results: Results, place: int) -> Iterator[Group]:
     for row in results.ladder:
         heading = row.threat if row.threat != previous else ""
         previous = row.threat
-        shown = [Bar(accuracy=row.undefended.accuracy, ci95=row.undefended.ci95, role="bare")]
+        loose = row.is_loose(results.defended)
+        bare = Bar(
+            accuracy=row.undefended.accuracy,
+            ci95=row.undefended.ci95,
+            role="bare",
+            loose=loose and not results.defended,
+        )
+        shown = [bare]
         if results.defended:
             shown = [] if knows_the_defence(row.threat) else shown
-            shown.append(Bar(accuracy=row.defended.accuracy, ci95=row.defended.ci95, role="defended"))
+            shown.append(Bar(accuracy=row.defended.accuracy, ci95=row.defended.ci95, role="defended", loose=loose))
         yield Group(
             name=_label(row),
             note=f"n={row.n}{'*' if row.partial else ''}",
@@ -90,7 +98,8 @@ def _groups(results: Results, place: int) -> Iterator[Group]:
     worst = results.report.worst_case
     if worst is not None:
         blocked = " (blocked)" if results.report.failed else ""
-        shown = [Bar(accuracy=worst.accuracy, ci95=worst.ci95, role="defended" if results.defended else "bare")]
+        role = "defended" if results.defended else "bare"
+        shown = [Bar(accuracy=worst.accuracy, ci95=worst.ci95, role=role, loose=bool(worst.rising))]
         if results.defended:
             shown.insert(0, Bar(accuracy=worst.undefended, ci95=None, role="bare"))
         name = f"worst case{blocked}"
@@ -109,14 +118,15 @@ def _said(results: Results) -> str:
     ]
     worst = results.report.worst_case
     if worst is not None:
-        rows.append(f"worst case: {percent(worst.accuracy)}")
+        rows.append(f"worst case: {bound(worst.rising)}{percent(worst.accuracy)}")
     return "Bar chart of accuracy in percent. " + "; ".join(rows) + "."
 
 
 def _in_words(results: Results, row: Row) -> str:
-    bare, defended = percent(row.undefended.accuracy), percent(row.defended.accuracy)
+    loose = bound(row.is_loose(results.defended))
+    bare, defended = percent(row.undefended.accuracy), loose + percent(row.defended.accuracy)
     if not results.defended:
-        return bare
+        return loose + bare
     return f"defended {defended}" if knows_the_defence(row.threat) else f"undefended {bare}, defended {defended}"
 
 
