@@ -12,6 +12,7 @@ from defend.assembly.load import open_dataset
 from defend.assembly.prepare import prepare
 from defend.defence import Defence
 from defend.evaluation.evaluate import EvaluationSettings, Evaluator
+from defend.evaluation.plan import find_undone
 from defend.evaluation.runner import run
 from defend.plugins import registry
 from defend.records.rows import PlannedRow
@@ -314,3 +315,17 @@ def test_the_shipped_victim_is_what_its_card_says():
     with torch.no_grad():
         right = (victim.module(images).argmax(1) == labels).double().mean()
     assert float(right) == pytest.approx(victim.card.figures["test_accuracy"], abs=1e-9)
+
+
+def test_objects_of_installed_purifiers_keep_the_attacks_made_against_them():
+    plugins = registry()
+    whole = defend.load("resnet18", purifier="apudae,dae")
+    apudae = whole.purifier.purifiers[0]
+    name, known = plugins.with_thing("purifier", apudae)
+    wanted = plugins.find("purifier", "apudae").spec.counter_attacks
+    assert wanted and known.find("purifier", name).spec.counter_attacks == wanted
+    # in a sequence they find their purifier nowhere, and that is told
+    name, known = plugins.with_thing("purifier", whole.purifier)
+    config = defend.RunConfig(victim="resnet18", purifier=name)
+    left_out = find_undone(config, (), known)
+    assert all("it is made against apudae alone" in left_out[f"attack {each}"] for each in wanted)

@@ -18,13 +18,14 @@ import pluggy
 from defend import hookspecs
 from defend.boundary.calls import Calling, say_cause
 from defend.custom.spec import CustomSpec, spec_of_reference, spec_of_thing
-from defend.errors import ConfigError, PluginError, StageError, UnknownNameError
+from defend.errors import ConfigError, DefendError, PluginError, StageError, UnknownNameError
 from defend.options import make
 from defend.recipes import Recipe
 from defend.stages import STAGES, Stage, StageSpec
 from defend.tables import Table
 from defend.util import interrupts
 from defend.values.references import shorten, split_reference
+from defend.values.run_config import NONE
 from defend.values.threats import threat
 
 CORE = ("defend.attacks.plugin", "defend.datasets.plugin", "defend.finetuners.plugin", "defend.victims.plugin")
@@ -232,6 +233,8 @@ class Registry:
             PluginError: two plugins offer it, be it as a member of a family.
             ConfigError: a family's own name, or a member of one whose library is not installed.
         """
+        if self.is_object(stage, name):  # its name is a label, and no text to be taken apart
+            return Found(self._entries[stage][name], None, self.packages(self._entries[stage][name]))
         self.refuse_claimed(stage, name)
         entries = self._entries[stage]
         if name in entries and entries[name].spec.is_family:
@@ -292,9 +295,31 @@ class Registry:
             return thing, self
         called = name or getattr(thing, "stage_name", None) or getattr(thing, "__name__", None) or type(thing).__name__
         other = copy.copy(self)
-        spec = spec_of_thing(stage, stage if "<" in str(called) else str(called), thing)  # a lambda has no name
+        label = stage if "<" in str(called) else str(called)  # a lambda has no name
+        spec = spec_of_thing(stage, label if stage == "dataset" else self._label(stage, label), thing)
+        parts = {str(getattr(part, "stage_name", "")): part for part in getattr(thing, "purifiers", ())}
+        sequence = {name: self._counter_attacks(stage, part) for name, part in parts.items()}
+        spec = attrs.evolve(spec, counter_attacks=self._counter_attacks(stage, thing), sequence=sequence)
         other._entries = {**self._entries, stage: {**self._entries[stage], spec.name: Entry(stage, spec, "your own")}}
         return spec.name, other
+
+    def _label(self, stage: Stage, called: str) -> str:
+        """Return what an object is found by: like no name, reference or sequence of names, or they would be taken."""
+        label = shorten(called).replace(":", " ").replace(",", " + ")
+        try:
+            self.find(stage, label)
+        except UnknownNameError:
+            return f"{label} as given" if label == NONE else label
+        except DefendError:  # there is something of this name
+            pass
+        return f"{label} as given"
+
+    def _counter_attacks(self, stage: Stage, thing: Any) -> tuple[str, ...]:
+        """Return the attacks made against an object of an installed stage, which has its name."""
+        entry = self._entries[stage].get(getattr(thing, "stage_name", ""))
+        if entry is None or type(thing).__module__.partition(".")[0] != entry.spec.build.partition(".")[0]:
+            return ()
+        return entry.spec.counter_attacks
 
     def is_object(self, stage: Stage, name: str) -> bool:
         """Whether a name stands for what `with_thing` was given: no other process finds it."""

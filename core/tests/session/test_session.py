@@ -1,14 +1,18 @@
 """Objects of a session: evaluated, trained for and calibrated without a package, and left as they were."""
 
+import csv
+
 import attrs
 import pytest
 import torch
 from torch import nn
 
 import defend
-from defend.defence import Defence
+from defend.defence import Defence, PurifierSequence
 from defend.errors import ConfigError, ContractError, DataError
 from defend.plugins import registry
+from defend.records.compare import compare
+from defend.records.reading import read_run
 from defend.report.terminal import more_steps
 from defend.testing.toys import TASK, TinyVictim, images
 
@@ -73,6 +77,75 @@ def test_a_model_is_evaluated_and_left_as_it_was(model, data, tmp_path):
     assert found.folder == tmp_path / "mine" and (found.folder / "report.json").is_file()
     assert "Blur + TinyVictim on given" in str(found)
     assert "held out" in str(found)
+
+
+class Dark(nn.Module):
+    random = False
+
+    def forward(self, batch):
+        return batch * 0
+
+
+NAMES = ["blur,dark", "own.py:load", "folder/own.py:load", "resnet18", "timm", "timm:resnet18", "none", "os:path"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_object_is_what_is_measured_whatever_its_name(model, data, name):
+    dark = Dark()
+    dark.stage_name = model.stage_name = name
+    with torch.no_grad():
+        answer = int(model.eval()(torch.zeros_like(data[0][:1])).argmax())
+    found = defend.evaluate(model, data, purifier=dark, threats=["oblivious"], **QUICK)
+    clean = found.rows[0]
+    lines = list(csv.DictReader((found.folder / "records.csv").read_text(encoding="utf-8").splitlines()))
+    # the victim is right on all that it sees, and of dark images it sees nothing
+    assert clean.undefended.accuracy == 1
+    assert {line["predicted"] for line in lines if line["arm"] == "defended"} == {str(answer)}
+    assert found.report.given == ("victim", "purifier", "dataset")
+
+
+def test_a_sequence_of_objects_is_measured_as_it_is(model, data):
+    sequence = Defence(model, PurifierSequence([Blur(), Dark()]))
+    assert sequence.purifier.stage_name == "Blur,Dark"
+    found = defend.evaluate(sequence, data, threats=["oblivious"], **QUICK)
+    assert found.report.config.purifier == "Blur + Dark"
+    with torch.no_grad():
+        answer = model.eval()(torch.zeros_like(data[0][:1])).argmax()
+    lines = list(csv.DictReader((found.folder / "records.csv").read_text(encoding="utf-8").splitlines()))
+    assert {line["predicted"] for line in lines if line["arm"] == "defended"} == {str(int(answer))}
+
+
+def test_a_run_tells_models_of_one_class_apart(model, data):
+    other = TinyVictim(TASK)
+    with torch.no_grad():
+        other.head.weight.neg_()
+    runs = [defend.evaluate(each, data, threats=["oblivious"], **QUICK) for each in (model, other)]
+    first, second = (run.report.weights["victim"] for run in runs)
+    assert first["origin"] == "given" and first["sha256"] != second["sha256"]
+    compared = compare([read_run(run.folder) for run in runs])
+    assert any(note.startswith("victims differ") for note in compared.notes)
+
+
+def scripted(model):
+    return torch.jit.script(model)
+
+
+def traced(model):
+    return torch.jit.trace(model, images(TASK, 2))
+
+
+def frozen(model):
+    return torch.jit.freeze(torch.jit.script(model))
+
+
+@pytest.mark.parametrize("make", [scripted, traced, frozen])
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_a_model_of_torchscript_is_measured_as_the_one_it_was_made_from(data, make):
+    plain = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(images(TASK, 1).numel()), nn.Linear(images(TASK, 1).numel(), 10))
+    plain = plain.eval()
+    runs = [defend.evaluate(each, data, threats=["oblivious"], eps=0.02, **QUICK) for each in (plain, make(plain))]
+    assert [row.defended for row in runs[0].rows] == [row.defended for row in runs[1].rows]
+    assert all(weight.requires_grad for weight in plain.parameters())
 
 
 def test_a_command_is_not_told_where_none_finds_the_objects(model, data):
@@ -146,7 +219,7 @@ def test_a_part_is_trained_in_front_of_the_model(model, data):
     assert trained(data[0][:2]).shape == data[0][:2].shape
     assert not trained.training and model.training
     found = defend.evaluate(model, data, purifier=trained, threats=["oblivious"], **QUICK)
-    assert found.report.config.purifier == "dae"
+    assert found.report.config.purifier == "dae as given"  # not the one of that name that is installed
     with pytest.raises(ConfigError, match="the training of purifier apudae uses no victim"):
         defend.train("purifier", "apudae", data, victim=model, progress=False)
 

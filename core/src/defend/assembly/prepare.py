@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import io
 import random
 import warnings
 from collections import Counter
@@ -21,6 +22,7 @@ from defend.assembly.matrices import find_small_maps, multiply_small_maps
 from defend.boundary.answers import ask, unwrap
 from defend.boundary.calls import Calling, say_cause
 from defend.boundary.given import name_of
+from defend.boundary.trial import complete_modes
 from defend.defence import Defence, PurifierSequence
 from defend.errors import StageError
 from defend.randomness import keyed
@@ -86,15 +88,37 @@ def _frozen(defence: Defence) -> tuple[Defence, str]:
 def copy_module(module: M) -> M:
     """Return a deep copy of a module; tensors that it computed from parameters, and keeps, are copied as values.
 
-    Such are the weights of `torch.nn.utils.weight_norm`, which are computed anew before every pass.
+    Such are the weights of `torch.nn.utils.weight_norm`, which are computed anew before every pass. Modules of
+    TorchScript are copied as their files are: in a deep copy their parameters are none.
     """
     memo: dict[int, object] = {}
+    scripted: set[nn.Module] = set()
     for part in module.modules():
+        if isinstance(part, torch.jit.ScriptModule) and part not in scripted:
+            scripted.update(part.modules())  # what is within it is copied with it
+            with Calling(f"stage {name_of(module)}", "a copy of it"):
+                memo[id(part)] = _reload(part)
+        if part in scripted:
+            continue
         for value in vars(part).values():
             if isinstance(value, Tensor) and not value.is_leaf:
                 memo[id(value)] = value.detach().clone()
     with Calling(f"stage {name_of(module)}", "a copy of it"):
         return copy.deepcopy(module, memo)
+
+
+def _reload(module: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
+    """Return what a file of a TorchScript module would give."""
+    file = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that TorchScript is old is no news to who brings such a module
+        torch.jit.save(module, file)
+        file.seek(0)
+        loaded: torch.jit.ScriptModule = torch.jit.load(file)
+    complete_modes(loaded)
+    if hasattr(module, "stage_name"):
+        loaded.stage_name = module.stage_name
+    return loaded
 
 
 def cause_of(error: Exception) -> str:

@@ -102,7 +102,10 @@ def _put_back(part: nn.Module, name: str, buffer: Tensor, kept: Tensor) -> None:
     if buffer.is_inference():
         part._buffers[name] = kept
         return
-    if part._buffers.get(name) is not buffer:
+    if isinstance(part, torch.jit.ScriptModule):  # it hands its buffers out as new objects every time
+        if getattr(part, name).data_ptr() != buffer.data_ptr():
+            setattr(part, name, buffer)
+    elif part._buffers.get(name) is not buffer:
         part._buffers[name] = buffer
     if not torch.equal(buffer, kept):
         buffer.copy_(kept)

@@ -12,6 +12,13 @@ from defend.boundary.answers import ask
 from defend.errors import DefendError
 
 
+def complete_modes(module: nn.Module) -> None:
+    """Say of parts that have no mode that they are in eval mode: a frozen TorchScript module forgets it."""
+    for part in module.modules():
+        if not hasattr(part, "training"):
+            part.training = False
+
+
 @torch.no_grad()
 def try_out(stage: str, module: nn.Module, shape: tuple[int, int, int], seed: int = 0) -> Any:
     """Return what a module answers to two images of a shape (channels, height, width), in eval mode.

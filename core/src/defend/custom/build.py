@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from defend.boundary.answers import Answering, unwrap
 from defend.boundary.calls import Calling
-from defend.boundary.trial import try_out
+from defend.boundary.trial import complete_modes, try_out
 from defend.custom.spec import NORMALISATION, TASK, CustomSpec, takes
 from defend.datasets.base import ImageDataset
 from defend.datasets.normalisation import choose_normalisation
@@ -168,6 +168,7 @@ def build(spec: CustomSpec, config: Any, task: Task | None = None) -> Any:
         what = f"{spec.stage} {spec.name} is {type(thing).__name__}"
         raise ContractError(f"{what}, expected an nn.Module or a function{hint}")
     assert task is not None
+    complete_modes(module)
     if spec.stage == "purifier":
         return _as_purifier(module, task)
     if spec.stage != "victim":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import attrs
@@ -28,7 +28,8 @@ NORMALISATION = ("mean", "std")  # a victim is wrapped where they are given, unl
 class CustomSpec(StageSpec):
     """A stage from a user's file or session: `thing` is what was given, or what a reference names.
 
-    `build` is called with the spec first, see `defend.custom.build`.
+    `build` is called with the spec first, see `defend.custom.build`. `sequence`: of several purifiers in one, what
+    attacks are made against each, by its name.
     """
 
     name: str
@@ -36,6 +37,7 @@ class CustomSpec(StageSpec):
     thing: Any = attrs.field(eq=False, repr=False)
     summary: str = "your own"
     build: str = "defend.custom.build:build"
+    sequence: Mapping[str, tuple[str, ...]] = attrs.field(factory=dict)
 
     def resolve(self, reference: str) -> Callable[..., Any]:
         """Import what `build` names."""

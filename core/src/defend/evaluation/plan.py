@@ -14,6 +14,7 @@ from defend.assembly.part import say_training
 from defend.attacks.balls import usual_l2
 from defend.attacks.given import GivenFile
 from defend.attacks.options import count_forward_passes
+from defend.custom.spec import CustomSpec
 from defend.datasets.base import ImageDataset
 from defend.errors import ConfigError
 from defend.options import describe
@@ -141,12 +142,11 @@ def find_undone(config: RunConfig, rows: Sequence[PlannedRow], plugins: Registry
             else:
                 add = f": add --threat {fits[0]}" if fits else ""
                 found[f"attack {name}"] = f"{why}, and this run has {', '.join(threats)}{add}"
-    if len(config.purifiers) > 1 and any(THREATS[kind].counters for kind in threats):
-        for purifier in config.purifiers:
-            for name in plugins.find("purifier", purifier).spec.counter_attacks:
-                found[f"attack {name}"] = (
-                    f"it is made against {purifier} alone, and finds it in no sequence; bpda takes its surrogates there"
-                )
+    if any(THREATS[kind].counters for kind in threats):
+        for purifier, name in _lost_counter_attacks(config, plugins):
+            found[f"attack {name}"] = (
+                f"it is made against {purifier} alone, and finds it in no sequence; bpda takes its surrogates there"
+            )
     variants = {row.variant for row in rows if row.attack is not None and THREATS[row.threat.kind].faces == "sources"}
     for name in config.sources if config.sources != NO_SOURCES else ():
         if name not in variants:
@@ -159,6 +159,16 @@ def find_undone(config: RunConfig, rows: Sequence[PlannedRow], plugins: Registry
     if len({*config.sweep, config.eps}) > 1 and "linf" not in norms:
         found["sweep"] = "no attack of this run has an L-inf budget"
     return found
+
+
+def _lost_counter_attacks(config: RunConfig, plugins: Registry) -> Iterator[tuple[str, str]]:
+    """Yield each purifier of a sequence with an attack that is made against it alone."""
+    for purifier in config.purifiers:
+        spec = plugins.find("purifier", purifier).spec
+        alone = spec.counter_attacks if len(config.purifiers) > 1 else ()
+        parts = spec.sequence if isinstance(spec, CustomSpec) else {}
+        for part, names in {purifier: alone, **parts}.items():
+            yield from ((part, name) for name in names)
 
 
 def _suits(attack: Found, kind: str) -> bool:

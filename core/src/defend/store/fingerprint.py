@@ -10,11 +10,13 @@ import contextlib
 import functools
 import hashlib
 import importlib.util
+import io
 import re
 import sys
 import sysconfig
 import types
 import uuid
+import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -309,6 +311,8 @@ class _Hasher:
         self._tensor = torch.Tensor
         self._bytes = torch.uint8
         self._module = torch.nn.Module
+        self._scripted = torch.jit.ScriptModule
+        self._save = torch.jit.save
         self._known: dict[int, tuple[Any, bytes]] = {}  # the value too, as its id is only its own while it lives
         self._open: dict[int, int] = {}
 
@@ -383,6 +387,12 @@ class _Hasher:
 
     def _of_state(self, value: Any) -> bytes:
         """Hash an object by what it would be rebuilt from; one that cannot be is like no other."""
+        if isinstance(value, self._scripted):  # all of it is in its file: the code, and constants that are no state
+            file = io.BytesIO()
+            with contextlib.suppress(RuntimeError), warnings.catch_warnings():  # some refuse, and are like no other
+                warnings.simplefilter("ignore")
+                self._save(value, file)
+            return self._join("scripted", [self.of(file.getvalue() or _make_unique())])
         try:
             kept = value.__reduce_ex__(4)
         except Exception:  # classes refuse in many ways
@@ -394,7 +404,7 @@ class _Hasher:
         more: tuple[Any, ...] = ()
         if isinstance(value, self._module):  # the order of a list of parts, and how parameters lie in memory
             own = [parameter for parameter in value._parameters.values() if parameter is not None]
-            more = tuple(value._modules), [tuple(parameter.stride()) for parameter in own]
+            more = tuple(value._modules.keys()), [tuple(parameter.stride()) for parameter in own]
         return self._join("object", [self.of(type(value)), self.of(kept), self.of(more)])
 
     @staticmethod

@@ -70,6 +70,8 @@ def describe(known: Mapping[str, Any]) -> str:
             return f"your own since {since}" + (f", not those of {known['package']}" if known["package"] else "")
         case "file":
             return f"the file {known['file']} of {since}"
+        case "given":
+            return "your own, without a file"
         case _:
             return ""
 
