@@ -61,3 +61,33 @@ def test_what_mixes_devices_is_refused_and_what_waits_is_counted():
     root = Path(__file__).parents[1]
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
     assert done.stdout.split() == ["True", "4", "1"]
+
+
+def test_a_gradient_lost_at_the_boxs_edge_is_noted_and_mended_there_too():
+    # BIM comes to the edge with its first step, and the root's gradient is infinite there
+    code = (
+        "import torch, defend; from tests import pretend_device\n"
+        "from defend.attacks.iterated import Pgd\n"
+        "from defend.attacks.options import PgdOptions\n"
+        "class Root(torch.nn.Module):\n"
+        "    def forward(self, images): return images.sqrt().square().flatten(1)[:, :8].reshape(-1, 2, 4).sum(2)\n"
+        "torch.manual_seed(0)\n"
+        "images = 0.06 + 0.05 * torch.rand(16, 1, 4, 4)\n"
+        "labels = Root()(images).argmax(1)\n"
+        "attack = Pgd(PgdOptions(steps=10, random_start=False, step_size=0.1))\n"
+        "keys = torch.arange(16)\n"
+        "def fool(device):\n"
+        "    target = defend.Target(Root().to(device))\n"
+        "    there = [each.to(device) for each in (images, labels, keys)]\n"
+        "    target.watch(there[2], there[1])\n"
+        "    found = defend.craft(attack, target, *there[:2], eps=0.12, keys=there[2]).cpu()\n"
+        "    seen = target.sight.seen.cpu()\n"
+        "    return (Root()(found).argmax(1) == labels).sum().item(), int((seen.mended + seen.broken > 0).sum())\n"
+        "with pretend_device.watch() as (device, seen): there = fool(device)\n"
+        "print(*fool('cpu'), *there)\n"
+    )
+    root = Path(__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=root)
+    assert done.returncode == 0, done.stderr
+    left, noted, left_there, noted_there = map(int, done.stdout.split())
+    assert noted == noted_there == 16 and left_there == left

@@ -30,6 +30,15 @@ def differentiate(value: Tensor, source: Tensor, who: str, more: bool = False) -
     return gradient
 
 
+def find_lost(found: list[Tensor | None], none: Tensor) -> Tensor:
+    """Return of which images any gradient is not finite, bool [B] where they lie; `none` where there is no gradient."""
+    lost = none
+    for gradient in found:
+        if gradient is not None:
+            lost = lost | (~torch.isfinite(gradient)).flatten(1).any(1)
+    return lost
+
+
 def mend(found: list[Tensor | None], inside: list[Tensor | None]) -> tuple[list[Tensor | None], Blindness]:
     """Fill what is not finite with what was found a hair inside the box; what is not finite there either is zero."""
     whole: list[Tensor | None] = []

@@ -18,7 +18,7 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from defend.attacks.mending import Blindness, differentiate, fill, mend
+from defend.attacks.mending import Blindness, differentiate, fill, find_lost, mend
 from defend.attacks.objectives import Objective, Steady, cross_entropy, scale_to_usual
 from defend.attacks.sight import Ball, Sight
 from defend.boundary.answers import ensure_bounded
@@ -28,7 +28,9 @@ from defend.randomness import keyed
 from defend.util.memory import fit_batch
 
 HAIR = 2.0**-10  # a quarter of a grey level: where a gradient is taken that is not finite on the box's edge
-LOOK_EVERY = 16  # on a device that must be waited for, gradients are searched for such numbers so often
+LOOK_EVERY = 16
+"""On a device that must be waited for, it is asked so often whether a gradient was not finite; at first, as attacks come
+to the box's edge with their first steps, at looks 1, 2, 4 and 8 too."""
 CPU_BATCH = 64  # images at once: a resnet18 on 32x32 takes 1.27 times as long for each of 256
 
 
@@ -122,6 +124,7 @@ class Target:
         self.draws = draws if self.random else 1
         self.compact_every = compact_every
         self._suspicious, self._looks = False, 0
+        self._lost: Tensor | bool = False
         if isinstance(module, nn.Module) and any(parameter.is_inference() for parameter in module.parameters()):
             raise ContractError(
                 f"{type(module).__name__} was built inside torch.inference_mode(), so its gradient cannot be taken: "
@@ -140,7 +143,7 @@ class Target:
 
         A look that fools outside of the `ball` does not count, where there is one.
         """
-        self.sight, self._suspicious, self._looks = Sight(keys, labels, ball), False, 0
+        self.sight, self._suspicious, self._looks, self._lost = Sight(keys, labels, ball), False, 0, False
 
     def slope(
         self,
@@ -249,16 +252,22 @@ class Target:
         first, second, found = take(images)
         none = torch.zeros(len(images), dtype=torch.bool, device=images.device)
         blind = Blindness(none, none)
+        lost = find_lost(found, none)
         self._looks += 1
-        # the first look is searched, and every one once such a number was found
-        if images.device.type == "cpu" or self._suspicious or self._looks % LOOK_EVERY == 1:
-            if not all(gradient is None or bool(torch.isfinite(gradient).all()) for gradient in found):
-                self._suspicious = True
+        # between them what is lost is noted where it is, and nobody waits
+        if images.device.type == "cpu" or self._suspicious or self._is_due():
+            here = bool(lost.any())
+            self._suspicious = here or self._suspicious or bool(self._lost)
+            if here:
                 # of the same step, so with the same draws
                 found, blind = mend(found, take(images.clamp(HAIR, 1 - HAIR))[2])
         else:
+            self._lost, blind = lost.any() | self._lost, Blindness(lost, none)
             found = [None if one is None else one.nan_to_num(0, 0, 0) for one in found]
         return (first, second, found), blind
+
+    def _is_due(self) -> bool:
+        return self._looks % LOOK_EVERY == 0 or (self._looks < LOOK_EVERY and self._looks.bit_count() == 1)
 
     def _note(
         self,
