@@ -246,9 +246,42 @@ def test_memory_that_runs_out_halves_the_batch():
     assert seen[:3] == [16, 8, 4]
 
 
+class Narrow(nn.Module):
+    """A detector, or with `purify` a purifier, that has room for six images."""
+
+    random = False
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("threshold", torch.tensor(float("inf")))
+
+    def forward(self, images, purified=None):
+        if len(images) > 6:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        smooth = nn.functional.avg_pool2d(images, 3, 1, 1)
+        return smooth if purified is None else (images - purified).flatten(1).abs().sum(1)
+
+
+def test_whatever_meets_the_end_of_memory_goes_on_with_fewer_images():
+    victim = TinyVictim(TASK)
+    images, labels = defend.dataset("digits").tensors("test", limit=12, seed=0)
+    held_out = defend.dataset("digits").tensors("val", limit=120, seed=0)
+    more = {"val": held_out, "fpr": 0.05, "attacks": ["fgsm"], "threats": ["oblivious", "adaptive"], "progress": False}
+    found = defend.evaluate(victim, (images, labels), purifier=Narrow(), detector=Narrow(), batch_size=16, **more)
+    assert found.report.detector["calibration"]["n"] == 120
+    said = [check.detail for check in found.report.checks]
+    assert [detail for detail in said if "OutOfMemory" in detail or "could not be judged" in detail] == []
+    assert any(detail.endswith("with 4 images, as memory ran out") for detail in said)
+    del more["val"], more["fpr"]
+    small = nn.Sequential(Narrow(), victim)
+    how = {"purifier": "noise", "certify": 20, "adaptive_limit": 2, "draws": 1, "checks": "none"}
+    certified = defend.evaluate(small, (images, labels), **how, **more)
+    assert certified.report.certified.n == 2
+
+
 def test_large_images_are_few_at_a_time_on_a_cpu(monkeypatch):
     seen, released = [], []
-    monkeypatch.setattr("defend.evaluation.evaluate.release_freed", lambda: released.append(len(seen)))
+    monkeypatch.setattr("defend.util.memory.release_freed", lambda: released.append(len(seen)))
 
     class Counting(TinyVictim):
         def forward(self, images):

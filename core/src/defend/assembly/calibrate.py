@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from defend.assembly.composition import Composition
 from defend.boundary.answers import threshold_of
-from defend.datasets.base import ImageDataset, Split
+from defend.datasets.base import Batch, ImageDataset, Split
 from defend.defence import Defence
 from defend.errors import ConfigError
 from defend.randomness import keyed
-from defend.util.memory import fit_batch
+from defend.util.memory import Fitting
 from defend.util.metrics import check_rate, threshold_at
 from defend.util.processes import resolve_device
 from defend.values.editions import edition_of
@@ -70,14 +70,18 @@ def clean_scores(
     progress: Callable[[int], None] = lambda images: None,
 ) -> Tensor:
     """Return the detector's scores of the validation split's images, behind the whole defence: [N] on the CPU."""
-    scores, task = [], dataset.task()
-    some = fit_batch(batch_size, task.height * task.width, device)
-    for batch in dataset.batches(SPLIT, dataset.keys(SPLIT), some, device):
+    task = dataset.task()
+    fitting = Fitting(batch_size, task.height * task.width, device)
+
+    def score(batch: Batch) -> Tensor:
         # the stream of the judge, so that a random purifier draws as it will when it is judged
         with keyed(batch.keys, seed=seed, stream="defender"):
-            scores.append(defence.screen(batch.images).score.cpu())
+            found = defence.screen(batch.images).score.cpu()
         progress(len(batch.keys))
-    return torch.cat(scores)
+        return found
+
+    every = dataset.batches(SPLIT, dataset.keys(SPLIT), fitting.size, device)
+    return torch.cat([found for batch in every for found in fitting.work(batch, score)])
 
 
 def thresholds_at(scores: Tensor, rates: Sequence[float]) -> dict[float, float]:

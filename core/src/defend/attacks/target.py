@@ -29,8 +29,8 @@ from defend.util.memory import fit_batch
 
 HAIR = 2.0**-10  # a quarter of a grey level: where a gradient is taken that is not finite on the box's edge
 LOOK_EVERY = 16
-"""On a device that must be waited for, it is asked so often whether a gradient was not finite; at first, as attacks come
-to the box's edge with their first steps, at looks 1, 2, 4 and 8 too."""
+"""On a device that must be waited for, it is asked so often whether a gradient was not finite; at looks 1, 2, 4 and 8
+too, as attacks come to the box's edge with their first steps."""
 CPU_BATCH = 64  # images at once: a resnet18 on 32x32 takes 1.27 times as long for each of 256
 
 

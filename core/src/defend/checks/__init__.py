@@ -29,6 +29,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Sequence
 
+import attrs
 import torch
 
 from defend.boundary.held import as_before
@@ -37,6 +38,7 @@ from defend.checks.common import Case, Findings, Level, NoGradientError, Promise
 from defend.checks.records import LEAK, label_leak
 from defend.errors import DefendError, StageError
 from defend.records.rows import RowRecord
+from defend.util.memory import out_of_memory
 from defend.values.report import Certified, Check
 
 __all__ = ["CHECKS", "Promise", "Subject", "check_run", "label_leak"]
@@ -101,14 +103,25 @@ def check_run(
 
 
 def _guard(part: CheckPart, case: Case, found: Findings) -> None:
-    """Run one part; what it raises becomes its finding."""
-    asked = () if case.subject is None else (case.subject.defence, case.subject.undefended)
+    """Run one part, with fewer images where memory runs out; what it raises becomes its finding."""
+    subject = case.subject
+    asked = () if subject is None else (subject.defence, subject.undefended)
+    own = Findings()
     try:
         with contextlib.ExitStack() as stack:
             for defence in asked:
                 stack.enter_context(as_before(defence, "a check"))
-            part(case, found)
+            part(case, own)
+        found.take(own)
     except Exception as failure:
+        if subject is not None and subject.pack > 1 and out_of_memory(failure.__cause__ or failure):
+            fewer = subject.halve()
+            if subject.images.is_cuda:
+                torch.cuda.empty_cache()
+            found.remark(f"with {len(fewer.keys)} images, as memory ran out")
+            _guard(part, attrs.evolve(case, subject=fewer), found)
+            return
+        found.take(own)
         if isinstance(failure, DefendError) and not isinstance(failure, StageError):  # a stage broke its contract
             found.add("fail", str(failure))
             return

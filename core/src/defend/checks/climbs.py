@@ -18,7 +18,7 @@ from defend.attacks.goals import Goal, settle
 from defend.attacks.iterated import climb_ball
 from defend.attacks.objectives import Objective, cross_entropy
 from defend.attacks.target import Slope, Target
-from defend.checks.common import PACK, Case, Findings, Subject, by_key, judge, know_draws, percent
+from defend.checks.common import Case, Findings, Subject, by_key, judge, know_draws, percent
 from defend.checks.ladder import judge_sweep
 from defend.checks.outcomes import Outcomes, compare, share
 from defend.checks.records import judge_undefended
@@ -55,7 +55,7 @@ def climb(
     """
     target = Target(defence or subject.defence, seed=subject.seed, draws=subject.draws)
     eps, steps = subject.eps if eps is None else eps, steps or subject.steps
-    aims, pack = subject.labels if labels is None else labels, max(PACK // target.draws, 1)
+    aims, pack = subject.labels if labels is None else labels, max(subject.pack // target.draws, 1)
     found = [
         _climb(target, subject.part(some), aims[some], eps, steps, 2.5 * eps / steps, start, early_stop=early_stop)
         for some in (slice(place, place + pack) for place in range(0, len(aims), pack))
@@ -139,7 +139,7 @@ def _trace(subject: Subject, module: nn.Module, steps: int) -> tuple[Tensor, lis
     What is not random may not be fooled on the way either.
     """
     target = _Traced(module, seed=subject.seed, draws=subject.draws)
-    pack = max(PACK // target.draws, 1)
+    pack = max(subject.pack // target.draws, 1)
     right, losses = [], torch.zeros(steps, dtype=torch.float64)
     for place in range(0, len(subject.images), pack):
         part = subject.part(slice(place, place + pack))

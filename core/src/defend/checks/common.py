@@ -52,6 +52,7 @@ class Subject:
         promise: what the card of the victim's weights gives, None if nothing.
         plant: whether examples are planted below level `full` too.
         left: images that the white-box rows leave right, for what is to be asked about those; None: `images`.
+        pack: points near the images that are asked about at once.
     """
 
     defence: Defence
@@ -68,10 +69,16 @@ class Subject:
     promise: Promise | None = None
     plant: bool = False
     left: Batch | None = None
+    pack: int = PACK
 
     def part(self, which: slice) -> Subject:
         """Return the same with some of the images."""
         return attrs.evolve(self, images=self.images[which], labels=self.labels[which], keys=self.keys[which])
+
+    def halve(self) -> Subject:
+        """Return the same with half of its images, of those that are `left`, and of what is asked about at once."""
+        left = None if self.left is None else self.left.split(max(len(self.left.keys) // 2, 1))[0]
+        return attrs.evolve(self.part(slice(max(len(self.keys) // 2, 1))), left=left, pack=max(self.pack // 2, 1))
 
 
 @attrs.frozen
@@ -142,11 +149,21 @@ class Findings:
 
     def __init__(self) -> None:
         self._found: list[tuple[Status, str]] = []
+        self._remark = ""
         self.numbers: dict[str, Any] = {}
 
     def add(self, status: Status, text: str) -> None:
         """One part found this."""
         self._found.append((status, text))
+
+    def remark(self, text: str) -> None:
+        """Say beside whatever is found, in the place of what was said so before."""
+        self._remark = text
+
+    def take(self, others: Findings) -> None:
+        """Add what another collection holds."""
+        self._found += others._found
+        self.numbers |= others.numbers
 
     def finding(self) -> Finding:
         """Return the whole: what a part could not judge is said only where nothing else is."""
@@ -156,7 +173,7 @@ class Findings:
         # what passed is not told beside what did not
         loud = ("fail", "warn") if status in ("fail", "warn") else (status,)
         texts = [text for level in loud for found, text in self._found if found == level]
-        return Finding(status, "; ".join(texts), self.numbers)
+        return Finding(status, "; ".join([*texts, *filter(None, [self._remark])]), self.numbers)
 
 
 def plain(value: Any) -> Any:
@@ -237,8 +254,8 @@ def judge(subject: Subject, images: Tensor) -> Tensor:
     what they did.
     """
     found = []
-    for place in range(0, len(images), PACK):
-        some = slice(place, place + PACK)
+    for place in range(0, len(images), subject.pack):
+        some = slice(place, place + subject.pack)
         with keyed(subject.keys[some], seed=subject.seed, stream="defender"):
             screening = subject.defence.screen(images[some])
         with keyed(subject.keys[some], seed=subject.seed, stream="victim"):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from defend.checks.climbs import climb
-from defend.checks.common import PACK, Case, Findings, Subject, title
+from defend.checks.common import Case, Findings, Subject, title
 from defend.checks.detection import rank_deviate
 from defend.checks.records import has_scores
 from defend.defence import Defence
@@ -118,7 +118,7 @@ def _draw(part: nn.Module) -> None:
 
 def _score(subject: Subject, defence: Defence, images: Tensor) -> Tensor:
     found = []
-    for place in range(0, len(images), PACK):
-        with keyed(subject.keys[place : place + PACK], seed=subject.seed, stream="defender"):
-            found.append(defence.screen(images[place : place + PACK]).score)
+    for place in range(0, len(images), subject.pack):
+        with keyed(subject.keys[place : place + subject.pack], seed=subject.seed, stream="defender"):
+            found.append(defence.screen(images[place : place + subject.pack]).score)
     return torch.cat(found).cpu()

@@ -19,7 +19,7 @@ from torch import Tensor
 from defend.attacks.balls import steepest, unit
 from defend.attacks.given import Replay
 from defend.attacks.objectives import log_odds, scale_to_usual
-from defend.checks.common import PACK, Case, Findings, Known, Status, Subject, gradient, percent, title
+from defend.checks.common import Case, Findings, Known, Status, Subject, gradient, percent, title
 from defend.checks.outcomes import TAIL, Outcomes, find_classified, share, worst_of
 from defend.randomness import keyed, normal_like, sign_like
 from defend.records.rows import RowRecord
@@ -215,7 +215,7 @@ def chance_of_ranks(total: float, n: int, others: int) -> float:
 def _ask(subject: Subject, points: Sequence[Tensor], scale: Tensor) -> Tensor:
     """Return the log-odds [W,N] at points W times [N,C,H,W], of logits times `scale` [N], with the judge's draws."""
     n = len(subject.images)
-    at_once = max(PACK // n, 1)
+    at_once = max(subject.pack // n, 1)
     whole, found = Known(subject.defence, subject.keys, subject.seed), []
     for place in range(0, len(points), at_once):
         some = points[place : place + at_once]

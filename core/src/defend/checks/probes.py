@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from defend.attacks.objectives import measure_margin
 from defend.checks.common import (
-    PACK,
     Case,
     Findings,
     Known,
@@ -231,7 +230,7 @@ def surface(case: Case, found: Findings) -> None:
     axis = torch.arange(-centre, centre + 1, device=up.device) / centre
     places = torch.cartesian_prod(axis, axis) * subject.eps
     heights = []
-    for some in places.split(max(PACK // n, 1)):
+    for some in places.split(max(subject.pack // n, 1)):
         along, aside = (column.view(-1, 1, 1, 1, 1) for column in some.T)
         points = (subject.images + along * up + aside * across).clamp(0, 1)
         losses = -measure_margin(whole(points.flatten(0, 1)), subject.labels.repeat(len(some)))

@@ -30,6 +30,7 @@ from defend.records.journal import Journal
 from defend.records.rows import REJECTED
 from defend.records.watcher import Watcher
 from defend.util import interrupts
+from defend.util.memory import Fitting
 from defend.util.statistics import wilson
 from defend.values.report import Certified, CertifiedImage
 from defend.values.threats import DEFENDED
@@ -79,6 +80,8 @@ class Certifier:
         Raises:
             KeyboardInterrupt: the user's; what was done is there.
         """
+        task = self._dataset.task()
+        fitting = Fitting(batch_size, task.height * task.width, device)
         for place, defence in enumerate(self._asked):
             config, judge = defence.names.config, _judge(defence)
             if smoothing_of(judge)[0] is None or config.certify is None:
@@ -87,15 +90,19 @@ class Certifier:
             kept = None if journal is None else journal.choice(f"certified-{place}")
             done = [CertifiedImage(**each) for each in kept["images"]] if kept else []
             self._done[defence.names.names[DEFENDED]] = done
-            if len(done) == len(keys):
-                continue
-            batches = self._dataset.batches("test", keys[len(done) :], batch_size, device)
-            for image in certify(judge, batches, draws=config.certify, seed=config.seed, batch_size=batch_size):
-                done.append(image)
-                if journal is not None:
-                    journal.choose(f"certified-{place}", {"images": [attrs.asdict(each) for each in done]})
-                watcher.preparing(f"certifying: {len(done)} of {len(keys)} images")
-                interrupts.stop_if_asked()
+            how: dict[str, Any] = {"draws": config.certify, "seed": config.seed}
+            while len(done) < len(keys):
+                batches = self._dataset.batches("test", keys[len(done) :], fitting.size, device)
+                try:
+                    # an image's draws are its own, however many are taken at a time
+                    for image in certify(judge, batches, batch_size=fitting.size, **how):
+                        done.append(image)
+                        if journal is not None:
+                            journal.choose(f"certified-{place}", {"images": [attrs.asdict(each) for each in done]})
+                        watcher.preparing(f"certifying: {len(done)} of {len(keys)} images")
+                        interrupts.stop_if_asked()
+                except (RuntimeError, MemoryError) as error:
+                    fitting.halve(fitting.size, error)
 
     def found(self, defence: BuiltDefence) -> Certified | None:
         """Return what is certified of a defence; None where nothing is, or nobody asked."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import TypeVar
 
 import attrs
 import torch
@@ -41,11 +40,10 @@ from defend.records.rows import (
 from defend.records.seen import Seen
 from defend.store.store import Store
 from defend.util import interrupts
-from defend.util.memory import fit_batch, out_of_memory, release_freed
+from defend.util.memory import Fitting
 from defend.util.processes import Processes
 from defend.util.tensors import to_host
 
-T = TypeVar("T")
 OTHERS = 20  # held-out images that an attack may begin at
 
 
@@ -111,7 +109,7 @@ class Evaluator:
         self._arms, self._dataset, self._settings = arms, dataset, settings
         self._processes, self._journal = processes or Processes(), journal
         task = dataset.task()
-        self.batch_size = fit_batch(settings.batch_size, task.height * task.width, settings.device)
+        self._fitting = Fitting(settings.batch_size, task.height * task.width, settings.device)
         self._classes = task.classes
         self._crafter = Crafter(
             arms,
@@ -121,6 +119,11 @@ class Evaluator:
             precision=settings.crafting,
             store=store,
         )
+
+    @property
+    def batch_size(self) -> int:
+        """How many images are worked on at a time; less than was asked for where memory ran out."""
+        return self._fitting.size
 
     def row(self, plan: PlannedRow, number: int = 0) -> RowRecord | None:
         """Evaluate one row, the `number`-th of the run, from where the journal has it.
@@ -172,29 +175,11 @@ class Evaluator:
         batches = self._dataset.batches("test", keys, settings.batch_size, settings.device)
         for place, batch in zip(places, batches, strict=True):
             try:
-                pieces = list(self._pieces(batch, lambda part: self._judge(part, plan, target)))
+                pieces = list(self._fitting.work(batch, lambda part: self._judge(part, plan, target)))
             except (StageError, ContractError) as error:
                 row = "clean" if plan.attack is None else f"{plan.name}, {plan.threat.kind}"
                 raise type(error)(f"{error} (row {row}; batch {place + 1} of {len(every)})") from error
             yield pieces[0] if len(pieces) == 1 else merge(pieces)
-
-    def _pieces(self, batch: Batch, work: Callable[[Batch], T]) -> Iterator[T]:
-        """Do the work on a batch, in halves when memory runs out."""
-        waiting = batch.split(self.batch_size)
-        while waiting:
-            part = waiting.pop(0)
-            try:
-                yield work(part)
-            except (RuntimeError, MemoryError) as error:
-                if len(part.keys) == 1 or not out_of_memory(error):
-                    raise
-                # kept for the batches to come, which would run out of memory as this one did
-                self.batch_size = max(len(part.keys) // 2, 1)
-                if self._settings.device.type == "cuda":
-                    torch.cuda.empty_cache()
-                waiting = part.split(self.batch_size) + waiting
-            if self.batch_size < self._settings.batch_size:  # a batch is much of the memory there is
-                release_freed()
 
     def _judge(self, batch: Batch, plan: PlannedRow, target: Target | None) -> Part:
         images = batch.images

@@ -16,7 +16,7 @@ from defend.recipes import Recipe, composition
 from defend.report import readme
 from defend.report.fitting import choose_fitting
 from defend.report.terminal import of_norms
-from defend.report.text import BOUND, NORMS, bound, over_passes, percent, row_title, with_interval
+from defend.report.text import BOUND, NORMS, UNKNOWN_BOUND, bound, over_passes, percent, row_title, with_interval
 from defend.reproduce.ladders import Compared, Figure, Ladder, LadderRow
 from defend.util.distributions import install
 from defend.values.commands import say_command
@@ -301,7 +301,7 @@ def _bound_notes(ladder: Ladder) -> list[str]:
     """Say what marks an upper bound, or that nobody knows which figures are."""
     attacked = [row for row in ladder.rows if row.threat != "none"]
     if any(row.rising is None for row in attacked):
-        return ["Not recorded then: whether attacks were still fooling images when their steps ended"]
+        return [UNKNOWN_BOUND]
     compared = any(each.rising for each in ladder.compared)
     return [BOUND] * (compared or any(row.rising for row in attacked))
 

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from defend.report import readme
 from defend.report.fitting import choose_fitting
-from defend.report.text import BOUND, bound, interval, percent, points, with_interval
+from defend.report.text import BOUND, UNKNOWN_BOUND, bound, interval, percent, points, with_interval
 from defend.reproduce.results import AdaptiveResult, Cell, Standing, TableResult, count_standings, find_kept
 from defend.tables import Table
 
@@ -65,6 +65,7 @@ def render(table: Table, result: TableResult, console: Console) -> None:
     why = explanations(result)
     lines += [Text("\nNot the paper's figures:")] * bool(why) + [Text(f"- {line}") for line in why]
     lines += [Text(BOUND, "dim")] * any(one.rising for one in result.adaptive)
+    lines += [Text(UNKNOWN_BOUND, "dim")] * any(one.rising is None for one in result.adaptive)
     failed = [one for one in result.adaptive if one.failed]
     lines += [
         Text(

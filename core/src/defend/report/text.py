@@ -10,6 +10,7 @@ from defend.values.threats import THREATS
 
 NORMS = {"linf": "L-inf", "l2": "L2"}
 BOUND = "≤: an attack was still fooling images when its steps ended, so the figure is an upper bound"
+UNKNOWN_BOUND = "Not recorded then: whether attacks were still fooling images when their steps ended"
 
 
 def percent(share: float | None, nothing: str = "-") -> str:

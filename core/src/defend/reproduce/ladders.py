@@ -72,7 +72,8 @@ class Compared:
         clean, worst_case: what is left of unattacked images, and per image of all attacks that count.
         failed: the checks that failed; where there are any the figures are not to be trusted.
         norms: what the attacks of each norm alone leave, as in `defend.values.report.WorstCase`.
-        rising: the rows whose attack was still fooling images when its steps ended, as there.
+        rising: the rows whose attack was still fooling images when its steps ended, as there; None where that
+            was not recorded.
     """
 
     name: str
@@ -81,7 +82,7 @@ class Compared:
     worst_case: Figure
     failed: tuple[str, ...] = ()
     norms: Mapping[str, Any] | None = None
-    rising: tuple[str, ...] = ()
+    rising: tuple[str, ...] | None = None
 
 
 @attrs.frozen(kw_only=True)

@@ -58,7 +58,7 @@ class AdaptiveResult:
         credit: whether a rejected attacked image counts as right, as in the arm's own cells.
         failed: the sanity checks that failed; where there are any the figure is not to be trusted.
         rising: the rows whose attack was still fooling images when its steps ended, as in
-            `defend.values.report.WorstCase`.
+            `defend.values.report.WorstCase`; None where that was not recorded.
     """
 
     arm: str
@@ -69,7 +69,7 @@ class AdaptiveResult:
     over: tuple[str, ...]
     credit: bool = False
     failed: tuple[str, ...] = ()
-    rising: tuple[str, ...] = ()
+    rising: tuple[str, ...] | None = None
 
 
 @attrs.frozen(kw_only=True)

@@ -6,12 +6,16 @@ import contextlib
 import ctypes
 import errno
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     import torch
+
+    from defend.datasets.base import Batch
+
+T = TypeVar("T")
 
 SIGNS = ("cannot allocate memory", "failed to map segment", "bad alloc", "bad_alloc", "can't start new thread")
 """What those say that meet a limit of memory: the loader of a library, C++, threads."""
@@ -61,6 +65,44 @@ def out_of_memory(error: BaseException) -> bool:
     except (ImportError, MemoryError):  # which needs memory itself
         return False
     return isinstance(error, Exception) and should_reduce_batch_size(error)
+
+
+class Fitting:
+    """How many images are worked on at a time: fewer large ones on a CPU; halved, and kept so, when memory runs out.
+
+    `size` of them, where `wanted` were asked for, of so many `pixels` each.
+    """
+
+    def __init__(self, wanted: int, pixels: int, device: torch.device) -> None:
+        self.size, self._wanted, self._device = fit_batch(wanted, pixels, device), wanted, device
+
+    def work(self, batch: Batch, work: Callable[[Batch], T]) -> Iterator[T]:
+        """Do some work on a batch, in pieces of `size` images; yield what it gives for each, in their order."""
+        waiting = batch.split(self.size)
+        while waiting:
+            part = waiting.pop(0)
+            try:
+                yield work(part)
+            except (RuntimeError, MemoryError) as error:
+                self.halve(len(part.keys), error)
+                waiting = part.split(self.size) + waiting
+            if self.size < self._wanted:  # a batch is much of the memory there is
+                release_freed()
+
+    def halve(self, tried: int, error: BaseException) -> None:
+        """Take half of the images that were `tried`, and let go of what is held in vain.
+
+        Raises:
+            BaseException: the error, where it is not of memory, or one image alone is too much.
+        """
+        if tried <= 1 or not out_of_memory(error):
+            raise error
+        # kept for what is to come, which would run out of memory as this did
+        self.size = max(tried // 2, 1)
+        if self._device.type == "cuda":
+            import torch
+
+            torch.cuda.empty_cache()
 
 
 def restart_peak(device: torch.device) -> None:
