@@ -16,7 +16,7 @@ from tools.parcels import MIB, Limits, pack, unpack
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Split or join; return 0, or 2 for wrong input."""
+    """Split or join; return 0, 2 for wrong input, 130 if interrupted."""
     parser = argparse.ArgumentParser(prog="python -m tools.pack_data", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     splitting = commands.add_parser("split", help="a folder to OUT/part-0001.tar and on")
@@ -35,6 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except DefendError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 

@@ -246,9 +246,6 @@ def summary(records: Sequence[Record]) -> Iterator[str]:
 def parcel(settings: Settings, out: Path, limits: Limits, *, checkpoints: bool, again: bool) -> Packed:
     """Pack results, weights by rank, what the tables' runs left: what earlier rounds did not, or all if `again`."""
     work = settings.work
-    ledger = work / "packed.json"
-    if again:
-        ledger.unlink(missing_ok=True)
     files = [work / "summary.txt", work / "summary.json", work / "log.txt"]
     files += sorted((work / "tables").glob("*.*")) + sorted((work / "done").glob("*.json"))
     files += sorted((work / "logs").glob("*.txt"))
@@ -260,7 +257,7 @@ def parcel(settings: Settings, out: Path, limits: Limits, *, checkpoints: bool, 
     if checkpoints:
         files += find_unfinished(settings)
     named = [(path.relative_to(work).as_posix(), path) for path in files if path.is_file()]
-    return pack(named, out, limits, ledger)
+    return pack(named, out, limits, work / "packed.json", again=again)
 
 
 def find_unfinished(settings: Settings) -> list[Path]:
