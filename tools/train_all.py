@@ -24,7 +24,7 @@ from defend.records.unfinished import FOLDER as UNFINISHED
 from defend.util.cores import count_granted
 from defend.util.files import cache_dir, place_under, write_text
 from tools.parcels import MIB, Limits, Packed, pack, unpack
-from tools.perform import Process, Settings, find_finished, item_command
+from tools.perform import TRAINED, Process, Settings, find_done, find_finished, item_command, put_away
 from tools.plan import PLAN, Item, Train
 from tools.schedule import Record, Schedule
 
@@ -142,11 +142,34 @@ def choose(patterns: Sequence[str] | None) -> list[Item]:
 
 def listing(plan: Sequence[Item], settings: Settings) -> Iterator[str]:
     """Yield the plan as lines."""
+    done, _ = find_done(plan, settings)
     for item in plan:
-        state = "done" if find_finished(item, settings) is not None else ""
-        yield f"{item.rank:3}  {item.seconds / 60:5.1f} min  {state:5} {item.name:42} {item_command(item)}"
+        state = "done" if item.name in done else ""
+        yield f"{item.rank:3}  {item.seconds / 60:5.1f} min  {state:5} {item.name:42} {item_command(item, settings)}"
     total = sum(item.seconds for item in plan) / 60
     yield f"{len(plan)} items, {total:.0f} min one after the other on an H100, estimated; see README.md"
+
+
+def check_others(plan: Sequence[Item], settings: Settings) -> None:
+    """See that the weights which some items take from items that are not part of the plan are as they would be now.
+
+    Weights without a record are taken: whoever put them there knows what they are.
+
+    Raises:
+        ConfigError: some were trained otherwise: by a trial, in another precision, with other options.
+    """
+    named = {item.name for item in plan}
+    for item in plan:
+        for name in (*item.needs, *item.after):
+            other = TRAINED.get(name)
+            if other is None or name in named or not settings.record(other).is_file():
+                continue
+            if settings.product(other).is_file() and find_finished(other, settings) is None:
+                raise ConfigError(
+                    f"{item.name} would take {str(settings.product(other))!r}, which was not made by "
+                    f"`{item_command(other, settings)}` at --scale {settings.scale:g}: add {name!r} to --only, give "
+                    "the --scale and --precision that it was trained with, or another --work"
+                )
 
 
 def carry_out(plan: Sequence[Item], settings: Settings, budget: float | None, jobs: int, wait: bool) -> int:
@@ -161,6 +184,11 @@ def carry_out(plan: Sequence[Item], settings: Settings, budget: float | None, jo
         with log.open("a", encoding="utf-8") as file:
             file.write(f"{timed}\n")
 
+    check_others(plan, settings)
+    done, stale = find_done(plan, settings)
+    for item in stale:
+        if put_away(item, settings):
+            tell(f"aside    {item.name}  was made otherwise than it would be now: moved to {settings.aside}")
     _import_now()
     broken: set[str] = set()
 
@@ -171,7 +199,6 @@ def carry_out(plan: Sequence[Item], settings: Settings, budget: float | None, jo
             _open(dataset, settings, broken)
         return True
 
-    done = {item.name: figure for item in plan if (figure := find_finished(item, settings, whole=True)) is not None}
     schedule = Schedule(
         plan,
         budget=math.inf if budget is None else budget,
@@ -188,7 +215,7 @@ def carry_out(plan: Sequence[Item], settings: Settings, budget: float | None, jo
     except KeyboardInterrupt:
         code = EXIT_INTERRUPTED
     records = list(schedule.records.values())
-    write_text(settings.work / "summary.json", json.dumps([as_dict(record) for record in records], indent=1))
+    write_text(settings.work / "summary.json", json.dumps([as_dict(record, settings) for record in records], indent=1))
     lines = list(summary(records))
     write_text(settings.work / "summary.txt", "\n".join(lines) + "\n")
     say(*lines)
@@ -222,7 +249,7 @@ def _open(dataset: str, settings: Settings, broken: set[str]) -> None:
         broken.add(dataset)
 
 
-def as_dict(record: Record) -> dict[str, object]:
+def as_dict(record: Record, settings: Settings) -> dict[str, object]:
     """Return a record as JSON has it."""
     return {
         "item": record.item.name,
@@ -230,7 +257,7 @@ def as_dict(record: Record) -> dict[str, object]:
         "seconds": round(record.seconds, 1),
         "estimate": round(record.item.seconds, 1),
         "said": record.said,
-        "command": item_command(record.item),
+        "command": item_command(record.item, settings),
     }
 
 
