@@ -137,11 +137,15 @@ def trained(name, rank, taken=10.0, needs=(), after=()):
     )
 
 
-def carried_out(plan, budget=math.inf, jobs=1, slow=1.0, failures=None, done=(), available=lambda name: True):
+def carried_out(
+    plan, budget=math.inf, jobs=1, slow=1.0, failures=None, done=(), unable=(), available=lambda name: True
+):
     clock, order, Fake.stopped = Clock(), [], ()
 
     def start(item):
         order.append(item.name)
+        if item.name in unable:
+            raise OSError(errno.ENOSPC, "No space left on device")
         return Fake(item, clock, slow, failures if failures is not None else {})
 
     schedule = Schedule(
@@ -191,6 +195,13 @@ def test_a_failure_is_tried_again_and_stops_only_what_needs_it():
     assert order == ["broken", "other", "broken"]
     assert status == {"broken": "failed", "child": "waiting", "other": "done"}
     assert carried_out(plan, failures={"broken": 1})[1] == dict.fromkeys(("broken", "child", "other"), "done")
+
+
+def test_what_does_not_even_begin_fails_and_the_others_go_on():
+    plan = [trained("full disk", 1), trained("other", 2)]
+    order, status = carried_out(plan, unable=("full disk",))
+    assert order == ["full disk", "other", "full disk"]
+    assert status == {"full disk": "failed", "other": "done"}
 
 
 def test_a_table_waits_for_what_is_to_come_and_not_for_what_is_not():
@@ -449,11 +460,80 @@ def test_packed_weights_go_to_the_cache_and_do_not_replace_others(tmp_path, caps
     assert (tmp_path / "home" / "summary.txt").is_file()
 
 
+def test_weights_of_which_a_part_is_missing_are_named_with_a_code_of_their_own(tmp_path, capsys):
+    work, item = tmp_path / "work", TRAININGS[0]
+    file(work / "cache" / "weights" / item.file, 300_000, 1)
+    packed = train_all.parcel(
+        Settings(work=work), tmp_path / "parts", Limits(part=PART), checkpoints=False, again=False
+    )
+    packed.parts[1].unlink()
+    assert train_all.main(["--unpack", str(tmp_path / "parts"), "--work", str(tmp_path / "home")]) == 3
+    assert f"parts are missing: cache/weights/{item.file}" in capsys.readouterr().out
+
+
+class Broken:
+    """An item that fails."""
+
+    def __init__(self, item, settings):
+        pass
+
+    def poll(self):
+        return False, "exit code 1"
+
+    interrupt = stop = progress = lambda self: "begun"
+
+
+def test_a_failed_item_is_no_exit_code_0(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(train_all, "_import_now", lambda: None)
+    monkeypatch.setattr(train_all, "Process", Broken)
+    command = ["--only", "mlp/*", "apudae/table-2", "--work", str(tmp_path / "work"), "--spawn"]
+    assert train_all.main(command) == 3
+    kept = {one["item"]: one["status"] for one in json.loads((tmp_path / "work" / "summary.json").read_text())}
+    assert kept == {"mlp/mnist": "failed", "apudae/table-2": "waiting"}
+    assert "left" in (tmp_path / "work" / "summary.txt").read_text()
+    with pytest.raises(SystemExit) as stopped:
+        train_all.main(["--help"])
+    assert stopped.value.code == 0 and "3 an item failed" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt, 130), (MemoryError, None)])
+def test_there_is_a_summary_whatever_ends_the_run(tmp_path, monkeypatch, error, code):
+    def poll(self):
+        raise error
+
+    monkeypatch.setattr(train_all, "_import_now", lambda: None)
+    monkeypatch.setattr(train_all, "Process", Broken)
+    monkeypatch.setattr(Broken, "poll", poll)
+    command = ["--only", "mlp/mnist", "--work", str(tmp_path / "work"), "--spawn"]
+    if code is None:
+        with pytest.raises(error):
+            train_all.main(command)
+    else:
+        assert train_all.main(command) == code
+    assert json.loads((tmp_path / "work" / "summary.json").read_text())[0]["status"] == "cut off"
+    assert "cut off" in (tmp_path / "work" / "summary.txt").read_text()
+
+
+def test_a_full_disk_takes_the_log_and_not_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(train_all, "_import_now", lambda: None)
+    monkeypatch.setattr(train_all, "Process", Broken)
+    opening = Path.open
+
+    def full(path, mode="r", **how):
+        if path.name == "log.txt":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return opening(path, mode, **how)
+
+    monkeypatch.setattr(Path, "open", full)
+    assert train_all.main(["--only", "mlp/mnist", "--work", str(tmp_path / "work"), "--spawn"]) == 3
+    assert "failed" in (tmp_path / "work" / "summary.txt").read_text()
+
+
 def test_the_plan_is_listed_and_wrong_input_is_refused(capsys):
     assert train_all.main(["--list", "--only", "resnet18/*"]) == 0
     assert "defend train victim resnet18 --dataset cifar10" in capsys.readouterr().out
     assert train_all.main(["--only", "resnet19/*"]) == 2
     assert train_all.main(["--scale", "0"]) == 2
-    assert "resnet19" in capsys.readouterr().err
+    assert "did you mean 'resnet18/cifar10'?" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="names no item"):
         train_all.choose(["nothing"])

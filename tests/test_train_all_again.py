@@ -127,13 +127,31 @@ def test_a_training_that_begins_sets_aside_what_is_there(settings, monkeypatch):
 
 
 class NotStarted:
-    """A process that does nothing."""
+    """A process that does nothing, and has failed."""
+
+    exitcode = 1
 
     def __init__(self, **_):
         pass
 
+    def is_alive(self):
+        return False
+
     def start(self):
         pass
+
+
+def test_what_went_wrong_is_what_this_try_printed(settings, monkeypatch):
+    """A child on a full disk ends before it has opened its log."""
+    monkeypatch.setattr(perform.multiprocessing, "get_context", lambda kind: SimpleNamespace(Process=NotStarted))
+    assert perform.Process(VICTIM, settings).poll() == (False, "exit code 1: nothing was printed")
+    log = settings.log(VICTIM)
+    log.parent.mkdir(parents=True)
+    log.write_text("an error of yesterday\n")
+    process = perform.Process(VICTIM, settings)
+    assert process.poll() == (False, "exit code 1: nothing was printed")
+    log.write_text("an error of yesterday\nan error of today\n\n")
+    assert process.poll() == (False, "exit code 1: an error of today")
 
 
 def test_a_table_alone_does_not_take_the_weights_of_a_trial(settings, capsys):

@@ -162,6 +162,8 @@ class Process:
         if isinstance(item, Train):  # where it fails, nothing may take what is there for what it was to make
             put_away(item, settings)
         what = (item, settings, self._progress)
+        log = settings.log(item)
+        self._logged = log.stat().st_size if log.is_file() else 0  # by earlier tries
         self._process: multiprocessing.process.BaseProcess
         if settings.spawn or sys.platform == "win32":
             self._process = multiprocessing.get_context("spawn").Process(target=perform, args=what, name=item.name)
@@ -193,7 +195,10 @@ class Process:
     def _trouble(self) -> str:
         if self._process.exitcode == 0:
             return "it ended, but what it was made with is not what is there now"
-        lines = self._settings.log(self._item).read_text(encoding="utf-8", errors="replace").split("\n")
+        printed = b""
+        with contextlib.suppress(OSError):  # it may have ended before it opened its log
+            printed = self._settings.log(self._item).read_bytes()[self._logged :]
+        lines = printed.decode(errors="replace").split("\n")
         last = next((line for line in reversed(lines) if line.strip()), "nothing was printed")
         return f"exit code {self._process.exitcode}: {last.strip()[:160]}"
 

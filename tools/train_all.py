@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from defend.errors import ConfigError, DefendError
+from defend.errors import ConfigError, DefendError, did_you_mean
 from defend.records.unfinished import FOLDER as UNFINISHED
 from defend.util.cores import count_granted
 from defend.util.files import cache_dir, place_under, write_text
@@ -28,14 +28,18 @@ from tools.perform import TRAINED, Process, Settings, find_done, find_finished, 
 from tools.plan import PLAN, Item, Train
 from tools.schedule import Record, Schedule
 
-EXIT_WRONG_INPUT, EXIT_INTERRUPTED = 2, 130
+EXIT_WRONG_INPUT, EXIT_INCOMPLETE, EXIT_INTERRUPTED = 2, 3, 130
+EXITS = (
+    "Exit codes: 0 done, as far as the budget went; 2 wrong input, or something cannot be read or written; 3 an item "
+    "failed, or with --unpack a file is not whole; 130 interrupted."
+)
 MOST_OF_A_RUN = 4 * MIB  # a larger file of a table's run stays where it is
 LARGE = 32 * MIB  # larger weights go last: much else travels in the same room
 READY = ".ready"  # DATA_DIR/mnist.ready: MNIST is whole
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Do what the command line asks for; return 0, 2 for wrong input, 130 if interrupted."""
+    """Do what the command line asks for; return one of the exit codes, see `EXITS`."""
     given = parse(arguments)
     try:
         return act(given)
@@ -48,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(prog="python -m tools.train_all", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tools.train_all", description=__doc__, epilog=EXITS)
     add = parser.add_argument
     add("--list", action="store_true", help="the plan, with estimates; nothing is run")
     add("--only", nargs="+", metavar="PATTERN", help="items by name, for example 'resnet18/*' 'apudae/table-*'")
@@ -135,7 +139,8 @@ def choose(patterns: Sequence[str] | None) -> list[Item]:
     for pattern in patterns:
         mine = [item for item in PLAN if fnmatch.fnmatchcase(item.name, pattern)]
         if not mine:
-            raise ConfigError(f"--only {pattern!r} names no item: see --list")
+            near = did_you_mean(pattern, [item.name for item in PLAN])
+            raise ConfigError(f"--only {pattern!r} names no item: {near}; see --list")
         found |= {item.name: item for item in mine}
     return sorted(found.values(), key=lambda item: item.rank)
 
@@ -173,7 +178,11 @@ def check_others(plan: Sequence[Item], settings: Settings) -> None:
 
 
 def carry_out(plan: Sequence[Item], settings: Settings, budget: float | None, jobs: int, wait: bool) -> int:
-    """Run the plan, say what happens, and end with a summary; return 130 if interrupted, else 0."""
+    """Run the plan, say what happens, and end with a summary, whatever ends it.
+
+    Returns:
+        130 if interrupted, 3 if an item failed, else 0.
+    """
     for folder in ("", "cache", "tables", "logs", "done", "progress"):
         (settings.work / folder).mkdir(parents=True, exist_ok=True)
     log = settings.work / "log.txt"
@@ -181,7 +190,7 @@ def carry_out(plan: Sequence[Item], settings: Settings, budget: float | None, jo
     def tell(line: str) -> None:
         timed = f"{time.strftime('%H:%M:%S')}  {line}"
         say(timed)
-        with log.open("a", encoding="utf-8") as file:
+        with contextlib.suppress(OSError), log.open("a", encoding="utf-8") as file:  # a full disk: it was said
             file.write(f"{timed}\n")
 
     check_others(plan, settings)
@@ -209,17 +218,22 @@ def carry_out(plan: Sequence[Item], settings: Settings, budget: float | None, jo
         say=tell,
     )
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    code = 0
+    records = list(schedule.records.values())
     try:
         schedule.run()
     except KeyboardInterrupt:
-        code = EXIT_INTERRUPTED
-    records = list(schedule.records.values())
-    write_text(settings.work / "summary.json", json.dumps([as_dict(record, settings) for record in records], indent=1))
+        return EXIT_INTERRUPTED
+    finally:
+        summarise(records, settings)
+    return EXIT_INCOMPLETE if any(record.status == "failed" for record in records) else 0
+
+
+def summarise(records: Sequence[Record], settings: Settings) -> None:
+    """Say what became of every item, and write it down."""
     lines = list(summary(records))
-    write_text(settings.work / "summary.txt", "\n".join(lines) + "\n")
     say(*lines)
-    return code
+    write_text(settings.work / "summary.json", json.dumps([as_dict(record, settings) for record in records], indent=1))
+    write_text(settings.work / "summary.txt", "\n".join(lines) + "\n")
 
 
 def _import_now() -> None:
@@ -303,7 +317,7 @@ def find_unfinished(settings: Settings) -> list[Path]:
 
 
 def bring_home(parts: Sequence[Path], work: Path, replace: bool) -> int:
-    """Put weights and checkpoints into the user's cache, and the rest into `work`; return 0.
+    """Put weights and checkpoints into the user's cache, and the rest into `work`; return 0, 3 if a file is not whole.
 
     A file that is there with other contents stays, and a line says so, unless `replace`.
     """
@@ -327,7 +341,7 @@ def bring_home(parts: Sequence[Path], work: Path, replace: bool) -> int:
         say(f"left as they are (--replace writes over them): {', '.join(stayed)}")
     if incomplete:
         say(f"not whole yet, parts are missing: {', '.join(incomplete)}")
-    return 0
+    return EXIT_INCOMPLETE if incomplete else 0
 
 
 @contextlib.contextmanager
