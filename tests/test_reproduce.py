@@ -9,6 +9,8 @@ from types import SimpleNamespace
 
 import attrs
 import pytest
+from tools.aside import set_aside
+from tools.stale import find_stale_runs
 
 from defend.errors import ConfigError, DataError, DefendError, WeightsError
 from defend.evaluation.runner import run
@@ -568,6 +570,17 @@ def test_a_source_that_was_trained_anew_is_noticed(toys, defend, tmp_path):
     assert defend("train", "victim", "trained", "--dataset", "specks", "--seed", "5", "--quiet").code == 0
     with pytest.raises(DataError, match="with other weights of the source trained than there are now"):
         _find_finished(job, registry())
+
+
+def test_runs_of_other_weights_are_found_before_a_table_is_measured(toys, measure, tmp_path, defend):
+    settings = MeasureSettings(out=tmp_path / "out", device="cpu")
+    measure(toys[3], train_missing=True)
+    before = sorted(path.name for path in (tmp_path / "out").iterdir() if path.is_dir())
+    assert list(find_stale_runs(toys[3], settings, registry())) == []
+    assert defend("train", "victim", "trained", "--dataset", "specks", "--seed", "5", "--quiet").code == 0
+    moved = set_aside(find_stale_runs(toys[3], settings, registry()), tmp_path / "aside")
+    assert sorted(path.name for path in moved) == sorted(path.name for path in (tmp_path / "aside").iterdir()) == before
+    assert measure(toys[3]).cell("FGSM", "None").ours is not None
 
 
 def test_an_edition_is_trained_where_it_is_missing(toys, measure, defend, refused):

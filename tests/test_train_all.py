@@ -1,19 +1,22 @@
 """tools/: the plan fits what is installed, the schedule keeps to its budget, parcels arrive whole."""
 
+import errno
 import hashlib
 import io
 import json
 import math
 import tarfile
+import time
+from pathlib import Path
 
 import pytest
-from tools import pack_data, train_all
+from tools import pack_data, parcels, train_all
 from tools.parcels import Limits, pack, unpack
 from tools.perform import Settings, options_of
 from tools.plan import PLAN, TABLES, TRAININGS, Measure, Train, seconds
 from tools.schedule import Schedule
 
-from defend.errors import ConfigError, DataError
+from defend.errors import ConfigError, DataError, WriteError
 from defend.options import describe, make
 from defend.plugins import registry
 from defend.reproduce.jobs import find_missing
@@ -134,11 +137,15 @@ def trained(name, rank, taken=10.0, needs=(), after=()):
     )
 
 
-def carried_out(plan, budget=math.inf, jobs=1, slow=1.0, failures=None, done=(), available=lambda name: True):
+def carried_out(
+    plan, budget=math.inf, jobs=1, slow=1.0, failures=None, done=(), unable=(), available=lambda name: True
+):
     clock, order, Fake.stopped = Clock(), [], ()
 
     def start(item):
         order.append(item.name)
+        if item.name in unable:
+            raise OSError(errno.ENOSPC, "No space left on device")
         return Fake(item, clock, slow, failures if failures is not None else {})
 
     schedule = Schedule(
@@ -188,6 +195,13 @@ def test_a_failure_is_tried_again_and_stops_only_what_needs_it():
     assert order == ["broken", "other", "broken"]
     assert status == {"broken": "failed", "child": "waiting", "other": "done"}
     assert carried_out(plan, failures={"broken": 1})[1] == dict.fromkeys(("broken", "child", "other"), "done")
+
+
+def test_what_does_not_even_begin_fails_and_the_others_go_on():
+    plan = [trained("full disk", 1), trained("other", 2)]
+    order, status = carried_out(plan, unable=("full disk",))
+    assert order == ["full disk", "other", "full disk"]
+    assert status == {"full disk": "failed", "other": "done"}
 
 
 def test_a_table_waits_for_what_is_to_come_and_not_for_what_is_not():
@@ -241,6 +255,103 @@ def test_a_file_that_changed_is_sent_again_and_the_last_version_wins(tmp_path):
     assert (tmp_path / "to" / "a").read_bytes() == changed
 
 
+def test_the_newest_version_wins_in_whichever_folder_its_part_lies(tmp_path, monkeypatch):
+    work, limits = tmp_path / "work", Limits(part=PART)
+    settings = Settings(work=work)
+    for name in ("log.txt", "summary.txt"):
+        file(work / name, 100_000, 1)
+    first = train_all.parcel(settings, tmp_path / "out", limits, checkpoints=False, again=False)
+    changed = file(work / "summary.txt", 2000, 2).read_bytes()
+    monkeypatch.setattr(time, "time_ns", lambda: 5)  # the clock was put back
+    again = train_all.parcel(settings, tmp_path / "out2", limits, checkpoints=False, again=True)
+    assert len(first.parts) == 2 and not {part.name for part in first.parts} & {part.name for part in again.parts}
+    again.parts[0].rename(tmp_path / "out2" / "part-0001.tar")
+    for folders in (["out", "out2"], ["out2", "out"]):
+        unpack([tmp_path / folder for folder in folders], lambda name: tmp_path / "to" / name)
+        assert (tmp_path / "to" / "summary.txt").read_bytes() == changed
+
+
+def test_a_file_that_became_what_it_was_before_ends_as_that(tmp_path):
+    ledger, path = tmp_path / "ledger.json", tmp_path / "a"
+    for seed in (1, 2, 1):
+        last = file(path, 3000, seed).read_bytes()
+        pack([("a", path)], tmp_path / "parts", Limits(part=PART), ledger)
+    unpack([tmp_path / "parts"], lambda name: tmp_path / "to" / name)
+    assert (tmp_path / "to" / "a").read_bytes() == last
+
+
+def test_parts_that_do_not_say_when_they_were_packed_are_taken_folder_by_folder(tmp_path):
+    sent_by_a_stranger(tmp_path / "one", "a", data=b"former")
+    sent_by_a_stranger(tmp_path / "two", "a", data=b"latter")
+    with pytest.raises(DataError, match="which is the newer"):
+        unpack([tmp_path / "one", tmp_path / "two"], lambda name: tmp_path / name)
+    for folder in ("one", "two"):
+        unpack([tmp_path / folder], lambda name: tmp_path / name)
+    assert (tmp_path / "a").read_bytes() == b"latter"
+
+
+class Stopping(io.BytesIO):
+    """A file during whose reading something happens."""
+
+    def __init__(self, data, error):
+        super().__init__(data)
+        self._error, self._left = error, 2  # looks at it: its hash, and some of it into a part
+
+    def seek(self, offset, whence=io.SEEK_SET):
+        self._left -= whence == io.SEEK_SET
+        if self._left < 0:
+            raise AssertionError("more was sought than expected")
+        return super().seek(offset, whence)
+
+    def read(self, size=-1):
+        if self._left == 0:
+            raise self._error
+        return super().read(size)
+
+
+@pytest.mark.parametrize(
+    ("error", "raised"), [(KeyboardInterrupt(), KeyboardInterrupt), (OSError(errno.ENOSPC, "full"), WriteError)]
+)
+def test_what_ends_a_round_early_leaves_whole_parts_alone(tmp_path, monkeypatch, error, raised):
+    sizes = {"a": 100_000, "b": 100_000, "c": 100_000}
+    files = [(name, file(tmp_path / "from" / name, size, seed)) for seed, (name, size) in enumerate(sizes.items())]
+    out, ledger = tmp_path / "parts", tmp_path / "ledger.json"
+    opening = parcels._snapshot
+    with monkeypatch.context() as patch:
+        broken = lambda path: Stopping(path.read_bytes(), error) if path.name == "b" else opening(path)  # noqa: E731
+        patch.setattr(parcels, "_snapshot", broken)
+        with pytest.raises(raised):
+            pack(files, out, Limits(part=PART), ledger)
+        assert [path.name for path in out.iterdir()] == ["part-0001.tar"]
+        with pytest.raises(raised):
+            pack(files, tmp_path / "no ledger", Limits(part=PART))
+        assert list((tmp_path / "no ledger").iterdir()) == []
+    packed = pack(files, out, Limits(part=PART), ledger)
+    assert [part.name for part in packed.parts] == ["part-0002.tar", "part-0003.tar"]  # the first was not sent twice
+    written, incomplete = unpack([out], lambda name: tmp_path / "to" / name)
+    assert (sorted(written), incomplete) == (sorted(sizes), [])
+
+
+def test_a_split_that_was_stopped_is_tried_again_in_the_same_folder(tmp_path, monkeypatch, capsys):
+    file(tmp_path / "data" / "large", 300_000, 0)
+    command = ["split", str(tmp_path / "data"), str(tmp_path / "parts"), "--most-mib", "0.125"]
+    renaming, renamed = Path.replace, []
+
+    def replace(path, target):
+        renamed.append(target)
+        if len(renamed) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return renaming(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", replace)
+        assert pack_data.main(command) == 2
+    assert "No space left" in capsys.readouterr().err
+    assert list((tmp_path / "parts").iterdir()) == []
+    assert pack_data.main(command) == 0
+    assert pack_data.main(["join", str(tmp_path / "parts"), str(tmp_path / "to")]) == 0
+
+
 def test_missing_and_damaged_parts_are_named(tmp_path, capsys):
     file(tmp_path / "data" / "large", 300_000, 0)
     assert pack_data.main(["split", str(tmp_path / "data"), str(tmp_path / "parts"), "--most-mib", "0.125"]) == 0
@@ -263,9 +374,8 @@ def test_missing_and_damaged_parts_are_named(tmp_path, capsys):
     assert (tmp_path / "to" / "large").read_bytes() == (tmp_path / "data" / "large").read_bytes()
 
 
-def sent_by_a_stranger(folder, name, member="m", link=None, **claims):
+def sent_by_a_stranger(folder, name, member="m", link=None, data=b"theirs", **claims):
     """Write a part whose manifest names a file as somebody else likes."""
-    data = b"theirs"
     piece = {"name": name, "size": 6, "sha256": hashlib.sha256(data).hexdigest(), "offset": 0, "length": 6}
     text = json.dumps([{**piece, "member": member, **claims}]).encode()
     folder.mkdir(parents=True, exist_ok=True)
@@ -350,11 +460,80 @@ def test_packed_weights_go_to_the_cache_and_do_not_replace_others(tmp_path, caps
     assert (tmp_path / "home" / "summary.txt").is_file()
 
 
+def test_weights_of_which_a_part_is_missing_are_named_with_a_code_of_their_own(tmp_path, capsys):
+    work, item = tmp_path / "work", TRAININGS[0]
+    file(work / "cache" / "weights" / item.file, 300_000, 1)
+    packed = train_all.parcel(
+        Settings(work=work), tmp_path / "parts", Limits(part=PART), checkpoints=False, again=False
+    )
+    packed.parts[1].unlink()
+    assert train_all.main(["--unpack", str(tmp_path / "parts"), "--work", str(tmp_path / "home")]) == 3
+    assert f"parts are missing: cache/weights/{item.file}" in capsys.readouterr().out
+
+
+class Broken:
+    """An item that fails."""
+
+    def __init__(self, item, settings):
+        pass
+
+    def poll(self):
+        return False, "exit code 1"
+
+    interrupt = stop = progress = lambda self: "begun"
+
+
+def test_a_failed_item_is_no_exit_code_0(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(train_all, "_import_now", lambda: None)
+    monkeypatch.setattr(train_all, "Process", Broken)
+    command = ["--only", "mlp/*", "apudae/table-2", "--work", str(tmp_path / "work"), "--spawn"]
+    assert train_all.main(command) == 3
+    kept = {one["item"]: one["status"] for one in json.loads((tmp_path / "work" / "summary.json").read_text())}
+    assert kept == {"mlp/mnist": "failed", "apudae/table-2": "waiting"}
+    assert "left" in (tmp_path / "work" / "summary.txt").read_text()
+    with pytest.raises(SystemExit) as stopped:
+        train_all.main(["--help"])
+    assert stopped.value.code == 0 and "3 an item failed" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt, 130), (MemoryError, None)])
+def test_there_is_a_summary_whatever_ends_the_run(tmp_path, monkeypatch, error, code):
+    def poll(self):
+        raise error
+
+    monkeypatch.setattr(train_all, "_import_now", lambda: None)
+    monkeypatch.setattr(train_all, "Process", Broken)
+    monkeypatch.setattr(Broken, "poll", poll)
+    command = ["--only", "mlp/mnist", "--work", str(tmp_path / "work"), "--spawn"]
+    if code is None:
+        with pytest.raises(error):
+            train_all.main(command)
+    else:
+        assert train_all.main(command) == code
+    assert json.loads((tmp_path / "work" / "summary.json").read_text())[0]["status"] == "cut off"
+    assert "cut off" in (tmp_path / "work" / "summary.txt").read_text()
+
+
+def test_a_full_disk_takes_the_log_and_not_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(train_all, "_import_now", lambda: None)
+    monkeypatch.setattr(train_all, "Process", Broken)
+    opening = Path.open
+
+    def full(path, mode="r", **how):
+        if path.name == "log.txt":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return opening(path, mode, **how)
+
+    monkeypatch.setattr(Path, "open", full)
+    assert train_all.main(["--only", "mlp/mnist", "--work", str(tmp_path / "work"), "--spawn"]) == 3
+    assert "failed" in (tmp_path / "work" / "summary.txt").read_text()
+
+
 def test_the_plan_is_listed_and_wrong_input_is_refused(capsys):
     assert train_all.main(["--list", "--only", "resnet18/*"]) == 0
     assert "defend train victim resnet18 --dataset cifar10" in capsys.readouterr().out
     assert train_all.main(["--only", "resnet19/*"]) == 2
     assert train_all.main(["--scale", "0"]) == 2
-    assert "resnet19" in capsys.readouterr().err
+    assert "did you mean 'resnet18/cifar10'?" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="names no item"):
         train_all.choose(["nothing"])

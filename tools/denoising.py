@@ -8,8 +8,9 @@ A training measures this by itself (`defend.training.denoising`); this is for we
 
 from __future__ import annotations
 
+import argparse
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import attrs
@@ -17,6 +18,7 @@ import torch
 
 from defend.assembly.load import open_dataset
 from defend.assembly.stage import build_stage
+from defend.errors import DefendError, UnknownNameError
 from defend.report import readme
 from defend.training.denoising import IMAGES, SIGMAS, find_fault, measure_denoising
 from defend.values.editions import EDITION
@@ -60,16 +62,42 @@ def describe(files: Iterable[Path]) -> str:
     return "\n".join([*lines, "", said]) + "\n"
 
 
-def main(arguments: list[str]) -> None:
-    """Measure the purifiers of some plugins, of all if none is named, and write their READMEs."""
-    named = [one for one in arguments if one != "--readme"] or [path.name for path in ROOT.glob("plugins/*/")]
-    for plugin in sorted(named):
-        files = list(find_files(plugin))
-        for path in files if "--readme" not in arguments else ():
-            measure(path)
-        if files:
+def choose(named: Sequence[str]) -> list[str]:
+    """Return the plugins of these names that ship purifiers; all of those, without any.
+
+    Raises:
+        UnknownNameError: a name is none of theirs.
+    """
+    shipping = [path.name for path in sorted(ROOT.glob("plugins/*/")) if any(find_files(path.name))]
+    for name in named:
+        if name not in shipping:
+            raise UnknownNameError("plugin that ships purifiers", name, shipping)
+    return list(dict.fromkeys(named)) or shipping
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure the purifiers of some plugins, of all if none is named, and write their READMEs.
+
+    Returns:
+        0, or 2 for wrong input.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.denoising", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("plugins", nargs="*", metavar="PLUGIN", help="a folder of plugins/ (default: all)")
+    parser.add_argument("--readme", action="store_true", help="measure nothing: write the READMEs from the cards")
+    given = parser.parse_args(arguments)
+    try:
+        for plugin in choose(given.plugins):
+            files = list(find_files(plugin))
+            for path in () if given.readme else files:
+                measure(path)
             readme.fill(ROOT / "plugins" / plugin / "README.md", "denoising", {plugin: describe(files)})
+    except DefendError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    return 0
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main())

@@ -16,8 +16,9 @@ from tools.parcels import MIB, Limits, pack, unpack
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Split or join; return 0, or 2 for wrong input."""
-    parser = argparse.ArgumentParser(prog="python -m tools.pack_data", description=__doc__)
+    """Split or join; return 0, 2 for wrong input, 130 if interrupted."""
+    exits = "Exit codes: 0 done; 2 wrong input, or a part is missing or damaged; 130 interrupted."
+    parser = argparse.ArgumentParser(prog="python -m tools.pack_data", description=__doc__, epilog=exits)
     commands = parser.add_subparsers(dest="command", required=True)
     splitting = commands.add_parser("split", help="a folder to OUT/part-0001.tar and on")
     splitting.add_argument("folder", type=Path, metavar="FOLDER")
@@ -35,6 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except DefendError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 

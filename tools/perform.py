@@ -10,18 +10,20 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import attrs
 
-from defend.errors import DefendError
+from defend.errors import DefendError, WeightsError
 from defend.options import describe
 from defend.plugins import registry
 from defend.records.watcher import TrainingWatcher
 from defend.util.files import write_text
-from tools.plan import Item, Measure, Train
+from defend.weights.card import read_card
+from tools.aside import set_aside
+from tools.plan import TRAININGS, Item, Measure, Train
 
 PATIENCE = 15.0  # seconds for an interrupted item to end
 PROGRESS_EVERY = 1.0
@@ -29,6 +31,7 @@ CHECKPOINT_SECONDS = 45.0  # checkpoints of several trainings at once are hundre
 IMAGES_OF_A_TRIAL = 2
 MEMORY = 0.2  # share of a GPU's that a table may take: beyond it, it halves its batches, where a training would fail
 SHRUNK = ("epochs", "post_epochs")  # options that a trial makes smaller
+TRAINED = {item.name: item for item in TRAININGS}
 
 
 @attrs.frozen(kw_only=True)
@@ -75,6 +78,11 @@ class Settings:
         assert isinstance(item, Measure)
         return self.tables / item.file
 
+    @property
+    def aside(self) -> Path:
+        """The folder of what is to be made anew."""
+        return self.work / "aside"
+
 
 def slug(item: Item) -> str:
     """Return an item's name as a file is named."""
@@ -82,7 +90,9 @@ def slug(item: Item) -> str:
 
 
 def find_finished(item: Item, settings: Settings, whole: bool = False) -> str | None:
-    """Return the figure of an item that was done before, at this scale; None where it is still to do.
+    """Return the figure of an item that was done before as it would be done now; None where it is still to do.
+
+    As now: by the same command, in the same precision, at this scale, with the weights that there are.
 
     `whole`: a table that was measured without some of its arms is still to do, as their weights may have come since.
     """
@@ -90,9 +100,55 @@ def find_finished(item: Item, settings: Settings, whole: bool = False) -> str | 
     if not record.is_file() or not settings.product(item).is_file():
         return None
     kept = json.loads(record.read_text(encoding="utf-8"))
-    if kept["scale"] != settings.scale or (whole and not kept["whole"]):
+    if kept["scale"] != settings.scale or kept.get("command") != item_command(item, settings):
+        return None
+    then, now = kept.get("made_with"), hash_weights(item, settings)
+    if then is None or any(now.get(name) != value for name, value in then.items()):
+        return None
+    if whole and not (kept["whole"] and then == now):
         return None
     return str(kept["figure"])
+
+
+def find_done(plan: Sequence[Item], settings: Settings) -> tuple[dict[str, str], list[Item]]:
+    """Look through what was made before.
+
+    Returns:
+        The figures of the items that are done, by name; and the items that are to be done anew: what lies there was
+        made otherwise than it would be now (of weights without a record nobody knows how), or from such weights.
+    """
+    done: dict[str, str] = {}
+    stale: dict[str, Item] = {}
+    for item in sorted(plan, key=lambda item: item.rank):
+        of_stale = any(name in stale for name in (*item.needs, *item.after))
+        figure = None if of_stale else find_finished(item, settings, whole=True)
+        if figure is not None:
+            done[item.name] = figure
+        elif of_stale or find_finished(item, settings) is None:
+            there = settings.product(item) if isinstance(item, Train) else settings.record(item)
+            if there.is_file():
+                stale[item.name] = item
+    return done, list(stale.values())
+
+
+def put_away(item: Item, settings: Settings) -> list[Path]:
+    """Set aside what an item made before, with its record; return what was moved."""
+    settings.record(item).unlink(missing_ok=True)
+    made = settings.product(item)
+    return set_aside((made, made.with_suffix(".html")) if isinstance(item, Measure) else (made,), settings.aside)
+
+
+def hash_weights(item: Item, settings: Settings) -> dict[str, str]:
+    """Return the content hashes of the weights that an item is made with, of those that are there, by their items."""
+    found = {}
+    for name in (*item.needs, *item.after):
+        path = settings.product(TRAINED[name]) if name in TRAINED else None
+        if path is not None and path.is_file():
+            try:
+                found[name] = read_card(path).content_sha256
+            except WeightsError:
+                found[name] = "damaged"
+    return found
 
 
 class Process:
@@ -103,7 +159,11 @@ class Process:
         self._progress = settings.work / "progress" / slug(item)
         self._progress.unlink(missing_ok=True)
         settings.record(item).unlink(missing_ok=True)
+        if isinstance(item, Train):  # where it fails, nothing may take what is there for what it was to make
+            put_away(item, settings)
         what = (item, settings, self._progress)
+        log = settings.log(item)
+        self._logged = log.stat().st_size if log.is_file() else 0  # by earlier tries
         self._process: multiprocessing.process.BaseProcess
         if settings.spawn or sys.platform == "win32":
             self._process = multiprocessing.get_context("spawn").Process(target=perform, args=what, name=item.name)
@@ -133,7 +193,12 @@ class Process:
             self._process.join()
 
     def _trouble(self) -> str:
-        lines = self._settings.log(self._item).read_text(encoding="utf-8", errors="replace").split("\n")
+        if self._process.exitcode == 0:
+            return "it ended, but what it was made with is not what is there now"
+        printed = b""
+        with contextlib.suppress(OSError):  # it may have ended before it opened its log
+            printed = self._settings.log(self._item).read_bytes()[self._logged :]
+        lines = printed.decode(errors="replace").split("\n")
         last = next((line for line in reversed(lines) if line.strip()), "nothing was printed")
         return f"exit code {self._process.exitcode}: {last.strip()[:160]}"
 
@@ -150,6 +215,7 @@ def perform(item: Item, settings: Settings, progress: Path) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.environ["DEFEND_CACHE_DIR"] = str(settings.work / "cache")
     began = time.time()
+    made_with = hash_weights(item, settings)
     try:
         figure, whole = (_train if isinstance(item, Train) else _measure)(item, settings, progress)
     except KeyboardInterrupt:
@@ -160,14 +226,28 @@ def perform(item: Item, settings: Settings, progress: Path) -> None:
     except BaseException:
         traceback.print_exc()
         sys.exit(1)
-    values = {"figure": figure, "seconds": round(time.time() - began, 1), "scale": settings.scale, "whole": whole}
-    write_text(settings.record(item), json.dumps({**values, "command": item_command(item)}, indent=1))
+    values = {
+        "figure": figure,
+        "seconds": round(time.time() - began, 1),
+        "scale": settings.scale,
+        "whole": whole,
+        "command": item_command(item, settings),
+        "made_with": made_with,
+    }
+    write_text(settings.record(item), json.dumps(values, indent=1))
 
 
-def item_command(item: Item) -> str:
-    """Return the command that does the same as an item."""
+def item_command(item: Item, settings: Settings) -> str:
+    """Return the command that does the same as an item, in the precision that it is given."""
     assert isinstance(item, Train | Measure)
+    if isinstance(item, Train):
+        item = attrs.evolve(item, precision=precision_of(item, settings))
     return item.command()
+
+
+def precision_of(item: Train, settings: Settings) -> str:
+    """Return the precision of a training: of all, if that is set, else as it is planned."""
+    return settings.precision or item.precision
 
 
 def options_of(item: Train, scale: float) -> dict[str, Any]:
@@ -205,13 +285,15 @@ class Told(TrainingWatcher):
 
 def _train(item: Item, settings: Settings, progress: Path) -> tuple[str, bool]:
     """Train; return the figures of its card, and that nothing is missing."""
+    import torch
+
     from defend.assembly.composition import Composition
     from defend.training.loop import FitSettings
     from defend.training.stage import train_stage
     from tools.held import hold
 
     assert isinstance(item, Train)
-    _prepare(settings)
+    torch.set_num_threads(settings.threads)
     _, card = train_stage(
         item.stage,
         item.stage_name,
@@ -221,7 +303,7 @@ def _train(item: Item, settings: Settings, progress: Path) -> tuple[str, bool]:
         edition=item.edition,
         settings=FitSettings(
             device=settings.device,
-            precision=settings.precision or item.precision,
+            precision=precision_of(item, settings),
             progress=Told(progress),
             checkpoint_seconds=CHECKPOINT_SECONDS,
         ),
@@ -230,16 +312,20 @@ def _train(item: Item, settings: Settings, progress: Path) -> tuple[str, bool]:
 
 
 def _measure(item: Item, settings: Settings, progress: Path) -> tuple[str, bool]:
-    """Measure a table; return how much of it there is, and whether every arm had its weights."""
+    """Measure a table; return how much of it there is, and whether every arm had the weights that are trained for it.
+
+    Nothing is set that `defend reproduce` does not set, but the threads: a GPU's products keep all their digits.
+    """
     import torch
 
     from defend.report.reproduction_page import page_name, write_page
     from defend.reproduce.jobs import MeasureSettings as Measuring
     from defend.reproduce.measure import reproduce
     from tools.held import HeldRegistry, hold
+    from tools.stale import find_stale_runs
 
     assert isinstance(item, Measure)
-    _prepare(settings)
+    torch.set_num_threads(settings.threads)
     hold(item.dataset, settings.data_dir, settings.scale)
 
     if settings.device != "cpu" and torch.cuda.is_available():
@@ -262,6 +348,9 @@ def _measure(item: Item, settings: Settings, progress: Path) -> tuple[str, bool]
         announce=announce,
     )
     settings.tables.mkdir(parents=True, exist_ok=True)
+    for run in set_aside(find_stale_runs(table, how, installed), settings.aside):
+        announce(f"{table.name}: {run.name} was measured with other weights, and is measured anew")
+    absent = [name for name in (*item.needs, *item.after) if not settings.product(TRAINED[name]).is_file()]
     result = reproduce(table, how, None, installed)
     write_page(table, result, settings.tables / page_name(table))
     if result.partial:
@@ -269,13 +358,5 @@ def _measure(item: Item, settings: Settings, progress: Path) -> tuple[str, bool]
     measured = [cell for cell in result.cells if cell.ours is not None]
     fine = sum(cell.standing in ("same", "better") for cell in measured)
     said = f"{len(measured)} of {len(result.cells)} cells measured, {fine} as the paper's or better"
-    return said, not result.missing and not result.failed
-
-
-def _prepare(settings: Settings) -> None:
-    """Set what holds for a whole process: threads, and on a GPU the fastest convolutions and TF32 products."""
-    import torch
-
-    torch.set_num_threads(settings.threads)
-    torch.backends.cudnn.benchmark = True
-    torch.set_float32_matmul_precision("high")
+    said += f"; not trained here: {', '.join(absent)}" if absent else ""  # there may be shipped ones in their place
+    return said, not result.missing and not result.failed and not absent

@@ -7,8 +7,12 @@ Writes the results in the plugins' sources, and the tables in their READMEs.
 
 from __future__ import annotations
 
+import argparse
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+from defend.errors import DefendError
 from defend.plugins import registry
 from defend.report.reproduction import write_readme
 from defend.reproduce.results import find_kept
@@ -17,8 +21,22 @@ from defend.tables import Table
 ROOT = Path(__file__).parents[1]
 
 
-def main() -> None:
-    """Restate every table of the plugins in this checkout."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Restate every table of the plugins in this checkout; return 0, or 2 for what cannot be read or written."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.restate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.parse_args(arguments)
+    try:
+        restate_all()
+    except DefendError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    return 0
+
+
+def restate_all() -> None:
+    """Write every kept result of the plugins in this checkout, and their READMEs."""
     by_plugin: dict[str, list[Table]] = {}
     for table in registry().tables.values():
         by_plugin.setdefault(table.plugin, []).append(table)
@@ -30,4 +48,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

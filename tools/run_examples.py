@@ -1,15 +1,14 @@
-"""Runs all of examples/, as CI does: `python -m tools.run_examples [--keep]`; --keep writes the notebooks' outputs."""
+"""Runs all of examples/, as CI does: `python -m tools.run_examples [--keep]`."""
 
 from __future__ import annotations
 
+import argparse
 import os
 import runpy
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
-
-import nbformat
-from nbclient import NotebookClient
 
 FOLDER = Path(__file__).parents[1] / "examples"
 MOST = 60_000  # characters of a notebook with its outputs
@@ -21,6 +20,9 @@ def run_notebook(path: Path, keep: bool) -> None:
     Raises:
         ValueError: with its outputs it is too large to be kept.
     """
+    import nbformat  # --help does without
+    from nbclient import NotebookClient
+
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": FOLDER}}).execute()
     for cell in notebook.cells:
@@ -33,7 +35,14 @@ def run_notebook(path: Path, keep: bool) -> None:
         path.write_text(text + "\n", encoding="utf-8")
 
 
-def main(keep: bool) -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run all of it."""
+    parser = argparse.ArgumentParser(prog="python -m tools.run_examples", description=__doc__)
+    parser.add_argument("--keep", action="store_true", help="write the notebooks' outputs")
+    run_all(parser.parse_args(arguments).keep)
+
+
+def run_all(keep: bool) -> None:
     """Run scripts in this process and notebooks in kernels; say how long each takes."""
     os.chdir(FOLDER)
     sys.path.insert(0, str(FOLDER))
@@ -48,4 +57,4 @@ def main(keep: bool) -> None:
 
 
 if __name__ == "__main__":
-    main("--keep" in sys.argv[1:])
+    main()

@@ -81,7 +81,7 @@ class Schedule:
         for name, figure in done.items():
             if name in self.records:
                 self.records[name].status, self.records[name].said = "done", figure
-        self._end = clock() + budget
+        self._deadline = clock() + budget
         self._jobs, self._available, self._start, self._say = jobs, available, start, say
         self._clock, self._pause = clock, pause
         self._running: dict[str, Running] = {}
@@ -96,7 +96,7 @@ class Schedule:
         try:
             while True:
                 self._reap()
-                if self._clock() >= self._end:
+                if self._clock() >= self._deadline:
                     break
                 while len(self._running) < self._jobs and (record := self._next()) is not None:
                     self._begin_item(record)
@@ -120,7 +120,7 @@ class Schedule:
 
     def fits(self, item: Item) -> bool:
         """Whether an item that starts now would end within the budget, or a table get far enough."""
-        return self._clock() + item.least * self.slowness() <= self._end
+        return self._clock() + item.least * self.slowness() <= self._deadline
 
     def _find_waiting(self) -> list[Record]:
         waiting = [record for record in self.records.values() if record.status == "waiting"]
@@ -157,7 +157,17 @@ class Schedule:
         record.status, record.began = "running", self._clock()
         record.tries += 1
         self._say(f"start    {record.item.name}  (about {record.item.seconds * self.slowness() / 60:.1f} min)")
-        self._running[record.item.name] = self._start(record.item)
+        try:
+            self._running[record.item.name] = self._start(record.item)
+        except OSError as error:  # a full disk, no more processes: the others may go on
+            self._end_item(record, False, f"it did not begin: {error}")
+
+    def _end_item(self, record: Record, well: bool, said: str) -> None:
+        record.said, record.seconds = said, self._clock() - record.began
+        again = not well and record.tries < TRIES
+        record.status = "done" if well else "waiting" if again else "failed"
+        word = "again" if again else record.status
+        self._say(f"{word:8} {record.item.name}  {record.seconds / 60:.1f} min  {said}")
 
     def _reap(self) -> None:
         for name, running in list(self._running.items()):
@@ -165,13 +175,7 @@ class Schedule:
             if outcome is None:
                 continue
             del self._running[name]
-            record = self.records[name]
-            well, record.said = outcome
-            record.seconds = self._clock() - record.began
-            again = not well and record.tries < TRIES
-            record.status = "done" if well else "waiting" if again else "failed"
-            word = "again" if again else record.status
-            self._say(f"{word:8} {name}  {record.seconds / 60:.1f} min  {record.said}")
+            self._end_item(self.records[name], *outcome)
 
     def _cut(self) -> None:
         for running in self._running.values():
@@ -186,4 +190,4 @@ class Schedule:
 
     def _say_running(self) -> None:
         what = ", ".join(f"{name} {running.progress()}" for name, running in self._running.items())
-        self._say(f"running  {what or 'nothing: waiting for data'}; {self._end - self._clock():.0f} s left")
+        self._say(f"running  {what or 'nothing: waiting for data'}; {self._deadline - self._clock():.0f} s left")

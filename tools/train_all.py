@@ -19,23 +19,27 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from defend.errors import ConfigError, DefendError
+from defend.errors import ConfigError, DefendError, did_you_mean
 from defend.records.unfinished import FOLDER as UNFINISHED
 from defend.util.cores import count_granted
 from defend.util.files import cache_dir, place_under, write_text
 from tools.parcels import MIB, Limits, Packed, pack, unpack
-from tools.perform import Process, Settings, find_finished, item_command
+from tools.perform import TRAINED, Process, Settings, find_done, find_finished, item_command, put_away
 from tools.plan import PLAN, Item, Train
 from tools.schedule import Record, Schedule
 
-EXIT_WRONG_INPUT, EXIT_INTERRUPTED = 2, 130
+EXIT_WRONG_INPUT, EXIT_INCOMPLETE, EXIT_INTERRUPTED = 2, 3, 130
+EXITS = (
+    "Exit codes: 0 done, as far as the budget went; 2 wrong input, or something cannot be read or written; 3 an item "
+    "failed, or with --unpack a file is not whole; 130 interrupted."
+)
 MOST_OF_A_RUN = 4 * MIB  # a larger file of a table's run stays where it is
 LARGE = 32 * MIB  # larger weights go last: much else travels in the same room
 READY = ".ready"  # DATA_DIR/mnist.ready: MNIST is whole
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Do what the command line asks for; return 0, 2 for wrong input, 130 if interrupted."""
+    """Do what the command line asks for; return one of the exit codes, see `EXITS`."""
     given = parse(arguments)
     try:
         return act(given)
@@ -48,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(prog="python -m tools.train_all", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tools.train_all", description=__doc__, epilog=EXITS)
     add = parser.add_argument
     add("--list", action="store_true", help="the plan, with estimates; nothing is run")
     add("--only", nargs="+", metavar="PATTERN", help="items by name, for example 'resnet18/*' 'apudae/table-*'")
@@ -135,22 +139,50 @@ def choose(patterns: Sequence[str] | None) -> list[Item]:
     for pattern in patterns:
         mine = [item for item in PLAN if fnmatch.fnmatchcase(item.name, pattern)]
         if not mine:
-            raise ConfigError(f"--only {pattern!r} names no item: see --list")
+            near = did_you_mean(pattern, [item.name for item in PLAN])
+            raise ConfigError(f"--only {pattern!r} names no item: {near}; see --list")
         found |= {item.name: item for item in mine}
     return sorted(found.values(), key=lambda item: item.rank)
 
 
 def listing(plan: Sequence[Item], settings: Settings) -> Iterator[str]:
     """Yield the plan as lines."""
+    done, _ = find_done(plan, settings)
     for item in plan:
-        state = "done" if find_finished(item, settings) is not None else ""
-        yield f"{item.rank:3}  {item.seconds / 60:5.1f} min  {state:5} {item.name:42} {item_command(item)}"
+        state = "done" if item.name in done else ""
+        yield f"{item.rank:3}  {item.seconds / 60:5.1f} min  {state:5} {item.name:42} {item_command(item, settings)}"
     total = sum(item.seconds for item in plan) / 60
     yield f"{len(plan)} items, {total:.0f} min one after the other on an H100, estimated; see README.md"
 
 
+def check_others(plan: Sequence[Item], settings: Settings) -> None:
+    """See that the weights which some items take from items that are not part of the plan are as they would be now.
+
+    Weights without a record are taken: whoever put them there knows what they are.
+
+    Raises:
+        ConfigError: some were trained otherwise: by a trial, in another precision, with other options.
+    """
+    named = {item.name for item in plan}
+    for item in plan:
+        for name in (*item.needs, *item.after):
+            other = TRAINED.get(name)
+            if other is None or name in named or not settings.record(other).is_file():
+                continue
+            if settings.product(other).is_file() and find_finished(other, settings) is None:
+                raise ConfigError(
+                    f"{item.name} would take {str(settings.product(other))!r}, which was not made by "
+                    f"`{item_command(other, settings)}` at --scale {settings.scale:g}: add {name!r} to --only, give "
+                    "the --scale and --precision that it was trained with, or another --work"
+                )
+
+
 def carry_out(plan: Sequence[Item], settings: Settings, budget: float | None, jobs: int, wait: bool) -> int:
-    """Run the plan, say what happens, and end with a summary; return 130 if interrupted, else 0."""
+    """Run the plan, say what happens, and end with a summary, whatever ends it.
+
+    Returns:
+        130 if interrupted, 3 if an item failed, else 0.
+    """
     for folder in ("", "cache", "tables", "logs", "done", "progress"):
         (settings.work / folder).mkdir(parents=True, exist_ok=True)
     log = settings.work / "log.txt"
@@ -158,9 +190,14 @@ def carry_out(plan: Sequence[Item], settings: Settings, budget: float | None, jo
     def tell(line: str) -> None:
         timed = f"{time.strftime('%H:%M:%S')}  {line}"
         say(timed)
-        with log.open("a", encoding="utf-8") as file:
+        with contextlib.suppress(OSError), log.open("a", encoding="utf-8") as file:  # a full disk: it was said
             file.write(f"{timed}\n")
 
+    check_others(plan, settings)
+    done, stale = find_done(plan, settings)
+    for item in stale:
+        if put_away(item, settings):
+            tell(f"aside    {item.name}  was made otherwise than it would be now: moved to {settings.aside}")
     _import_now()
     broken: set[str] = set()
 
@@ -171,7 +208,6 @@ def carry_out(plan: Sequence[Item], settings: Settings, budget: float | None, jo
             _open(dataset, settings, broken)
         return True
 
-    done = {item.name: figure for item in plan if (figure := find_finished(item, settings, whole=True)) is not None}
     schedule = Schedule(
         plan,
         budget=math.inf if budget is None else budget,
@@ -182,17 +218,22 @@ def carry_out(plan: Sequence[Item], settings: Settings, budget: float | None, jo
         say=tell,
     )
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    code = 0
+    records = list(schedule.records.values())
     try:
         schedule.run()
     except KeyboardInterrupt:
-        code = EXIT_INTERRUPTED
-    records = list(schedule.records.values())
-    write_text(settings.work / "summary.json", json.dumps([as_dict(record) for record in records], indent=1))
+        return EXIT_INTERRUPTED
+    finally:
+        summarise(records, settings)
+    return EXIT_INCOMPLETE if any(record.status == "failed" for record in records) else 0
+
+
+def summarise(records: Sequence[Record], settings: Settings) -> None:
+    """Say what became of every item, and write it down."""
     lines = list(summary(records))
-    write_text(settings.work / "summary.txt", "\n".join(lines) + "\n")
     say(*lines)
-    return code
+    write_text(settings.work / "summary.json", json.dumps([as_dict(record, settings) for record in records], indent=1))
+    write_text(settings.work / "summary.txt", "\n".join(lines) + "\n")
 
 
 def _import_now() -> None:
@@ -222,7 +263,7 @@ def _open(dataset: str, settings: Settings, broken: set[str]) -> None:
         broken.add(dataset)
 
 
-def as_dict(record: Record) -> dict[str, object]:
+def as_dict(record: Record, settings: Settings) -> dict[str, object]:
     """Return a record as JSON has it."""
     return {
         "item": record.item.name,
@@ -230,7 +271,7 @@ def as_dict(record: Record) -> dict[str, object]:
         "seconds": round(record.seconds, 1),
         "estimate": round(record.item.seconds, 1),
         "said": record.said,
-        "command": item_command(record.item),
+        "command": item_command(record.item, settings),
     }
 
 
@@ -246,9 +287,6 @@ def summary(records: Sequence[Record]) -> Iterator[str]:
 def parcel(settings: Settings, out: Path, limits: Limits, *, checkpoints: bool, again: bool) -> Packed:
     """Pack results, weights by rank, what the tables' runs left: what earlier rounds did not, or all if `again`."""
     work = settings.work
-    ledger = work / "packed.json"
-    if again:
-        ledger.unlink(missing_ok=True)
     files = [work / "summary.txt", work / "summary.json", work / "log.txt"]
     files += sorted((work / "tables").glob("*.*")) + sorted((work / "done").glob("*.json"))
     files += sorted((work / "logs").glob("*.txt"))
@@ -260,7 +298,7 @@ def parcel(settings: Settings, out: Path, limits: Limits, *, checkpoints: bool, 
     if checkpoints:
         files += find_unfinished(settings)
     named = [(path.relative_to(work).as_posix(), path) for path in files if path.is_file()]
-    return pack(named, out, limits, ledger)
+    return pack(named, out, limits, work / "packed.json", again=again)
 
 
 def find_unfinished(settings: Settings) -> list[Path]:
@@ -279,7 +317,7 @@ def find_unfinished(settings: Settings) -> list[Path]:
 
 
 def bring_home(parts: Sequence[Path], work: Path, replace: bool) -> int:
-    """Put weights and checkpoints into the user's cache, and the rest into `work`; return 0.
+    """Put weights and checkpoints into the user's cache, and the rest into `work`; return 0, 3 if a file is not whole.
 
     A file that is there with other contents stays, and a line says so, unless `replace`.
     """
@@ -303,7 +341,7 @@ def bring_home(parts: Sequence[Path], work: Path, replace: bool) -> int:
         say(f"left as they are (--replace writes over them): {', '.join(stayed)}")
     if incomplete:
         say(f"not whole yet, parts are missing: {', '.join(incomplete)}")
-    return 0
+    return EXIT_INCOMPLETE if incomplete else 0
 
 
 @contextlib.contextmanager

@@ -5,9 +5,10 @@ It stands in `defend.__version__`. A plugin must say its own in its pyproject.to
 
 from __future__ import annotations
 
+import argparse
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -48,7 +49,20 @@ def write(version: str) -> None:
         path.write_text(NEEDS.sub(f'"defend-core>={core}"', text), encoding="utf-8")
 
 
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Set the version, if one is given, and print it; return 0, or 2 for what is no version."""
+    parser = argparse.ArgumentParser(prog="python -m tools.version", description=__doc__)
+    parser.add_argument("version", nargs="?", metavar="VERSION", help="to set, for example 0.6.0")
+    given = parser.parse_args(arguments)
+    try:
+        if given.version is not None:
+            write(given.version)
+        print(read(*SOURCE))
+    except ValueError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    return 0
+
+
 if __name__ == "__main__":
-    if sys.argv[1:]:
-        write(sys.argv[1])
-    print(read(*SOURCE))
+    sys.exit(main())
