@@ -147,7 +147,11 @@ def test_every_epoch_takes_every_input_once(tiny, prepare, inputs, first):
 def test_settings_of_the_code(prepare):
     training = prepare()
     recipe = AutoencoderRecipe()
-    assert (recipe.epochs, recipe.batch_size, recipe.lr, recipe.eps, recipe.pgd_steps) == (100, 64, 1e-3, 8 / 255, 10)
+    assert (recipe.epochs, recipe.batch_size, recipe.lr) == (100, 64, 1e-3)
+    assert (recipe.eps, recipe.pgd_steps, recipe.pgd_step_size) == (8 / 255, 10, 0.01)
+    assert (recipe.inputs, recipe.victim, recipe.train_subset) == ("all", "resnet20", None)
+    assert (recipe.factor, recipe.patience, recipe.min_lr, recipe.min_delta) == (0.2, 5, 1e-4, 1e-4)
+    assert AutoencoderOptions().widths == (16, 8)
     optimiser = training.optimisers(30)["dae"]
     assert type(optimiser.optimizer) is torch.optim.Adam
     assert optimiser.optimizer.param_groups[0]["lr"] == 1e-3

@@ -2,14 +2,18 @@
 
 import subprocess
 import sys
+from importlib import resources
+from pathlib import Path
 
 import pytest
 
 from defend.plugins import registry
 from defend.reproduce.jobs import MeasureSettings, jobs
+from defend.reproduce.results import find_kept
 from defend.values.threats import BEFORE_TUNING, DEFENDED, NO_SOURCES, TUNED
 from defend.values.toml import to_toml
-from defend_dae_finetune.tables import TABLES
+from defend.weights.files import read_card
+from defend_dae_finetune.tables import OTHERS_ATTACKS, TABLES
 
 BY_NAME = {table.short: table for table in TABLES}
 
@@ -47,9 +51,28 @@ def test_the_papers_figures_are_of_its_own_attacks_and_white_box_ones_stand_besi
         "FGSM, white-box": ("fgsm", {}),
         "PGD, white-box": ("pgd", pgd),
     }
+    assert [attack.n for attack in table.attacks] == [10_000, 10_000, 1_000, 10_000, 1_000]
+    assert {attack.threat for attack in table.attacks} == {"oblivious"}
+    assert {table.eps_of(attack) for attack in table.attacks} == {8 / 255} and table.dataset == "cifar10"
+    assert table.victim == {"table-2": "resnet20", "table-3": "se_preresnet56"}[table.short]
+    assert {arm.victim for arm in table.arms} == {""} and not any(arm.options for arm in table.arms)
     assert {attack for (attack, _), figure in table.cells.items() if figure is not None} == {"Regular", "FGSM", "PGD"}
     arms = {arm.name for arm in table.arms}
     assert {arm for attack, arm in table.cells if attack.endswith("white-box")} == arms
+
+
+def test_table_3_says_whose_attacks_its_autoencoder_learned():
+    card = read_card(Path(str(resources.files("defend_dae_finetune.weights"))) / "purifier-dae-cifar10.safetensors")
+    for table in TABLES:
+        assert find_kept(table).weights["Initial, AE"]["purifier"] == card.content_sha256
+        assert not any("purifier" in arm.weights for arm in table.arms)
+        others = card.recipe["victim"] != table.victim
+        assert others is (OTHERS_ATTACKS in table.notes)
+        why = table.misses["Regular / Initial, AE"].text
+        assert others is ("and the autoencoder on the attacks on another network (ResNet-20)" in why)
+    assert card.recipe["victim"] == "resnet20"
+    editions = registry().find("purifier", "dae").spec.editions
+    assert editions["se_preresnet56"] == {"victim": "se_preresnet56"}
 
 
 def test_resnet20_is_tuned_on_the_mix():

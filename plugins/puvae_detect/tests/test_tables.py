@@ -1,18 +1,24 @@
 """The paper's Tables 3 to 5, as this plugin declares them."""
 
+import re
 import subprocess
 import sys
+from importlib import resources
+from pathlib import Path
 
 import pytest
 
 from defend.options import describe, make
 from defend.plugins import registry
 from defend.reproduce.jobs import MeasureSettings, jobs
+from defend.reproduce.results import find_kept
 from defend.values.toml import to_toml
-from defend_puvae_detect.config import PuvaeOptions, PuvaeRecipe
-from defend_puvae_detect.tables import PAPER_BUDGETS, TABLES, budgets
+from defend.weights.files import read_card
+from defend_puvae_detect.config import ClassifierRecipe, PuvaeOptions, PuvaeRecipe
+from defend_puvae_detect.tables import LOSSES, MEASUREMENTS, PAPER_BUDGETS, REJECTING_LOSS, TABLES, VAE_WEIGHTS, budgets
 
 BY_NAME = {table.short: table for table in TABLES}
+OF_OURS = {table.short: table for table in MEASUREMENTS}
 
 
 def test_every_cell_of_the_paper_is_there():
@@ -66,6 +72,97 @@ def test_steps_are_a_thirtieth_of_every_eps(table, tmp_path):
             options = job.config.options[attack]
             assert options["step_size"] == pytest.approx(job.eps / 30)
             assert (options["steps"], options["early_stop"]) == (40, False)
+
+
+def _made(attacks, heading="{}", threat="adaptive", n=(10_000, 1_000), kind="{}", **options):
+    """FGSM, BIM and PGD as the notebook makes them: 40 steps of a thirtieth of eps, none left out."""
+    forty = {"steps": 40, "early_stop": False, **options}
+    return [
+        (heading.format(name.upper()), kind.format(name), threat, made, share, images)
+        for name, made, share, images in (
+            ("fgsm", options, None, n[0]),
+            ("bim", forty, pytest.approx(1 / 30), n[1]),
+            ("pgd", forty, pytest.approx(1 / 30), n[1]),
+        )
+    ] == [(one.name, one.attack, one.threat, dict(one.options), one.step_share, one.n) for one in attacks]
+
+
+@pytest.mark.parametrize(
+    ("name", "dataset", "victim", "eps", "scale"),
+    [
+        ("table-3", "mnist", "classifier_a", 0.3, 8),
+        ("table-4", "fashion_mnist", "classifier_a", 0.3, 4),
+        ("table-5", "cifar10", "classifier_b", 0.06, 4),
+    ],
+)
+def test_attacks_are_made_as_the_paper_says(name, dataset, victim, eps, scale):
+    table = BY_NAME[name]
+    assert (table.dataset, table.victim, table.eps) == (dataset, victim, eps)
+    assert {arm.victim for arm in table.arms} == {""} and {one.eps for one in table.attacks} == {None}
+    assert {one.draws for one in table.attacks} == {1}  # no averaging over the noise on z
+    clean, *others = table.attacks
+    assert (clean.name, clean.attack, clean.n) == ("Clean", None, 10_000)
+    assert _made(others[:3])
+    assert _made(others[3:6], "{} on the classifier", "oblivious")
+    assert _made(others[6:], f"{{}} of logits x{scale}", n=(500, 500), logit_scale=scale)
+
+
+def test_attacks_of_our_measurements_are_the_same():
+    rejection, saturation = OF_OURS["rejection-3"], OF_OURS["saturation-mnist"]
+    assert {(table.dataset, table.victim, table.eps) for table in MEASUREMENTS} == {("mnist", "classifier_a", 0.3)}
+    assert _made(rejection.attacks, "{} of the notebook", n=(100, 100), kind="{}_rejecting")
+    for number, scale in enumerate((1, 8, 12, 16, 24, 32)):
+        hidden = {} if scale == 1 else {"logit_scale": scale}
+        assert _made(
+            saturation.attacks[3 * number : 3 * number + 3], f"{{}} of logits x{scale}", n=(500, 100), **hidden
+        )
+
+
+def test_every_table_says_which_cross_entropy_its_attacks_climb():
+    assert all(LOSSES in table.notes for table in TABLES)
+    assert REJECTING_LOSS in OF_OURS["rejection-3"].notes
+    assert any(note.startswith("'PGD of logits x1' climbs") for note in OF_OURS["saturation-mnist"].notes)
+    pgd = registry().find("attack", "pgd").spec.config
+    assert {option.name: option.default for option in describe(pgd)}["logit_scale"] is None  # the steady form
+
+
+def test_the_recipe_of_the_paper_is_the_default():
+    config, recipe, classifier = PuvaeOptions(), PuvaeRecipe(), ClassifierRecipe()
+    assert (config.network, config.width, config.hidden, config.latent) == ("auto", 32, 1024, None)
+    assert (config.score, config.z_noise) == ("mean_pixel_rms", 0.1)
+    assert (recipe.classifier, recipe.epochs, recipe.batch_size, recipe.lr) == ("classifier_a", 350, 512, 1e-3)
+    assert (recipe.ce_weight, recipe.rc_weight, recipe.kl_weight, recipe.kl) == (10, 0.01, 0.1, "standard")
+    assert (recipe.schedule, recipe.input_noise, recipe.threshold_rule) == ("constant", 0, "quantile")
+    assert (classifier.epochs, classifier.batch_size, classifier.lr) == (64, 128, 1e-3)
+    assert (classifier.schedule, classifier.weight_decay, classifier.shift) == ("constant", 0, 0)
+    recipes = registry().find("purifier", "puvae").spec.recipes
+    assert (recipes["mnist"]["fpr"], recipe.fpr, recipes["cifar10"]["fpr"]) == (0.001, 0.01, 0.03)
+    assert "fpr" not in recipes["fashion_mnist"]
+    assert (recipes["cifar10"]["epochs"], recipes["cifar10"]["batch_size"]) == (1024, 256)
+
+
+def _card(name):
+    return read_card(Path(str(resources.files("defend_puvae_detect.weights"))) / f"{name}.safetensors")
+
+
+@pytest.mark.parametrize("table", [*TABLES[:2], *MEASUREMENTS], ids=lambda table: table.short)
+def test_a_note_says_how_the_weights_were_trained_that_were_measured(table):
+    card = _card(f"purifier-puvae-{table.dataset}")
+    classifier = _card(f"victim-classifier_a-{table.dataset}")
+    measured = find_kept(table).weights
+    assert {arm["purifier"] for arm in measured.values() if "purifier" in arm} == {card.content_sha256}
+    assert {arm["victim"] for arm in measured.values()} == {classifier.content_sha256}
+    (note,) = (note for note in table.notes if note.startswith(VAE_WEIGHTS))
+    made = {**card.config, **card.recipe}
+    usual = {option.name: option.default for config in (PuvaeOptions, PuvaeRecipe) for option in describe(config)}
+    said = {name: (ours, theirs) for name, ours, theirs in re.findall(r"(\w+) ([\d.]+) \(([\d.]+)\)", note)}
+    other = {name for name in made.keys() & usual.keys() if made[name] != usual[name]} - {"fpr", "schedule"}
+    assert said.keys() == other
+    for name in other:
+        assert tuple(map(float, said[name])) == (made[name], usual[name])
+    assert (made["schedule"], usual["schedule"]) == ("one_cycle", "constant") and "one cycle (constant)" in note
+    theirs = {"mnist": 64, "fashion_mnist": 256}[table.dataset]
+    assert note.endswith(f"classifier A saw {classifier.recipe['epochs']} epochs ({theirs})")
 
 
 def test_the_paper_s_size_is_an_edition_of_both_stages():

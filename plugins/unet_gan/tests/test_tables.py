@@ -2,17 +2,21 @@
 
 import subprocess
 import sys
+from importlib import resources
+from pathlib import Path
 
 import pytest
 
 from defend.options import describe, make
 from defend.plugins import registry
 from defend.reproduce.jobs import MeasureSettings, jobs
+from defend.reproduce.results import find_kept
 from defend.tables import Reason
 from defend.values.toml import to_toml
+from defend.weights.files import read_card
 from defend_unet_gan.plugin import EDITIONS
-from defend_unet_gan.stand_ins import STAND_INS
-from defend_unet_gan.tables import LEAK, TABLES
+from defend_unet_gan.stand_ins import NARROW_NOTE, STAND_INS
+from defend_unet_gan.tables import LEAK, LOSSES_NOTE, TABLES
 
 BY_NAME = {table.short: table for table in TABLES}
 
@@ -31,6 +35,71 @@ def test_every_cell_of_the_paper_is_there():
     assert BY_NAME["table-2"].cells["FGSM 65/255", "VGG, exposed"] == 10.40
     assert BY_NAME["table-3"].cells["FGSM 5/255", "DenseNet-121, exposed"] == 70.22
     assert BY_NAME["table-3"].cells["FGSM 65/255", "VGG-11, recovered"] == 54.32
+
+
+WIDE = (5, 10, 20, 25, 35, 50, 65)
+PGD = ("PGD 8/255", "pgd", 8 / 255, {"steps": 20, "early_stop": False}, 1_000)
+
+
+def _fgsm(eps, n=10_000, labels=None):
+    told = {"labels": labels} if labels else {}
+    return (f"FGSM {eps}/255" + (f", {labels} labels" if labels else ""), "fgsm", eps / 255, told, n)
+
+
+def _attacks(table):
+    return [(one.name, one.attack, table.eps_of(one), dict(one.options), one.n) for one in table.attacks]
+
+
+def _clean(n):
+    return ("Clean", None, 8 / 255, {}, n)
+
+
+def test_attacks_are_made_as_the_paper_says():
+    first, second, third = TABLES
+    fgsm = [_fgsm(eps) for eps in (4, 8, 16, 32)]
+    assert _attacks(first) == [_clean(10_000), *fgsm, _fgsm(8, 1_000, "predicted"), PGD]
+    wide = [_fgsm(eps) for eps in WIDE]
+    assert _attacks(second) == [*wide, _fgsm(20, 1_000, "predicted"), PGD] and _attacks(third) == wide
+    for table in (first, second):
+        assert {one.threat for one in table.attacks} == {"oblivious"}
+    for table in TABLES:
+        assert (table.dataset, table.victim) == ("cifar10", "inception_v3")
+    assert {arm.name: arm.victim for arm in first.arms} == {
+        f"{mode} {short}": victim
+        for mode in ("Noise", "Image", "Image-2")
+        for short, victim in (("Inc", "inception_v3"), ("VGG", "vgg13_bn"))
+    }
+    assert [arm.victim for arm in second.arms] == ["vgg13_bn"] * 2 + ["inception_v3"] * 2
+
+
+def test_stand_ins_are_attacked_alike_on_fewer_images():
+    first, second, third = STAND_INS
+    labels = [_fgsm(8, 1_000, "predicted"), _fgsm(8, 1_000, "random")]
+    assert _attacks(first) == [_clean(2_000), *(_fgsm(eps, 2_000) for eps in (4, 8, 16, 32)), *labels, PGD]
+    wide = [_fgsm(eps, 2_000) for eps in WIDE]
+    labels = [_fgsm(20, 1_000, "predicted"), _fgsm(20, 1_000, "random")]
+    assert _attacks(second) == [*wide, *labels, PGD] and _attacks(third) == wide
+    assert {one.threat for one in third.attacks} == {"transfer"}
+
+
+def test_every_table_with_pgd_says_which_cross_entropy_it_climbs():
+    for table in (*TABLES, *STAND_INS):
+        assert (LOSSES_NOTE in table.notes) is any(one.attack == "pgd" for one in table.attacks)
+
+
+def test_a_note_says_how_the_stand_ins_weights_were_trained():
+    folder = Path(str(resources.files("defend_unet_gan.weights")))
+    for table in STAND_INS:
+        assert NARROW_NOTE in table.notes
+        for arm in table.arms:
+            if arm.purifier:
+                card = read_card(folder / f"purifier-unet_gan-cifar10{arm.weights['purifier']}.safetensors")
+                assert find_kept(table).weights[arm.name]["purifier"] == card.content_sha256
+                made = {**card.config, **card.recipe}
+                assert (made["sources"], made["classifier"], made["key_stride"]) == (["resnet20"], "resnet20", 2)
+                assert made["eps_max"] == (16 if table is STAND_INS[0] else 128)
+                assert f"width {made['width']} and pooled keys" in NARROW_NOTE
+                assert f"{made['epochs']} + {made['post_epochs']} epochs" in NARROW_NOTE
 
 
 def test_rows_without_a_figure_leak_no_label():

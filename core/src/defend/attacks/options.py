@@ -264,7 +264,10 @@ class StandardOptions(TargetsOptions):
 
 @options
 class CwOptions(GoalOptions):
-    """Options of `cw`. DeepRobust's MNIST setting, as Kalaria et al. 2022: 1,000 steps, lr 5e-3, confidence 1e-4."""
+    """Options of `cw`; the defaults are ours, for fewer and longer steps than are published.
+
+    Kalaria et al. 2022 have DeepRobust's MNIST setting: steps=1000, lr=5e-3, confidence=1e-4, and for the rest as here.
+    """
 
     clip: str = option(
         "linf",

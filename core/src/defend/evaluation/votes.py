@@ -74,7 +74,12 @@ def count(
 
 
 def decide(defence: Defence, image: Tensor, key: int, draws: int, *, seed: int, stream: str, batch_size: int) -> int:
-    """Return the class of the vote (the paper's PREDICT), or `REJECTED` where it abstains; as certifying chooses it."""
+    """Return the class of the vote, or `REJECTED` where it abstains.
+
+    It is decided as the paper's CERTIFY decides: draws of their own choose a class, and it stands if, of the other
+    draws, the one-sided lower bound of its share is above a half. The paper's PREDICT is another rule, a two-sided test
+    of the two most frequent classes of one set of draws.
+    """
     how: dict[str, Any] = {"seed": seed, "batch_size": batch_size}
     chosen = int(count(defence, image, key, SELECTION, stream=f"{stream}/select", **how).argmax())
     needed = enough(draws)

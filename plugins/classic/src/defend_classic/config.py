@@ -46,10 +46,17 @@ class BlurOptions:
     """Options of `blur`."""
 
     kernel: str = option(
-        "mean", help="mean: all weights alike [P]; gaussian: by distance [R]", choices=("mean", "gaussian")
+        "mean",
+        help="mean: all weights alike [P]; gaussian: by distance [R: the other usual kernel]",
+        choices=("mean", "gaussian"),
     )
     size: int = option(3, help="side of the window in pixels, odd [P]", at_least=3, at_most=31)
-    sigma: float = option(1.0, help="width of the Gaussian, in pixels [R]", at_least=0.1, at_most=10)
+    sigma: float = option(
+        1.0,
+        help="width of the Gaussian, in pixels [R: a usual one for windows of 3; not compared]",
+        at_least=0.1,
+        at_most=10,
+    )
 
 
 @options

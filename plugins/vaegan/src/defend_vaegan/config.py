@@ -29,15 +29,20 @@ class VaeganOptions:
         "[R: the paper does not spell the step out; its stated novelty is the discriminator's gradient]",
         choices=("recon", "disc_grad", "latent"),
     )
-    steps: int = option(20, help="disc_grad: most steps T [R]", at_least=1)
-    step_size: float = option(2 / 255, help="disc_grad: step a, in [0,1] units [R]", at_least=0, at_most=1)
+    steps: int = option(20, help="disc_grad: most steps T [R: a usual number for sign steps; not compared]", at_least=1)
+    step_size: float = option(
+        2 / 255,
+        help="disc_grad: step a, in [0,1] units [R: 20 of them go as far as an eps of 0.15; not compared]",
+        at_least=0,
+        at_most=1,
+    )
     radius: float = option(
         0.3, help="disc_grad: furthest a pixel may move from the input [R: the largest eps]", at_least=0, at_most=1
     )
     stop: str = option(
         "no_gain",
         help="disc_grad: no_gain leaves an image where neither log Dis(x) nor the error of its reconstruction got "
-        "better, never takes every step [R]",
+        "better, never takes every step [R: the paper names no end; not compared]",
         choices=("no_gain", "never"),
     )
     sign_slope: str = option(
@@ -65,7 +70,10 @@ class VaeganOptions:
     )
     momentum: float = option(0.7, help="latent: momentum [S]", at_least=0, at_most=1)
     dis_weight: float = option(
-        0.01, help="latent: lambda, weight of -log Dis(Dec(z)) beside the summed squared error [R]", at_least=0
+        0.01,
+        help="latent: lambda, weight of -log Dis(Dec(z)) beside the summed squared error [R: small, so that distance "
+        "leads; not compared]",
+        at_least=0,
     )
 
 
@@ -75,7 +83,11 @@ class VaeganRecipe:
 
     epochs: int = option(50, help="passes over the training images [P]", at_least=1)
     batch_size: int = option(64, help="images a step [S]", at_least=1)
-    optimiser: str = option("adam", help="adam, betas 0.5 and 0.999 [R], or rmsprop [S]", choices=("adam", "rmsprop"))
+    optimiser: str = option(
+        "adam",
+        help="adam, betas 0.5 and 0.999 [R: usual for GANs; not compared], or rmsprop [S]",
+        choices=("adam", "rmsprop"),
+    )
     lr: float = option(
         2e-4, help="learning rate of all three networks [R: the usual one with Adam and a GAN]", at_least=0
     )
@@ -115,7 +127,12 @@ class VaeganRecipe:
         help="a victim: its FGSM images are encoded, and the clean ones are what is decoded. Empty: clean images are "
         "both [R: the paper's adversarial training set may be the VAE-GAN's, or the classifier's]",
     )
-    eps: float = option(0.1, help="L-inf budget of the source's FGSM, in [0,1] units [R]", above=0, at_most=1)
+    eps: float = option(
+        0.1,
+        help="L-inf budget of the source's FGSM, in [0,1] units [R: a usual one of grey images; not compared]",
+        above=0,
+        at_most=1,
+    )
 
 
 @options
