@@ -53,6 +53,14 @@ def test_memory_grows_with_the_batch_and_not_beyond_the_row():
     assert Forecast([each], 8, 0.0).to_dict()["memory_bytes"] == 1080
 
 
+def test_processes_share_batches_and_no_images_of_one():
+    each = RowForecast(row(20), 2.0, 1.0)
+    # three batches of 8, 8 and 4: one after the other, in two turns, in one
+    seconds = [Forecast([each], 8, 0.0, world).seconds for world in (1, 2, 3)]
+    assert seconds == [26.0, 20.0, 10.0]
+    assert Forecast([each], 64, 0.0, 4).seconds == Forecast([each], 64, 0.0).seconds == 22.0
+
+
 def planned(steps=10):
     """Ten seconds of cheap rows, and an adaptive one of a tenth of a second an image and ten steps."""
     return Forecast([RowForecast(row(100, None, "none"), 0, 0.1), RowForecast(row(25, steps), 0, 0.1)], 64, 0.0)

@@ -37,7 +37,7 @@ def test_a_lost_process_is_not_said_twice(monkeypatch):
 
     monkeypatch.setattr(torch.distributed, "all_gather_object", gone)
     with pytest.raises(ProcessLostError, match=r"gone \(Connection closed by peer\)"):
-        processes.Processes(0, 2).gather(1)
+        processes.Processes(0, 2).gather(1, "a row")
     terminate()
 
 
@@ -50,3 +50,17 @@ def test_who_else_listens_is_left_alone(monkeypatch):
     finally:
         signal.signal(signal.SIGTERM, before)
     assert heard == [1]
+
+
+def test_processes_at_different_places_of_a_run_are_told_so(monkeypatch):
+    def meet(found, mine):
+        found[:] = [mine, ("its report", [1])]
+
+    monkeypatch.setattr(torch.distributed, "all_gather_object", meet)
+    with pytest.raises(ProcessLostError, match="process 0 of this run is at row 1, and another at its report: one was"):
+        processes.Processes(0, 2).gather(1, "row 1")
+    monkeypatch.setattr(
+        torch.distributed, "all_gather_object", lambda found, mine: found.__setitem__(slice(None), [mine] * 2)
+    )
+    assert processes.Processes(0, 2).gather(1, "row 1") == [1, 1]
+    assert processes.Processes(0, 2).tell(3, "row 1") == 3

@@ -248,6 +248,8 @@ def _plan(configs: Sequence[RunConfig], as_json: bool, quiet: bool) -> int:
         found, chosen = plan_arms(configs, watcher)
     finally:
         watcher.end()
+    if place()[0] != 0:  # of several processes one speaks
+        return 0
     if as_json:
         print_json(
             {**found.to_dict(), "adaptive_limit": chosen.adaptive_limit, "adaptive_steps": chosen.adaptive_steps}

@@ -22,7 +22,7 @@ from defend.evaluation.arms import BuiltDefence, build_all
 from defend.evaluation.assemble import Circumstances, assemble, describe_weights
 from defend.evaluation.certify import Certifier
 from defend.evaluation.evaluate import EvaluationSettings, Evaluator
-from defend.evaluation.forecast import Forecast, choose_for, forecast
+from defend.evaluation.forecast import Choice, Forecast, choose_for, forecast
 from defend.evaluation.identity import identify
 from defend.evaluation.notes import make_notes
 from defend.evaluation.plan import attacks_of, counter_attacks, find_undone, is_costly, plan
@@ -85,7 +85,7 @@ class Course:
         self.watcher, self.plugins = watcher, plugins
         self.processes, self.device = join(resolve_device(configs[0].device))
         # every process names a folder of its own by default, and the first one's is the run's
-        outs = self.processes.tell([each.out for each in configs])
+        outs = self.processes.tell([each.out for each in configs], "its folders")
         configs = [attrs.evolve(each, out=out) for each, out in zip(configs, outs, strict=True)]
         config = configs[0]
         store = Store.users() if config.store and config.out else None  # without a folder, a run leaves no trace
@@ -124,7 +124,7 @@ class Course:
             if shards is not None:
                 shards.hand_over(self.journal, self.rows)
         watcher.preparing("choosing a precision")
-        crafting = self.processes.tell(self._choose_crafting() if first else None)
+        crafting = self.processes.tell(self._choose_crafting() if first else None, "the precision of its attacks")
         assert crafting is not None
         self.crafting = crafting
         self.evaluator = self._make_evaluator(crafting, watcher.images, self.journal, store)
@@ -164,6 +164,7 @@ class Course:
             batch_size=evaluator.batch_size,
             device=self.device,
             ready=ready,
+            world=self.processes.world,
             told=lambda row: self.watcher.preparing(f"timing two batches of {row.name}, {row.threat.kind}"),
         )
 
@@ -191,8 +192,8 @@ class Course:
         }
         # where an attack was told its steps they are the same in both, and nothing is to be chosen of it
         fixed = {place for place, steps in own.items() if steps and steps == timed[place].steps}
-        chosen = self.processes.tell(
-            choose_for(
+        try:
+            choice = choose_for(
                 parse_duration(str(asked.budget)),
                 found,
                 {place: None if place in fixed else steps for place, steps in own.items()},
@@ -201,7 +202,13 @@ class Course:
                 images=asked.adaptive_limit,
                 steps=asked.adaptive_steps,
             )
-        )
+            refused = ""
+        except ConfigError as error:
+            choice, refused = Choice(0, 0, 0.0), str(error)
+        # by its own clock each would choose another, and one of them none
+        chosen, refused = self.processes.tell((choice, refused), "what fits its budget")
+        if refused:
+            raise ConfigError(refused)
         self._change(adaptive_limit=chosen.images, adaptive_steps=chosen.steps)
 
     def _change(self, **settings: Any) -> None:
@@ -307,7 +314,7 @@ class Course:
                     found.append(round_row(strongest, self.journal.parts(number)))
         # two defences may have the same one
         rows = {(row.name, row.threat, row.variant, row.attacked): row for row in found if row is not None}
-        return self.processes.tell(list(rows.values()))
+        return self.processes.tell(list(rows.values()), "the rows that are judged again")
 
     def _write_judged_by(self, planned: PlannedRow) -> None:
         """Write the folders of the defences that a row is of, as they stand now."""

@@ -138,7 +138,9 @@ class Evaluator:
         so_far = Trimmed()
         partial = False
         try:
-            for part in processes.tell([] if self._journal is None else self._journal.parts(number)):
+            for part in processes.tell(
+                [] if self._journal is None else self._journal.parts(number), f"the beginning of row {number + 1}"
+            ):
                 self._take(plan, so_far, part)
             begun = len(so_far.parts)
             left = range(begun, -(-len(plan.keys) // self._settings.batch_size))
@@ -147,7 +149,7 @@ class Evaluator:
             for start in range(0, len(left), processes.world):
                 interrupts.stop_if_asked()
                 mine = next(own) if start + processes.rank < len(left) else None
-                for place, made in enumerate(processes.gather(mine), begun + start):
+                for place, made in enumerate(processes.gather(mine, f"row {number + 1}"), begun + start):
                     if made is not None:
                         kept = self._take(plan, so_far, made)
                         if self._journal is not None:

@@ -39,10 +39,11 @@ class RowForecast:
     base: int | None = None
     each: int = 0
 
-    def seconds(self, batch_size: int, images: int | None = None) -> float:
-        """Return what the row takes, or would with so many images."""
+    def seconds(self, batch_size: int, images: int | None = None, world: int = 1) -> float:
+        """Return what the row takes, or would with so many images, where `world` processes share its batches."""
         count = len(self.row.keys) if images is None else images
-        return self.per_batch * -(-count // batch_size) + self.per_image * count
+        turns = -(-count // (batch_size * world))
+        return self.per_batch * turns + self.per_image * min(count, turns * batch_size)
 
     def memory(self, batch_size: int) -> int | None:
         """Return the bytes that the process, or the GPU, holds at most in the row; None where nothing tells."""
@@ -57,16 +58,22 @@ class Forecast:
         rows: in the order of the run.
         batch_size: images at a time.
         ready: seconds until the first row.
+        world: processes that share the batches of a row.
     """
 
     rows: Sequence[RowForecast]
     batch_size: int
     ready: float
+    world: int = 1
+
+    def of(self, each: RowForecast, images: int | None = None) -> float:
+        """Return the seconds of one of its rows, or of so many of that row's images."""
+        return each.seconds(self.batch_size, images, self.world)
 
     @property
     def seconds(self) -> float:
         """From the start of the run to the last row's end; checks, pictures and certificates come on top."""
-        return self.ready + sum(each.seconds(self.batch_size) for each in self.rows)
+        return self.ready + sum(map(self.of, self.rows))
 
     @property
     def memory(self) -> int | None:
@@ -89,7 +96,7 @@ class Forecast:
                     "eps": each.row.threat.eps,
                     "images": len(each.row.keys),
                     "steps": each.row.steps,
-                    "seconds": each.seconds(self.batch_size),
+                    "seconds": self.of(each),
                     "memory_bytes": each.memory(self.batch_size),
                 }
                 for each in self.rows
@@ -104,6 +111,7 @@ def forecast(
     batch_size: int,
     device: torch.device,
     ready: float,
+    world: int = 1,
     clock: Callable[[], float] = time.perf_counter,
     told: Callable[[PlannedRow], None] = lambda row: None,
 ) -> Forecast:
@@ -115,6 +123,7 @@ def forecast(
         batch_size: the run's.
         device: where it computes.
         ready: seconds until the first row.
+        world: processes that will share the batches.
         clock: seconds.
         told: called before each row is timed.
     """
@@ -138,7 +147,7 @@ def forecast(
             seen.append((len(places), clock() - before, peak_memory(device)))
         if seen:
             found.append(_fit(row, seen))
-    return Forecast(found, batch_size, ready)
+    return Forecast(found, batch_size, ready, world)
 
 
 def _some(row: PlannedRow, places: range) -> PlannedRow:
@@ -194,11 +203,11 @@ def choose_for(
     Raises:
         ConfigError: the least is too much.
     """
-    others = sum(each.seconds(found.batch_size) for place, each in enumerate(found.rows) if place not in own_steps)
+    others = sum(found.of(each) for place, each in enumerate(found.rows) if place not in own_steps)
 
     def takes(count: int, steps: int) -> float:
         return sum(
-            found.rows[place].seconds(found.batch_size, count)
+            found.of(found.rows[place], count)
             * (min(steps, own) / (found.rows[place].row.steps or own) if own else 1.0)
             for place, own in own_steps.items()
         )

@@ -99,7 +99,9 @@ def plan_arms(
 
 def _agree(outcomes: list[Outcome], processes: Processes) -> list[Outcome]:
     """Give every process what process 0 found: it alone queried the defence for checks and certificates."""
-    said = processes.tell([(one.report.partial, one.report.checks, one.report.certified) for one in outcomes])
+    said = processes.tell(
+        [(one.report.partial, one.report.checks, one.report.certified) for one in outcomes], "its report"
+    )
     return [
         attrs.evolve(one, report=attrs.evolve(one.report, partial=partial, checks=checks, certified=certified))
         for one, (partial, checks, certified) in zip(outcomes, said, strict=True)

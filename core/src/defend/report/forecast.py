@@ -30,7 +30,7 @@ def render(found: Forecast, chosen: RunConfig, console: Console) -> None:
             "" if row.attack is None else f"{row.threat.kind}{': ' if row.variant else ''}{row.variant}",
             str(len(row.keys)),
             str(row.steps or ""),
-            say_duration(each.seconds(found.batch_size)),
+            say_duration(found.of(each)),
             _say_memory(each.memory(found.batch_size)),
         )
     whole = f"\nAbout {say_duration(found.seconds)} and {_say_memory(found.memory) or 'an unknown amount'} of memory"

@@ -30,25 +30,34 @@ class Processes:
         """Whether this is the one that writes and speaks."""
         return self.rank == 0
 
-    def gather(self, value: T) -> list[T]:
-        """Return every process's value, in the order of ranks; all of them must call.
+    def gather(self, value: T, what: str) -> list[T]:
+        """Return every process's value, in the order of ranks; all of them must call, and for the same.
+
+        Args:
+            value: what can be pickled.
+            what: what it is, in words: a process that was stopped, or that failed, comes with something else.
 
         Raises:
-            ProcessLostError: one of them is gone.
+            ProcessLostError: one of them is gone, or at another place of the run.
         """
         if self.world == 1:
             return [value]
         found: list[Any] = [None] * self.world
         try:
-            torch.distributed.all_gather_object(found, value)
+            torch.distributed.all_gather_object(found, (what, value))
         except RuntimeError as error:
             _ignore_launcher()
             raise ProcessLostError(f"another process of this run is gone ({_first_line(error)})") from None
-        return found
+        if places := sorted({place for place, _ in found} - {what}):
+            _ignore_launcher()
+            raise ProcessLostError(
+                f"process {self.rank} of this run is at {what}, and another at {places[0]}: one was stopped, or failed"
+            )
+        return [each for _, each in found]
 
-    def tell(self, value: T) -> T:
-        """Return process 0's value; all of them must call."""
-        return self.gather(value)[0]
+    def tell(self, value: T, what: str) -> T:
+        """Return process 0's value; all of them must call, see `gather`."""
+        return self.gather(value, what)[0]
 
 
 def join(device: torch.device) -> tuple[Processes, torch.device]:
