@@ -12,6 +12,7 @@ from defend.checks import CHECKS
 from defend.evaluation.plan import find_undone
 from defend.evaluation.runner import run, run_arms
 from defend.plugins import registry
+from defend.util.images import write_image
 from defend.values.run_config import RunConfig
 from defend.values.toml import alternatives
 from defend.weights.card import read_card
@@ -19,6 +20,7 @@ from defend.weights.find import cached_path, locate
 
 HOOKS = """
 from defend import StageSpec, hookimpl, option, options
+from defend.recipes import Recipe as Whole
 
 
 @options
@@ -43,6 +45,11 @@ def defend_purifiers():
 @hookimpl
 def defend_detectors():
     return [StageSpec(name="change", summary="toy", build="toys.parts:change")]
+
+
+@hookimpl
+def defend_recipes():
+    return [Whole(name="guarded", summary="toy", config={"victim": "resnet20", "detector": "change", "fpr": 0.05})]
 
 
 @hookimpl
@@ -136,6 +143,16 @@ def toys(installed):
     installed("toys", {"__init__.py": HOOKS, "parts.py": PARTS})
 
 
+@pytest.fixture
+def digits(tmp_path):
+    """Forty test images as files."""
+    images, _ = defend.dataset("digits").tensors("test", limit=40)
+    paths = [tmp_path / f"{place}.png" for place in range(len(images))]
+    for path, image in zip(paths, images, strict=True):
+        write_image(path, image)
+    return paths
+
+
 QUICK = (
     *("run", "--victim", "resnet20", "--limit", "10", "--adaptive-limit", "2", "--set", "pgd.steps=2"),
     *("--checks", "none", "--quiet"),
@@ -158,6 +175,33 @@ def test_a_detector_without_a_threshold_is_calibrated_in_the_run(defend):
         assert arm["accuracy_with_credit"] >= arm["accuracy"]
         if not credit:
             assert arm["accuracy_with_credit"] == arm["accuracy"]
+
+
+def test_predict_refuses_a_detector_that_would_accept_every_image(defend, refused, digits):
+    victim = ("predict", *digits, "--victim", "resnet20", "--detector")
+    line = refused(*victim, "change")
+    assert "detector change has no threshold for digits, and would accept every image: add --fpr 0.01" in line
+    assert "or run `defend calibrate --detector change --dataset digits` first" in line
+    # what scores by a victim's answers is kept for none
+    assert "defend calibrate" not in refused(*victim, "squeeze")
+    answer = defend(*victim, "squeeze", "--fpr", "0.5", "--json")
+    assert answer.code == 0, answer.error
+    rejected = [not row["defended"]["accepted"] for row in answer.json]
+    assert 0.3 < sum(rejected) / len(rejected) < 0.7
+    assert all(row["undefended"]["accepted"] for row in answer.json)
+    assert "no detector to calibrate" in refused("predict", *digits, "--victim", "resnet20", "--fpr", "0.5")
+
+
+def test_what_is_loaded_without_a_threshold_warns_until_one_is_set(toys):
+    with pytest.warns(UserWarning, match=r"detector change has no threshold for digits, and accepts every image"):
+        defence = defend.load("resnet20", detector="change")
+    with pytest.warns(UserWarning, match=r"detector change has no threshold for digits"):
+        defend.load_recipe("guarded")
+    images, _ = defend.dataset("digits").tensors("test", limit=100)
+    assert defence.judge(images).accepted.all()
+    defend.calibrate(defence, "digits", 0.2)
+    assert 0.1 < 1 - defence.judge(images).accepted.float().mean() < 0.3
+    defend.load("resnet20", purifier="puvae", detector="puvae")  # has one with its weights
 
 
 def test_fpr_moves_the_threshold(defend):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -10,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from defend.assembly.composition import Composition
+from defend.assembly.part import type_parts
 from defend.boundary.answers import threshold_of
+from defend.boundary.given import name_of
 from defend.datasets.base import ImageDataset, Split
 from defend.defence import Defence
 from defend.errors import ConfigError
@@ -18,6 +21,7 @@ from defend.randomness import keyed
 from defend.util.memory import fit_batch
 from defend.util.metrics import check_rate, threshold_at
 from defend.util.processes import resolve_device
+from defend.values.commands import say_command
 from defend.values.editions import edition_of
 from defend.values.report import Calibration
 from defend.weights.card import new_card
@@ -100,6 +104,40 @@ def set_threshold(detector: nn.Module, threshold: float) -> None:
 def is_calibrated(detector: nn.Module) -> bool:
     """Whether a detector has a threshold; an infinite one rejects nothing."""
     return bool(torch.isfinite(threshold_of(detector)))
+
+
+def check_threshold(defence: Defence, composition: Composition, dataset: str, typed: Sequence[str]) -> None:
+    """Refuse a defence whose detector has no threshold: it would accept every image.
+
+    Args:
+        defence: the whole.
+        composition: what it was built from.
+        dataset: the data set's name.
+        typed: the words that name it in a command.
+
+    Raises:
+        ConfigError: it has none; what sets one.
+    """
+    if defence.detector is None or is_calibrated(defence.detector):
+        return
+    kept = ""
+    if not hasattr(defence.detector, "with_victim"):  # a threshold for one victim alone is kept nowhere
+        words = type_parts(composition.of_stage("purifier") + composition.of_stage("detector"))
+        kept = f", or run `{say_command('calibrate', *words, *typed)}` first"
+    raise ConfigError(
+        f"detector {name_of(defence.detector)} has no threshold for {dataset}, and would accept every image: "
+        f"add --fpr {DEFAULT_FPR:g} to set one on held-out images{kept}"
+    )
+
+
+def warn_of_threshold(defence: Defence, dataset: str) -> None:
+    """Warn of a defence whose detector has no threshold, which a program may still set."""
+    if defence.detector is not None and not is_calibrated(defence.detector):
+        warnings.warn(
+            f"detector {name_of(defence.detector)} has no threshold for {dataset}, and accepts every image: set one "
+            f"with defend.calibrate(defence, images, fpr={DEFAULT_FPR:g}), on held-out clean images",
+            stacklevel=3,
+        )
 
 
 def calibrate_part(

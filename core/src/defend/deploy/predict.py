@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from defend.assembly.calibrate import calibrate, check_threshold
 from defend.assembly.composition import Composition
 from defend.assembly.load import DataSource, build_defence, find_task
 from defend.defence import Defence
@@ -17,6 +18,7 @@ from defend.stages import Task
 from defend.util.files import make_folder, shorten, sweep
 from defend.util.images import read_image, write_image
 from defend.util.processes import resolve_device
+from defend.values.commands import type_source
 
 BATCH = 64  # images read and judged at once
 LONGEST_STEM = 200  # bytes of an image's name that its purified form's name begins with
@@ -30,6 +32,7 @@ def predict(
     device: str = "cpu",
     save: Path | None = None,
     invert: bool = False,
+    fpr: float | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Classify image files with and without the defence, a batch at a time.
 
@@ -40,12 +43,15 @@ def predict(
         device: "auto", "cpu", "cuda", ...
         save: a folder for the purified images, made if missing.
         invert: use 1 - image.
+        fpr: the false-positive rate that a detector's threshold is set for, on the data set's validation images; None
+            keeps the one that came with its weights.
 
     Yields:
         One dictionary a file: image, undefended and defended {label, confidence, accepted}, changed
         {mean, most} (absolute, in [0,1] units), purified (the file written, or None).
 
     Raises:
+        ConfigError: a detector without a threshold, which would accept every image.
         DefendError: a file that is no image (named), or anything `defend.load` refuses.
     """
     task, classes = find_task(composition, source)
@@ -54,10 +60,14 @@ def predict(
         sweep(save)
     composition.warn_of_own(task.filing)
     defence = build_defence(composition, task, device)
+    place = resolve_device(device)
+    if fpr is not None:
+        calibrate(defence, source.open(composition.plugins), fpr, device=place)
+    typed = type_source(source.name, source.data_dir, source.options)
+    check_threshold(defence, composition, source.name, typed)
     bare = Defence(defence.victim)
     if composition.of_stage("finetuner"):  # undefended means the victim as it was
         bare = build_defence(composition.of_victim(), task, device)
-    place = resolve_device(device)
     for start in range(0, len(files), BATCH):
         part = files[start : start + BATCH]
         images = _read(part, task, invert).to(place)
