@@ -50,6 +50,14 @@ class DataSource:
         """Open it; see `open_dataset`."""
         return open_dataset(self.name, self.data_dir, self.options, plugins)
 
+    def find_resize(self, plugins: Registry | None = None) -> int | None:
+        """Return what its option `resize` says, see `defend.datasets.fitting.fit`; None where it has none.
+
+        Nothing is opened: the victim's card may say all else of images that are not here.
+        """
+        found = (plugins or registry()).find("dataset", self.name)
+        return getattr(found.config(dict(self.options)), "resize", None)
+
 
 def open_dataset(
     name: str | os.PathLike[str],

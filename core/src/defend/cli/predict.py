@@ -40,7 +40,7 @@ def predict_command(
 ) -> None:
     """Classify your own images, with and without the defence, and show what it changed.
 
-    Images are scaled to the data set's size (the shorter side), cropped to its centre, grey or colour.
+    Images are scaled and centre-cropped as the data set's own are when they are measured, grey or colour.
     """
     console = open_console(stderr=True)
     with show_waiting(console, quiet=as_json):

@@ -12,6 +12,7 @@ from torch import Tensor
 from defend.assembly.calibrate import calibrate, check_threshold
 from defend.assembly.composition import Composition
 from defend.assembly.load import DataSource, build_defence, find_task
+from defend.datasets.fitting import fit
 from defend.defence import Defence
 from defend.randomness import keyed
 from defend.stages import Task
@@ -37,7 +38,7 @@ def predict(
     """Classify image files with and without the defence, a batch at a time.
 
     Args:
-        files: images of any size and mode; scaled and cropped to the data set's shape.
+        files: images of any size and mode; scaled and cropped to the data set's shape, as it does with its own.
         composition: the defence.
         source: the data set whose weights are taken.
         device: "auto", "cpu", "cuda", ...
@@ -68,9 +69,10 @@ def predict(
     bare = Defence(defence.victim)
     if composition.of_stage("finetuner"):  # undefended means the victim as it was
         bare = build_defence(composition.of_victim(), task, device)
+    resize = source.find_resize(composition.plugins)
     for start in range(0, len(files), BATCH):
         part = files[start : start + BATCH]
-        images = _read(part, task, invert).to(place)
+        images = _read(part, task, resize, invert).to(place)
         keys = torch.arange(start, start + len(images), device=place)
         before = bare.judge(images)
         with keyed(keys, seed=0, stream="defender"):
@@ -90,20 +92,12 @@ def predict(
             }
 
 
-def _read(files: Sequence[Path], task: Task, invert: bool) -> Tensor:
-    """Return images float32 [B,C,H,W] in [0,1]."""
-    pixels = torch.stack([_fit(read_image(file, task.channels), task) for file in files])
+def _read(files: Sequence[Path], task: Task, resize: int | None, invert: bool) -> Tensor:
+    """Return images float32 [B,C,H,W] in [0,1], fitted as the data set fits its own."""
+    read = (read_image(file, task.channels) for file in files)
+    pixels = torch.stack([fit(image, task.height, task.width, resize) for image in read])
     images = pixels.float() / 255
     return 1 - images if invert else images
-
-
-def _fit(image: Tensor, task: Task) -> Tensor:
-    from torchvision.transforms import v2  # its import takes seconds: only where an image is scaled
-
-    side = [task.height, task.width]
-    scaled: Tensor = v2.Resize(min(side), antialias=True)(image)
-    cropped: Tensor = v2.CenterCrop(side)(scaled)
-    return cropped
 
 
 def _said(labels: Tensor, confidence: Tensor, accepted: Tensor, index: int, classes: Sequence[str]) -> dict[str, Any]:
