@@ -21,7 +21,7 @@ from defend.defence import Defence
 from defend.errors import ConfigError
 from defend.randomness import keyed
 from defend.util.memory import fit_batch
-from defend.util.metrics import check_rate, threshold_at
+from defend.util.metrics import check_rate, round_up, threshold_at
 from defend.util.processes import resolve_device
 from defend.values.commands import say_command
 from defend.values.editions import edition_of, is_file
@@ -63,8 +63,8 @@ def calibrate(
         raise ConfigError("there is no detector to calibrate: add --detector")
     check_rate(fpr, len(dataset.labels(SPLIT)))
     together = clean_scores(defence, dataset, device=device, batch_size=batch_size, seed=seed, progress=progress)
-    threshold = threshold_at(together, fpr)
-    set_threshold(detector, threshold)
+    set_threshold(detector, threshold_at(together, fpr))
+    threshold = float(threshold_of(detector))  # as it is kept
     measured = float((together >= threshold).double().mean())
     return Calibration(
         threshold=threshold,
@@ -112,11 +112,23 @@ def thresholds_at(scores: Tensor, rates: Sequence[float]) -> dict[float, float]:
 
 
 def set_threshold(detector: nn.Module, threshold: float) -> None:
-    """Write a threshold into a detector's buffer."""
-    held = getattr(detector, "threshold", None)
-    if not isinstance(held, Tensor) or held.numel() != 1:
-        raise ConfigError(f"detector {detector.stage_name} has no scalar buffer `threshold` that could be calibrated")
-    held.fill_(threshold)
+    """Write a threshold into a detector's buffer; one of lower precision gets the next number above.
+
+    Raises:
+        ConfigError: there is no such buffer, or none that holds such a number.
+    """
+    held, who = getattr(detector, THRESHOLD, None), f"detector {name_of(detector)}"
+    if not isinstance(held, Tensor) or held.numel() != 1 or not held.is_floating_point():
+        got = f"{held.dtype} {list(held.shape)}" if isinstance(held, Tensor) else f"{held!r}"[:60]
+        raise ConfigError(
+            f"{who} has no scalar buffer `threshold` that could be calibrated, but {got}: "
+            'self.register_buffer("threshold", torch.tensor(float("inf")))'
+        )
+    kept = round_up(threshold, held.dtype)
+    if not bool(kept.isfinite()):
+        raise ConfigError(f"{who} keeps its threshold as {held.dtype}, which does not reach to {threshold:.6g}")
+    with torch.no_grad():
+        held.fill_(kept.item())
 
 
 def is_calibrated(detector: nn.Module) -> bool:
