@@ -373,3 +373,11 @@ def test_a_worst_case_below_what_was_asked_for_shuts_the_gate(defend):
     shut = defend(*run, "--quiet", "--out", "a", "--at-least", "1")
     assert (shut.code, "gate: the worst case leaves" in shut.error) == (3, True)
     assert defend(*run, "--out", "b", "--at-least", "0").code == 0
+
+
+def test_a_gate_that_rests_on_a_loose_bound_says_so(defend):
+    few = ("--limit", "40", "--attack", "pgd", "--threat", "oblivious", "--checks", "none")
+    answer = defend("run", "--victim", "resnet18", *few, "--set", "pgd.steps=4", "--eps", "0.05", "--at-least", "0")
+    words = " ".join(answer.error.split())
+    assert answer.code == 0 and "gate: the worst case leaves at most" in words
+    assert "an attack was still fooling images when its steps ended" in words

@@ -2,23 +2,32 @@
 
 import csv
 import json
+import re
+import shlex
 import shutil
 from pathlib import Path
 
+import attrs
 import pytest
 
 import defend
+import defend as package
+from defend.assembly.calibrate import find_kept
+from defend.assembly.stage import build_stage
 from defend.checks import CHECKS
 from defend.evaluation.plan import find_undone
+from defend.evaluation.provenance import describe
 from defend.evaluation.runner import run, run_arms
 from defend.plugins import registry
+from defend.util.images import write_image
 from defend.values.run_config import RunConfig
 from defend.values.toml import alternatives
 from defend.weights.card import read_card
-from defend.weights.find import cached_path, locate
+from defend.weights.find import cached_path, find_shipped, locate
 
 HOOKS = """
 from defend import StageSpec, hookimpl, option, options
+from defend.recipes import Recipe as Whole
 
 
 @options
@@ -43,6 +52,11 @@ def defend_purifiers():
 @hookimpl
 def defend_detectors():
     return [StageSpec(name="change", summary="toy", build="toys.parts:change")]
+
+
+@hookimpl
+def defend_recipes():
+    return [Whole(name="guarded", summary="toy", config={"victim": "resnet20", "detector": "change", "fpr": 0.05})]
 
 
 @hookimpl
@@ -136,6 +150,16 @@ def toys(installed):
     installed("toys", {"__init__.py": HOOKS, "parts.py": PARTS})
 
 
+@pytest.fixture
+def digits(tmp_path):
+    """Forty test images as files."""
+    images, _ = defend.dataset("digits").tensors("test", limit=40)
+    paths = [tmp_path / f"{place}.png" for place in range(len(images))]
+    for path, image in zip(paths, images, strict=True):
+        write_image(path, image)
+    return paths
+
+
 QUICK = (
     *("run", "--victim", "resnet20", "--limit", "10", "--adaptive-limit", "2", "--set", "pgd.steps=2"),
     *("--checks", "none", "--quiet"),
@@ -158,6 +182,33 @@ def test_a_detector_without_a_threshold_is_calibrated_in_the_run(defend):
         assert arm["accuracy_with_credit"] >= arm["accuracy"]
         if not credit:
             assert arm["accuracy_with_credit"] == arm["accuracy"]
+
+
+def test_predict_refuses_a_detector_that_would_accept_every_image(defend, refused, digits):
+    victim = ("predict", *digits, "--victim", "resnet20", "--detector")
+    line = refused(*victim, "change")
+    assert "detector change has no threshold for digits, and would accept every image: add --fpr 0.01" in line
+    assert "or run `defend calibrate --detector change --dataset digits` first" in line
+    # what scores by a victim's answers is kept for none
+    assert "defend calibrate" not in refused(*victim, "squeeze")
+    answer = defend(*victim, "squeeze", "--fpr", "0.5", "--json")
+    assert answer.code == 0, answer.error
+    rejected = [not row["defended"]["accepted"] for row in answer.json]
+    assert 0.3 < sum(rejected) / len(rejected) < 0.7
+    assert all(row["undefended"]["accepted"] for row in answer.json)
+    assert "no detector to calibrate" in refused("predict", *digits, "--victim", "resnet20", "--fpr", "0.5")
+
+
+def test_what_is_loaded_without_a_threshold_warns_until_one_is_set(toys):
+    with pytest.warns(UserWarning, match=r"detector change has no threshold for digits, and accepts every image"):
+        defence = defend.load("resnet20", detector="change")
+    with pytest.warns(UserWarning, match=r"detector change has no threshold for digits"):
+        defend.load_recipe("guarded")
+    images, _ = defend.dataset("digits").tensors("test", limit=100)
+    assert defence.judge(images).accepted.all()
+    defend.calibrate(defence, "digits", 0.2)
+    assert 0.1 < 1 - defence.judge(images).accepted.float().mean() < 0.3
+    defend.load("resnet20", purifier="puvae", detector="puvae")  # has one with its weights
 
 
 def test_fpr_moves_the_threshold(defend):
@@ -197,9 +248,97 @@ def test_calibrate_keeps_the_threshold_for_later_runs(defend):
     assert card.figures["threshold"] == pytest.approx(kept.json["threshold"])
     found = defend(*ONE_ROW, "--detector", "change", "--json").json["detector"]
     assert found["threshold"] == pytest.approx(kept.json["threshold"])
-    assert found["calibration"] is None  # it came with its weights
+    assert found["calibration"]["kept"] and found["calibration"]["fpr"] == found["fpr"] == 0.05
+    assert (found["calibration"]["n"], found["calibration"]["behind"]) == (200, None)
     text = defend("calibrate", "--detector", "change", "--fpr", "0.05", "--quiet").out
     assert "rejects 5.00 % of 200 held-out clean images (asked: at most 5 %)" in " ".join(text.split())
+
+
+def test_a_threshold_used_behind_another_purifier_is_doubted(defend):
+    flags = ("calibrate", "--detector", "change", "--purifier", "soften", "--fpr", "0.2", "--quiet")
+    assert defend(*flags).code == 0
+    with_checks = [*ONE_ROW, "--checks", "basic", "--detector", "change", "--json"]
+    for purifier, status in (("soften", "pass"), ("round", "warn")):
+        found = defend(*with_checks, "--purifier", purifier).json
+        assert found["detector"]["calibration"]["behind"] == "soften"
+        (check,) = (each for each in found["checks"] if each["number"] == 11)
+        assert ("set behind soften, and the detector stands behind round" in check["detail"]) == (status == "warn")
+        assert ("set for 20.0 % on 200 of digits" in check["detail"]) and check["status"] in (status, "warn")
+    table = " ".join(defend(*ONE_ROW, "--detector", "change", "--purifier", "round").out.split())
+    assert "set on 200 held-out clean images of digits behind soften for at most 20 %" in table
+
+
+OWN = """
+import torch
+from torch import nn
+
+
+class Bright(nn.Module):
+    random = False
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("threshold", torch.tensor(float("inf")))
+        self.weight = nn.Parameter(torch.ones(()))
+
+    def forward(self, images, purified):
+        return self.weight * images.flatten(1).mean(1)
+"""
+
+
+def test_the_threshold_of_a_users_own_detector_is_taken_as_told(defend, tmp_path):
+    (tmp_path / "det.py").write_text(OWN)
+    own = ("--detector", tmp_path / "det.py:Bright")
+    said = defend("calibrate", *own, "--fpr", "0.2", "--quiet").out
+    (flags,) = re.findall(r"Take it with (--detector-weights .+)", said.replace("\n", " "))
+    answer = defend(*ONE_ROW, *own, *shlex.split(flags), "--json")
+    assert answer.code == 0, answer.error
+    found = answer.json
+    assert found["detector"]["calibration"]["kept"] and found["detector"]["fpr"] == 0.2
+    # it learnt somewhere, and nobody said where
+    assert found["dataset"]["seen"]["detector"] == "unknown"
+    assert any("not known what the weights of detector" in each for each in found["dataset"]["warnings"])
+    assert "Take it with" not in defend("calibrate", "--detector", "change", "--fpr", "0.2", "--quiet").out
+
+
+def test_a_threshold_for_other_images_clears_no_weights_of_having_seen_them(defend):
+    every = find_shipped(registry().find("purifier", "puvae").packages)
+    (shipped,) = (path for path in every if path.name == "purifier-puvae-mnist.safetensors")
+    digits, before = package.dataset("digits"), read_card(shipped)
+
+    def look(path):
+        built = build_stage("detector", "puvae", digits.task(), {}, str(path))
+        return describe("digits", digits, 10, {"detector": built})
+
+    assert look(shipped).seen == {"detector": "unknown"}
+    flags = ("--detector-weights", shipped, "--fpr", "0.1", "--json", "--quiet")
+    answer = defend("calibrate", "--detector", "puvae", *flags)
+    assert answer.code == 0, answer.error
+    path = cached_path("detector", "puvae", "digits")
+    assert answer.json["path"] == str(path)
+    after = read_card(path)
+    assert after.dataset == before.dataset and after.figures["val_accuracy"] == before.figures["val_accuracy"]
+    assert after.calibration["dataset"] == "digits" and after.calibration["sha256"] == digits.sha256("val")
+    assert (after.calibration["n"], after.calibration["fpr"], after.calibration["behind"]) == (200, 0.1, None)
+    assert "val_rejected" not in after.figures  # of the threshold that stood before
+    found = look(path)
+    assert found.seen == {"detector": "unknown"} and "not trained on them" not in found.images["said"]
+    # found as digits' weights, shown as those of mnist
+    (shown,) = (each for each in defend("show", "puvae", "--json").json[-1]["weights"] if not each["shipped"])
+    assert (shown["filed_as"], shown["learnt_of"], shown["dataset"]) == ("digits", "mnist", "mnist")
+    words = " ".join(defend("show", "puvae").out.split())
+    assert "trained on mnist" in words and "set on 200 held-out clean images of digits behind no purifier" in words
+
+
+def test_a_card_that_an_old_version_overwrote_clears_nothing():
+    digits = package.dataset("digits")
+    built = build_stage("purifier", "puvae", digits.task())
+    assert describe("digits", digits, 10, {"purifier": built}).seen == {"purifier": "no"}
+    card = attrs.evolve(built.card, recipe={**built.card.recipe, "calibrated_behind": "blur"})
+    found = describe("digits", digits, 10, {"purifier": attrs.evolve(built, card=card)})
+    assert found.seen == {"purifier": "unknown"} and "no longer says what the weights" in found.warnings[0]
+    kept = find_kept(attrs.evolve(card, figures={"fpr": 0.1, "val_rejected": 0.1}), built.module)
+    assert (kept.behind, kept.fpr, kept.n) == ("blur", 0.1, 0)
 
 
 def test_the_table_tells_of_rejections(defend):

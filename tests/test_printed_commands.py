@@ -113,7 +113,7 @@ def test_weights_that_are_forgotten(defend):
 
 
 def test_a_detector_without_a_threshold(defend, printed, monkeypatch):
-    import defend.deploy.export as module
+    import defend.assembly.calibrate as module
 
     calibrated = module.is_calibrated
     monkeypatch.setattr(module, "is_calibrated", lambda detector: False)

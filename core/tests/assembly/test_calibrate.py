@@ -104,6 +104,32 @@ def test_what_cannot_be_calibrated_says_so():
     nameless.stage_name = "nameless"
     with pytest.raises(ConfigError, match="nameless has no scalar buffer"):
         set_threshold(nameless, 1.0)
+    with pytest.raises(ConfigError, match=r"Brightness keeps its threshold as torch\.float16, which does not reach to"):
+        set_threshold(Brightness().half(), 1e6)
+
+
+@pytest.mark.parametrize("held", [0.5, torch.tensor(1)])
+def test_a_users_own_detector_without_a_buffer_of_floats_is_told_what_it_needs(held):
+    class Own(nn.Module):
+        threshold = held
+
+        def forward(self, images, purified):
+            return images.flatten(1).mean(1)
+
+    defence = Defence(nn.Flatten(), None, Own())
+    with pytest.raises(ConfigError, match=r'detector Own has no scalar buffer `threshold` .*: self.register_buffer\("'):
+        calibrate(defence, open_dataset("digits"), 0.05, device=torch.device("cpu"))
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_a_threshold_of_lower_precision_keeps_to_the_rate_that_is_told(kind):
+    dataset = open_dataset("digits")
+    defence = Defence(nn.Flatten(), None, Brightness().to(kind))
+    found = calibrate(defence, dataset, 0.1, device=torch.device("cpu"))
+    images, _ = dataset.tensors("val")
+    assert found.threshold == float(defence.detector.threshold)
+    assert float((~defence.judge(images).accepted).double().mean()) == pytest.approx(found.measured)
+    assert found.measured <= 0.1
 
 
 def test_a_detector_may_lighten_itself_beside_a_purifier():

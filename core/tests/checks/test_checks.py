@@ -359,6 +359,24 @@ def test_scores_that_do_not_tell_and_a_rate_that_does_not_hold_are_told():
     assert found.status == "warn" and "set for 5.0 % on 100" in found.detail
 
 
+def test_a_kept_threshold_is_held_to_what_it_was_set_for():
+    def judged(detector, **set_on):
+        kept = attrs.evolve(CALIBRATION, kept=True, dataset="mine", **set_on)
+        whole = Defence(toy()[2], None, detector)
+        return gate(whole, level="basic", plans=BLIND, calibration=kept)[11]
+
+    fits, loose = rough(), rough(0.5)
+    found = judged(fits)
+    assert "set for 5.0 % on 100 of mine" in found.detail and found.status == "pass"
+    found = judged(loose)
+    assert found.status == "warn" and "set for 5.0 % on 100 of mine: more or fewer" in found.detail
+    found = judged(fits, behind="blur")
+    assert found.status == "warn"
+    assert "set behind blur, and the detector stands behind no purifier: calibrate it there" in found.detail
+    assert judged(loose, behind="blur").status == "fail"
+    assert judged(loose, n=0).status == "pass"  # an old file does not say on how many
+
+
 def test_what_an_attack_with_true_labels_leaves_is_compared_with_clean_and_predicted_ones():
     reader = Defence(toy()[1], rigged.LabelReader(toy()[1], toy()[0]))
     found = gate(reader, plans=("noise",))[8]

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from defend.checks.guessing import find_guessing
 from defend.checks.victim import inspect
 from defend.testing.toys import TASK, TinyVictim, images
 
@@ -66,3 +67,47 @@ def test_another_number_of_classes_ends_it(sample):
 def test_training_mode_is_told(sample):
     moving = nn.Sequential(sample[0], nn.Dropout(0.1)).train()
     assert statuses(moving, sample)["mode"] == "warn"
+
+
+class Answers(nn.Module):
+    """Answers to images that carry a class in their first pixel: that class, or what a function makes of them all."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, batch):
+        told = 6 * (2 * batch[:, 0, 0, 0] - 1)
+        logits = torch.stack([-told, told], 1)
+        return logits + 0 * batch.sum() if self.function is None else self.function(batch, logits)
+
+
+def binary(share, n, right):
+    """Return images of two classes, a `share` of them the first, whose first pixel tells `right` of them rightly."""
+    labels = (torch.arange(n) >= round(share * n)).long()
+    told = labels.clone()
+    wrong = torch.linspace(0, n - 1, n - right).round().long()
+    told[wrong] = 1 - told[wrong]
+    batch = torch.full((n, 1, 8, 8), 0.5)
+    batch[:, 0, 0, 0] = told.float()
+    return batch, labels
+
+
+def accuracy_of(victim, batch, labels):
+    (found,) = (each for each in inspect(victim, batch, labels, 2) if each.name == "accuracy")
+    return found
+
+
+@pytest.mark.parametrize(("n", "right", "status"), [(80, 52, "pass"), (80, 40, "fail"), (8, 5, "warn")])
+def test_a_binary_victim_is_judged_as_a_runs_clean_accuracy_is(n, right, status):
+    batch, labels = binary(0.5, n, right)
+    found = accuracy_of(Answers(None), batch, labels)
+    assert found.status == status, found
+    assert f"chance is {100 * find_guessing((batch[:, 0, 0, 0]).long(), labels).chance:.0f} %" in found.said
+
+
+def test_an_answer_that_is_always_the_same_fails_however_often_it_is_right():
+    batch, labels = binary(0.9, 100, 100)
+    constant = Answers(lambda batch, logits: torch.tensor([3.0, -3.0]) + 0 * logits)
+    found = accuracy_of(constant, batch, labels)
+    assert found.status == "fail" and "right on 90 % of 100 clean images; chance is 90 %" in found.said

@@ -228,7 +228,7 @@ def test_what_was_recorded_of_checks_detector_and_rerun(full):
     _, page = page_of(full)
     assert "✓ pass" in page.words and "! warn" in page.words and f"{DASH} skip" in page.words
     assert '"pgd/adaptive": [ 0.3, 0.25 ]' in page.words and "drawn below" in page.words
-    assert "was set on 400 clean images of the val split for at most 1 %, of which it rejects 0.5 %" in page.words
+    assert "was set here on 400 held-out clean images for at most 1 %; it rejects 0.5 % of these" in page.words
     assert [row[-2:] for row in page.rows if row[0] == "pgd_joint/detector-aware"] == [["60.0", "45.0"]]
     assert f"defend run --config {full}/config.toml" in page.words
     assert 'victim = "resnet18" purifier = "puvae" detector = "puvae"' in page.words

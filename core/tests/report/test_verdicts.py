@@ -16,8 +16,8 @@ CHECKS = [
 ]
 
 
-def report(left=0.4, partial=False, failed=()):
-    worst = None if left is None else WorstCase(left, (0.2, 0.6), 25, ("pgd/oblivious",), 0.0)
+def report(left=0.4, partial=False, failed=(), rising=()):
+    worst = None if left is None else WorstCase(left, (0.2, 0.6), 25, ("pgd/oblivious",), 0.0, rising=rising)
     return SimpleNamespace(checks=tuple(CHECKS), worst_case=worst, partial=partial, failed=failed)
 
 
@@ -52,3 +52,17 @@ def test_a_figure_that_is_not_to_be_trusted_is_not_enough():
     end = checks_of(report(1.0, failed=(CHECKS[2],)), parse_floors(["0.4"]))[-1]
     assert (end.name, end.status) == (LEFT, "fail")
     assert "not to be trusted, as checks failed (5 gradients)" in end.detail
+
+
+def test_enough_by_a_figure_that_is_known_to_be_loose_passes_with_a_warning():
+    still = report(0.4, rising=("pgd/oblivious",))
+    enough, less = (checks_of(still, parse_floors([share]))[-1] for share in ("0.4", "0.5"))
+    assert (enough.status, less.status) == ("warn", "fail")
+    assert "leaves at most 40.0 % [20.0, 60.0], n=25; at least 40.0 % was asked for, and an attack was" in enough.detail
+    assert "leaves at most 40.0 %" in less.detail
+    (suite,) = ET.fromstring(to_junit({"dae": [enough]}))
+    assert suite.get("failures") == "0" and suite[0][0].text.startswith("warn: the worst case leaves at most")
+    (run,) = json.loads(to_sarif({"dae": [enough]}, "mine.py"))["runs"]
+    assert [one["level"] for one in run["results"]] == ["warning"]
+    # a figure that checks strike out is none
+    assert checks_of(report(1.0, failed=(CHECKS[2],), rising=("pgd",)), parse_floors(["0.4"]))[-1].status == "fail"

@@ -10,8 +10,8 @@ from defend.testing import assert_robust
 from defend.values.report import Check, WorstCase
 
 
-def found(left=0.5, failed=(), partial=False):
-    worst = None if left is None else WorstCase(left, (0.0, 1.0), 10, ("pgd/oblivious",), 0.0)
+def found(left=0.5, failed=(), partial=False, rising=()):
+    worst = None if left is None else WorstCase(left, (0.0, 1.0), 10, ("pgd/oblivious",), 0.0, rising=rising)
     return SimpleNamespace(worst_case=worst, failed=failed, partial=partial)
 
 
@@ -36,7 +36,8 @@ def test_enough_is_left(measured):
 @pytest.mark.parametrize(
     ("result", "why"),
     [
-        (found(0.49), r"leaves 49\.0 %, and at least 50\.0 %"),
+        (found(0.49), r"leaves 49\.0 % \[0\.0, 100\.0\], n=10, and at least 50\.0 %"),
+        (found(0.49, rising=("pgd/oblivious",)), r"leaves at most 49\.0 %"),
         (found(None), "no attack was run"),
         (found(0.9, partial=True), "cut off"),
         (found(0.9, failed=(Check("gradients", "fail", "zero", 5),)), r"a check failed \(5 gradients\)"),
@@ -46,6 +47,12 @@ def test_what_is_not_robust(result, why, measured):
     measured(result)
     with pytest.raises(AssertionError, match=why):
         assert_robust("model", "data", at_least=0.5)
+
+
+def test_enough_by_a_figure_that_is_known_to_be_loose_is_told(measured):
+    measured(result := found(0.5, rising=("pgd/oblivious",)))
+    with pytest.warns(UserWarning, match=r"leaves at most 50\.0 % .* at least 40\.0 % .*: an attack was still fooling"):
+        assert assert_robust("model", "data", at_least=0.4) is result
 
 
 @pytest.mark.parametrize("share", [30, -0.1, True, "0.3", float("nan")])

@@ -8,6 +8,7 @@ from scipy.stats import binomtest
 
 from defend.evaluation.assemble import arm
 from defend.records.rows import ArmRecord, Example, PlannedRow, RowRecord, worst_case
+from defend.util.metrics import round_up
 from defend.util.statistics import wilson
 from defend.values.threats import DEFENDED, UNDEFENDED, Threat
 
@@ -142,3 +143,16 @@ def test_each_arm_has_its_own_worst_case():
 def test_no_rows_have_no_worst_case():
     keys, alive = worst_case([], DEFENDED)
     assert keys.shape == alive.shape == (0,) and keys.dtype == torch.int64 and alive.dtype == torch.bool
+
+
+@given(st.floats(-1e4, 1e4), st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64]))
+def test_a_number_is_rounded_up_to_the_next_of_a_type(value, dtype):
+    up = round_up(value, dtype)
+    assert up.dtype == dtype and float(up) >= value
+    down = torch.nextafter(up, torch.tensor(-torch.inf, dtype=dtype))
+    assert float(down) < value or value == 0
+
+
+def test_a_number_above_a_types_range_is_infinite():
+    assert float(round_up(1e6, torch.float16)) == float("inf")
+    assert float(round_up(1e-30, torch.float16)) == 2**-24  # the smallest above zero

@@ -10,16 +10,20 @@ from defend.values.floors import Floor, parse_floors, share_out
 from defend.values.report import ArmResult
 
 
-def row(attack, threat, accuracy):
-    return SimpleNamespace(attack=attack, threat=threat, n=10, defended=ArmResult(accuracy, (0.0, 1.0)))
+def row(attack, threat, accuracy, loose=False):
+    arm = ArmResult(accuracy, (0.0, 1.0))
+    return SimpleNamespace(
+        attack=attack, threat=threat, n=10, defended=arm, is_loose=lambda has_defence: loose and has_defence
+    )
 
 
 REPORT = SimpleNamespace(
     failed=(),
     rows=(row("none", "none", 0.9), row("pgd", "oblivious", 0.6), row("pgd", "adaptive", 0.2)),
-    worst_case=SimpleNamespace(accuracy=0.15, ci95=(0.0, 1.0), n=5),
+    worst_case=SimpleNamespace(accuracy=0.15, ci95=(0.0, 1.0), n=5, rising=()),
     checks=(),
     partial=False,
+    defended=True,
 )
 
 
@@ -59,6 +63,14 @@ def test_what_is_below_is_told(text, below):
     assert [check.status for check in checks] == [("pass", "fail")[below]]
 
 
+@pytest.mark.parametrize(("text", "status"), [("pgd=0.2", "warn"), ("pgd/adaptive=0.2", "pass"), ("clean=0.9", "pass")])
+def test_a_row_among_those_of_a_name_that_is_a_loose_bound_is_told(text, status):
+    rows = (REPORT.rows[0], row("pgd", "transfer", 0.6, loose=True), REPORT.rows[2])
+    report = SimpleNamespace(**{**vars(REPORT), "rows": rows})
+    (check,) = checks_of(report, parse_floors([text]))
+    assert check.status == status and ("at most" in check.detail) == (status == "warn")
+
+
 def test_a_run_without_a_worst_case_keeps_to_no_floor():
     nothing = SimpleNamespace(rows=(), worst_case=None, checks=(), failed=(), partial=False)
     (check,) = checks_of(nothing, parse_floors(["0"]))
@@ -71,11 +83,11 @@ def test_a_row_that_is_not_there_is_an_error_and_never_kept_to():
 
 
 def test_a_row_that_one_arm_lacks_is_a_matter_of_the_others():
-    bare = SimpleNamespace(rows=REPORT.rows[:2], worst_case=REPORT.worst_case, checks=(), failed=(), partial=False)
+    bare = SimpleNamespace(**{**vars(REPORT), "rows": REPORT.rows[:2], "defended": False})
     floors = parse_floors(["0.1", "pgd/adaptive=0.2", "square=0.1"])
     assert share_out(floors, [bare, REPORT]) == [[floors[0], floors[2]], list(floors)]
 
 
 def test_a_row_that_an_interrupted_run_has_not_reached_is_not_kept_to():
-    begun = SimpleNamespace(rows=REPORT.rows[:1], worst_case=None, checks=(), failed=(), partial=True)
+    begun = SimpleNamespace(rows=REPORT.rows[:1], worst_case=None, checks=(), failed=(), partial=True, defended=True)
     assert [check.status for check in checks_of(begun, parse_floors(["pgd/adaptive=0.2"]))] == ["fail", "fail"]

@@ -3,29 +3,38 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import attrs
 import torch
 from torch import Tensor, nn
 
 from defend.assembly.composition import Composition
+from defend.assembly.part import Part, type_parts
+from defend.assembly.stage import Built
 from defend.boundary.answers import threshold_of
+from defend.boundary.given import name_of
 from defend.datasets.base import Batch, ImageDataset, Split
 from defend.defence import Defence
 from defend.errors import ConfigError
 from defend.randomness import keyed
 from defend.util.memory import Fitting
-from defend.util.metrics import check_rate, threshold_at
+from defend.util.metrics import check_rate, round_up, threshold_at
 from defend.util.processes import resolve_device
-from defend.values.editions import edition_of
+from defend.values.commands import say_command
+from defend.values.editions import edition_of, is_file
 from defend.values.report import Calibration
-from defend.weights.card import new_card
+from defend.weights.card import CALIBRATION, FROM, OLD_CALIBRATION, Card, new_card
 from defend.weights.files import save
 from defend.weights.find import cached_path
 
 DEFAULT_FPR = 0.01
 SPLIT: Split = "val"
+THRESHOLD = "threshold"
+OF_THRESHOLD = (THRESHOLD, "fpr", "val_rejected")
+"""Figures of a card that are of one threshold, and no longer true of the next."""
 
 
 def calibrate(
@@ -54,10 +63,23 @@ def calibrate(
         raise ConfigError("there is no detector to calibrate: add --detector")
     check_rate(fpr, len(dataset.labels(SPLIT)))
     together = clean_scores(defence, dataset, device=device, batch_size=batch_size, seed=seed, progress=progress)
-    threshold = threshold_at(together, fpr)
-    set_threshold(detector, threshold)
+    set_threshold(detector, threshold_at(together, fpr))
+    threshold = float(threshold_of(detector))  # as it is kept
     measured = float((together >= threshold).double().mean())
-    return Calibration(threshold=threshold, fpr=fpr, measured=measured, n=len(together), split=SPLIT)
+    return Calibration(
+        threshold=threshold,
+        fpr=fpr,
+        measured=measured,
+        n=len(together),
+        split=SPLIT,
+        dataset=dataset.filed_as,
+        behind=say_behind(defence),
+    )
+
+
+def say_behind(defence: Defence) -> str | None:
+    """Return the purifiers that a defence's detector stands behind, as in "dae,blur"; None for none."""
+    return None if defence.purifier is None else name_of(defence.purifier)
 
 
 def clean_scores(
@@ -94,16 +116,82 @@ def thresholds_at(scores: Tensor, rates: Sequence[float]) -> dict[float, float]:
 
 
 def set_threshold(detector: nn.Module, threshold: float) -> None:
-    """Write a threshold into a detector's buffer."""
-    held = getattr(detector, "threshold", None)
-    if not isinstance(held, Tensor) or held.numel() != 1:
-        raise ConfigError(f"detector {detector.stage_name} has no scalar buffer `threshold` that could be calibrated")
-    held.fill_(threshold)
+    """Write a threshold into a detector's buffer; one of lower precision gets the next number above.
+
+    Raises:
+        ConfigError: there is no such buffer, or none that holds such a number.
+    """
+    held, who = getattr(detector, THRESHOLD, None), f"detector {name_of(detector)}"
+    if not isinstance(held, Tensor) or held.numel() != 1 or not held.is_floating_point():
+        got = f"{held.dtype} {list(held.shape)}" if isinstance(held, Tensor) else f"{held!r}"[:60]
+        raise ConfigError(
+            f"{who} has no scalar buffer `threshold` that could be calibrated, but {got}: "
+            'self.register_buffer("threshold", torch.tensor(float("inf")))'
+        )
+    kept = round_up(threshold, held.dtype)
+    if not bool(kept.isfinite()):
+        raise ConfigError(f"{who} keeps its threshold as {held.dtype}, which does not reach to {threshold:.6g}")
+    with torch.no_grad():
+        held.fill_(kept.item())
 
 
 def is_calibrated(detector: nn.Module) -> bool:
     """Whether a detector has a threshold; an infinite one rejects nothing."""
     return bool(torch.isfinite(threshold_of(detector)))
+
+
+def find_kept(card: Card | None, detector: nn.Module) -> Calibration | None:
+    """Return how the threshold was set that came with a detector's weights, None where their card does not say."""
+    if card is None or (card.calibration is None and not card.overwritten):
+        return None
+    old = {"fpr": card.figures.get("fpr"), "measured": card.figures.get("val_rejected"), "n": 0}
+    said = card.calibration or {**old, "dataset": card.filing, "behind": card.recipe[OLD_CALIBRATION]}
+    if said["fpr"] is None or said["measured"] is None:
+        return None
+    return Calibration(
+        threshold=float(threshold_of(detector)),
+        fpr=said["fpr"],
+        measured=said["measured"],
+        n=said["n"],
+        split=SPLIT,
+        dataset=said["dataset"],
+        behind=said["behind"],
+        kept=True,
+    )
+
+
+def check_threshold(defence: Defence, composition: Composition, dataset: str, typed: Sequence[str]) -> None:
+    """Refuse a defence whose detector has no threshold: it would accept every image.
+
+    Args:
+        defence: the whole.
+        composition: what it was built from.
+        dataset: the data set's name.
+        typed: the words that name it in a command.
+
+    Raises:
+        ConfigError: it has none; what sets one.
+    """
+    if defence.detector is None or is_calibrated(defence.detector):
+        return
+    kept = ""
+    if not hasattr(defence.detector, "with_victim"):  # a threshold for one victim alone is kept nowhere
+        words = type_parts(composition.of_stage("purifier") + composition.of_stage("detector"))
+        kept = f", or run `{say_command('calibrate', *words, *typed)}` first"
+    raise ConfigError(
+        f"detector {name_of(defence.detector)} has no threshold for {dataset}, and would accept every image: "
+        f"add --fpr {DEFAULT_FPR:g} to set one on held-out images{kept}"
+    )
+
+
+def warn_of_threshold(defence: Defence, dataset: str) -> None:
+    """Warn of a defence whose detector has no threshold, which a program may still set."""
+    if defence.detector is not None and not is_calibrated(defence.detector):
+        warnings.warn(
+            f"detector {name_of(defence.detector)} has no threshold for {dataset}, and accepts every image: set one "
+            f"with defend.calibrate(defence, images, fpr={DEFAULT_FPR:g}), on held-out clean images",
+            stacklevel=3,
+        )
 
 
 def calibrate_part(
@@ -127,6 +215,8 @@ def calibrate_part(
 
     Raises:
         DefendError: missing weights, or a rate that cannot be shown.
+
+    The card goes on saying what the weights were trained on, and says beside it what the threshold was set on.
     """
     task, place = dataset.task(), resolve_device(device)
     (part,) = composition.of_stage("detector")
@@ -136,19 +226,49 @@ def calibrate_part(
     calibration = calibrate(whole, dataset, fpr, device=place, seed=seed, progress=progress)
     # the defence may have scored with the detector's `beside()`, and it is the detector itself that is saved
     set_threshold(built.module, calibration.threshold)
-    before = built.card
-    card = new_card(
-        part.found,
-        built.config,
-        dataset,
-        recipe={**(before.recipe if before else {}), "calibrated_behind": composition.purifier},
-        figures={
-            **(before.figures if before else {}),
-            "threshold": calibration.threshold,
-            "fpr": fpr,
-            "val_rejected": calibration.measured,
-        },
-    )
+    card = _describe(part, built, dataset, calibration)
     path = out or cached_path("detector", part.found.name, dataset.filed_as, edition_of(part.weights))
     save(path, built.module, card)
     return path, calibration
+
+
+def is_found(composition: Composition, path: Path, filing: str) -> bool:
+    """Whether a detector's weights, just written to a file, are those that its name alone leads to.
+
+    A user's own detector has its weights with it, so that none are looked for. `filing` is what the data set files
+    weights under.
+    """
+    (part,) = composition.of_stage("detector")
+    unnamed = attrs.evolve(part, weights=None) if is_file(part.weights) else part
+    return unnamed.find_weights(filing) == path
+
+
+def _describe(part: Part, built: Built, dataset: ImageDataset, calibration: Calibration) -> Card:
+    """Return the card of a detector whose threshold was just set: what it learnt of stays as it was known."""
+    known = built.card or new_card(part.found, built.config, dataset, recipe={}, figures={})
+    learnt_of, recipe = known.dataset, known.recipe
+    if built.card is None and set(built.module.state_dict()) - {THRESHOLD}:
+        # it knows something, and nobody said from where
+        learnt_of, recipe = {**learnt_of, "sha256": ""}, {FROM: part.found.name}
+    elif known.overwritten:
+        learnt_of = {**learnt_of, "sha256": ""}
+    set_on = {
+        "dataset": calibration.dataset,
+        "sha256": dataset.sha256(SPLIT),
+        "n": calibration.n,
+        "fpr": calibration.fpr,
+        "measured": calibration.measured,
+        "behind": calibration.behind,
+    }
+    figures = {name: value for name, value in known.figures.items() if name not in OF_THRESHOLD}
+    return attrs.evolve(
+        new_card(
+            part.found,
+            built.config,
+            dataset,
+            recipe={**recipe, CALIBRATION: set_on},
+            figures={**figures, THRESHOLD: calibration.threshold},
+        ),
+        dataset=learnt_of,
+        licence=known.licence,
+    )

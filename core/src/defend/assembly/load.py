@@ -10,6 +10,7 @@ from typing import Any
 import attrs
 import torch
 
+from defend.assembly.calibrate import warn_of_threshold
 from defend.assembly.composition import Composition
 from defend.datasets.base import ImageDataset
 from defend.datasets.bounded import ensure_bounded
@@ -48,6 +49,14 @@ class DataSource:
     def open(self, plugins: Registry | None = None) -> ImageDataset:
         """Open it; see `open_dataset`."""
         return open_dataset(self.name, self.data_dir, self.options, plugins)
+
+    def find_resize(self, plugins: Registry | None = None) -> int | None:
+        """Return what its option `resize` says, see `defend.datasets.fitting.fit`; None where it has none.
+
+        Nothing is opened: the victim's card may say all else of images that are not here.
+        """
+        found = (plugins or registry()).find("dataset", self.name)
+        return getattr(found.config(dict(self.options)), "resize", None)
 
 
 def open_dataset(
@@ -181,6 +190,8 @@ def load_defence(
 ) -> Defence:
     """Load a defence by names, weights included: an `nn.Module` in eval mode.
 
+    A detector without a threshold accepts every image, and a warning says so: `defend.calibrate` sets one.
+
     Args:
         victim: any timm model, or a victim of a plugin.
         dataset: which weights to take.
@@ -198,7 +209,9 @@ def load_defence(
     composition.check_keys("options", options or (), {"dataset"}, "this defence")
     composition.check_keys("weights", weights or (), (), "this defence")
     source = DataSource(dataset, data_dir, (options or {}).get("dataset", {}))
-    return build_defence(composition, find_task(composition, source)[0], device)
+    defence = build_defence(composition, find_task(composition, source)[0], device)
+    warn_of_threshold(defence, source.name)
+    return defence
 
 
 def build_defence(composition: Composition, task: Task, device: str = "cpu") -> Defence:

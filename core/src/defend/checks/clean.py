@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from defend.checks.common import Case, Findings, percent, same_answers
-from defend.checks.outcomes import TAIL, beyond, chance_of_at_most, right, share
+from defend.checks.guessing import Guessing, find_guessing
+from defend.checks.outcomes import TAIL, chance_of_at_most, right, share
 from defend.records.rows import RowRecord
-from defend.util.statistics import wilson
 from defend.values.threats import DEFENDED, UNDEFENDED
 
 MARGIN = 0.05  # what a clean accuracy may lack of the one in the card before chance is asked
@@ -39,28 +39,22 @@ def outputs(case: Case, found: Findings) -> None:
 def above_chance(case: Case, found: Findings) -> None:
     """Check 12: clean accuracy is above chance, which is what answers that know nothing of the images would reach.
 
-    That is the agreement of labels and answers that only share how often each class occurs, as in Cohen's kappa (1960):
-    1/K with K even classes, and for an answer that is always the same the share of its class. Few images prove little:
-    what they leave open is a warning, and only what they rule out fails.
+    See `Guessing`: what few images leave open is a warning, and only what they rule out fails.
     """
     if case.clean is None:
         found.add("skip", "no clean row")
         return
     # one sentence is enough where the two are the same
     for arm in (UNDEFENDED,) if same_answers(case.clean) else TITLES:
-        good = right(case.clean, arm)
-        n, held = len(good), sum(good.values())
-        chance = _chance(case.clean, arm)
-        low, high = wilson(held, n)
-        found.numbers[arm] = {"accuracy": held / n, "ci95": [low, high], "n": n, "chance": chance}
-        said = f"{TITLES[arm]} is right on {percent(held / n)} of {n} clean images, where chance is {percent(chance)}"
-        if beats_chance(case.clean, arm):
-            found.add("pass", said)
-        # not even halfway from chance to perfection is left open
-        elif high < (1 + chance) / 2:
-            found.add("fail", f"{said}: this is no evaluation. Usual causes: {_causes(case, arm)}")
-        else:
-            found.add("warn", f"{said}: too few images to tell them apart, take more (--limit)")
+        stands = _find_guessing(case.clean, arm)
+        accuracy, n, chance = stands.accuracy, stands.n, stands.chance
+        found.numbers[arm] = {"accuracy": accuracy, "ci95": list(stands.ci95), "n": n, "chance": chance}
+        said = f"{TITLES[arm]} is right on {percent(accuracy)} of {n} clean images, where chance is {percent(chance)}"
+        if stands.status == "fail":
+            said += f": this is no evaluation. Usual causes: {_causes(case, arm)}"
+        elif stands.status == "warn":
+            said += ": too few images to tell them apart, take more (--limit)"
+        found.add(stands.status, said)
 
 
 def as_promised(case: Case, found: Findings) -> None:
@@ -90,18 +84,11 @@ def _causes(case: Case, arm: str) -> str:
 
 def beats_chance(clean: RowRecord, arm: str) -> bool:
     """Whether an arm is right on clean images more often than chance leaves open."""
-    good, chance = right(clean, arm), _chance(clean, arm)
-    low, _ = wilson(sum(good.values()), len(good))
-    return low > chance or (0 < chance < 1 and beyond(good, chance))
+    return _find_guessing(clean, arm).beats_chance
 
 
-def _chance(clean: RowRecord, arm: str) -> float:
-    """Return how often an arm's answers would be right by chance, given how often it gives each."""
+def _find_guessing(clean: RowRecord, arm: str) -> Guessing:
     said = clean.arms[arm]
     # a rejection is an answer that is never right
     answers = said.predicted.where(said.accepted, torch.full_like(said.predicted, REJECTED))
-    n = len(clean.labels)
-    return sum(
-        float((clean.labels == label).sum()) * float((answers == label).sum()) / n**2
-        for label in clean.labels.unique().tolist()
-    )
+    return find_guessing(answers, clean.labels)

@@ -49,6 +49,7 @@ class Subject:
         steps: of the PGD that `full` probes with; its own ten times as many.
         classes: how many.
         calibration: how the detector's threshold was set, None if unknown.
+        behind: the purifiers that it stands behind here, as `Calibration` names them.
         promise: what the card of the victim's weights gives, None if nothing.
         plant: whether examples are planted below level `full` too.
         left: images that the white-box rows leave right, for what is to be asked about those; None: `images`.
@@ -66,6 +67,7 @@ class Subject:
     draws: int = 20
     steps: int = 20
     calibration: Calibration | None = None
+    behind: str | None = None
     promise: Promise | None = None
     plant: bool = False
     left: Batch | None = None

@@ -10,6 +10,7 @@ from torch import Tensor
 from defend.checks.common import Case, Findings, percent, title
 from defend.checks.outcomes import TAIL, rejections
 from defend.checks.records import has_scores
+from defend.records.rows import RowRecord
 from defend.util.metrics import auroc
 from defend.values.threats import DEFENDED
 
@@ -38,15 +39,31 @@ def separation(case: Case, found: Findings) -> None:
             found.add("pass", said)
         else:
             found.add("warn", f"{said}, no better than chance: the detector does not see even this attack")
+    _hold_to_rate(case, clean, found)
+
+
+def _hold_to_rate(case: Case, clean: RowRecord, found: Findings) -> None:
+    """Compare the clean images rejected with the rate that the threshold was set for, in this run or before."""
     set_on = case.subject.calibration if case.subject is not None else None
-    if set_on is not None:
-        n, rejected = len(clean.labels), int((~clean.arms[DEFENDED].accepted).sum())
-        found.numbers |= {"clean_rejected": rejected / n, "fpr": set_on.fpr}
-        text = f"{rejected} of {n} clean images rejected, set for {percent(set_on.fpr)} on {set_on.n}"
-        if min(rejections(rejected, n, set_on.fpr, set_on.n)) < TAIL:
-            found.add("warn", f"{text}: more or fewer than chance explains; calibrate on images like these")
-        else:
-            found.add("pass", text)
+    if case.subject is None or set_on is None:
+        return
+    n, rejected = len(clean.labels), int((~clean.arms[DEFENDED].accepted).sum())
+    found.numbers |= {"clean_rejected": rejected / n, "fpr": set_on.fpr}
+    text = f"{rejected} of {n} clean images rejected, set for {percent(set_on.fpr)}"
+    text += f" on {set_on.n}" if set_on.n else ""
+    text += f" of {set_on.dataset}" if set_on.kept and set_on.dataset else ""
+    # how many it was set on is not known of old weights, and nothing follows from a rate of none
+    off = set_on.n > 0 and min(rejections(rejected, n, set_on.fpr, set_on.n)) < TAIL
+    if off:
+        text += ": more or fewer than chance explains"
+    if set_on.behind != case.subject.behind:
+        then, now = (behind or "no purifier" for behind in (set_on.behind, case.subject.behind))
+        text += f"; the threshold was set behind {then}, and the detector stands behind {now}: calibrate it there"
+        found.add("fail" if off else "warn", text)
+    elif off:
+        found.add("warn", f"{text}; calibrate on images like these")
+    else:
+        found.add("pass", text)
 
 
 def rank_deviate(clean: Tensor, attacked: Tensor) -> float:

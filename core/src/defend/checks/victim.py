@@ -15,6 +15,7 @@ from defend.boundary.answers import ask, logits_of
 from defend.boundary.calls import Calling
 from defend.boundary.given import name_of
 from defend.checks.common import Status
+from defend.checks.guessing import find_guessing
 from defend.datasets.normalisation import MEANS, STDS
 from defend.errors import DefendError
 
@@ -99,8 +100,9 @@ def _scale(victim: nn.Module, images: Tensor, labels: Tensor, logits: Tensor) ->
 
 
 def _accuracy(victim: nn.Module, images: Tensor, labels: Tensor, logits: Tensor) -> Iterator[Finding]:
-    right, chance = _right(logits, labels), 1 / logits.shape[1]
-    said = f"right on {100 * right:.0f} % of {len(images)} clean images; chance is {100 * chance:.0f} %"
+    stands = find_guessing(logits.argmax(1), labels)
+    right = stands.accuracy
+    said = f"right on {100 * right:.0f} % of {len(images)} clean images; chance is {100 * stands.chance:.0f} %"
     channels = images.shape[1]
     best, share = "", right
     with torch.no_grad():
@@ -116,7 +118,7 @@ def _accuracy(victim: nn.Module, images: Tensor, labels: Tensor, logits: Tensor)
             best, share = "images from 0 to 255: multiply by 255 inside its forward", other
     if share > right + PLAINLY:
         yield Finding("accuracy", "fail", f"{said}; {100 * share:.0f} % with {best}", f"take {best}")
-    elif right <= 1.5 * chance:
+    elif stands.status == "fail":
         yield Finding(
             "accuracy",
             "fail",
@@ -124,6 +126,8 @@ def _accuracy(victim: nn.Module, images: Tensor, labels: Tensor, logits: Tensor)
             "the usual causes: weights that were not loaded, normalisation (--mean, --std), another order of classes, "
             "another size of images",
         )
+    elif stands.status == "warn":
+        yield Finding("accuracy", "warn", f"{said}: too few images to tell them apart", "hold out more images")
     else:
         yield Finding("accuracy", "pass", said)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 import attrs
@@ -49,8 +50,8 @@ def calibrate_command(
 ) -> None:
     """Set a detector's threshold for a false-positive rate on held-out clean images, and keep it.
 
-    Writes the detector's weights with the new threshold, where the next run finds them. `defend run --fpr` does
-    the same for one run.
+    Writes the detector's weights with the new threshold, where the next run finds them; of a detector of your own it
+    says how to take them. `defend run --fpr` does the same for one run.
     """
     from defend.plugins import registry
     from defend.values.sources import name_source
@@ -62,7 +63,7 @@ def calibrate_command(
     options = parse_settings(settings)
     console = open_console(stderr=True)
     with show_waiting(console, quiet):
-        from defend.assembly.calibrate import calibrate_part
+        from defend.assembly.calibrate import calibrate_part, is_found
         from defend.assembly.composition import Composition
         from defend.assembly.load import open_dataset
 
@@ -85,3 +86,5 @@ def calibrate_command(
         f"Threshold {calibration.threshold:.5g}: rejects {100 * calibration.measured:.2f} % of {calibration.n} "
         f"held-out clean images (asked: at most {100 * fpr:g} %). Written to {path}"
     )
+    if not is_found(composition, path, images.filed_as):
+        say(f"Take it with {shlex.join(('--detector-weights', str(path)))}")

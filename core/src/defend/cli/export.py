@@ -5,15 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from defend.cli.flags import JSON, ONE_VICTIM, PARTS, PATH, SET, print_json, resolve_defence
+from defend.cli.flags import FPR, JSON, ONE_VICTIM, PARTS, PATH, SET, print_json, resolve_defence
 from defend.cli.say import say
 from defend.cli.usage import OUTPUT, command, option
 from defend.report.progress import open_console, show_waiting
 
 OUT = option("--out FILE", "model.pt2 (torch.export) or model.onnx; replaced if it exists.", type=PATH, required=True)
-
-
-FPR = option("--fpr RATE", "Set the detector's threshold to reject this share of held-out clean images.", type=float)
 
 
 @command("export", {"What is defended": [ONE_VICTIM, *PARTS, FPR, SET], OUTPUT: [OUT, JSON]})

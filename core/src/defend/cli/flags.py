@@ -44,6 +44,7 @@ OF_VICTIM = (
 )
 PURIFIER_WEIGHTS = option("--purifier-weights FILE", "The purifier's weights; NAME=FILE where several.", multiple=True)
 DETECTOR_WEIGHTS = option("--detector-weights FILE", "The detector's weights.")
+FPR = option("--fpr RATE", "Set the detector's threshold to reject this share of held-out clean images.", type=float)
 PARTS = (
     option(
         "--purifier NAME[,NAME]",

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from defend.cli.flags import DEVICE, JSON, ONE_VICTIM, PARTS, PATH, SET, print_json, resolve_defence
+from defend.cli.flags import DEVICE, FPR, JSON, ONE_VICTIM, PARTS, PATH, SET, print_json, resolve_defence
 from defend.cli.say import say
 from defend.cli.usage import OUTPUT, command, option
 from defend.report.progress import open_console, show_count, show_waiting
@@ -19,12 +19,18 @@ INVERT = option("--invert", "Invert the images first: dark on light to light on 
 
 @command(
     "predict",
-    {"What is defended": [ONE_VICTIM, *PARTS, SET], "Your images": [INVERT], OUTPUT: [SAVE, JSON], "Machine": [DEVICE]},
+    {
+        "What is defended": [ONE_VICTIM, *PARTS, FPR, SET],
+        "Your images": [INVERT],
+        OUTPUT: [SAVE, JSON],
+        "Machine": [DEVICE],
+    },
 )
 @click.argument("images", nargs=-1, required=True, type=PATH, metavar="IMAGE...")
 def predict_command(
     images: tuple[Path, ...],
     victim: str,
+    fpr: float | None,
     settings: tuple[str, ...],
     save: Path | None,
     invert: bool,
@@ -34,7 +40,7 @@ def predict_command(
 ) -> None:
     """Classify your own images, with and without the defence, and show what it changed.
 
-    Images are scaled to the data set's size (the shorter side), cropped to its centre, grey or colour.
+    Images are scaled and centre-cropped as the data set's own are when they are measured, grey or colour.
     """
     console = open_console(stderr=True)
     with show_waiting(console, quiet=as_json):
@@ -44,7 +50,8 @@ def predict_command(
     rows: list[dict[str, Any]] = []
     try:
         with show_count(console, "judging images", len(images), quiet=as_json) as progress:
-            for row in predict(images, composition, source, device=device or "cpu", save=save, invert=invert):
+            judged = predict(images, composition, source, device=device or "cpu", save=save, invert=invert, fpr=fpr)
+            for row in judged:
                 rows.append(row)
                 progress(1)
     finally:  # an image that cannot be read takes no answer with it

@@ -368,6 +368,9 @@ def run_configs(
     failed = [f"{arm}{check.number} {check.name}" for arm, check in every if check.number and check.status == "fail"]
     closed = [f"{len(failed)} failed ({', '.join(failed)})"] if gate and failed else []
     closed += [f"{arm}{check.detail}" for arm, check in every if check.name == LEFT and check.status == "fail"]
+    loose = [f"{arm}{check.detail}" for arm, check in every if check.name == LEFT and check.status == "warn"]
+    if loose and first:
+        console.print(f"gate: {'; '.join(loose)}", highlight=False, style="yellow")
     if closed:  # of every process, whatever the launcher does
         return _close(console, first, "; ".join(closed))
     return 0

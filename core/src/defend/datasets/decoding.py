@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
+from defend.datasets.fitting import fit
 from defend.datasets.listing import Names
 from defend.errors import DataError
 from defend.util.cores import count_granted
@@ -25,10 +26,7 @@ class Decoder(Dataset[Tensor | DataError]):
     """Gives an image, or the error that it is damaged: raised in a worker, torch would bury it in a traceback."""
 
     def __init__(self, names: Names, image_size: int, resize: int) -> None:
-        from torchvision.transforms import v2  # its import takes seconds: only where files are decoded
-
-        self._names = names
-        self._resize: Any = v2.Compose([v2.Resize(resize, antialias=True), v2.CenterCrop(image_size)])
+        self._names, self._image_size, self._resize = names, image_size, resize
 
     def __len__(self) -> int:
         return len(self._names)
@@ -36,7 +34,7 @@ class Decoder(Dataset[Tensor | DataError]):
     def __getitem__(self, place: int) -> Tensor | DataError:
         path = self._names.path(place)
         try:
-            return self._resize(read_image(path, channels=3))  # type: ignore[no-any-return]
+            return fit(read_image(path, channels=3), self._image_size, self._image_size, self._resize)
         except DataError as error:
             return error
         except Exception as error:  # for example a strip so long that it does not fit into memory once resized

@@ -5,18 +5,18 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.metadata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.transforms import v2
 
 from defend.boundary.calls import say_cause
 from defend.datasets.base import Split
 from defend.datasets.classes import number_classes, read_class_names
+from defend.datasets.fitting import fit
 from defend.datasets.given import GivenDataset
 from defend.datasets.given_sources import Items, Source
 from defend.datasets.plugin import HubOptions
@@ -141,8 +141,7 @@ class _Rows(Dataset[tuple[Tensor, int]]):
     def __init__(
         self, rows: Any, image: str, targets: list[Any], classes: tuple[str, ...], side: int, channels: int
     ) -> None:
-        self._rows, self._image, self._channels = rows, image, channels
-        self._fit: Callable[[Tensor], Tensor] = v2.Compose([v2.Resize(side, antialias=True), v2.CenterCrop(side)])
+        self._rows, self._image, self._side, self._channels = rows, image, side, channels
         self.targets, self.classes = targets, classes
 
     def __len__(self) -> int:
@@ -150,4 +149,5 @@ class _Rows(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, place: int) -> tuple[Tensor, int]:
         picture = self._rows[place][self._image]
-        return self._fit(to_pixels(picture, f"image {place}", self._channels)), self.targets[place]
+        pixels = to_pixels(picture, f"image {place}", self._channels)
+        return fit(pixels, self._side, self._side), self.targets[place]

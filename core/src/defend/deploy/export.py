@@ -18,10 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from defend import __version__
-from defend.assembly.calibrate import calibrate, is_calibrated
+from defend.assembly.calibrate import calibrate, check_threshold
 from defend.assembly.composition import Composition
 from defend.assembly.load import DataSource
-from defend.assembly.part import type_parts
 from defend.assembly.stage import Built, build_module, build_stage
 from defend.defence import Defence
 from defend.deploy.formats import CHECKED, Exported, check_path, write_file
@@ -30,7 +29,7 @@ from defend.errors import ConfigError, DefendError
 from defend.gradients import differentiates_inside
 from defend.plugins import Found, registry
 from defend.stages import Task
-from defend.values.commands import say_command, type_source
+from defend.values.commands import type_source
 
 RANDOM = "draws random numbers"
 OPTIMISES = "optimises at test time (its forward pass takes gradients)"
@@ -62,18 +61,7 @@ def export_defence(out: Path, composition: Composition, source: DataSource, fpr:
     names = {part.stage: part.name for part in composition.parts} | {"purifier": composition.purifier}
     if fpr is not None:
         calibrate(whole, images, fpr, device=sample.device)
-    if whole.detector is not None and not is_calibrated(whole.detector):
-        kept = ""
-        if not hasattr(whole.detector, "with_victim"):  # a threshold for one victim alone is kept nowhere
-            command = say_command(
-                *("calibrate", *type_parts(composition.of_stage("purifier") + composition.of_stage("detector"))),
-                *type_source(source.name, source.data_dir, source.options),
-            )
-            kept = f", or run `{command}` first"
-        raise ConfigError(
-            f"detector {names['detector']} has no threshold for {source.name}, and would accept every image: "
-            f"add --fpr 0.01 to set one on held-out images{kept}"
-        )
+    check_threshold(whole, composition, source.name, type_source(source.name, source.data_dir, source.options))
     labels = {part.key: part.name if part.stage == "purifier" else part.stage for part in composition.parts}
     options = {part.key: part.options for part in composition.parts} | {"dataset": source.options}
     card = {

@@ -9,14 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from defend.assembly.calibrate import calibrate, check_threshold
 from defend.assembly.composition import Composition
 from defend.assembly.load import DataSource, build_defence, find_task
+from defend.datasets.fitting import fit
 from defend.defence import Defence
 from defend.randomness import keyed
 from defend.stages import Task
 from defend.util.files import make_folder, shorten, sweep
 from defend.util.images import read_image, write_image
 from defend.util.processes import resolve_device
+from defend.values.commands import type_source
 
 BATCH = 64  # images read and judged at once
 LONGEST_STEM = 200  # bytes of an image's name that its purified form's name begins with
@@ -30,22 +33,26 @@ def predict(
     device: str = "cpu",
     save: Path | None = None,
     invert: bool = False,
+    fpr: float | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Classify image files with and without the defence, a batch at a time.
 
     Args:
-        files: images of any size and mode; scaled and cropped to the data set's shape.
+        files: images of any size and mode; scaled and cropped to the data set's shape, as it does with its own.
         composition: the defence.
         source: the data set whose weights are taken.
         device: "auto", "cpu", "cuda", ...
         save: a folder for the purified images, made if missing.
         invert: use 1 - image.
+        fpr: the false-positive rate that a detector's threshold is set for, on the data set's validation images; None
+            keeps the one that came with its weights.
 
     Yields:
         One dictionary a file: image, undefended and defended {label, confidence, accepted}, changed
         {mean, most} (absolute, in [0,1] units), purified (the file written, or None).
 
     Raises:
+        ConfigError: a detector without a threshold, which would accept every image.
         DefendError: a file that is no image (named), or anything `defend.load` refuses.
     """
     task, classes = find_task(composition, source)
@@ -54,13 +61,18 @@ def predict(
         sweep(save)
     composition.warn_of_own(task.filing)
     defence = build_defence(composition, task, device)
+    place = resolve_device(device)
+    if fpr is not None:
+        calibrate(defence, source.open(composition.plugins), fpr, device=place)
+    typed = type_source(source.name, source.data_dir, source.options)
+    check_threshold(defence, composition, source.name, typed)
     bare = Defence(defence.victim)
     if composition.of_stage("finetuner"):  # undefended means the victim as it was
         bare = build_defence(composition.of_victim(), task, device)
-    place = resolve_device(device)
+    resize = source.find_resize(composition.plugins)
     for start in range(0, len(files), BATCH):
         part = files[start : start + BATCH]
-        images = _read(part, task, invert).to(place)
+        images = _read(part, task, resize, invert).to(place)
         keys = torch.arange(start, start + len(images), device=place)
         before = bare.judge(images)
         with keyed(keys, seed=0, stream="defender"):
@@ -80,20 +92,12 @@ def predict(
             }
 
 
-def _read(files: Sequence[Path], task: Task, invert: bool) -> Tensor:
-    """Return images float32 [B,C,H,W] in [0,1]."""
-    pixels = torch.stack([_fit(read_image(file, task.channels), task) for file in files])
+def _read(files: Sequence[Path], task: Task, resize: int | None, invert: bool) -> Tensor:
+    """Return images float32 [B,C,H,W] in [0,1], fitted as the data set fits its own."""
+    read = (read_image(file, task.channels) for file in files)
+    pixels = torch.stack([fit(image, task.height, task.width, resize) for image in read])
     images = pixels.float() / 255
     return 1 - images if invert else images
-
-
-def _fit(image: Tensor, task: Task) -> Tensor:
-    from torchvision.transforms import v2  # its import takes seconds: only where an image is scaled
-
-    side = [task.height, task.width]
-    scaled: Tensor = v2.Resize(min(side), antialias=True)(image)
-    cropped: Tensor = v2.CenterCrop(side)(scaled)
-    return cropped
 
 
 def _said(labels: Tensor, confidence: Tensor, accepted: Tensor, index: int, classes: Sequence[str]) -> dict[str, Any]:

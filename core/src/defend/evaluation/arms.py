@@ -8,7 +8,15 @@ import attrs
 import torch
 from torch import nn
 
-from defend.assembly.calibrate import DEFAULT_FPR, calibrate, clean_scores, is_calibrated, thresholds_at
+from defend.assembly.calibrate import (
+    DEFAULT_FPR,
+    calibrate,
+    clean_scores,
+    find_kept,
+    is_calibrated,
+    say_behind,
+    thresholds_at,
+)
 from defend.assembly.composition import Composition
 from defend.assembly.load import transfer_sources
 from defend.assembly.prepare import LEFT_OUT, prepare
@@ -45,7 +53,8 @@ AVERAGED = " + "  # between the sources of a variant that averages them
 class BuiltDefence:
     """One defence, ready: what was built, its arms by their names in the run, and how they were prepared.
 
-    `sources` are the victims of the transfer threat, as "source NAME".
+    `sources` are the victims of the transfer threat, as "source NAME"; `behind` the purifiers before the detector, as
+    `Calibration` names them.
     """
 
     names: ArmNames
@@ -55,6 +64,7 @@ class BuiltDefence:
     parameters: int
     precision: Mapping[str, str]
     calibration: Calibration | None
+    behind: str | None
     thresholds: Mapping[float, float]
     left_out: Mapping[str, str]
 
@@ -86,8 +96,8 @@ def build_all(
             train_missing(composition, dataset, watcher, seed=each.seed, device=each.device)
         parts = composition.build(task, victim)
         whole = composition.compose(parts)
-        calibration = None
         screen = whole.to(device).detector
+        calibration = None if screen is None else find_kept(parts["detector"].card, screen)
         if screen is not None and (each.fpr is not None or not is_calibrated(screen)):
             watcher.preparing(f"calibrating {each.detector}")
             calibration = calibrate(
@@ -133,6 +143,7 @@ def build_all(
                 parameters=added,
                 precision=precisions,
                 calibration=calibration,
+                behind=say_behind(whole),
                 thresholds=thresholds,
                 left_out=left_out,
             )

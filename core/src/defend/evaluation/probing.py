@@ -68,6 +68,7 @@ def choose_subject(
         steps=steps,
         classes=dataset.task().classes,
         calibration=defence.calibration,
+        behind=defence.behind,
         promise=_promise(defence, dataset),
         plant=config.thorough,
         left=None if left is None else next(iter(dataset.batches("test", left, len(left), device))),

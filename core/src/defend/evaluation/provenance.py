@@ -34,7 +34,13 @@ def describe(name: str, dataset: ImageDataset, judged: int, built: Mapping[str, 
             f"training could have seen the test images: it is not known what the weights of {', '.join(own)} were "
             "trained on"
         )
-    if others := [part for part, card in cards.items() if seen[part] == "unknown" and not card.foreign]:
+    if old := [part for part, card in cards.items() if card.overwritten]:
+        warnings.append(
+            f"training could have seen the test images: an earlier version set the threshold of {', '.join(old)}, and "
+            "no longer says what the weights were trained on; set it anew from their own weights (defend calibrate)"
+        )
+    unsaid = {part for part, card in cards.items() if card.foreign or card.overwritten}
+    if others := [part for part in cards if seen[part] == "unknown" and part not in unsaid]:
         known = f"were trained on other images than the training split of this {name}"
         if not dataset.has("train"):
             known = f"do not say on which, and this {name} has no training split"
@@ -75,7 +81,13 @@ def _images(n: int, origin: Origin | None, val: Origin | None, unseen: bool) -> 
 
 def _find_seen(built: Built, dataset: ImageDataset, origin: Origin | None) -> str:
     card = built.card
-    if card is None or card.foreign or card.filing != dataset.filed_as or not card.dataset.get("sha256"):
+    if (
+        card is None
+        or card.foreign
+        or card.overwritten
+        or card.filing != dataset.filed_as
+        or not card.dataset.get("sha256")
+    ):
         return "unknown"
     # test images that a seed cut off from train: weights may be from another cut, which trained on some of them
     cut = origin is not None and origin.seed is not None

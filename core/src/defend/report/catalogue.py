@@ -10,6 +10,7 @@ import attrs
 from defend.errors import UnknownNameError
 from defend.options import describe
 from defend.plugins import Entry, Registry
+from defend.report.text import calibration_in_words
 from defend.stages import STAGES
 from defend.values.commands import say_command
 from defend.weights.card import Card
@@ -163,7 +164,12 @@ def print_description(console: Console, shown: dict[str, Any]) -> None:
         origin = "shipped" if weights["shipped"] else f"trained here {weights['since'][:16].replace('T', ' ')}"
         edition = f", edition {weights['edition']}" if weights["edition"] else ""
         what = f"{weights['name']}{edition}, {origin}, {weights['bytes'] / 1e6:.1f} MB"
+        if weights["filed_as"] != weights["learnt_of"]:
+            what += f", trained on {weights['learnt_of']}"
         console.print(f"\nWeights for {weights['filed_as']} ({what}): {figures}", highlight=False, markup=False)
+        if weights["calibration"]:
+            threshold = calibration_in_words({**weights["calibration"], "kept": True})
+            console.print(f"Its threshold {threshold}", highlight=False, markup=False)
         if weights["hides"]:
             instead = f"They are taken in the place of those shipped with {weights['hides']}; to take these again: "
             console.print(f"{instead}{forgetting(weights['file'])}", highlight=False, markup=False)
@@ -232,7 +238,9 @@ def _description(plugins: Registry, entry: Entry, name: str) -> dict[str, Any]:
             {
                 "name": _filed_as(found.card),
                 "dataset": found.card.dataset["name"],
-                "filed_as": found.card.filing,
+                "filed_as": found.card.serves,
+                "calibration": found.card.calibration and dict(found.card.calibration),
+                "learnt_of": found.card.filing,
                 "edition": found.edition,
                 "file": found.path.name,
                 "bytes": found.path.stat().st_size,

@@ -40,6 +40,7 @@ from defend.report.leaderboard import Place, leaderboard
 from defend.report.terminal import ARM_TITLES, basis, more_steps
 from defend.report.text import (
     NORMS,
+    calibration_in_words,
     certified_in_words,
     chance_in_words,
     distances_in_words,
@@ -151,6 +152,11 @@ class Section:
         """The rows that the detector's table lists."""
         listed = (self.results.report.detector or {}).get("rows", {})
         return [row for row in self.results.ladder if row.key in listed or row.success_at_fpr]
+
+    @property
+    def calibrated(self) -> str:
+        """How the detector's threshold was set, in words."""
+        return calibration_in_words((self.results.report.detector or {}).get("calibration"))
 
     @property
     def scored(self) -> bool:

@@ -14,6 +14,7 @@ from defend.report.fitting import choose_fitting
 from defend.report.text import (
     NORMS,
     bound,
+    calibration_in_words,
     certified_in_words,
     chance_in_words,
     distances_in_words,
@@ -244,10 +245,7 @@ def _note(report: Report) -> str:
 def _detector(report: Report) -> str:
     found = report.detector
     assert found is not None
-    set_on = found["calibration"]
-    how = "came with its weights"
-    if set_on:
-        how = f"set here on {set_on['n']} held-out clean images for at most {100 * set_on['fpr']:g} %"
+    how = calibration_in_words(found["calibration"])
     text = f"Detector: rejects {percent(found['clean_rejected'])} % of the clean images; threshold "
     text += f"{found['threshold']:.4g} {how}"
     if found["auroc"] is not None:

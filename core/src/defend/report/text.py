@@ -68,6 +68,18 @@ def chance_in_words(chance: Mapping[str, Any]) -> str:
     return said
 
 
+def calibration_in_words(set_on: Mapping[str, Any] | None) -> str:
+    """Say how a detector's threshold was set, `Calibration`, as what follows "the threshold"."""
+    if set_on is None:
+        return "came with its weights"
+    rate = f"for at most {100 * set_on['fpr']:g} %"
+    if not set_on.get("kept"):  # older reports say nothing of what is kept
+        return f"was set here on {set_on['n']} held-out clean images {rate}"
+    many = f" on {set_on['n']}" if set_on["n"] else ""
+    images = f"{many} held-out clean images of {set_on['dataset']}" if many else f" on {set_on['dataset']}"
+    return f"came with its weights, set{images} behind {set_on['behind'] or 'no purifier'} {rate}"
+
+
 def spent(budget: Mapping[str, int]) -> str:
     """Say what was spent on an image of a random defence, `Row.budget`."""
     names = (("draw", "draws"), ("step", "steps"), ("pass", "passes"))

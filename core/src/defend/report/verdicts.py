@@ -8,9 +8,8 @@ from typing import Any
 from xml.etree import ElementTree as ET
 
 from defend import __version__
-from defend.report.text import interval
 from defend.util.printable import escape
-from defend.values.floors import CLEAN, WORST, Floor, find_left
+from defend.values.floors import BOUND, CLEAN, WORST, Floor, find_left
 from defend.values.report import Check, Report
 
 Suites = Mapping[str, Sequence[Check]]
@@ -24,6 +23,8 @@ SARIF = "https://json.schemastore.org/sarif-2.1.0.json"
 def checks_of(report: Report, floors: Sequence[Floor] = ()) -> list[Check]:
     """Return a report's checks, and what else decides whether a run passes: that it is whole, and leaves enough.
 
+    Enough by a figure that more steps would plainly lower is a warning: it passes, and is no proof.
+
     Raises:
         ConfigError: a floor is of a row that the run does not have.
     """
@@ -34,14 +35,17 @@ def checks_of(report: Report, floors: Sequence[Floor] = ()) -> list[Check]:
         left, what = find_left(report, floor), "the worst case" if floor.row == WORST else floor.row
         said = f"{what}: no attack was run that counts"
         if left is not None:
-            said = f"{what} leaves {100 * left.accuracy:.1f} % {interval(left.ci95)}, n={left.n}"
+            said = f"{what} leaves {left}"
         enough = left is not None and left.accuracy >= floor.share
         said = f"{said}; at least {100 * floor.share:.1f} % was asked for"
         # clean images were not attacked, so no check of the attacks says anything of them
         if enough and report.failed and floor.row != CLEAN:
             names = ", ".join(f"{check.number} {check.name}" for check in report.failed)
             enough, said = False, f"{said}, and that figure is not to be trusted, as checks failed ({names})"
-        found.append(Check(LEFT, "pass" if enough else "fail", said))
+        if enough and left is not None and left.loose:
+            found.append(Check(LEFT, "warn", f"{said}, and {BOUND}"))
+        else:
+            found.append(Check(LEFT, "pass" if enough else "fail", said))
     return found
 
 

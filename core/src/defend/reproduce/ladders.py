@@ -169,7 +169,8 @@ def recipe_config(name: str, **changes: Any) -> RunConfig:
 def load_recipe(name: str, *, data_dir: str | None = None, device: str = "cpu") -> Defence:
     """Load the defence that a recipe names, weights included: an `nn.Module` in eval mode.
 
-    A detector has the threshold of its weights (`defend calibrate`), as `fpr` sets one in runs alone.
+    A detector has the threshold of its weights (`defend calibrate`), as `fpr` sets one in runs alone; one without
+    accepts every image, and a warning says so.
 
     Args:
         name: the recipe's.
@@ -181,12 +182,15 @@ def load_recipe(name: str, *, data_dir: str | None = None, device: str = "cpu") 
             what to install or to train.
     """
     config = recipe_config(name)
+    from defend.assembly.calibrate import warn_of_threshold
     from defend.assembly.composition import Composition
     from defend.assembly.load import DataSource, build_defence, find_task
 
     composition = Composition.of_config(config)
     source = DataSource(config.dataset, data_dir, config.options.get("dataset", {}))
-    return build_defence(composition, find_task(composition, source)[0], device)
+    defence = build_defence(composition, find_task(composition, source)[0], device)
+    warn_of_threshold(defence, source.name)
+    return defence
 
 
 def write_toml(recipe: Recipe, path: Path) -> None:

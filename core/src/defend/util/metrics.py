@@ -11,6 +11,7 @@ from torch import Tensor
 from defend.errors import ConfigError
 from defend.util.statistics import wilson
 
+WHOLE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # types by their bytes
 ROUNDING = 1e-9  # 0.29 * 100 is 28.999999999999996 in floats
 
 
@@ -52,6 +53,16 @@ def threshold_at(scores: Tensor, fpr: float) -> float:
     if ordered[0] == ordered[-1]:
         raise ConfigError(f"the detector gives every clean image the score {float(kept):g}: no threshold can be set")
     return float(torch.nextafter(kept, torch.tensor(math.inf)))
+
+
+def round_up(value: float, dtype: torch.dtype) -> Tensor:
+    """Return the smallest number of a type of floats that is not below a value, []; infinite above its range."""
+    near = torch.tensor(value, dtype=dtype)
+    if float(near) >= value:
+        return near
+    # neighbouring numbers have neighbouring bits, of which the sign is apart
+    bits = near.view(WHOLE[near.element_size()])
+    return (bits + 1 if float(near) >= 0 else bits - 1).view(dtype)
 
 
 def auroc(clean: Tensor, attacked: Tensor) -> float:

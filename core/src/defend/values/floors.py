@@ -7,9 +7,10 @@ from collections.abc import Iterable, Sequence
 import attrs
 
 from defend.errors import ConfigError, did_you_mean
-from defend.values.report import Report, Row
+from defend.values.report import Report, Row, WorstCase
 from defend.values.threats import threat
 
+BOUND = "an attack was still fooling images when its steps ended, so that more of them may leave less"
 CLEAN = "clean"
 WORST = "worst_case"
 
@@ -56,11 +57,25 @@ def parse_floors(texts: Iterable[str]) -> tuple[Floor, ...]:
 
 @attrs.frozen
 class Left:
-    """What a run leaves of a row or its worst case: a fraction, its Wilson 95 % interval, of so many images."""
+    """What a run leaves of a row or its worst case: a fraction, its Wilson 95 % interval, of so many images.
+
+    `loose`: more steps would plainly lower it, as an attack was still fooling images when its steps ended.
+    """
 
     accuracy: float
     ci95: tuple[float, float]
     n: int
+    loose: bool = False
+
+    def __str__(self) -> str:
+        """Return it as what follows "leaves"."""
+        low, high = (100 * end for end in self.ci95)
+        return f"{'at most ' if self.loose else ''}{100 * self.accuracy:.1f} % [{low:.1f}, {high:.1f}], n={self.n}"
+
+
+def left_of_worst(worst: WorstCase) -> Left:
+    """Return what a run's worst case leaves."""
+    return Left(worst.accuracy, worst.ci95, worst.n, bool(worst.rising))
 
 
 def find_left(report: Report, floor: Floor) -> Left | None:
@@ -71,7 +86,7 @@ def find_left(report: Report, floor: Floor) -> Left | None:
     """
     if floor.row == WORST:
         worst = report.worst_case
-        return None if worst is None else Left(worst.accuracy, worst.ci95, worst.n)
+        return None if worst is None else left_of_worst(worst)
     found = _rows(report, floor.row)
     if not found and report.partial:
         return None
@@ -79,7 +94,9 @@ def find_left(report: Report, floor: Floor) -> Left | None:
         names = list(dict.fromkeys(map(_name, report.rows)))
         raise ConfigError(f"--at-least {floor.row!r}: this run has no such row: {did_you_mean(floor.row, names)}")
     lowest = min(found, key=lambda row: row.defended.accuracy)
-    return Left(lowest.defended.accuracy, lowest.defended.ci95, lowest.n)
+    # each of them has to leave enough, and any may yet fall below the lowest
+    loose = any(row.is_loose(report.defended) for row in found)
+    return Left(lowest.defended.accuracy, lowest.defended.ci95, lowest.n, loose)
 
 
 def share_out(floors: Sequence[Floor], reports: Sequence[Report]) -> list[list[Floor]]:

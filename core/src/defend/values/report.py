@@ -187,13 +187,25 @@ class Check:
 
 @attrs.frozen(kw_only=True)
 class Calibration:
-    """How a detector's threshold was set: `fpr` was asked for, and it rejects `measured` of `n` clean images."""
+    """How a detector's threshold was set: `fpr` was asked for, and it rejects `measured` of `n` clean images.
+
+    Attributes:
+        threshold: scores of at least this are rejected.
+        fpr, measured: fractions.
+        n: how many images of the "split"; 0 where an old file does not say.
+        dataset: whose images they were, by what it files weights under.
+        behind: the purifiers that the detector stood behind, as in "dae,blur"; None for none.
+        kept: whether it came with the detector's weights (`defend calibrate`), and was not set in this run.
+    """
 
     threshold: float
     fpr: float
     measured: float
     n: int
     split: str
+    dataset: str = ""
+    behind: str | None = None
+    kept: bool = False
 
 
 def _as_tuple(values: Iterable[int]) -> tuple[int, ...]:
@@ -260,7 +272,7 @@ class Cost:
     Attributes:
         victim_ms_per_image, defence_ms_per_image: milliseconds an image in the fastest batch of the clean row, of the
             bare victim and of the whole defence.
-        parameters: how many the defence has, victim included.
+        parameters: how many the defence adds to those of its victim; a tensor that two parts share counts once.
         batch_size: of how many images a batch was.
     """
 

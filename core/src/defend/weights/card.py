@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 
 CARD_FORMAT = 1
+CALIBRATION, OLD_CALIBRATION = "calibration", "calibrated_behind"  # of the recipe: how a threshold was set
 FROM, READ = "from", "read"  # of the recipe of weights that no `defend train` wrote: their file, and how it was read
 
 
@@ -33,7 +34,8 @@ class Card:
         config: its architecture options.
         dataset: {"name", "sha256" of the training split, "" without one, "shape", "classes" (names), "mean", "std",
             "flips"}, and "filed_as" where the name does not say which images they are.
-        recipe: the training options, seed and versions; of the user's own weights the file that they are from.
+        recipe: the training options, seed and versions; of the user's own weights the file that they are from; of a
+            detector whose threshold was set later also how that was, see `calibration`.
         figures: what was measured, for example {"test_accuracy": 0.996}.
         licence: SPDX identifier.
         content_sha256: the hash of all tensors, checked at loading.
@@ -70,6 +72,25 @@ class Card:
     def filing(self) -> str:
         """What files are named after that were trained on the same images."""
         return str(self.dataset.get("filed_as") or self.dataset["name"])
+
+    @property
+    def serves(self) -> str:
+        """What files are named after that are for the same images: those of its threshold, else those it learnt of."""
+        return str((self.calibration or {}).get("dataset") or self.filing)
+
+    @property
+    def calibration(self) -> Mapping[str, Any] | None:
+        """How the threshold was set after the training, None where it was not.
+
+        "fpr" was asked for, "measured" was rejected of "n" images of "dataset" (what that files weights under) with
+        hash "sha256", "behind" the purifiers of that name, or None.
+        """
+        return self.recipe.get(CALIBRATION)
+
+    @property
+    def overwritten(self) -> bool:
+        """Whether an old `defend calibrate` put its own images in the place of those that the weights learnt of."""
+        return OLD_CALIBRATION in self.recipe and CALIBRATION not in self.recipe
 
     @property
     def foreign(self) -> str:
@@ -116,6 +137,10 @@ def _check(card: Card) -> None:
     _hold("dataset.classes", data["classes"], str)
     _hold("dataset.mean and std", (*data["mean"], *data["std"]), numbers)
     _hold("dataset.flips", (data["flips"],), bool)
+    _hold("recipe.calibration", (card.recipe.get(CALIBRATION, {}),), Mapping)
+    if (set_on := card.calibration) is not None:
+        _hold("recipe.calibration.fpr, measured and n", (set_on["fpr"], set_on["measured"], set_on["n"]), numbers)
+        _hold("recipe.calibration.dataset and behind", (set_on["dataset"], set_on["behind"] or ""), str)
     if len(data["shape"]) != 3:
         raise TypeError(f"dataset.shape is {data['shape']!r}")
 

@@ -101,12 +101,12 @@ class Available:
     @property
     def edition(self) -> str:
         """Which edition of its stage's weights these are, by the file's name; "" for the usual ones."""
-        return self.path.stem.partition(f"-{self.card.filing}{EDITION}")[2]
+        return self.path.stem.partition(f"-{self.card.serves}{EDITION}")[2]
 
     @property
     def filed_for(self) -> str:
         """The data set, and the edition where there is one: "mnist", "mnist+paper"."""
-        return f"{self.card.filing}{EDITION if self.edition else ''}{self.edition}"
+        return f"{self.card.serves}{EDITION if self.edition else ''}{self.edition}"
 
 
 def available(stage: str, name: str | None, packages: Iterable[str]) -> Iterator[Available]:

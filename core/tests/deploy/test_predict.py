@@ -1,0 +1,57 @@
+"""A user's own image files are judged as the data set's images are measured."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from defend.assembly.composition import Composition
+from defend.assembly.load import DataSource
+from defend.deploy.predict import predict
+from defend.util.images import read_image
+
+VICTIM = """
+import torch
+
+
+def bright(images):
+    dark = images.flatten(1).mean(1)
+    return torch.stack([dark, 1 - dark], 1)
+"""
+
+
+@pytest.fixture
+def composition(tmp_path):
+    (tmp_path / "parts.py").write_text(VICTIM)
+    return Composition.of(f"{tmp_path}/parts.py:bright")
+
+
+def shown(file, composition, source, folder):
+    """Return what the victim was shown of an image file, uint8 [C,H,W]."""
+    (row,) = predict([file], composition, source, save=folder / "seen")
+    return read_image(Path(row["purified"]), 3)
+
+
+def test_a_photograph_fills_the_images_of_a_task_that_is_no_square(composition, tmp_path):
+    rng = np.random.default_rng(0)
+    arrays = {f"x_{split}": rng.integers(0, 256, (20, 32, 64, 3), np.uint8) for split in ("val", "test")}
+    np.savez(tmp_path / "wide.npz", **arrays, y_val=np.arange(20) % 2, y_test=np.arange(20) % 2)
+    Image.new("RGB", (200, 100), "white").save(tmp_path / "photograph.png")
+    made = shown(tmp_path / "photograph.png", composition, DataSource(str(tmp_path / "wide.npz")), tmp_path)
+    assert made.shape == (3, 32, 64) and bool((made == 255).all())
+
+
+def test_a_file_is_prepared_as_imagenets_own_are(composition, tmp_path):
+    torch.manual_seed(0)
+    picture = torch.randint(0, 256, (24, 40, 3), dtype=torch.uint8).numpy()
+    for split in ("train", "val"):
+        for name in ("n01", "n02"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for number in range(4):
+                Image.fromarray(picture).save(tmp_path / split / name / f"{number}.png")
+    source = DataSource("imagenet", str(tmp_path), {"resize": 20, "image_size": 16, "workers": 0})
+    measured, _ = source.open().tensors("test", limit=1)
+    made = shown(tmp_path / "val" / "n01" / "0.png", composition, source, tmp_path)
+    torch.testing.assert_close(made.float() / 255, measured[0], atol=1e-6, rtol=0)
