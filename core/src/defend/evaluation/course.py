@@ -99,7 +99,7 @@ class Course:
             check_format(config.save_images, self.dataset.task().channels)
             if config.out is None:
                 raise ConfigError("save_images was asked for, and the run writes no folder: name one (out)")
-        self.defences = build_all(configs, compositions, self.dataset, watcher, self.device)
+        self.defences = build_all(configs, compositions, self.dataset, watcher, self.device, self.processes)
         self.rows = plan([defence.names for defence in self.defences], self.dataset, plugins)
         if config.undecided:
             self._fit_budget()

@@ -38,6 +38,7 @@ from defend.training.contract import (
 )
 from defend.util import interrupts
 from defend.util.metrics import check_rate
+from defend.util.processes import Processes, join, resolve_device
 from defend.util.tensors import content_hash
 from defend.weights.files import round_to_stored, to_stored
 
@@ -106,16 +107,17 @@ def fit_in_course(
         return Fitted(course.finish(), course.code_changed_at)
 
 
-def _start(settings: FitSettings) -> Accelerator:
+def _start(settings: FitSettings) -> tuple[Accelerator, Processes]:
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
+    processes, _ = join(resolve_device(settings.device))
     AcceleratorState._reset_state()  # its settings are the process's, and each training has its own
     accelerator = Accelerator(cpu=settings.device == "cpu", mixed_precision=settings.precision)
     if accelerator.device.type == "cuda":  # shapes stay from step to step; gradients need no more digits than TF32's
         torch.backends.cudnn.benchmark = True
         torch.set_float32_matmul_precision("high")
-    return accelerator
+    return accelerator, processes
 
 
 def _place(training: Training, networks: Mapping[str, nn.Module], device: torch.device) -> None:
@@ -187,7 +189,8 @@ class _Course:
     ) -> None:
         self._training, self._dataset, self._settings = training, dataset, settings
         self._who = f"training {identity['stage']} {identity['name']}" if "stage" in identity else "this training"
-        self._accelerator = accelerator = _start(settings)
+        self._accelerator, self._processes = _start(settings)
+        accelerator, processes = self._accelerator, self._processes
         self._networks = dict(training.modules)
         _place(training, self._networks, accelerator.device)
         if training.fpr is not None:
@@ -197,22 +200,22 @@ class _Course:
         with blame(self._who, "data"):
             self._source = training.data(dataset, accelerator.device)
             images = len(self._source.labels("train"))
-        self._pace = _Pace.of(training, self._who, images, accelerator.num_processes)
+        self._pace = _Pace.of(training, self._who, images, processes.world)
         with blame(self._who, "optimisers"):
             self._optimisers = check_optimisers(training.optimisers(self._pace.total), self._who)
-        training.modules = {name: accelerator.prepare(module) for name, module in self._networks.items()}
+        self._shared = {name: accelerator.prepare(module) for name, module in self._networks.items()}
         state = Checkpoint(self._networks, self._optimisers)
         # not the schedules: accelerate would step them once a process, and their length is counted in batches
         self._prepared = {name: accelerator.prepare(each.optimizer) for name, each in self._optimisers.items()}
-        length = Length(accelerator.num_processes, self._pace.total)
+        length = Length(processes.world, self._pace.total)
         self._keeper = Keeper(
-            state, settings.folder, settings.checkpoint_seconds, identity, accelerator.is_main_process, version, length
+            state, settings.folder, settings.checkpoint_seconds, identity, processes.first, version, length
         )
         self.step, self.sums, self.best = self._keeper.load()
         self._minimised = self.step > 0
         # of a training that goes on the first weights are not known, and it moved them
         self._first = "" if self.step else _hash(self._networks)
-        self._log = MetricsFile(settings.folder if accelerator.is_main_process else None, steps_done=self.step)
+        self._log = MetricsFile(settings.folder if processes.first else None, steps_done=self.step)
 
     @property
     def code_changed_at(self) -> Sequence[int]:
@@ -225,8 +228,8 @@ class _Course:
 
     def run(self, epoch: int) -> None:
         """Train for what is left of an epoch, score its weights, log it and keep it."""
-        training, pace, rank = self._training, self._pace, self._accelerator.process_index
-        training.epoch = epoch
+        training, pace, rank = self._training, self._pace, self._processes.rank
+        training.epoch, training.modules = epoch, self._shared
         for module in training.modules.values():
             module.train()
         seed = self._settings.seed
@@ -284,25 +287,31 @@ class _Course:
             raise ContractError(
                 f"{self._who} diverged in epoch {epoch + 1} ({means}): lower the learning rate (--set lr=...)"
             )
+        self._unite()
+        self._training.modules = self._networks  # what several processes train is wrapped, and waits for the others
         for module in self._networks.values():
             module.eval()
         with torch.no_grad(), blame(self._who, "score", trained=True):
             score = self._training.score(self._dataset, self._accelerator.device)
             if score is not None:
-                means["score"] = finite(score, "the score")
+                score = finite(score, "the score")
+        score = self._processes.tell(score)
         if score is not None:
-            self.best.offer(means["score"], self._networks)
+            means["score"] = score
+            self.best.offer(score, self._networks)
         self._log.write({"epoch": epoch + 1, "step": self.step, **means})
         self._settings.progress.step(self.step, self._pace.total, means)
         self.sums = {}
         self._keep()
 
     def finish(self) -> dict[str, float]:
-        """Keep the best weights, rounded as a file stores them, and let the stage measure; return its figures."""
+        """Keep the best weights, rounded as a file stores them, and let the stage measure; return its figures.
+
+        Of several processes all have the first one's weights and figures afterwards, whatever each of them measured.
+        """
         # whoever is killed while it measures goes on from here
         self._keep(always=True)
         self._settings.progress.measuring()
-        self._accelerator.wait_for_everyone()
         training = self._training
         training.modules = self._networks
         if self._first and _hash(self._networks) == self._first:
@@ -311,12 +320,24 @@ class _Course:
                 "parameters than its networks', or the learning rate is 0"
             )
         self.best.restore(self._networks)
+        self._unite()
         for module in (training.stage, *self._networks.values()):
             module.eval()
         _check_finite(training.stage, self._who)
         round_to_stored(training.stage)
         with blame(self._who, "finish", trained=True):
-            return check_figures(training.finish(self._dataset, self._accelerator.device))
+            figures = check_figures(training.finish(self._dataset, self._accelerator.device))
+        self._unite()  # what was calibrated too
+        return self._processes.tell(figures)
+
+    def _unite(self) -> None:
+        """Give every process the first one's weights and buffers, as what the networks saw of the images differs.
+
+        Gradients are shared; batch norm's running statistics, and averages of weights with them, are not.
+        """
+        whole = {"stage": self._training.stage, **{f"network {name}": one for name, one in self._networks.items()}}
+        tensors = {f"{name}/{key}": value for name, one in whole.items() for key, value in one.state_dict().items()}
+        self._processes.share(tensors, self._accelerator.device)
 
     def _keep(self, always: bool = False) -> None:
         self._keeper.keep(self.step, self.sums, self.best, always)
