@@ -22,6 +22,7 @@ from defend.train import Loss, Optimiser, Training
 from defend.training.checkpoint import Best, Checkpoint, Keeper, Length, mark_written
 from defend.training.loop import FitSettings, fit, fit_in_course
 from defend.training.stage import train_stage
+from defend.util.processes import Processes
 from defend.util.tensors import content_hash
 from defend.weights.card import read_card
 
@@ -140,10 +141,11 @@ def test_what_was_written_is_not_taken_for_another_codes(tmp_path, monkeypatch):
 
 def test_a_training_does_not_go_on_in_processes_that_take_another_number_of_steps(tmp_path):
     state = Checkpoint({}, {})
-    Keeper(state, tmp_path, 0, {}, True, "", Length(1, 136)).keep(7, {}, Best(), always=True)
-    assert Keeper(state, tmp_path, 0, {}, True, "", Length(2, 136)).load()[0] == 7
+    one, cpu = Processes(), torch.device("cpu")
+    Keeper(state, tmp_path, 0, {}, one, "", Length(1, 136)).keep(7, {}, Best(), always=True)
+    assert Keeper(state, tmp_path, 0, {}, one, "", Length(2, 136)).load(cpu)[0] == 7
     with pytest.raises(ConfigError, match="begun in 1 process, and takes 136 steps so, but 144 in 3 processes"):
-        Keeper(state, tmp_path, 0, {}, True, "", Length(3, 144)).load()
+        Keeper(state, tmp_path, 0, {}, one, "", Length(3, 144)).load(cpu)
 
 
 def test_a_split_that_a_training_lacks_is_told_before_its_first_step():
@@ -435,6 +437,22 @@ class Scored(Staged):
         self.stage[0].bias.data += rank
         return {"rank": rank}
 
+# cut off, and gone on with where the second process does not see what was kept
+def go_on(training, folder):
+    try:
+        fit(training, tiny_dataset(), FitSettings(seed=5, folder=folder, checkpoint_seconds=0.0), {})
+    except KeyboardInterrupt:
+        pass
+    return training
+
+for wholly, name in ((True, "whole"), (False, "cut")):
+    folder = here / f"{name}{rank}"
+    if not wholly:
+        go_on(Staged(stop_at=7), folder)
+    training = go_on(Staged(), folder)
+    note(name, training)
+    said[f"steps of {name}"] = len(training.seen_keys)
+
 scored = Scored((0.1, 0.9, 0.5) if rank == 0 else (0.9, 0.1, 0.5))
 said["figures"] = fit(scored, tiny_dataset(), FitSettings(seed=5), {})
 note("scored", scored)
@@ -465,6 +483,9 @@ def test_two_processes_share_the_work_and_agree(launch_two):
     assert first["plain"] == second["plain"], "running statistics too"
     assert first["scored"] == second["scored"] and first["figures"] == second["figures"] == {"rank": 0}
     assert (len(first["saved"]), len(second["saved"])) == (1, 0), "one process writes"
+    assert first["cut"] == second["cut"] == first["whole"] == second["whole"]
+    assert first["steps of whole"] == second["steps of whole"] == 8
+    assert first["steps of cut"] == second["steps of cut"] == 2
     assert first["card"] == second["card"] == first["kept"] == second["kept"]
     assert first["refused"] == second["refused"] and first["refused"].startswith("WriteError: ")
 

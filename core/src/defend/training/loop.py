@@ -208,10 +208,8 @@ class _Course:
         # not the schedules: accelerate would step them once a process, and their length is counted in batches
         self._prepared = {name: accelerator.prepare(each.optimizer) for name, each in self._optimisers.items()}
         length = Length(processes.world, self._pace.total)
-        self._keeper = Keeper(
-            state, settings.folder, settings.checkpoint_seconds, identity, processes.first, version, length
-        )
-        self.step, self.sums, self.best = self._keeper.load()
+        self._keeper = Keeper(state, settings.folder, settings.checkpoint_seconds, identity, processes, version, length)
+        self.step, self.sums, self.best = self._keeper.load(accelerator.device)
         self._minimised = self.step > 0
         # of a training that goes on the first weights are not known, and it moved them
         self._first = "" if self.step else _hash(self._networks)
