@@ -390,6 +390,40 @@ def test_bf16_trains(tmp_path):
     assert training.stage[0].weight.dtype == torch.float32
 
 
+class Judged(Denoise):
+    """Notes what its network answers in while it is trained, and what it answers when it is scored and measured."""
+
+    def __init__(self):
+        super().__init__(epochs=1)
+        self.answered, self.inside, self.judged = [], [], []
+        self.stage.register_forward_hook(lambda _, __, answer: self.answered.append(answer.dtype))
+        self.stage[3].register_forward_hook(lambda _, __, answer: self.inside.append(answer.dtype))
+
+    def score(self, dataset, device):
+        self.judged.append(self.see(dataset))
+        return 1.0
+
+    def finish(self, dataset, device):
+        self.judged.append(self.see(dataset))
+        return {}
+
+    def see(self, dataset):
+        state = {key: value.clone() for key, value in self.stage.state_dict().items()}
+        return state, self.modules["network"](dataset.tensors("val")[0]).detach()
+
+
+def test_what_is_trained_in_bf16_is_scored_and_measured_in_fp32():
+    training, plain = Judged(), Denoise()
+    fit(training, tiny_dataset(), FitSettings(seed=5, precision="bf16"), {})
+    assert set(training.answered) == {torch.float32}
+    assert set(training.inside[:5]) == {torch.bfloat16} and set(training.inside[5:]) == {torch.float32}
+    assert "forward" not in vars(training.stage) and len(training.stage._forward_hooks) == 1, "it is left as it was"
+    plain.stage.eval()
+    for state, answer in training.judged:
+        plain.stage.load_state_dict(state)
+        torch.testing.assert_close(plain.stage(tiny_dataset().tensors("val")[0]).detach(), answer)
+
+
 def test_an_unknown_training_option_offers_the_nearest(tmp_path):
     with pytest.raises(ConfigError, match=r"unknown option 'epoch'.*did you mean 'epochs'"):
         train_stage("victim", "resnet18", tiny_dataset(), options={"epoch": "3"})

@@ -10,9 +10,10 @@ Every step seeds torch's generator from (seed, step, process) and every epoch's 
 from __future__ import annotations
 
 import bisect
+import contextlib
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -135,6 +136,35 @@ def _place(training: Training, networks: Mapping[str, nn.Module], device: torch.
         module.eval().requires_grad_(False)
 
 
+def _average_gradients(module: nn.Module, processes: Processes, device: torch.device) -> nn.Module:
+    """Wrap a network so that all processes step by the mean of their gradients; of one process it is left as it is.
+
+    accelerate's `prepare` is not asked: it replaces `forward` for mixed precision, and nothing puts that back.
+    """
+    if processes.world == 1 or not any(parameter.requires_grad for parameter in module.parameters()):
+        return module
+    from torch.nn.parallel import DistributedDataParallel
+
+    return DistributedDataParallel(module, device_ids=None if device.type == "cpu" else [device])
+
+
+@contextlib.contextmanager
+def _answering_in_fp32(networks: Iterable[nn.Module]) -> Iterator[None]:
+    """Have networks answer in fp32, whatever they compute in, so that losses are no less precise than their inputs."""
+    from accelerate.utils import convert_to_fp32
+
+    # first of a network's hooks, as the others are the stage's own
+    hooks = [
+        network.register_forward_hook(lambda _, __, answer: convert_to_fp32(answer), prepend=True)
+        for network in networks
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 @attrs.frozen
 class _Pace:
     """How long a training is, and how its images are shared out.
@@ -203,7 +233,9 @@ class _Course:
         self._pace = _Pace.of(training, self._who, images, processes.world)
         with blame(self._who, "optimisers"):
             self._optimisers = check_optimisers(training.optimisers(self._pace.total), self._who)
-        self._shared = {name: accelerator.prepare(module) for name, module in self._networks.items()}
+        self._shared = {
+            name: _average_gradients(module, processes, accelerator.device) for name, module in self._networks.items()
+        }
         state = Checkpoint(self._networks, self._optimisers)
         # not the schedules: accelerate would step them once a process, and their length is counted in batches
         self._prepared = {name: accelerator.prepare(each.optimizer) for name, each in self._optimisers.items()}
@@ -235,15 +267,16 @@ class _Course:
         with blame(self._who, "order"):
             order = check_order(training.order(epoch, pace.size, seed), self._who, epoch, wanted, pace.size)
         order = pace.share(order, epoch, self.step, rank)
-        for batch in self._source.batches("train", order, pace.per_process, self._accelerator.device):
-            torch.manual_seed(step_seed(seed, "step", self.step, rank))
-            for loss in self._losses(batch):
-                self._minimise(loss)
-            self.step += 1
-            interrupts.stop_if_asked()
-            if self.step < pace.ends[epoch]:  # at its end an epoch is logged first, then saved
-                self._keep()
-                self._settings.progress.step(self.step, pace.total, {})
+        with _answering_in_fp32(self._networks.values() if self._settings.precision != "no" else ()):
+            for batch in self._source.batches("train", order, pace.per_process, self._accelerator.device):
+                torch.manual_seed(step_seed(seed, "step", self.step, rank))
+                for loss in self._losses(batch):
+                    self._minimise(loss)
+                self.step += 1
+                interrupts.stop_if_asked()
+                if self.step < pace.ends[epoch]:  # at its end an epoch is logged first, then saved
+                    self._keep()
+                    self._settings.progress.step(self.step, pace.total, {})
         if self.step == pace.total and not self._minimised:
             raise ContractError(
                 f"{self._who}: it yielded no loss, so nothing was trained: expected a Loss a step from losses()"
