@@ -13,6 +13,7 @@ import bisect
 import contextlib
 import itertools
 import math
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ from defend.datasets.base import Batch, ImageDataset
 from defend.errors import ContractError, WeightsError
 from defend.randomness import step_seed
 from defend.records.watcher import TrainingWatcher
+from defend.stages import Task
 from defend.train import Loss, Training
 from defend.training.checkpoint import Checkpoint, Keeper, Length, MetricsFile
 from defend.training.contract import (
@@ -37,6 +39,7 @@ from defend.training.contract import (
     check_order,
     finite,
 )
+from defend.training.layout import find_unfit
 from defend.util import interrupts
 from defend.util.metrics import check_rate
 from defend.util.processes import Processes, join, resolve_device
@@ -121,8 +124,11 @@ def _start(settings: FitSettings) -> tuple[Accelerator, Processes]:
     return accelerator, processes
 
 
-def _place(training: Training, networks: Mapping[str, nn.Module], device: torch.device) -> None:
-    """Bring all networks to the device, and freeze those that nothing trains."""
+def _place(training: Training, networks: Mapping[str, nn.Module], device: torch.device, task: Task) -> str:
+    """Bring all networks to the device, and freeze those that nothing trains.
+
+    They lie in channels-last, or all as they are where that does not work with one; then it is said which.
+    """
     for module in (training.stage, *networks.values()):
         to_stored(module)  # what no file can hold is refused before the training, not after
         for key, value in module.state_dict().items():
@@ -130,10 +136,15 @@ def _place(training: Training, networks: Mapping[str, nn.Module], device: torch.
                 raise WeightsError(
                     f"{key!r} of the module's state is expanded, so nothing can be loaded into it: clone it"
                 )
+    unfit = find_unfit({"the stage": training.stage, **networks, **training.frozen}, task)
     for module in (training.stage, *networks.values(), *training.frozen.values()):
-        module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if unfit:
+            module.to(device)
+        else:
+            module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     for module in training.frozen.values():
         module.eval().requires_grad_(False)
+    return unfit
 
 
 def _average_gradients(module: nn.Module, processes: Processes, device: torch.device) -> nn.Module:
@@ -222,7 +233,13 @@ class _Course:
         self._accelerator, self._processes = _start(settings)
         accelerator, processes = self._accelerator, self._processes
         self._networks = dict(training.modules)
-        _place(training, self._networks, accelerator.device)
+        unfit = _place(training, self._networks, accelerator.device, dataset.task())
+        if unfit and processes.first:
+            warnings.warn(
+                f"{self._who} keeps its networks in the plain layout, which may be slower: channels-last does not work "
+                f"with {unfit}",
+                stacklevel=2,
+            )
         if training.fpr is not None:
             with blame(self._who, "its false-positive rate"):
                 check_rate(training.fpr, len(dataset.labels("val")))
