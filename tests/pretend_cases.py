@@ -178,10 +178,10 @@ def rows() -> Iterator[Case]:
 
 def start_on(settings: loop.FitSettings) -> Any:
     """Return what a training runs on, placed on the device that was asked for."""
-    accelerator = start(settings)
+    accelerator, processes = start(settings)
     # accelerate knows no such device, and would choose the CPU again
     type(accelerator).device = property(lambda _: torch.device(settings.device))
-    return accelerator
+    return accelerator, processes
 
 
 start = loop._start

@@ -1,5 +1,8 @@
 """Shared by core's tests: a cache of their own, so that nothing this user trained decides a test."""
 
+import json
+import os
+import subprocess
 import sys
 import types
 from importlib.machinery import ModuleSpec
@@ -16,6 +19,28 @@ hypothesis.settings.load_profile("defend")
 def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("DEFEND_CACHE_DIR", str(tmp_path / "own-cache"))
     monkeypatch.delenv("DEFEND_DATA_DIR", raising=False)
+
+
+@pytest.fixture
+def launch_two(tmp_path):
+    """Run a script in two processes on gloo; return what each left as RANK.json in the folder that it is told first."""
+
+    def launch(text, *arguments):
+        script = tmp_path / "two.py"
+        script.write_text(text)
+        torchrun = (sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone")
+        done = subprocess.run(
+            [*torchrun, "--nproc-per-node", "2", str(script), str(tmp_path), *map(str, arguments)],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr
+        return [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
+
+    return launch
 
 
 TOYS = {"victim": "victim", "purifier": "negative", "dataset": "tiny"}

@@ -136,10 +136,11 @@ def _checkpoint(folder: Path) -> Any:
     from defend.records.watcher import TrainingWatcher  # noqa: F401 - as a training has it
     from defend.train import Optimiser
     from defend.training.checkpoint import Checkpoint, Keeper
+    from defend.util.processes import Processes
 
     module = torch.nn.Linear(2, 2)
     state = Checkpoint({"a": module}, {"a": Optimiser(torch.optim.Adam(module.parameters()))})
-    step, sums, _ = Keeper(state, folder, 0, {}, writes=False).load()
+    step, sums, _ = Keeper(state, folder, 0, {}, Processes()).load(torch.device("cpu"))
     return step, _plain(sums), _plain(dict(module.state_dict()) if step else {})
 
 
@@ -210,11 +211,12 @@ def _trained() -> Path:
 
     from defend.train import Optimiser
     from defend.training.checkpoint import Best, Checkpoint, Keeper, MetricsFile
+    from defend.util.processes import Processes
 
     folder = Path(tempfile.mkdtemp(prefix="defend-trained-"))
     module = torch.nn.Linear(2, 2)
     state = Checkpoint({"a": module}, {"a": Optimiser(torch.optim.Adam(module.parameters()))})
-    Keeper(state, folder, 0, {}, writes=True).keep(7, {"loss": torch.tensor(2.0)}, Best(), always=True)
+    Keeper(state, folder, 0, {}, Processes()).keep(7, {"loss": torch.tensor(2.0)}, Best(), always=True)
     log = MetricsFile(folder, 0)
     for step in range(1, 5):
         log.write({"epoch": step, "step": step, "loss": 0.5})

@@ -22,6 +22,7 @@ from defend.train import Loss, Optimiser, Training
 from defend.training.checkpoint import Best, Checkpoint, Keeper, Length, mark_written
 from defend.training.loop import FitSettings, fit, fit_in_course
 from defend.training.stage import train_stage
+from defend.util.processes import Processes
 from defend.util.tensors import content_hash
 from defend.weights.card import read_card
 
@@ -140,10 +141,11 @@ def test_what_was_written_is_not_taken_for_another_codes(tmp_path, monkeypatch):
 
 def test_a_training_does_not_go_on_in_processes_that_take_another_number_of_steps(tmp_path):
     state = Checkpoint({}, {})
-    Keeper(state, tmp_path, 0, {}, True, "", Length(1, 136)).keep(7, {}, Best(), always=True)
-    assert Keeper(state, tmp_path, 0, {}, True, "", Length(2, 136)).load()[0] == 7
+    one, cpu = Processes(), torch.device("cpu")
+    Keeper(state, tmp_path, 0, {}, one, "", Length(1, 136)).keep(7, {}, Best(), always=True)
+    assert Keeper(state, tmp_path, 0, {}, one, "", Length(2, 136)).load(cpu)[0] == 7
     with pytest.raises(ConfigError, match="begun in 1 process, and takes 136 steps so, but 144 in 3 processes"):
-        Keeper(state, tmp_path, 0, {}, True, "", Length(3, 144)).load()
+        Keeper(state, tmp_path, 0, {}, one, "", Length(3, 144)).load(cpu)
 
 
 def test_a_split_that_a_training_lacks_is_told_before_its_first_step():
@@ -388,6 +390,40 @@ def test_bf16_trains(tmp_path):
     assert training.stage[0].weight.dtype == torch.float32
 
 
+class Judged(Denoise):
+    """Notes what its network answers in while it is trained, and what it answers when it is scored and measured."""
+
+    def __init__(self):
+        super().__init__(epochs=1)
+        self.answered, self.inside, self.judged = [], [], []
+        self.stage.register_forward_hook(lambda _, __, answer: self.answered.append(answer.dtype))
+        self.stage[3].register_forward_hook(lambda _, __, answer: self.inside.append(answer.dtype))
+
+    def score(self, dataset, device):
+        self.judged.append(self.see(dataset))
+        return 1.0
+
+    def finish(self, dataset, device):
+        self.judged.append(self.see(dataset))
+        return {}
+
+    def see(self, dataset):
+        state = {key: value.clone() for key, value in self.stage.state_dict().items()}
+        return state, self.modules["network"](dataset.tensors("val")[0]).detach()
+
+
+def test_what_is_trained_in_bf16_is_scored_and_measured_in_fp32():
+    training, plain = Judged(), Denoise()
+    fit(training, tiny_dataset(), FitSettings(seed=5, precision="bf16"), {})
+    assert set(training.answered) == {torch.float32}
+    assert set(training.inside[:5]) == {torch.bfloat16} and set(training.inside[5:]) == {torch.float32}
+    assert "forward" not in vars(training.stage) and len(training.stage._forward_hooks) == 1, "it is left as it was"
+    plain.stage.eval()
+    for state, answer in training.judged:
+        plain.stage.load_state_dict(state)
+        torch.testing.assert_close(plain.stage(tiny_dataset().tensors("val")[0]).detach(), answer)
+
+
 def test_an_unknown_training_option_offers_the_nearest(tmp_path):
     with pytest.raises(ConfigError, match=r"unknown option 'epoch'.*did you mean 'epochs'"):
         train_stage("victim", "resnet18", tiny_dataset(), options={"epoch": "3"})
@@ -410,36 +446,82 @@ def test_the_card_tells_how_the_weights_were_made(tmp_path, monkeypatch):
 
 
 TWO_PROCESSES = """
-import os, sys, torch
-sys.path.insert(0, sys.argv[1])
-from test_loop import Denoise, tiny_dataset
+import json, os, sys, torch
+sys.path.insert(0, sys.argv[2])
+from pathlib import Path
+from test_loop import Denoise, Staged, tiny_dataset
+from defend.errors import DefendError
 from defend.report.progress import TrainingBar
 from defend.train import FitSettings, fit
+from defend.training import stage
 from defend.util.tensors import content_hash
-training = Denoise(epochs=1)
-fit(training, tiny_dataset(), FitSettings(seed=5), {})
-shared = {k: v for k, v in training.stage.state_dict().items() if "running" not in k}
-with open(os.path.join(sys.argv[2], os.environ["RANK"] + ".hash"), "w") as file:
-    file.write(content_hash(shared))
+here, rank = Path(sys.argv[1]), int(os.environ["RANK"])
+said = {}
+
+def note(what, training):
+    said[what] = content_hash(training.stage.state_dict())
+
+plain = Denoise(epochs=1)
+fit(plain, tiny_dataset(), FitSettings(seed=5), {})
+note("plain", plain)
+
+class Scored(Staged):
+    # each process likes another epoch, measures something else and calibrates for itself
+    def finish(self, dataset, device):
+        self.stage[0].bias.data += rank
+        return {"rank": rank}
+
+# cut off, and gone on with where the second process does not see what was kept
+def go_on(training, folder):
+    try:
+        fit(training, tiny_dataset(), FitSettings(seed=5, folder=folder, checkpoint_seconds=0.0), {})
+    except KeyboardInterrupt:
+        pass
+    return training
+
+for wholly, name in ((True, "whole"), (False, "cut")):
+    folder = here / f"{name}{rank}"
+    if not wholly:
+        go_on(Staged(stop_at=7), folder)
+    training = go_on(Staged(), folder)
+    note(name, training)
+    said[f"steps of {name}"] = len(training.seen_keys)
+
+scored = Scored((0.1, 0.9, 0.5) if rank == 0 else (0.9, 0.1, 0.5))
+said["figures"] = fit(scored, tiny_dataset(), FitSettings(seed=5), {})
+note("scored", scored)
+
+saved, save = [], stage.save
+stage.save = lambda path, *about: saved.append(str(path)) or save(path, *about)
+out = here / "shared.safetensors"
+how = FitSettings(device="cpu")
+stage.train_stage("victim", "resnet10t", tiny_dataset(), options={"epochs": 1}, settings=how, out=out)
+said["saved"] = list(saved)
+own = here / f"own{rank}.safetensors"  # what two machines have
+_, card = stage.train_stage(
+    "victim", "resnet10t", tiny_dataset(), options={"epochs": 1}, settings=how, out=own
+)
+said["card"], said["kept"] = card.content_sha256, stage.read_card(own).content_sha256
+broken = here / "file" / "shared.safetensors"
+(here / "file").touch()
+try:
+    stage.train_stage("victim", "resnet10t", tiny_dataset(), settings=how, out=broken)
+except DefendError as error:
+    said["refused"] = f"{type(error).__name__}: {error}"
+(here / f"{rank}.json").write_text(json.dumps(said))
 """
 
 
-def test_two_processes_share_the_work_and_agree(tmp_path):
-    script = tmp_path / "two.py"
-    script.write_text(TWO_PROCESSES)
-    launch = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*launch, str(script), os.path.dirname(__file__), str(tmp_path)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=180,
-    )
-    assert done.returncode == 0, done.stderr
-    first, second = ((tmp_path / f"{rank}.hash").read_text() for rank in (0, 1))
-    assert len(first) == 64
-    assert first == second
+def test_two_processes_share_the_work_and_agree(launch_two):
+    first, second = launch_two(TWO_PROCESSES, os.path.dirname(__file__))
+    assert first["plain"] == second["plain"], "running statistics too"
+    assert first["scored"] == second["scored"] and first["figures"] == second["figures"] == {"rank": 0}
+    assert (len(first["saved"]), len(second["saved"])) == (1, 0), "one process writes"
+    assert first["cut"] == second["cut"] == first["whole"] == second["whole"]
+    assert first["steps of whole"] == second["steps of whole"] == 8
+    assert first["steps of cut"] == second["steps of cut"] == 2
+    assert first["card"] == second["card"] == first["kept"] == second["kept"]
+    assert first["refused"] == second["refused"] and first["refused"].startswith("WriteError: ")
 
 
 class Staged(Denoise):

@@ -15,6 +15,7 @@ from defend.assembly.calibrate import (
     find_kept,
     is_calibrated,
     say_behind,
+    set_threshold,
     thresholds_at,
 )
 from defend.assembly.composition import Composition
@@ -24,12 +25,14 @@ from defend.assembly.stage import Built
 from defend.boundary.answers import threshold_of
 from defend.datasets.base import ImageDataset
 from defend.defence import Defence
+from defend.evaluation.agreement import check_alike, check_modules
 from defend.evaluation.averaged import Averaged
 from defend.evaluation.bpda import BackwardThrough, surrogates_of
 from defend.evaluation.plan import ArmNames
 from defend.plugins import Registry
 from defend.records.watcher import Watcher
 from defend.training.missing import train_missing
+from defend.util.processes import Processes
 from defend.values.report import Calibration
 from defend.values.run_config import RunConfig
 from defend.values.threats import (
@@ -75,8 +78,16 @@ def build_all(
     dataset: ImageDataset,
     watcher: Watcher,
     device: torch.device,
+    processes: Processes,
 ) -> list[BuiltDefence]:
-    """Build every defence; the bare victim, which they share, once."""
+    """Build every defence; the bare victim, which they share, once.
+
+    Each process builds its own, and thresholds are those of process 0.
+
+    Raises:
+        ConfigError: the processes have different weights, or prepared them differently.
+        DefendError: whatever else is wrong with a part.
+    """
     config, task = configs[0], dataset.task()
     precision, plugins = config.precision, compositions[0].plugins
     # held out, so that no test image decides how the defence is prepared
@@ -87,22 +98,22 @@ def build_all(
     watcher.preparing("building the defence")
     victim = compositions[0].of_victim().build(task)["victim"]
     bare, done = prepare(Defence(victim.module).to(device), precision, sample)
-    others = _sources(config, dataset, plugins, watcher, device)
+    others = _sources(config, dataset, plugins, watcher, device, processes)
     sources = {name: each.module for name, each in others.items()}
+    check_modules(processes, {"victim": victim.module, **{f"source {name}": one for name, one in sources.items()}})
     ready = []
     for each, composition in zip(configs, compositions, strict=True):
         label = f"{each.purifier}: " if len(configs) > 1 else ""
         if config.train_missing:
             train_missing(composition, dataset, watcher, seed=each.seed, device=each.device)
         parts = composition.build(task, victim)
+        check_modules(processes, {name: one.module for name, one in parts.items()})
         whole = composition.compose(parts)
         screen = whole.to(device).detector
         calibration = None if screen is None else find_kept(parts["detector"].card, screen)
         if screen is not None and (each.fpr is not None or not is_calibrated(screen)):
             watcher.preparing(f"calibrating {each.detector}")
-            calibration = calibrate(
-                whole, dataset, each.fpr or DEFAULT_FPR, device=device, batch_size=each.batch_size, seed=each.seed
-            )
+            calibration = _calibrate(whole, dataset, each, device, processes)
         # without the victim: it is prepared once, above or below, and shared by the arms
         behind, behind_done = prepare(Defence(nn.Identity(), whole.purifier, whole.detector), precision, sample)
         # where there is nothing but a victim, the bare one is judged as the defended arm too
@@ -122,8 +133,7 @@ def build_all(
         judge = arms[names[DEFENDED]]
         if judge.detector is not None:
             watcher.preparing(f"scoring held-out clean images with {each.detector}")
-            scores = clean_scores(judge, dataset, device=device, batch_size=each.batch_size, seed=each.seed)
-            thresholds = thresholds_at(scores, RATES)
+            thresholds = _find_thresholds(judge, dataset, each, device, processes)
             # below the lowest, an image is accepted at every rate that the report compares
             aim = min([float(threshold_of(judge.detector)), *thresholds.values()])
         # by identity, as a purifier and a detector may share a network
@@ -134,6 +144,7 @@ def build_all(
         precisions = done | {stage: how for stage, how in behind_done.items() if stage in ("purifier", "detector")}
         words = dict.fromkeys(each[LEFT_OUT] for each in (done, behind_done) if LEFT_OUT in each)
         precisions |= {LEFT_OUT: "; ".join(words)} if words else {}
+        check_alike(processes, {f"form of the {stage}": how for stage, how in precisions.items() if stage != LEFT_OUT})
         ready.append(
             BuiltDefence(
                 names=armed,
@@ -151,8 +162,38 @@ def build_all(
     return ready
 
 
+def _calibrate(
+    whole: Defence, dataset: ImageDataset, config: RunConfig, device: torch.device, processes: Processes
+) -> Calibration:
+    """Calibrate the detector; process 0 scores for all, as another one's device may round a score differently."""
+    assert whole.detector is not None
+    fpr, size, seed = config.fpr or DEFAULT_FPR, config.batch_size, config.seed
+    found = processes.do_first(
+        lambda: calibrate(whole, dataset, fpr, device=device, batch_size=size, seed=seed), "its calibration"
+    )
+    if not processes.first:
+        set_threshold(whole.detector, found.threshold)
+    return found
+
+
+def _find_thresholds(
+    judge: Defence, dataset: ImageDataset, config: RunConfig, device: torch.device, processes: Processes
+) -> dict[float, float]:
+    """Return the thresholds of all rates that the report compares; process 0 scores for all."""
+    size, seed = config.batch_size, config.seed
+    return processes.do_first(
+        lambda: thresholds_at(clean_scores(judge, dataset, device=device, batch_size=size, seed=seed), RATES),
+        "its thresholds",
+    )
+
+
 def _sources(
-    config: RunConfig, dataset: ImageDataset, plugins: Registry, watcher: Watcher, device: torch.device
+    config: RunConfig,
+    dataset: ImageDataset,
+    plugins: Registry,
+    watcher: Watcher,
+    device: torch.device,
+    processes: Processes,
 ) -> dict[str, Built]:
     """Build the victims whose gradients the transfer threat takes, frozen, by name."""
     wanted = any(THREATS[kind].faces == "sources" for kind in choose_threats(config))
@@ -163,6 +204,7 @@ def _sources(
     names = config.sources or (
         transfer_sources(plugins.find("victim", config.victim).name, dataset.filed_as, plugins) if asked else ()
     )
+    names = processes.tell(names, "its sources")  # those that have weights, which each looks for itself
     found = {}
     for name in names:
         other = Composition.of(name, plugins=plugins)

@@ -22,7 +22,7 @@ from defend.evaluation.arms import BuiltDefence, build_all
 from defend.evaluation.assemble import Circumstances, assemble, describe_weights
 from defend.evaluation.certify import Certifier
 from defend.evaluation.evaluate import EvaluationSettings, Evaluator
-from defend.evaluation.forecast import Choice, Forecast, choose_for, forecast
+from defend.evaluation.forecast import Forecast, choose_for, forecast
 from defend.evaluation.identity import identify
 from defend.evaluation.notes import make_notes
 from defend.evaluation.plan import attacks_of, counter_attacks, find_undone, is_costly, plan
@@ -99,7 +99,7 @@ class Course:
             check_format(config.save_images, self.dataset.task().channels)
             if config.out is None:
                 raise ConfigError("save_images was asked for, and the run writes no folder: name one (out)")
-        self.defences = build_all(configs, compositions, self.dataset, watcher, self.device)
+        self.defences = build_all(configs, compositions, self.dataset, watcher, self.device, self.processes)
         self.rows = plan([defence.names for defence in self.defences], self.dataset, plugins)
         if config.undecided:
             self._fit_budget()
@@ -192,8 +192,9 @@ class Course:
         }
         # where an attack was told its steps they are the same in both, and nothing is to be chosen of it
         fixed = {place for place, steps in own.items() if steps and steps == timed[place].steps}
-        try:
-            choice = choose_for(
+        # by its own clock each would choose another
+        chosen = self.processes.do_first(
+            lambda: choose_for(
                 parse_duration(str(asked.budget)),
                 found,
                 {place: None if place in fixed else steps for place, steps in own.items()},
@@ -201,14 +202,9 @@ class Course:
                 most=len(timed[0].keys),
                 images=asked.adaptive_limit,
                 steps=asked.adaptive_steps,
-            )
-            refused = ""
-        except ConfigError as error:
-            choice, refused = Choice(0, 0, 0.0), str(error)
-        # by its own clock each would choose another, and one of them none
-        chosen, refused = self.processes.tell((choice, refused), "what fits its budget")
-        if refused:
-            raise ConfigError(refused)
+            ),
+            "what fits its budget",
+        )
         self._change(adaptive_limit=chosen.images, adaptive_steps=chosen.steps)
 
     def _change(self, **settings: Any) -> None:

@@ -21,6 +21,7 @@ from defend.train import Optimiser
 from defend.util.documents import parse_json
 from defend.util.files import make_folder, sweep, write_bytes, write_text
 from defend.util.header import read_metadata
+from defend.util.processes import Processes
 from defend.util.sealed import is_whole, to_sealed
 from defend.weights.files import detach
 
@@ -132,16 +133,16 @@ class Checkpoint:
         make_folder(path.parent)
         write_bytes(path, to_sealed(detach(tensors), {"state": text}), "checkpoint")
 
-    def load(
+    def read(
         self, path: Path, fingerprint: str, version: str | None = None, length: Length | None = None
-    ) -> tuple[int, dict[str, Tensor], Best, Code]:
-        """Load a checkpoint; return its step, sums, best weights and the code that made it.
+    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Return what `save` wrote, its header and its tensors on the CPU; nothing is loaded.
 
         `version` is the code that it must be of, None where any will do.
 
         Raises:
-            ConfigError: as many processes as now take another number of steps; nothing was loaded.
-            WeightsError: it is damaged, or of another training; nothing was loaded.
+            ConfigError: as many processes as now take another number of steps.
+            WeightsError: it is damaged, or of another training.
         """
         metadata, tensors = _read_whole(path)
         header = parse_json(metadata["state"])
@@ -160,6 +161,12 @@ class Checkpoint:
                 key: value.shape for key, value in kept.items()
             }:
                 raise WeightsError(f"checkpoint {str(path)!r} is of other networks")
+        return header, tensors
+
+    def load(
+        self, header: Mapping[str, Any], tensors: Mapping[str, Tensor]
+    ) -> tuple[int, dict[str, Tensor], Best, Code]:
+        """Load what `read` returned; return its step, sums, best weights and the code that made it."""
         load_modules(self._modules, _under("module/", tensors))
         for name, optimiser in self._optimisers.items():
             state: dict[int, dict[str, Tensor]] = {}
@@ -175,7 +182,7 @@ class Checkpoint:
             if optimiser.schedule is not None:
                 optimiser.schedule.load_state_dict(header["schedules"][name])
         best = Best(header.get("best"), _under("best/", tensors))
-        return header["step"], _under("sum/", tensors), best, code
+        return header["step"], _under("sum/", tensors), best, Code(**header["code"])
 
 
 def _read_whole(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
@@ -215,39 +222,47 @@ class Keeper:
         folder: Path | None,
         seconds: float,
         identity: Mapping[str, Any],
-        writes: bool,
+        processes: Processes,
         version: str = "",
         length: Length | None = None,
     ) -> None:
         self._length = length or Length()
         self.code = Code(version)
         self._whole = False  # whether it began where the weights of all of it were written
-        self._state, self._writes, self._seconds = state, writes, seconds
+        self._state, self._processes, self._seconds = state, processes, seconds
         self._path = folder / CHECKPOINT if folder else None
         self._fingerprint = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()
         self._saved = time.monotonic()
-        if folder is not None and writes:
+        if folder is not None and processes.first:
             sweep(folder)
 
-    def load(self) -> tuple[int, dict[str, Tensor], Best]:
+    def load(self, device: torch.device) -> tuple[int, dict[str, Tensor], Best]:
         """Return the step, the sums and the best weights so far; none where the checkpoint is no use, which is told.
+
+        Of several processes, which may not all see the file, each loads what the first one read; all of them must call.
+
+        Args:
+            device: this process's own.
 
         Raises:
             ConfigError: it was begun in a number of processes that takes another number of steps.
         """
-        if self._path is None or not self._path.is_file():
+        tensors: dict[str, Tensor] = {}
+
+        def read() -> tuple[dict[str, Any] | None, bool, dict[str, tuple[torch.dtype, torch.Size]]]:
+            header, written, found = self._read()
+            tensors.update(found)
+            return header, written, {name: (one.dtype, one.shape) for name, one in found.items()}
+
+        header, written, kinds = self._processes.do_first(read, "a training's checkpoint")
+        if header is None:
             return 0, {}, Best()
-        written, version = self._path.with_name(WRITTEN).exists(), self.code.version
-        try:
-            needed = version if written else None
-            step, sums, best, code = self._state.load(self._path, self._fingerprint, needed, self._length)
-        except OtherTrainingError:
-            return 0, {}, Best()
-        except WeightsError as error:
-            warnings.warn(f"{error}: the training begins anew", stacklevel=2)
-            return 0, {}, Best()
-        self.code, self._whole = code.now(version, step), written
-        if self.code != code and self._writes:
+        if not self._processes.first:
+            tensors = {name: torch.empty(shape, dtype=dtype) for name, (dtype, shape) in kinds.items()}
+        self._processes.share(tensors, device)
+        step, sums, best, code = self._state.load(header, tensors)
+        self.code, self._whole = code.now(self.code.version, step), written
+        if self.code != code and self._processes.first and self._path is not None:
             warnings.warn(
                 f"this training goes on from step {step}, which another version of defend or of a library under it had "
                 f"come to; the card will say so. To begin anew, remove {str(self._path.parent)!r}",
@@ -255,9 +270,24 @@ class Keeper:
             )
         return step, sums, best
 
+    def _read(self) -> tuple[dict[str, Any] | None, bool, dict[str, Tensor]]:
+        """Return the checkpoint's header, whether the weights of all of it were written, and its tensors."""
+        if self._path is None or not self._path.is_file():
+            return None, False, {}
+        written = self._path.with_name(WRITTEN).exists()
+        try:
+            needed = self.code.version if written else None
+            header, tensors = self._state.read(self._path, self._fingerprint, needed, self._length)
+        except OtherTrainingError:
+            return None, False, {}
+        except WeightsError as error:
+            warnings.warn(f"{error}: the training begins anew", stacklevel=2)
+            return None, False, {}
+        return header, written, tensors
+
     def keep(self, step: int, sums: Mapping[str, Tensor], best: Best, always: bool) -> None:
         due = always or time.monotonic() - self._saved >= self._seconds
-        if self._path is None or not self._writes or not due:
+        if self._path is None or not self._processes.first or not due:
             return
         try:
             self._state.save(self._path, self._fingerprint, step, sums, best, self.code, self._length)

@@ -10,9 +10,11 @@ Every step seeds torch's generator from (seed, step, process) and every epoch's 
 from __future__ import annotations
 
 import bisect
+import contextlib
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +26,7 @@ from defend.datasets.base import Batch, ImageDataset
 from defend.errors import ContractError, WeightsError
 from defend.randomness import step_seed
 from defend.records.watcher import TrainingWatcher
+from defend.stages import Task
 from defend.train import Loss, Training
 from defend.training.checkpoint import Checkpoint, Keeper, Length, MetricsFile
 from defend.training.contract import (
@@ -36,8 +39,10 @@ from defend.training.contract import (
     check_order,
     finite,
 )
+from defend.training.layout import find_unfit
 from defend.util import interrupts
 from defend.util.metrics import check_rate
+from defend.util.processes import Processes, join, resolve_device
 from defend.util.tensors import content_hash
 from defend.weights.files import round_to_stored, to_stored
 
@@ -106,20 +111,24 @@ def fit_in_course(
         return Fitted(course.finish(), course.code_changed_at)
 
 
-def _start(settings: FitSettings) -> Accelerator:
+def _start(settings: FitSettings) -> tuple[Accelerator, Processes]:
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
+    processes, _ = join(resolve_device(settings.device))
     AcceleratorState._reset_state()  # its settings are the process's, and each training has its own
     accelerator = Accelerator(cpu=settings.device == "cpu", mixed_precision=settings.precision)
     if accelerator.device.type == "cuda":  # shapes stay from step to step; gradients need no more digits than TF32's
         torch.backends.cudnn.benchmark = True
         torch.set_float32_matmul_precision("high")
-    return accelerator
+    return accelerator, processes
 
 
-def _place(training: Training, networks: Mapping[str, nn.Module], device: torch.device) -> None:
-    """Bring all networks to the device, and freeze those that nothing trains."""
+def _place(training: Training, networks: Mapping[str, nn.Module], device: torch.device, task: Task) -> str:
+    """Bring all networks to the device, and freeze those that nothing trains.
+
+    They lie in channels-last, or all as they are where that does not work with one; then it is said which.
+    """
     for module in (training.stage, *networks.values()):
         to_stored(module)  # what no file can hold is refused before the training, not after
         for key, value in module.state_dict().items():
@@ -127,10 +136,44 @@ def _place(training: Training, networks: Mapping[str, nn.Module], device: torch.
                 raise WeightsError(
                     f"{key!r} of the module's state is expanded, so nothing can be loaded into it: clone it"
                 )
+    unfit = find_unfit({"the stage": training.stage, **networks, **training.frozen}, task)
     for module in (training.stage, *networks.values(), *training.frozen.values()):
-        module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if unfit:
+            module.to(device)
+        else:
+            module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     for module in training.frozen.values():
         module.eval().requires_grad_(False)
+    return unfit
+
+
+def _average_gradients(module: nn.Module, processes: Processes, device: torch.device) -> nn.Module:
+    """Wrap a network so that all processes step by the mean of their gradients; of one process it is left as it is.
+
+    accelerate's `prepare` is not asked: it replaces `forward` for mixed precision, and nothing puts that back.
+    """
+    if processes.world == 1 or not any(parameter.requires_grad for parameter in module.parameters()):
+        return module
+    from torch.nn.parallel import DistributedDataParallel
+
+    return DistributedDataParallel(module, device_ids=None if device.type == "cpu" else [device])
+
+
+@contextlib.contextmanager
+def _answering_in_fp32(networks: Iterable[nn.Module]) -> Iterator[None]:
+    """Have networks answer in fp32, whatever they compute in, so that losses are no less precise than their inputs."""
+    from accelerate.utils import convert_to_fp32
+
+    # first of a network's hooks, as the others are the stage's own
+    hooks = [
+        network.register_forward_hook(lambda _, __, answer: convert_to_fp32(answer), prepend=True)
+        for network in networks
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 @attrs.frozen
@@ -187,9 +230,16 @@ class _Course:
     ) -> None:
         self._training, self._dataset, self._settings = training, dataset, settings
         self._who = f"training {identity['stage']} {identity['name']}" if "stage" in identity else "this training"
-        self._accelerator = accelerator = _start(settings)
+        self._accelerator, self._processes = _start(settings)
+        accelerator, processes = self._accelerator, self._processes
         self._networks = dict(training.modules)
-        _place(training, self._networks, accelerator.device)
+        unfit = _place(training, self._networks, accelerator.device, dataset.task())
+        if unfit and processes.first:
+            warnings.warn(
+                f"{self._who} keeps its networks in the plain layout, which may be slower: channels-last does not work "
+                f"with {unfit}",
+                stacklevel=2,
+            )
         if training.fpr is not None:
             with blame(self._who, "its false-positive rate"):
                 check_rate(training.fpr, len(dataset.labels("val")))
@@ -197,22 +247,22 @@ class _Course:
         with blame(self._who, "data"):
             self._source = training.data(dataset, accelerator.device)
             images = len(self._source.labels("train"))
-        self._pace = _Pace.of(training, self._who, images, accelerator.num_processes)
+        self._pace = _Pace.of(training, self._who, images, processes.world)
         with blame(self._who, "optimisers"):
             self._optimisers = check_optimisers(training.optimisers(self._pace.total), self._who)
-        training.modules = {name: accelerator.prepare(module) for name, module in self._networks.items()}
+        self._shared = {
+            name: _average_gradients(module, processes, accelerator.device) for name, module in self._networks.items()
+        }
         state = Checkpoint(self._networks, self._optimisers)
         # not the schedules: accelerate would step them once a process, and their length is counted in batches
         self._prepared = {name: accelerator.prepare(each.optimizer) for name, each in self._optimisers.items()}
-        length = Length(accelerator.num_processes, self._pace.total)
-        self._keeper = Keeper(
-            state, settings.folder, settings.checkpoint_seconds, identity, accelerator.is_main_process, version, length
-        )
-        self.step, self.sums, self.best = self._keeper.load()
+        length = Length(processes.world, self._pace.total)
+        self._keeper = Keeper(state, settings.folder, settings.checkpoint_seconds, identity, processes, version, length)
+        self.step, self.sums, self.best = self._keeper.load(accelerator.device)
         self._minimised = self.step > 0
         # of a training that goes on the first weights are not known, and it moved them
         self._first = "" if self.step else _hash(self._networks)
-        self._log = MetricsFile(settings.folder if accelerator.is_main_process else None, steps_done=self.step)
+        self._log = MetricsFile(settings.folder if processes.first else None, steps_done=self.step)
 
     @property
     def code_changed_at(self) -> Sequence[int]:
@@ -225,8 +275,8 @@ class _Course:
 
     def run(self, epoch: int) -> None:
         """Train for what is left of an epoch, score its weights, log it and keep it."""
-        training, pace, rank = self._training, self._pace, self._accelerator.process_index
-        training.epoch = epoch
+        training, pace, rank = self._training, self._pace, self._processes.rank
+        training.epoch, training.modules = epoch, self._shared
         for module in training.modules.values():
             module.train()
         seed = self._settings.seed
@@ -234,15 +284,16 @@ class _Course:
         with blame(self._who, "order"):
             order = check_order(training.order(epoch, pace.size, seed), self._who, epoch, wanted, pace.size)
         order = pace.share(order, epoch, self.step, rank)
-        for batch in self._source.batches("train", order, pace.per_process, self._accelerator.device):
-            torch.manual_seed(step_seed(seed, "step", self.step, rank))
-            for loss in self._losses(batch):
-                self._minimise(loss)
-            self.step += 1
-            interrupts.stop_if_asked()
-            if self.step < pace.ends[epoch]:  # at its end an epoch is logged first, then saved
-                self._keep()
-                self._settings.progress.step(self.step, pace.total, {})
+        with _answering_in_fp32(self._networks.values() if self._settings.precision != "no" else ()):
+            for batch in self._source.batches("train", order, pace.per_process, self._accelerator.device):
+                torch.manual_seed(step_seed(seed, "step", self.step, rank))
+                for loss in self._losses(batch):
+                    self._minimise(loss)
+                self.step += 1
+                interrupts.stop_if_asked()
+                if self.step < pace.ends[epoch]:  # at its end an epoch is logged first, then saved
+                    self._keep()
+                    self._settings.progress.step(self.step, pace.total, {})
         if self.step == pace.total and not self._minimised:
             raise ContractError(
                 f"{self._who}: it yielded no loss, so nothing was trained: expected a Loss a step from losses()"
@@ -284,25 +335,31 @@ class _Course:
             raise ContractError(
                 f"{self._who} diverged in epoch {epoch + 1} ({means}): lower the learning rate (--set lr=...)"
             )
+        self._unite()
+        self._training.modules = self._networks  # what several processes train is wrapped, and waits for the others
         for module in self._networks.values():
             module.eval()
         with torch.no_grad(), blame(self._who, "score", trained=True):
             score = self._training.score(self._dataset, self._accelerator.device)
             if score is not None:
-                means["score"] = finite(score, "the score")
+                score = finite(score, "the score")
+        score = self._processes.tell(score, "the score of an epoch")
         if score is not None:
-            self.best.offer(means["score"], self._networks)
+            means["score"] = score
+            self.best.offer(score, self._networks)
         self._log.write({"epoch": epoch + 1, "step": self.step, **means})
         self._settings.progress.step(self.step, self._pace.total, means)
         self.sums = {}
         self._keep()
 
     def finish(self) -> dict[str, float]:
-        """Keep the best weights, rounded as a file stores them, and let the stage measure; return its figures."""
+        """Keep the best weights, rounded as a file stores them, and let the stage measure; return its figures.
+
+        Of several processes all have the first one's weights and figures afterwards, whatever each of them measured.
+        """
         # whoever is killed while it measures goes on from here
         self._keep(always=True)
         self._settings.progress.measuring()
-        self._accelerator.wait_for_everyone()
         training = self._training
         training.modules = self._networks
         if self._first and _hash(self._networks) == self._first:
@@ -311,12 +368,24 @@ class _Course:
                 "parameters than its networks', or the learning rate is 0"
             )
         self.best.restore(self._networks)
+        self._unite()
         for module in (training.stage, *self._networks.values()):
             module.eval()
         _check_finite(training.stage, self._who)
         round_to_stored(training.stage)
         with blame(self._who, "finish", trained=True):
-            return check_figures(training.finish(self._dataset, self._accelerator.device))
+            figures = check_figures(training.finish(self._dataset, self._accelerator.device))
+        self._unite()  # what was calibrated too
+        return self._processes.tell(figures, "the figures of a training")
+
+    def _unite(self) -> None:
+        """Give every process the first one's weights and buffers, as what the networks saw of the images differs.
+
+        Gradients are shared; batch norm's running statistics, and averages of weights with them, are not.
+        """
+        whole = {"stage": self._training.stage, **{f"network {name}": one for name, one in self._networks.items()}}
+        tensors = {f"{name}/{key}": value for name, one in whole.items() for key, value in one.state_dict().items()}
+        self._processes.share(tensors, self._accelerator.device)
 
     def _keep(self, always: bool = False) -> None:
         self._keeper.keep(self.step, self.sums, self.best, always)

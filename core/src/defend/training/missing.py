@@ -8,13 +8,15 @@ from typing import Any
 import attrs
 
 from defend.assembly.composition import Composition
-from defend.assembly.part import find_part, list_victims
+from defend.assembly.part import Part, find_part, list_victims
 from defend.datasets.base import ImageDataset
+from defend.errors import ConfigError
 from defend.plugins import Found, Registry, using
 from defend.records.watcher import Watcher
 from defend.training.aim import aim
 from defend.training.loop import FitSettings
 from defend.training.stage import train_stage
+from defend.util.processes import Processes, join, resolve_device
 from defend.values.editions import edition_of, is_file
 
 
@@ -24,10 +26,12 @@ def train_missing(
     """Train every part that needs weights and has none; one whose file was named is left to fail.
 
     Raises:
+        ConfigError: of several processes one finds weights, and another none.
         DefendError: as `defend.training.stage.train_stage`.
     """
+    processes, _ = join(resolve_device(device))
     for part in composition.parts:  # one may make the weights that the next one shares
-        if is_file(part.weights) or not part.is_missing(dataset.filed_as):
+        if is_file(part.weights) or not _is_missing(part, dataset.filed_as, processes):
             continue
         # options of one that shares another's network are its own: that network is the other stage's
         options = {} if part.found.spec.weights_of else part.options
@@ -46,6 +50,17 @@ def train_missing(
                 settings=FitSettings(seed=seed, device=device, progress=progress),
                 plugins=plugins,
             )
+
+
+def _is_missing(part: Part, filing: str, processes: Processes) -> bool:
+    """Whether a part has no weights; the processes must agree, as all of them train or none."""
+    found = processes.gather(part.is_missing(filing), "which weights are missing")
+    if len(set(found)) > 1:
+        raise ConfigError(
+            f"process {found.index(False)} finds weights of {part.stage} {part.name}, and process {found.index(True)} "
+            "finds none: let all of them see the same files (DEFEND_CACHE_DIR)"
+        )
+    return found[0]
 
 
 @attrs.frozen

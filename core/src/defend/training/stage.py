@@ -12,11 +12,12 @@ from typing import Any
 
 import attrs
 import torch
+from torch import nn
 
 from defend.assembly.composition import Composition
 from defend.datasets.base import ImageDataset, Split
 from defend.datasets.bounded import ensure_bounded
-from defend.errors import ConfigError, ContractError, WriteError, did_you_mean
+from defend.errors import ConfigError, ContractError, WeightsError, WriteError, did_you_mean
 from defend.options import describe, make
 from defend.plugins import Found, Registry, registry
 from defend.stages import Stage, Task
@@ -28,11 +29,10 @@ from defend.training.contract import TrainedError, blame
 from defend.training.denoising import measure_denoising
 from defend.training.loop import FitSettings, fit_in_course
 from defend.util.files import cache_dir, check_writable, make_folder, place_plainly
-from defend.util.launch import place
 from defend.util.lock import hold
-from defend.util.processes import resolve_device
+from defend.util.processes import Processes, join, resolve_device
 from defend.values.run_config import check_seed
-from defend.weights.card import Card, new_card
+from defend.weights.card import Card, new_card, read_card
 from defend.weights.files import save
 from defend.weights.find import cached_path, plain, tuned_name
 
@@ -88,7 +88,8 @@ def train_stage(
     for split in NEEDED:
         dataset.labels(split)  # a split that it lacks is told now, and not when hours later its figures are measured
 
-    device = resolve_device(how.device).type
+    processes, place = join(resolve_device(how.device))
+    device = place.type
     # before anything is built: the first weights are drawn from it
     torch.manual_seed(how.seed)
     task = dataset.task()
@@ -115,9 +116,10 @@ def train_stage(
         # whoever changes the stage begins another training
         "code": code_of_stage(*made_of),
     }
+    _check_alike(processes, identity)
     key = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:16]
     path = out or cached_path(stage, filed_as, dataset.filed_as, edition)
-    check_writable(path, "weights")
+    processes.do_first(lambda: check_writable(path, "weights"), "the file of the weights")
     filed = f"{stage}-{plain(filed_as)}-{dataset.filed_as}-{key}"
     folder = place_plainly(cache_dir() / "training", filed, f"the training of {stage} {name}")
 
@@ -140,39 +142,70 @@ def train_stage(
             made_for={"victim": tuned["victim"], "purifier": tuned["purifier"]} if tuned else None,
         )
 
-    with _hold(folder, f"the training of {stage} {name} on {dataset.name}"):
+    with _hold(processes, folder, f"the training of {stage} {name} on {dataset.name}"):
         try:
             settings = attrs.evolve(how, device=device, folder=folder)
             fitted = fit_in_course(training, dataset, settings, identity, code_version(*made_of))
             figures = dict(fitted.figures)
             if stage == "purifier":
                 with blame(f"the training of {stage} {name}", "forward", trained=True):
-                    figures |= measure_denoising(training.stage, dataset, torch.device(device))
+                    figures |= measure_denoising(training.stage, dataset, place)
         except TrainedError as error:
             # whoever mends the stage's code begins another training: what this one came to would be lost to it
             kept = folder / "weights.safetensors"
-            if place()[0] == 0:
-                save(kept, training.stage, describe_weights({}, cut_short=str(error)))
+            if not processes.first:  # where the first one is through, nothing is kept
+                raise
+            save(kept, training.stage, describe_weights({}, cut_short=str(error)))
             flag = "finetune" if stage == "finetuner" else stage
             raise ContractError(
                 f"{error}; the weights, as they were trained until then, are kept: --{flag}-weights {kept} takes "
                 "them, and the same command tries again from there"
             ) from error
     changed = {"code_changed_at_step": list(fitted.code_changed_at)} if fitted.code_changed_at else {}
-    try:
-        card = save(path, training.stage, describe_weights(figures, **changed))
-    except WriteError as error:
-        there = (folder / CHECKPOINT).is_file()
-        way = "what was trained is kept, and the same command goes on from there" if there else "no checkpoint is kept"
-        raise WriteError(f"{error}; {way}, with another --out too") from None
-    mark_written(folder)
+
+    def write() -> Card:
+        try:
+            card = save(path, training.stage, describe_weights(figures, **changed))
+        except WriteError as error:
+            there = (folder / CHECKPOINT).is_file()
+            kept = "what was trained is kept, and the same command goes on from there"
+            raise WriteError(f"{error}; {kept if there else 'no checkpoint is kept'}, with another --out too") from None
+        mark_written(folder)
+        return card
+
+    card = processes.do_first(write, "the file of the weights")
+    _see_written(path, training.stage, card)
+    processes.gather(None, "the end of a training")  # whoever is through may look for any process's file
     return path, card
 
 
+def _check_alike(processes: Processes, identity: Mapping[str, Any]) -> None:
+    """Refuse processes that would train different things: other images, another recipe, another victim to look at.
+
+    Raises:
+        ConfigError: naming what differs.
+    """
+    # the code's may be like no other on purpose, see `code_of_stage`
+    said = {key: json.dumps(value, sort_keys=True, default=str) for key, value in identity.items() if key != "code"}
+    if (found := processes.find_difference(said)) is not None:
+        raise ConfigError(
+            f"process {found[0]} of this training has another {found[1]} than process 0: let all of them see the same "
+            "files, and give all of them the same arguments"
+        )
+
+
+def _see_written(path: Path, module: nn.Module, card: Card) -> None:
+    """Let a process that does not see the file that the first one wrote, as on another machine, write the same one."""
+    with contextlib.suppress(WeightsError):
+        if read_card(path).content_sha256 == card.content_sha256:
+            return
+    save(path, module, card)
+
+
 @contextlib.contextmanager
-def _hold(folder: Path, what: str) -> Iterator[None]:
+def _hold(processes: Processes, folder: Path, what: str) -> Iterator[None]:
     """Hold a training's folder, which all trainings of one identity share; of several processes the first does."""
-    if place()[0] != 0:
+    if not processes.first:
         yield
         return
     make_folder(folder, f"folder of {what}")

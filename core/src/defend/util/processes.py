@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import signal
 import threading
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import attrs
 import torch
+from torch import Tensor
 
-from defend.errors import ConfigError, ProcessLostError, did_you_mean
+from defend.errors import ConfigError, DefendError, ProcessLostError, did_you_mean
 from defend.util.launch import place
 
 T = TypeVar("T")
@@ -43,11 +46,8 @@ class Processes:
         if self.world == 1:
             return [value]
         found: list[Any] = [None] * self.world
-        try:
+        with _noticing_loss():
             torch.distributed.all_gather_object(found, (what, value))
-        except RuntimeError as error:
-            _ignore_launcher()
-            raise ProcessLostError(f"another process of this run is gone ({_first_line(error)})") from None
         if places := sorted({place for place, _ in found} - {what}):
             _ignore_launcher()
             raise ProcessLostError(
@@ -58,6 +58,74 @@ class Processes:
     def tell(self, value: T, what: str) -> T:
         """Return process 0's value; all of them must call, see `gather`."""
         return self.gather(value, what)[0]
+
+    def do_first(self, work: Callable[[], T], what: str) -> T:
+        """Let process 0 alone do something, and return in every process what it returned; see `gather`.
+
+        Raises:
+            DefendError: what the work raised, in every process.
+            ProcessLostError: one of them is gone, as process 0 is when the work raises anything else.
+        """
+        if self.world == 1:
+            return work()
+        done: T | None = None
+        failed: DefendError | None = None
+        if self.first:
+            try:
+                done = work()
+            except DefendError as error:
+                failed = error
+        # not the error itself: what an error is made from, it need not be made from again
+        done, kind, said = self.tell((done, type(failed), str(failed)), what)
+        if failed is not None:
+            raise failed
+        if issubclass(kind, DefendError):
+            raise kind.__new__(kind, said)
+        return done  # type: ignore[return-value]
+
+    def find_difference(self, said: Mapping[str, Any]) -> tuple[int, str] | None:
+        """Return the first process that says otherwise than process 0, and of what; None where all say the same."""
+        first, *others = self.gather(dict(said), "what it computes with")
+        for rank, other in enumerate(others, start=1):
+            for what in (*first, *other):
+                if first.get(what) != other.get(what):
+                    return rank, what
+        return None
+
+    @torch.no_grad()
+    def share(self, tensors: Mapping[str, Tensor], device: torch.device) -> None:
+        """Write process 0's values into the tensors of every process, in place; all of them must call.
+
+        Args:
+            tensors: of the same names, types and shapes everywhere, dense; on any device.
+            device: this process's own, over which they travel.
+
+        Raises:
+            ProcessLostError: one of them is gone.
+        """
+        held = [tensors[name] for name in sorted(tensors) if tensors[name].numel()]
+        if self.world == 1 or not held:
+            return
+        # as bytes: no backend carries every type, and one message takes less than one a tensor
+        flat = [each.detach().to(device).contiguous().reshape(-1).view(torch.uint8) for each in held]
+        carried = torch.cat(flat)
+        with _noticing_loss():
+            torch.distributed.broadcast(carried, src=0)
+        if self.first:
+            return
+        for each, part in zip(held, carried.split([len(one) for one in flat]), strict=True):
+            # a copy lies where its type may
+            each.copy_(part.clone().view(each.dtype).reshape(each.shape))
+
+
+@contextlib.contextmanager
+def _noticing_loss() -> Iterator[None]:
+    """Say in words that another process is gone, which torch tells of in many ways."""
+    try:
+        yield
+    except RuntimeError as error:
+        _ignore_launcher()
+        raise ProcessLostError(f"another process of this run is gone ({_first_line(error)})") from None
 
 
 def join(device: torch.device) -> tuple[Processes, torch.device]:
