@@ -66,7 +66,7 @@ def test_two_processes_judge_by_one_threshold_and_refuse_different_weights(launc
 class Two(Processes):
     """Process 0 of two; what the other one says is what `other` makes of this one's."""
 
-    def gather(self, value):
+    def gather(self, value, what):
         return [value, self.other(value)]
 
 
