@@ -224,6 +224,15 @@ def test_predict_shows_a_table_and_takes_other_sizes(defend, tmp_path):
     assert "odd.png" in answer.out
 
 
+def test_predict_takes_the_device_that_its_help_says(defend, digit, monkeypatch):
+    asked = []
+    monkeypatch.setattr("defend.deploy.predict.resolve_device", lambda name: asked.append(name) or torch.device("cpu"))
+    for flags in ((), ("--device", "cpu")):
+        answer = defend("predict", next(iter(digit)), "--victim", "resnet18", "--json", *flags)
+        assert answer.code == 0, answer.error
+    assert asked == ["auto", "cpu"] and "auto (default)" in " ".join(defend("predict", "--help").out.split())
+
+
 def test_an_image_that_cannot_be_read_takes_no_answer_with_it(defend, digit, tmp_path, monkeypatch):
     monkeypatch.setattr("defend.deploy.predict.BATCH", 1)
     (tmp_path / "broken.png").write_bytes(b"no image")

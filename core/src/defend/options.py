@@ -125,11 +125,13 @@ def make(cls: type[T], values: Mapping[str, Any], where: str) -> T:
         where: what the options belong to, for the error message, for example "purifier apudae".
 
     Raises:
-        ConfigError: an unknown option (the nearest is offered), or a value of the wrong type or range.
+        ConfigError: an unknown option (the nearest is offered), a value of the wrong type or range, or no value of an
+            option without a default.
     """
     hints = typing.get_type_hints(cls)
     names = list(hints)
-    words = {field.name: field.metadata.get("names") or {} for field in attrs.fields(cls)}  # type: ignore[arg-type]
+    fields: tuple[attrs.Attribute[Any], ...] = attrs.fields(cls)  # type: ignore[arg-type]
+    words = {field.name: field.metadata.get("names") or {} for field in fields}
     parsed = {}
     for key, value in values.items():
         if key not in names:
@@ -144,6 +146,11 @@ def make(cls: type[T], values: Mapping[str, Any], where: str) -> T:
         except ValueError as error:
             named = f", or one of {', '.join(words[key])}" if words.get(key) else ""
             raise ConfigError(f"{where}: {key}={value!r} is not {error}{named}") from None
+    missing = [field.name for field in fields if field.default is attrs.NOTHING and field.name not in parsed]
+    if missing:
+        raise ConfigError(
+            f"{where} has no default for {', '.join(missing)}: give a value, with --set or in Python's options"
+        )
     try:
         return cls(**parsed)
     except ConfigError as error:

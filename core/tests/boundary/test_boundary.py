@@ -16,7 +16,7 @@ from defend.attacks.options import FgsmOptions, PgdOptions
 from defend.attacks.single_step import Fgsm
 from defend.attacks.target import Target
 from defend.defence import Defence, PurifierSequence
-from defend.errors import ConfigError, ContractError, DataError, DefendError
+from defend.errors import ConfigError, ContractError, DataError, DefendError, StageError
 from defend.evaluation.bpda import BackwardThrough, surrogates_of
 from defend.evaluation.evaluate import EvaluationSettings, Evaluator
 from defend.evaluation.plan import ArmNames, find_undone, plan
@@ -606,3 +606,36 @@ def test_a_launcher_says_which_process_this_is(monkeypatch, said, where):
     for name, value in said.items():
         monkeypatch.setenv(name, value)
     assert place() == where
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("stage", ["victim", "purifier"])
+def test_weights_of_another_precision_say_what_to_pass(stage, kind):
+    odd = (nn.Conv2d(1, 1, 3, padding=1) if stage == "purifier" else TinyVictim()).to(kind)
+    defence = Defence(odd) if stage == "victim" else Defence(TinyVictim(), odd)
+    what = str(kind).removeprefix("torch.")
+    with pytest.raises(StageError, match=rf"its weights are {what}, and images float32: pass model\.float\(\)"):
+        defence.judge(BATCH)
+
+
+def test_a_network_of_lower_precision_that_casts_by_itself_is_left_to_it():
+    class Casts(TinyVictim):
+        def forward(self, batch):
+            assert batch.dtype == torch.float32
+            return super().forward(batch.half())
+
+    assert Defence(Casts().half()).judge(BATCH).labels.shape == (4,)
+
+
+def test_an_error_that_is_not_of_types_says_nothing_of_them():
+    class Fails(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(1).half())
+
+        def forward(self, batch):
+            raise RuntimeError("odd")
+
+    with pytest.raises(StageError) as error:
+        Defence(Fails()).judge(BATCH)
+    assert "its weights are" not in str(error.value)

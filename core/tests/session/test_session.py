@@ -279,3 +279,34 @@ def test_a_run_of_a_data_set_that_is_handed_over_says_its_name(data):
 def test_too_few_held_out_images_are_told_before_a_training(model, data):
     with pytest.raises(ConfigError, match=r"fpr|false-positive rate of 0.01 needs at least 100 held-out"):
         defend.train("purifier", "puvae", data, victim=model, progress=False)
+
+
+def soften(img, share=0.5):
+    return (1 - share) * img + share * nn.functional.avg_pool2d(img, 3, 1, 1)
+
+
+def made(task):
+    return Blur()
+
+
+def strong(width: int):
+    return Blur()
+
+
+@pytest.mark.parametrize("purifier", [soften, lambda i: i, lambda img: img * 0.9, made])
+def test_a_function_of_one_argument_takes_images_whatever_that_is_called(model, data, purifier):
+    found = defend.evaluate(model, data, purifier=purifier, **QUICK)
+    assert found.rows[0].n == 12
+
+
+def test_an_argument_that_is_annotated_is_an_option(model, data):
+    with pytest.raises(ConfigError, match="purifier strong has no default for width: give a value"):
+        defend.evaluate(model, data, purifier=strong, **QUICK)
+    defend.evaluate(model, data, purifier=strong, options={"purifier": {"width": 3}}, **QUICK)
+
+
+def test_a_function_of_several_things_is_told_how_to_be_one_of_images(model, data):
+    with pytest.raises(
+        ConfigError, match=r"an argument 'a' without a default .* call it 'images' if the function takes"
+    ):
+        defend.evaluate(model, data, purifier=lambda a, b: a, **QUICK)

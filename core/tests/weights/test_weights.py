@@ -36,6 +36,7 @@ DATASET = {
     "std": [0.38],
     "flips": False,
 }
+CALIBRATION = {"dataset": "mnist", "sha256": "1" * 64, "n": 200, "fpr": 0.1, "measured": 0.1, "behind": None}
 
 
 @options
@@ -283,11 +284,24 @@ def test_a_header_with_odd_metadata_is_refused(tmp_path, metadata):
         lambda values: json.dumps({key: value for key, value in values.items() if key != "stage"}),
         lambda values: json.dumps(values | {"dataset": {"name": "digits"}}),
         lambda values: json.dumps(values | {"dataset": DATASET | {"shape": [28, 28]}}),
+        lambda values: json.dumps(values | {"recipe": {"calibration": "blur"}}),
+        lambda values: json.dumps(values | {"recipe": {"calibration": CALIBRATION | {"fpr": "0.1"}}}),
+        lambda values: json.dumps(values | {"recipe": {"calibration": {"fpr": 0.1}}}),
     ],
 )
 def test_a_damaged_card_is_refused(tmp_path, change):
     path = with_card(tmp_path / "w.safetensors", change(attrs.asdict(card())))
     assert "have a damaged card" in refusal(read_card, path)
+
+
+def test_weights_go_by_the_images_that_their_threshold_was_set_on(tmp_path):
+    path = with_card(
+        tmp_path / "detector-net-mnist+paper.safetensors",
+        json.dumps(attrs.asdict(card(recipe={"calibration": CALIBRATION}))),
+    )
+    found = find.Available(path, read_card(path), shipped=False)
+    assert (found.card.filing, found.card.serves) == ("digits", "mnist")
+    assert (found.edition, found.filed_for) == ("paper", "mnist+paper")
 
 
 def test_a_card_of_a_later_format_is_refused(tmp_path):

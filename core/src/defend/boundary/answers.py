@@ -6,6 +6,7 @@ waits for the device.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,8 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from defend.boundary.calls import Calling
-from defend.boundary.given import TOLERANCE, WAITING, name_of, own
-from defend.errors import ContractError
+from defend.boundary.given import TOLERANCE, WAITING, kind_of, name_of, own
+from defend.errors import ContractError, StageError
+
+OF_TYPES = re.compile(r"dtype|(scalar|input|weight|bias) type", re.IGNORECASE)
+"""What torch says where two tensors are of different types."""
 
 
 def ask(stage: str, module: nn.Module, *images: Tensor) -> Any:
@@ -24,8 +28,26 @@ def ask(stage: str, module: nn.Module, *images: Tensor) -> Any:
     """
     if _is_traced(images[0]):
         return module(*(own(each, module) for each in images))
-    with Calling(f"{stage} {name_of(module)}", "forward", *images):
-        return module(*(own(each, module) for each in images))
+    try:
+        with Calling(f"{stage} {name_of(module)}", "forward", *images):
+            return module(*(own(each, module) for each in images))
+    except StageError as error:
+        if cure := _cure_type(error, module, images[0]):
+            raise StageError(f"{error}: {cure}") from error.__cause__
+        raise
+
+
+def _cure_type(error: StageError, module: nn.Module, images: Tensor) -> str:
+    """Say what to do where weights of another type refused single precision; "" where that was not the cause.
+
+    Images are not rounded for them: a network that can take them may well cast them itself, after normalising.
+    """
+    kind = kind_of(module)
+    refused = images.dtype == torch.float32 and kind not in (None, torch.float32)
+    if not (refused and OF_TYPES.search(str(error.__cause__))):
+        return ""
+    what = str(kind).removeprefix("torch.")
+    return f"its weights are {what}, and images float32: pass model.float(), or cast the images in its forward"
 
 
 def logits_of(answer: Any, images: Tensor, victim: object) -> Tensor:

@@ -167,12 +167,12 @@ def own(images: Tensor, stage: nn.Module) -> Tensor:
     tensor's version counter does not tell of writing through `.data` or numpy.
     """
     if images.dtype != torch.float32:
-        kind = _kind(stage)
+        kind = kind_of(stage)
         if kind is not None and kind != images.dtype:
             return images.to(kind)
     return images.clone()
 
 
-def _kind(stage: nn.Module) -> torch.dtype | None:
+def kind_of(stage: nn.Module) -> torch.dtype | None:
     """Return the type of a stage's first floating weight, None of one that has none."""
     return next((weight.dtype for weight in stage.parameters() if weight.is_floating_point()), None)

@@ -50,7 +50,7 @@ def predict_command(
     rows: list[dict[str, Any]] = []
     try:
         with show_count(console, "judging images", len(images), quiet=as_json) as progress:
-            judged = predict(images, composition, source, device=device or "cpu", save=save, invert=invert, fpr=fpr)
+            judged = predict(images, composition, source, device=device or "auto", save=save, invert=invert, fpr=fpr)
             for row in judged:
                 rows.append(row)
                 progress(1)

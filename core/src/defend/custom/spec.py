@@ -28,8 +28,9 @@ NORMALISATION = ("mean", "std")  # a victim is wrapped where they are given, unl
 class CustomSpec(StageSpec):
     """A stage from a user's file or session: `thing` is what was given, or what a reference names.
 
-    `build` is called with the spec first, see `defend.custom.build`. `sequence`: of several purifiers in one, what
-    attacks are made against each, by its name.
+    `build` is called with the spec first, see `defend.custom.build`. `handed`: it is an object of a session, whose
+    functions are of images where they can be; what a reference names may also make a stage. `sequence`: of several
+    purifiers in one, what attacks are made against each, by its name.
     """
 
     name: str
@@ -37,6 +38,7 @@ class CustomSpec(StageSpec):
     thing: Any = attrs.field(eq=False, repr=False)
     summary: str = "your own"
     build: str = "defend.custom.build:build"
+    handed: bool = attrs.field(default=False, eq=False)
     sequence: Mapping[str, tuple[str, ...]] = attrs.field(factory=dict)
 
     def resolve(self, reference: str) -> Callable[..., Any]:
@@ -46,7 +48,11 @@ class CustomSpec(StageSpec):
     @property
     def makes(self) -> bool:
         """Whether the thing is called to make the stage: a class, or a function that does not take images itself."""
-        return inspect.isclass(self.thing) or (inspect.isroutine(self.thing) and not takes_images(self.thing))
+        if inspect.isclass(self.thing):
+            return True
+        if not inspect.isroutine(self.thing) or takes_images(self.thing):
+            return False
+        return not (self.handed and _takes_one_thing(self.thing))
 
 
 def spec_of_reference(stage: Stage, text: str) -> CustomSpec:
@@ -55,12 +61,18 @@ def spec_of_reference(stage: Stage, text: str) -> CustomSpec:
     Raises:
         ConfigError, StageError: it cannot be imported, see `load_reference`; or its arguments cannot be set.
     """
-    return spec_of_thing(stage, shorten(text), load_reference(text))
+    return spec_of_thing(stage, shorten(text), load_reference(text), handed=False)
 
 
-def spec_of_thing(stage: Stage, name: str, thing: Any) -> CustomSpec:
-    """Return the spec of an object, a class or a function, called `name` in reports and errors."""
-    spec = CustomSpec(name=name, stage=stage, thing=thing, threats=_threats(thing))
+def spec_of_thing(stage: Stage, name: str, thing: Any, *, handed: bool = True) -> CustomSpec:
+    """Return the spec of an object, a class or a function, called `name` in reports and errors.
+
+    `handed`, as of `CustomSpec`.
+
+    Raises:
+        ConfigError: an argument of a function or class cannot be set.
+    """
+    spec = CustomSpec(name=name, stage=stage, thing=thing, threats=_threats(thing), handed=handed)
     fields, hints = _fields_of(thing, name) if spec.makes else ({}, {})
     base = NormalisationOptions if stage == "victim" else NoOptions
     return attrs.evolve(spec, config=options(type("CustomOptions", (base,), {"__annotations__": hints, **fields})))
@@ -74,6 +86,12 @@ def takes_images(thing: Any) -> bool:
     """Whether a function takes images, so that it is a stage itself: one argument without a default, called so."""
     needed = [each for each in _parameters(thing) if each.default is each.empty]
     return bool(needed) and needed[0].name in IMAGES
+
+
+def _takes_one_thing(thing: Any) -> bool:
+    """Whether a function needs one argument, by whatever name, that is no option of it and not the task."""
+    needed = [each for each in _parameters(thing) if each.default is each.empty]
+    return len(needed) == 1 and needed[0].name != TASK and _kind_of(needed[0], thing) is None
 
 
 def takes(thing: Any, argument: str) -> bool:
@@ -103,9 +121,10 @@ def _fields_of(thing: Any, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
         kind = _kind_of(each, thing)
         if kind is None:
             if each.default is each.empty:
+                of_images = "" if inspect.isclass(thing) else f", or call it {IMAGES[0]!r} if the function takes images"
                 raise ConfigError(
                     f"{name} has an argument {each.name!r} without a default that could be set: give it one, or "
-                    "annotate it as int, float, str or bool"
+                    f"annotate it as int, float, str or bool{of_images}"
                 )
             continue  # as it is: no text stands for it
         fields[each.name] = attrs.field() if each.default is each.empty else option(each.default, help="your own")

@@ -30,7 +30,7 @@ def predict(
     composition: Composition,
     source: DataSource,
     *,
-    device: str = "cpu",
+    device: str = "auto",
     save: Path | None = None,
     invert: bool = False,
     fpr: float | None = None,

@@ -111,7 +111,9 @@ def evaluate(
         model: an `nn.Module` or a function, images [B,C,H,W] in [0,1] to logits [B,classes]; a `Defence`, whose parts
             are taken; or a name, as on the command line ("resnet18", "my_model.py:load").
         data: what is attacked: (images, labels), a `Dataset`, a `DataLoader`, an `ImageDataset`, a name, a folder.
-        purifier, detector: modules, functions (of a purifier) or names, or None.
+        purifier, detector: modules, functions (of a purifier) or names, or None. A function with one argument that has
+            no default takes images, whatever the argument is called; `task`, or one annotated as a number or text, is
+            of a function that makes the part.
         finetune: the fine-tuner whose tuned weights replace the model's, or None.
         val: held-out images for thresholds and trials, like `data`; None holds a seeded part of `data` out.
         train: training images, like `data`, where a part asks for them.
