@@ -19,6 +19,7 @@ from defend.errors import ConfigError, ContractError, DataError, WriteError
 from defend.records.watcher import TrainingWatcher
 from defend.report.progress import TrainingBar
 from defend.train import Loss, Optimiser, Training
+from defend.training import loop
 from defend.training.checkpoint import Best, Checkpoint, Keeper, Length, mark_written
 from defend.training.loop import FitSettings, fit, fit_in_course
 from defend.training.stage import train_stage
@@ -510,6 +511,13 @@ except DefendError as error:
     said["refused"] = f"{type(error).__name__}: {error}"
 (here / f"{rank}.json").write_text(json.dumps(said))
 """
+
+
+def test_every_training_of_a_process_runs_on_the_device_that_it_was_asked_to(monkeypatch):
+    monkeypatch.setattr(loop, "resolve_device", torch.device)  # there is no such device here
+    for name in ("cpu", "cuda:1", "cpu", "cuda:0", "xpu"):
+        accelerator, processes = loop._start(FitSettings(device=name))
+        assert (accelerator.device, processes.world) == (torch.device(name), 1)
 
 
 def test_two_processes_share_the_work_and_agree(launch_two):

@@ -57,6 +57,7 @@ class FitSettings:
     """How to run a training.
 
     Attributes:
+        device: "auto", or what torch knows, with an index too; of several processes each has a GPU of its own.
         folder: where checkpoint and metrics go; None keeps neither.
         precision: "no" or "bf16", accelerate's mixed precision.
         checkpoint_seconds: the least time between two checkpoints.
@@ -112,12 +113,18 @@ def fit_in_course(
 
 
 def _start(settings: FitSettings) -> tuple[Accelerator, Processes]:
-    from accelerate import Accelerator
+    from accelerate import Accelerator, PartialState
     from accelerate.state import AcceleratorState
 
-    processes, _ = join(resolve_device(settings.device))
-    AcceleratorState._reset_state()  # its settings are the process's, and each training has its own
-    accelerator = Accelerator(cpu=settings.device == "cpu", mixed_precision=settings.precision)
+    processes, device = join(resolve_device(settings.device))
+    # its settings are the process's, and each training has its own
+    AcceleratorState._reset_state()
+    if processes.world == 1:
+        # of itself it keeps to the device of the process's first training, and takes no index
+        PartialState._reset_state()
+        state: Any = PartialState(cpu=device.type == "cpu")
+        state.device = device
+    accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=settings.precision)
     if accelerator.device.type == "cuda":  # shapes stay from step to step; gradients need no more digits than TF32's
         torch.backends.cudnn.benchmark = True
         torch.set_float32_matmul_precision("high")
