@@ -391,6 +391,39 @@ def test_bf16_trains(tmp_path):
     assert training.stage[0].weight.dtype == torch.float32
 
 
+class Rounded(Denoise):
+    """Notes what fp32 would be computed in on a GPU while it is trained, scored and measured."""
+
+    def __init__(self):
+        super().__init__(epochs=2)
+        self.noted = {"losses": set(), "score": set(), "finish": set()}
+
+    def note(self, when):
+        self.noted[when].add((torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32))
+
+    def losses(self, batch):
+        self.note("losses")
+        yield from super().losses(batch)
+
+    def score(self, dataset, device):
+        self.note("score")
+
+    def finish(self, dataset, device):
+        self.note("finish")
+        return {}
+
+
+def test_a_training_rounds_to_tf32_and_its_figures_do_not(monkeypatch):
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark
+    fast = loop.fast_fp32
+    monkeypatch.setattr(loop, "fast_fp32", lambda device: fast(torch.device("cuda")))  # there is none here
+    training = Rounded()
+    fit(training, tiny_dataset(), FitSettings(), {})
+    assert training.noted == {"losses": {("high", True)}, "score": {("highest", False)}, "finish": {("highest", False)}}
+    after = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark
+    assert after == before
+
+
 class Judged(Denoise):
     """Notes what its network answers in while it is trained, and what it answers when it is scored and measured."""
 
@@ -399,6 +432,10 @@ class Judged(Denoise):
         self.answered, self.inside, self.judged = [], [], []
         self.stage.register_forward_hook(lambda _, __, answer: self.answered.append(answer.dtype))
         self.stage[3].register_forward_hook(lambda _, __, answer: self.inside.append(answer.dtype))
+
+    def data(self, dataset, device):
+        self.answered.clear(), self.inside.clear()  # a copy was tried before
+        return dataset
 
     def score(self, dataset, device):
         self.judged.append(self.see(dataset))

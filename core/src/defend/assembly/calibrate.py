@@ -15,6 +15,7 @@ from defend.datasets.base import ImageDataset, Split
 from defend.defence import Defence
 from defend.errors import ConfigError
 from defend.randomness import keyed
+from defend.util.fp32 import ieee_fp32
 from defend.util.memory import fit_batch
 from defend.util.metrics import check_rate, threshold_at
 from defend.util.processes import resolve_device
@@ -60,6 +61,7 @@ def calibrate(
     return Calibration(threshold=threshold, fpr=fpr, measured=measured, n=len(together), split=SPLIT)
 
 
+@ieee_fp32()
 def clean_scores(
     defence: Defence,
     dataset: ImageDataset,
