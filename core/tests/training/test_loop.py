@@ -19,6 +19,7 @@ from defend.errors import ConfigError, ContractError, DataError, WriteError
 from defend.records.watcher import TrainingWatcher
 from defend.report.progress import TrainingBar
 from defend.train import Loss, Optimiser, Training
+from defend.training import loop
 from defend.training.checkpoint import Best, Checkpoint, Keeper, Length, mark_written
 from defend.training.loop import FitSettings, fit, fit_in_course
 from defend.training.stage import train_stage
@@ -390,6 +391,39 @@ def test_bf16_trains(tmp_path):
     assert training.stage[0].weight.dtype == torch.float32
 
 
+class Rounded(Denoise):
+    """Notes what fp32 would be computed in on a GPU while it is trained, scored and measured."""
+
+    def __init__(self):
+        super().__init__(epochs=2)
+        self.noted = {"losses": set(), "score": set(), "finish": set()}
+
+    def note(self, when):
+        self.noted[when].add((torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32))
+
+    def losses(self, batch):
+        self.note("losses")
+        yield from super().losses(batch)
+
+    def score(self, dataset, device):
+        self.note("score")
+
+    def finish(self, dataset, device):
+        self.note("finish")
+        return {}
+
+
+def test_a_training_rounds_to_tf32_and_its_figures_do_not(monkeypatch):
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark
+    fast = loop.fast_fp32
+    monkeypatch.setattr(loop, "fast_fp32", lambda device: fast(torch.device("cuda")))  # there is none here
+    training = Rounded()
+    fit(training, tiny_dataset(), FitSettings(), {})
+    assert training.noted == {"losses": {("high", True)}, "score": {("highest", False)}, "finish": {("highest", False)}}
+    after = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark
+    assert after == before
+
+
 class Judged(Denoise):
     """Notes what its network answers in while it is trained, and what it answers when it is scored and measured."""
 
@@ -398,6 +432,10 @@ class Judged(Denoise):
         self.answered, self.inside, self.judged = [], [], []
         self.stage.register_forward_hook(lambda _, __, answer: self.answered.append(answer.dtype))
         self.stage[3].register_forward_hook(lambda _, __, answer: self.inside.append(answer.dtype))
+
+    def data(self, dataset, device):
+        self.answered.clear(), self.inside.clear()  # a copy was tried before
+        return dataset
 
     def score(self, dataset, device):
         self.judged.append(self.see(dataset))
@@ -510,6 +548,13 @@ except DefendError as error:
     said["refused"] = f"{type(error).__name__}: {error}"
 (here / f"{rank}.json").write_text(json.dumps(said))
 """
+
+
+def test_every_training_of_a_process_runs_on_the_device_that_it_was_asked_to(monkeypatch):
+    monkeypatch.setattr(loop, "resolve_device", torch.device)  # there is no such device here
+    for name in ("cpu", "cuda:1", "cpu", "cuda:0", "xpu"):
+        accelerator, processes = loop._start(FitSettings(device=name))
+        assert (accelerator.device, processes.world) == (torch.device(name), 1)
 
 
 def test_two_processes_share_the_work_and_agree(launch_two):

@@ -2,11 +2,13 @@
 
 import os
 import signal
+from types import SimpleNamespace
 
+import accelerate
 import pytest
 import torch
 
-from defend.errors import ProcessLostError
+from defend.errors import ConfigError, ProcessLostError, UnknownNameError
 from defend.util import processes
 
 
@@ -59,8 +61,68 @@ def test_processes_at_different_places_of_a_run_are_told_so(monkeypatch):
     monkeypatch.setattr(torch.distributed, "all_gather_object", meet)
     with pytest.raises(ProcessLostError, match="process 0 of this run is at row 1, and another at its report: one was"):
         processes.Processes(0, 2).gather(1, "row 1")
-    monkeypatch.setattr(
-        torch.distributed, "all_gather_object", lambda found, mine: found.__setitem__(slice(None), [mine] * 2)
-    )
+
+    def agree(found, mine):
+        found[:] = [mine, mine]
+
+    monkeypatch.setattr(torch.distributed, "all_gather_object", agree)
     assert processes.Processes(0, 2).gather(1, "row 1") == [1, 1]
     assert processes.Processes(0, 2).tell(3, "row 1") == 3
+
+
+@pytest.fixture
+def met_on(monkeypatch):
+    """Say which device accelerate gives to process 1 of two, which its launcher numbers 1 on its machine."""
+
+    def meet(device):
+        place = {"process_index": 1, "num_processes": 2, "local_process_index": 1, "device": torch.device(device)}
+        monkeypatch.setattr(accelerate, "PartialState", lambda **_: SimpleNamespace(**place))
+
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    return meet
+
+
+@pytest.mark.usefixtures("started")
+@pytest.mark.parametrize(
+    ("asked", "met", "own"),
+    [
+        ("cuda", "cuda:1", "cuda:1"),
+        ("cuda", "cuda:0", "cuda:0"),  # a launcher that shows every process one GPU alone
+        ("cuda:0", "cuda:1", "cuda:1"),  # each has its own
+        ("xpu", "xpu:1", "xpu:1"),
+        ("cpu", "cpu:0", "cpu"),
+    ],
+)
+def test_each_process_computes_on_the_device_that_it_talks_to_the_others_over(met_on, asked, met, own):
+    met_on(met)
+    found, device = processes.join(torch.device(asked))
+    assert (found, device) == (processes.Processes(1, 2), torch.device(own))
+
+
+@pytest.mark.usefixtures("started")
+def test_processes_that_met_elsewhere_are_refused(met_on):
+    met_on("cpu")
+    with pytest.raises(ConfigError, match="device cuda was asked for, and these 2 processes share work on cpu"):
+        processes.join(torch.device("cuda"))
+
+
+class Second(processes.Processes):
+    """The second of two, which is told what the first one said."""
+
+    def gather(self, value, what):
+        return [self.told, value]
+
+
+def test_an_error_of_the_first_process_is_raised_in_every_other():
+    second = Second(1, 2)
+
+    def never():
+        raise AssertionError("only the first process does it")
+
+    object.__setattr__(second, "told", (7, type(None), "None"))
+    assert second.do_first(never, "its file") == 7
+    error = UnknownNameError("victim", "resnet", ["resnet18"])  # which is made of more than a message
+    object.__setattr__(second, "told", (None, type(error), str(error)))
+    with pytest.raises(UnknownNameError, match="did you mean 'resnet18'"):
+        second.do_first(never, "its file")

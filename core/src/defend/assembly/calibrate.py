@@ -20,6 +20,7 @@ from defend.datasets.base import Batch, ImageDataset, Split
 from defend.defence import Defence
 from defend.errors import ConfigError
 from defend.randomness import keyed
+from defend.util.fp32 import ieee_fp32
 from defend.util.memory import Fitting
 from defend.util.metrics import check_rate, round_up, threshold_at
 from defend.util.processes import resolve_device
@@ -82,6 +83,7 @@ def say_behind(defence: Defence) -> str | None:
     return None if defence.purifier is None else name_of(defence.purifier)
 
 
+@ieee_fp32()
 def clean_scores(
     defence: Defence,
     dataset: ImageDataset,

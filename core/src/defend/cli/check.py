@@ -80,6 +80,7 @@ def _find(
     from defend.assembly.load import open_dataset
     from defend.assembly.stage import build_module, build_part
     from defend.checks.victim import inspect
+    from defend.util.fp32 import ieee_fp32
     from defend.util.processes import resolve_device
     from defend.values.references import anchor
 
@@ -94,7 +95,8 @@ def _find(
         built = build_part(part, images.task()).module
     where = resolve_device(device)
     pixels, labels = images.tensors("val", limit=IMAGES)
-    return list(inspect(built.to(where), pixels.to(where), labels.to(where), len(images.classes)))
+    with ieee_fp32():  # as a run attacks and judges it
+        return list(inspect(built.to(where), pixels.to(where), labels.to(where), len(images.classes)))
 
 
 def _as_check(found: Any) -> Check:

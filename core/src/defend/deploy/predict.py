@@ -17,6 +17,7 @@ from defend.defence import Defence
 from defend.randomness import keyed
 from defend.stages import Task
 from defend.util.files import make_folder, shorten, sweep
+from defend.util.fp32 import ieee_fp32
 from defend.util.images import read_image, write_image
 from defend.util.processes import resolve_device
 from defend.values.commands import type_source
@@ -74,9 +75,10 @@ def predict(
         part = files[start : start + BATCH]
         images = _read(part, task, resize, invert).to(place)
         keys = torch.arange(start, start + len(images), device=place)
-        before = bare.judge(images)
-        with keyed(keys, seed=0, stream="defender"):
-            after = defence.judge(images)
+        with ieee_fp32():  # as thresholds were set
+            before = bare.judge(images)
+            with keyed(keys, seed=0, stream="defender"):
+                after = defence.judge(images)
         change = (after.purified - images).abs().flatten(1)
         for index, file in enumerate(part):
             written = None

@@ -17,6 +17,7 @@ from defend.records.shards import Shards
 from defend.records.unfinished import way_on
 from defend.records.watcher import Watcher
 from defend.util import interrupts
+from defend.util.fp32 import ieee_fp32
 from defend.util.processes import Processes
 from defend.values.report import Report
 from defend.values.run_config import RunConfig
@@ -59,7 +60,7 @@ def run_arms(
         ProcessLostError: another process of the run is gone; what was finished is in the run folder.
     """
     try:
-        with interrupts.careful(), contextlib.ExitStack() as folders:
+        with interrupts.careful(), ieee_fp32(), contextlib.ExitStack() as folders:
             run = Course(configs, watcher or Watcher(), plugins or registry(), resume, dataset, folders, shards)
             run.evaluate()
             outcomes = run.conclude()
@@ -90,7 +91,7 @@ def plan_arms(
     if configs[0].train_missing:
         raise ConfigError("a plan trains nothing, and --train-missing was given: leave it out, and train first")
     bare = [attrs.evolve(each, out=None, store=False, save_images=None) for each in configs]
-    with contextlib.ExitStack() as folders:
+    with ieee_fp32(), contextlib.ExitStack() as folders:
         run = Course(bare, watcher or Watcher(), plugins or registry(), False, dataset, folders)
         found = run.forecast()
     given = {name: getattr(configs[0], name) for name in ("out", "store", "save_images")}

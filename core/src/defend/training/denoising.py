@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from defend.datasets.base import ImageDataset
 from defend.defence import Defence
 from defend.randomness import keyed, normal_like
+from defend.util.fp32 import ieee_fp32
 from defend.weights.card import Card
 
 SIGMAS = (8, 15, 25, 50)
@@ -24,6 +25,7 @@ COLOUR, GREY = 8, 25
 """The scale that a purifier is held to where it claims no other, in 255ths: the usual eps, 8/255 and 0.1."""
 
 
+@ieee_fp32()
 @torch.no_grad()
 def measure_denoising(purifier: nn.Module, dataset: ImageDataset, device: torch.device) -> dict[str, float]:
     """Return PSNR in dB on `IMAGES` held-out images with noise of every sigma, clipped to [0,1] as attacked ones are.

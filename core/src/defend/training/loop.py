@@ -41,6 +41,7 @@ from defend.training.contract import (
 )
 from defend.training.layout import find_unfit
 from defend.util import interrupts
+from defend.util.fp32 import fast_fp32, ieee_fp32
 from defend.util.metrics import check_rate
 from defend.util.processes import Processes, join, resolve_device
 from defend.util.tensors import content_hash
@@ -57,6 +58,7 @@ class FitSettings:
     """How to run a training.
 
     Attributes:
+        device: "auto", or what torch knows, with an index too; of several processes each has a GPU of its own.
         folder: where checkpoint and metrics go; None keeps neither.
         precision: "no" or "bf16", accelerate's mixed precision.
         checkpoint_seconds: the least time between two checkpoints.
@@ -112,16 +114,18 @@ def fit_in_course(
 
 
 def _start(settings: FitSettings) -> tuple[Accelerator, Processes]:
-    from accelerate import Accelerator
+    from accelerate import Accelerator, PartialState
     from accelerate.state import AcceleratorState
 
-    processes, _ = join(resolve_device(settings.device))
-    AcceleratorState._reset_state()  # its settings are the process's, and each training has its own
-    accelerator = Accelerator(cpu=settings.device == "cpu", mixed_precision=settings.precision)
-    if accelerator.device.type == "cuda":  # shapes stay from step to step; gradients need no more digits than TF32's
-        torch.backends.cudnn.benchmark = True
-        torch.set_float32_matmul_precision("high")
-    return accelerator, processes
+    processes, device = join(resolve_device(settings.device))
+    # its settings are the process's, and each training has its own
+    AcceleratorState._reset_state()
+    if processes.world == 1:
+        # of itself it keeps to the device of the process's first training, and takes no index
+        PartialState._reset_state()
+        state: Any = PartialState(cpu=device.type == "cpu")
+        state.device = device
+    return Accelerator(cpu=device.type == "cpu", mixed_precision=settings.precision), processes
 
 
 def _place(training: Training, networks: Mapping[str, nn.Module], device: torch.device, task: Task) -> str:
@@ -284,7 +288,9 @@ class _Course:
         with blame(self._who, "order"):
             order = check_order(training.order(epoch, pace.size, seed), self._who, epoch, wanted, pace.size)
         order = pace.share(order, epoch, self.step, rank)
-        with _answering_in_fp32(self._networks.values() if self._settings.precision != "no" else ()):
+        reduced = self._networks.values() if self._settings.precision != "no" else ()
+        # shapes stay from step to step, and gradients need no more digits than TF32's
+        with fast_fp32(self._accelerator.device), _answering_in_fp32(reduced):
             for batch in self._source.batches("train", order, pace.per_process, self._accelerator.device):
                 torch.manual_seed(step_seed(seed, "step", self.step, rank))
                 for loss in self._losses(batch):
@@ -339,7 +345,7 @@ class _Course:
         self._training.modules = self._networks  # what several processes train is wrapped, and waits for the others
         for module in self._networks.values():
             module.eval()
-        with torch.no_grad(), blame(self._who, "score", trained=True):
+        with torch.no_grad(), ieee_fp32(), blame(self._who, "score", trained=True):
             score = self._training.score(self._dataset, self._accelerator.device)
             if score is not None:
                 score = finite(score, "the score")
@@ -373,7 +379,7 @@ class _Course:
             module.eval()
         _check_finite(training.stage, self._who)
         round_to_stored(training.stage)
-        with blame(self._who, "finish", trained=True):
+        with ieee_fp32(), blame(self._who, "finish", trained=True):
             figures = check_figures(training.finish(self._dataset, self._accelerator.device))
         self._unite()  # what was calibrated too
         return self._processes.tell(figures, "the figures of a training")

@@ -88,8 +88,7 @@ def train_stage(
     for split in NEEDED:
         dataset.labels(split)  # a split that it lacks is told now, and not when hours later its figures are measured
 
-    processes, place = join(resolve_device(how.device))
-    device = place.type
+    processes, device = join(resolve_device(how.device))
     # before anything is built: the first weights are drawn from it
     torch.manual_seed(how.seed)
     task = dataset.task()
@@ -135,7 +134,7 @@ def train_stage(
                 "precision": how.precision,
                 "torch": torch.__version__,
                 "python": platform.python_version(),
-                "device": device,
+                "device": _kind_of_device(training.stage),
                 **tuned,
                 **more,
             },
@@ -144,12 +143,12 @@ def train_stage(
 
     with _hold(processes, folder, f"the training of {stage} {name} on {dataset.name}"):
         try:
-            settings = attrs.evolve(how, device=device, folder=folder)
+            settings = attrs.evolve(how, device=str(device), folder=folder)
             fitted = fit_in_course(training, dataset, settings, identity, code_version(*made_of))
             figures = dict(fitted.figures)
             if stage == "purifier":
                 with blame(f"the training of {stage} {name}", "forward", trained=True):
-                    figures |= measure_denoising(training.stage, dataset, place)
+                    figures |= measure_denoising(training.stage, dataset, device)
         except TrainedError as error:
             # whoever mends the stage's code begins another training: what this one came to would be lost to it
             kept = folder / "weights.safetensors"
@@ -177,6 +176,11 @@ def train_stage(
     _see_written(path, training.stage, card)
     processes.gather(None, "the end of a training")  # whoever is through may look for any process's file
     return path, card
+
+
+def _kind_of_device(module: nn.Module) -> str:
+    """Return the kind of device that a module lies on, whatever was asked for; "cpu" of one that holds nothing."""
+    return next((tensor.device.type for tensor in (*module.parameters(), *module.buffers())), "cpu")
 
 
 def _check_alike(processes: Processes, identity: Mapping[str, Any]) -> None:

@@ -131,10 +131,12 @@ def _noticing_loss() -> Iterator[None]:
 def join(device: torch.device) -> tuple[Processes, torch.device]:
     """Meet the other processes, if a launcher started several; return them and this one's device.
 
-    Each process on a machine with GPUs gets one of its own; on CPUs gloo connects them.
+    Each process on a machine with GPUs gets one of its own; on CPUs gloo connects them. A process alone has the device
+    that was asked for.
 
     Raises:
-        ConfigError: what the launcher says of them does not fit together, or they do not meet.
+        ConfigError: what the launcher says of them does not fit together, they do not meet, or they met before on
+            devices of another kind.
     """
     rank, world = place()
     if world == 1:
@@ -153,7 +155,13 @@ def join(device: torch.device) -> tuple[Processes, torch.device]:
     # Python lets no other thread set a handler
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _stop)
-    own = torch.device("cuda", state.local_process_index) if device.type == "cuda" else device
+    if state.device.type != device.type:
+        raise ConfigError(
+            f"device {device.type} was asked for, and these {world} processes share work on {state.device.type}: "
+            f"ask for {state.device.type}"
+        )
+    # of several GPUs that this process sees, the one that it talks to the others over: under some launchers it sees one
+    own = state.device if device.type != "cpu" else device
     return Processes(state.process_index, state.num_processes), own
 
 
