@@ -19,7 +19,7 @@ from defend.errors import ConfigError, ContractError, DataError, WriteError
 from defend.records.watcher import TrainingWatcher
 from defend.report.progress import TrainingBar
 from defend.train import Loss, Optimiser, Training
-from defend.training import loop
+from defend.training import loop, stage
 from defend.training.checkpoint import Best, Checkpoint, Keeper, Length, mark_written
 from defend.training.loop import FitSettings, fit, fit_in_course
 from defend.training.stage import train_stage
@@ -550,6 +550,22 @@ except DefendError as error:
 """
 
 
+class Two(Processes):
+    """Process 0 of two; the other one says of itself what `other` makes of this one's."""
+
+    def gather(self, value):
+        return [value, {key: self.other.get(key, one) for key, one in value.items()}]
+
+
+def test_processes_that_would_train_different_things_are_refused():
+    processes = Two(0, 2)
+    object.__setattr__(processes, "other", {"code": "which may be like no other"})
+    stage._check_alike(processes, {"seed": 1, "frozen": {"victim": "a"}, "code": "c"})
+    object.__setattr__(processes, "other", {"frozen": "another"})
+    with pytest.raises(ConfigError, match="process 1 of this training has another frozen than process 0"):
+        stage._check_alike(processes, {"seed": 1, "frozen": {"victim": "a"}, "code": "c"})
+
+
 def test_every_training_of_a_process_runs_on_the_device_that_it_was_asked_to(monkeypatch):
     monkeypatch.setattr(loop, "resolve_device", torch.device)  # there is no such device here
     for name in ("cpu", "cuda:1", "cpu", "cuda:0", "xpu"):
@@ -667,7 +683,6 @@ def test_a_training_beside_another_frozen_network_starts_anew(tmp_path, monkeypa
 def test_an_upgrade_costs_no_training_but_a_stage_that_changed_begins_anew(tmp_path, monkeypatch, own, steps, changed):
     from defend import StageSpec
     from defend.plugins import Entry, Found, Registry
-    from defend.training import stage
 
     monkeypatch.setenv("DEFEND_CACHE_DIR", str(tmp_path))
     made = [Denoise(stop_at=7), Denoise()]
