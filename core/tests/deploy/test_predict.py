@@ -55,3 +55,34 @@ def test_a_file_is_prepared_as_imagenets_own_are(composition, tmp_path):
     measured, _ = source.open().tensors("test", limit=1)
     made = shown(tmp_path / "val" / "n01" / "0.png", composition, source, tmp_path)
     torch.testing.assert_close(made.float() / 255, measured[0], atol=1e-6, rtol=0)
+
+
+NARROW = """
+import torch
+
+
+def narrow(images):
+    if len(images) > 2:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+    dark = images.flatten(1).mean(1)
+    return torch.stack([dark, 1 - dark], 1)
+"""
+
+
+def test_files_that_do_not_fit_into_memory_together_are_judged_in_pieces(composition, tmp_path):
+    (tmp_path / "narrow.py").write_text(NARROW)
+    files, rng = [], np.random.default_rng(0)
+    for number in range(7):
+        files.append(tmp_path / f"{number}.png")
+        Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(files[-1])
+    arrays = {
+        f"{part}_{split}": rng.integers(0, 2, (20, 8, 8, 3) if part == "x" else 20, np.uint8)
+        for split in ("val", "test")
+        for part in ("x", "y")
+    }
+    np.savez(tmp_path / "small.npz", **arrays)
+    source = DataSource(str(tmp_path / "small.npz"))
+    expected = list(predict(files, composition, source))
+    found = list(predict(files, Composition.of(f"{tmp_path}/narrow.py:narrow"), source))
+    assert [row["image"] for row in found] == [str(file) for file in files]
+    assert [row["defended"]["label"] for row in found] == [row["defended"]["label"] for row in expected]

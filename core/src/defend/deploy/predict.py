@@ -12,17 +12,19 @@ from torch import Tensor
 from defend.assembly.calibrate import calibrate, check_threshold
 from defend.assembly.composition import Composition
 from defend.assembly.load import DataSource, build_defence, find_task
+from defend.datasets.base import Batch
 from defend.datasets.fitting import fit
-from defend.defence import Defence
+from defend.defence import Defence, Verdict
 from defend.randomness import keyed
 from defend.stages import Task
 from defend.util.files import make_folder, shorten, sweep
 from defend.util.fp32 import ieee_fp32
 from defend.util.images import read_image, write_image
+from defend.util.memory import Fitting
 from defend.util.processes import resolve_device
 from defend.values.commands import type_source
 
-BATCH = 64  # images read and judged at once
+BATCH = 64  # images read at once, and judged where they fit into memory
 LONGEST_STEM = 200  # bytes of an image's name that its purified form's name begins with
 
 
@@ -71,27 +73,31 @@ def predict(
     if composition.of_stage("finetuner"):  # undefended means the victim as it was
         bare = build_defence(composition.of_victim(), task, device)
     resize = source.find_resize(composition.plugins)
-    for start in range(0, len(files), BATCH):
-        part = files[start : start + BATCH]
-        images = _read(part, task, resize, invert).to(place)
-        keys = torch.arange(start, start + len(images), device=place)
+
+    def judge(batch: Batch) -> tuple[Batch, Verdict, Verdict]:
         with ieee_fp32():  # as thresholds were set
-            before = bare.judge(images)
-            with keyed(keys, seed=0, stream="defender"):
-                after = defence.judge(images)
-        change = (after.purified - images).abs().flatten(1)
-        for index, file in enumerate(part):
-            written = None
-            if save is not None:
-                written = save / f"{start + index:04d}-{shorten(file.stem, LONGEST_STEM)}-purified.png"
-                write_image(written, after.purified[index])
-            yield {
-                "image": str(file),
-                "undefended": _said(before.labels, before.confidence, before.accepted, index, classes),
-                "defended": _said(after.labels, after.confidence, after.accepted, index, classes),
-                "changed": {"mean": float(change[index].mean()), "most": float(change[index].max())},
-                "purified": str(written) if written else None,
-            }
+            before = bare.judge(batch.images)
+            with keyed(batch.keys, seed=0, stream="defender"):
+                return batch, before, defence.judge(batch.images)
+
+    fitting = Fitting(BATCH, task.height * task.width, place)
+    for start in range(0, len(files), BATCH):
+        images = _read(files[start : start + BATCH], task, resize, invert).to(place)
+        keys = torch.arange(start, start + len(images), device=place)
+        for batch, before, after in fitting.work(Batch(images, torch.zeros_like(keys), keys), judge):
+            change = (after.purified - batch.images).abs().flatten(1)
+            for index, place_of_file in enumerate(batch.keys.tolist()):
+                file, written = files[place_of_file], None
+                if save is not None:
+                    written = save / f"{place_of_file:04d}-{shorten(file.stem, LONGEST_STEM)}-purified.png"
+                    write_image(written, after.purified[index])
+                yield {
+                    "image": str(file),
+                    "undefended": _said(before.labels, before.confidence, before.accepted, index, classes),
+                    "defended": _said(after.labels, after.confidence, after.accepted, index, classes),
+                    "changed": {"mean": float(change[index].mean()), "most": float(change[index].max())},
+                    "purified": str(written) if written else None,
+                }
 
 
 def _read(files: Sequence[Path], task: Task, resize: int | None, invert: bool) -> Tensor:
