@@ -685,3 +685,26 @@ def test_a_wrong_slope_of_tiny_logits_is_noticed():
     for scale in (1e-7, 1.0):
         assert "disagree" in probed(Wrong(3, scale), 5).detail
         assert "agree with" in probed(Sized(3, scale), 5).detail
+
+
+def test_parts_of_a_check_see_what_those_before_them_found_and_a_crash_loses_nothing(monkeypatch):
+    seen = []
+
+    def first(case, found):
+        found.numbers["n"] = 8
+        found.add("pass", "all is well")
+
+    def second(case, found):
+        seen.append((len(case.subject.keys), dict(found.numbers)))
+        if len(case.subject.keys) > 2:
+            found.add("fail", "an attempt that is taken back")
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        found.add("warn", "a doubt")
+        raise ValueError("no more")
+
+    monkeypatch.setattr("defend.checks.CHECKS", (("rigged", (first, second)),))
+    bare = Defence(toy()[1])
+    (check,) = check_run([], asked(bare, bare), "basic")
+    assert seen == [(count, {"n": 8}) for count in (50, 25, 12, 6, 3, 1)]
+    assert (check.status, check.numbers) == ("warn", {"n": 8})
+    assert check.detail == "a doubt; could not be judged, ValueError: no more; with 1 image, as memory ran out"

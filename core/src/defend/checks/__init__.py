@@ -106,7 +106,7 @@ def _guard(part: CheckPart, case: Case, found: Findings) -> None:
     """Run one part, with fewer images where memory runs out; what it raises becomes its finding."""
     subject = case.subject
     asked = () if subject is None else (subject.defence, subject.undefended)
-    own = Findings()
+    own = found.copy()
     try:
         with contextlib.ExitStack() as stack:
             for defence in asked:
@@ -118,7 +118,7 @@ def _guard(part: CheckPart, case: Case, found: Findings) -> None:
             fewer = subject.halve()
             if subject.images.is_cuda:
                 torch.cuda.empty_cache()
-            found.remark(f"with {len(fewer.keys)} images, as memory ran out")
+            found.remark(f"with {len(fewer.keys)} image{'s' * (len(fewer.keys) > 1)}, as memory ran out")
             _guard(part, attrs.evolve(case, subject=fewer), found)
             return
         found.take(own)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -162,10 +163,15 @@ class Findings:
         """Say beside whatever is found, in the place of what was said so before."""
         self._remark = text
 
-    def take(self, others: Findings) -> None:
-        """Add what another collection holds."""
-        self._found += others._found
-        self.numbers |= others.numbers
+    def copy(self) -> Findings:
+        """Return another collection of the same; a part of a check looks at what the parts before it found."""
+        other = Findings()
+        other.take(self)
+        return other
+
+    def take(self, other: Findings) -> None:
+        """Hold what another collection holds."""
+        self._found, self._remark, self.numbers = [*other._found], other._remark, copy.deepcopy(other.numbers)
 
     def finding(self) -> Finding:
         """Return the whole: what a part could not judge is said only where nothing else is."""
