@@ -394,7 +394,10 @@ def test_others_get_what_ours_left_and_count_within_the_budget_alone(monkeypatch
     assert len(seen["images"]) == result.figures["left by ours"] > 0
     assert seen["budget"] == result.figures["looks an image"] > 4  # of two attacks
     assert result.figures["fooled of these by"] == {"beyond": 0, "idle": 0}
-    assert result.notes == ("shy gave up: no start",) and [bar.met for bar in result.bars] == [True]
+    # what one of them does not answer is no promise kept
+    (bar,) = result.bars
+    assert result.notes == ("shy gave up: no start",) and not bar.met
+    assert bar.what.endswith("that one of theirs fools (2 of 3 answered)")
 
 
 def test_an_image_fooled_within_the_budget_is_counted():

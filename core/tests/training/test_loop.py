@@ -553,7 +553,7 @@ except DefendError as error:
 class Two(Processes):
     """Process 0 of two; the other one says of itself what `other` makes of this one's."""
 
-    def gather(self, value):
+    def gather(self, value, what):
         return [value, {key: self.other.get(key, one) for key, one in value.items()}]
 
 
