@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import importlib
 import json
 import math
 import os
@@ -24,10 +25,12 @@ from torch import nn
 
 from defend.assembly.prepare import fold_batch_norm
 from defend.cli import main
+from defend.custom.build import Function
+from defend.datasets.normalised import NormalisedVictim
 from defend.errors import ConfigError
 from defend.plugins import registry
 from defend.store import entry, fingerprint
-from defend.store.fingerprint import batch_key, code_version, module_hash
+from defend.store.fingerprint import batch_key, code_version, module_hash, modules_of
 from defend.store.store import Store, Verified, parse_size
 from defend.testing.toys import TinyVictim
 
@@ -291,11 +294,11 @@ def package(tmp_path, monkeypatch):
     (folder / "inner" / "steps.py").write_text("STEPS = 1\n")
     monkeypatch.syspath_prepend(str(folder.parent))
     yield folder
-    code_version.cache_clear()
+    fingerprint._code_version.cache_clear()
 
 
 def version(*modules):
-    code_version.cache_clear()
+    fingerprint._code_version.cache_clear()
     return code_version(*modules)
 
 
@@ -314,7 +317,7 @@ def test_the_version_changes_with_any_source_file_of_a_plugin(package):
 @pytest.mark.parametrize("library", ["defend-core", "torch", "timm"])
 def test_the_version_changes_with_that_of_a_library(library, monkeypatch):
     before = version()
-    true = fingerprint.code_version.__wrapped__.__globals__["importlib"].metadata.version
+    true = fingerprint.code_version.__globals__["importlib"].metadata.version
     monkeypatch.setattr("importlib.metadata.version", lambda name: "0.0" if name == library else true(name))
     changed = version()
     monkeypatch.undo()
@@ -837,3 +840,39 @@ def test_the_command_imports_no_torch(users):
     assert done.returncode == 0, done.stderr
     assert "Checked 5 batches" in done.stdout
     assert users.entries() == []
+
+
+@pytest.fixture
+def edited(tmp_path, monkeypatch):
+    """A victim in a script's folder, with a function and a number that lie in files of their own."""
+    (tmp_path / "ops_of_mine.py").write_text("def harden(images):\n    return images\n")
+    (tmp_path / "settings_of_mine.py").write_text("LEVELS = 4\n")
+    (tmp_path / "victim_of_mine.py").write_text(
+        "from torch import nn\n"
+        "from ops_of_mine import harden\n"
+        "from settings_of_mine import LEVELS\n\n\n"
+        "class Victim(nn.Module):\n"
+        "    def forward(self, images):\n"
+        "        return harden(images).flatten(1)[:, :LEVELS]\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield tmp_path, importlib.import_module("victim_of_mine").Victim
+    for name in ("ops_of_mine", "settings_of_mine", "victim_of_mine"):
+        sys.modules.pop(name)
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize("file", ["ops_of_mine.py", "settings_of_mine.py", "victim_of_mine.py"])
+def test_a_change_of_whatever_a_wrapped_victim_calls_or_reads_is_another_code(edited, wrapped, file):
+    folder, kind = edited
+    victim = NormalisedVictim(kind(), (0.5,), (0.5,)) if wrapped else kind()
+    before = code_version(*sorted(modules_of(victim)))
+    assert code_version(*sorted(modules_of(victim))) == before
+    (folder / file).write_text((folder / file).read_text() + "\n# changed\n")
+    os.utime(folder / file, ns=(1, 1))
+    assert code_version(*sorted(modules_of(victim))) != before
+
+
+def test_the_module_of_a_function_that_a_part_holds_counts():
+    part = torch.nn.Sequential(Function(json.dumps))
+    assert {"json", "defend.custom.build", "torch.nn.modules.container"} <= modules_of(part)

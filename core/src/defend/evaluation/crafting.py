@@ -17,7 +17,7 @@ from defend.randomness import switched
 from defend.records.rows import Part, PlannedRow
 from defend.records.seen import Seen
 from defend.stages import Attack
-from defend.store.fingerprint import batch_key, code_version, module_hash
+from defend.store.fingerprint import batch_key, code_version, module_hash, modules_of
 from defend.store.store import Store
 from defend.values.threats import KNOWN_DRAWS, UNDEFENDED
 
@@ -127,7 +127,7 @@ class Crafter:
             precision=str(target.precision),
             # devices round otherwise, and sign steps answer to rounding
             device=torch.cuda.get_device_name(batch.images.device) if batch.images.is_cuda else "cpu",
-            code=code_version(type(attack).__module__, type(arm.victim).__module__),
+            code=code_version(*sorted(modules_of(attack) | modules_of(arm.victim))),
         )
 
     def _fresh(self, plan: PlannedRow, attack: Attack, target: Target, batch: Batch) -> Crafted:

@@ -12,12 +12,13 @@ import torch
 
 from defend import __version__
 from defend.assembly.stage import Built
+from defend.custom.spec import CustomSpec
 from defend.datasets.base import ImageDataset
 from defend.errors import ConfigError
 from defend.evaluation.arms import BuiltDefence
 from defend.plugins import Registry
 from defend.records.rows import PlannedRow
-from defend.store.fingerprint import code_of, module_hash
+from defend.store.fingerprint import batch_key, code_of, module_hash, modules_of
 
 
 def identify(
@@ -69,10 +70,11 @@ def _fingerprint(built: Built) -> str | None:
 
 def _code(defences: Sequence[BuiltDefence], plans: Sequence[PlannedRow], plugins: Registry) -> dict[str, str]:
     """Return the hashes of the code that makes the rows: core, and the packages of all that a run is built from."""
-    modules = {type(plan.attack).__module__ for plan in plans if plan.attack is not None}
+    attacks = [plan.attack for plan in plans if plan.attack is not None]
+    modules: set[str] = set().union(*map(modules_of, attacks))
     for each in defences:
         config = each.names.config
-        modules |= {type(part).__module__ for arm in each.arms.values() for part in arm.modules()}
+        modules = modules.union(*map(modules_of, each.arms.values()))
         named = [
             ("victim", config.victim),
             ("detector", config.detector),
@@ -86,4 +88,11 @@ def _code(defences: Sequence[BuiltDefence], plans: Sequence[PlannedRow], plugins
                 with contextlib.suppress(ConfigError):  # the clean row is of no attack
                     spec = plugins.find(stage, name).spec  # type: ignore[arg-type]
                     modules |= {spec.build.partition(":")[0], spec.config.__module__}
-    return {f"source code of {root}": value for root, value in code_of(*modules).items()}
+                    if isinstance(spec, CustomSpec):
+                        modules |= modules_of(spec.thing)
+    own = {
+        f"attack {plan.name} of your own": batch_key(built=plan.attack)
+        for plan in plans
+        if plan.attack is not None and not type(plan.attack).__module__.startswith("defend")
+    }
+    return {**own, **{f"source code of {root}": value for root, value in code_of(*sorted(modules)).items()}}

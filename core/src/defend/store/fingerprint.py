@@ -11,6 +11,7 @@ import functools
 import hashlib
 import importlib.util
 import io
+import os
 import re
 import sys
 import sysconfig
@@ -116,7 +117,6 @@ def _source_if_edited(thing: Any) -> Any:
     return _module_source(module) if _is_edited(root) else None
 
 
-@functools.cache
 def code_version(*modules: str) -> str:
     """Return a SHA-256 of the code that makes a batch.
 
@@ -127,8 +127,25 @@ def code_version(*modules: str) -> str:
         modules: modules or "module:function" references, as `defend.stages.StageSpec.build` has them, of the attack
             and the victim.
     """
+    return _code_version(modules, _stamp_edited())
+
+
+@functools.cache
+def _code_version(modules: tuple[str, ...], _: object) -> str:
     _, versions, sources = _code(modules)
     return batch_key(python=sys.version, versions=versions, sources=sources)
+
+
+def modules_of(part: object) -> set[str]:
+    """Return the modules of a part's class, of the functions that it holds, and of the parts within it."""
+    found: set[str] = set()
+    for each in part.modules() if hasattr(part, "modules") else (part,):
+        kept = list(vars(each).values()) if hasattr(each, "__dict__") else []
+        for one in (type(each), each, *kept):
+            module = getattr(one, "__module__", None)
+            if isinstance(module, str):
+                found.add(module)
+    return found - {"builtins"}
 
 
 def code_of(*modules: str) -> dict[str, str]:
@@ -230,9 +247,13 @@ def _helpers(roots: Iterable[str]) -> set[str]:
         for name, module in list(sys.modules.items()):
             if name.partition(".")[0] != root:
                 continue
-            for value in list(vars(module).values()):
-                named = value.__name__ if isinstance(value, types.ModuleType) else getattr(value, "__module__", None)
-                other = named.partition(".")[0] if isinstance(named, str) else root
+            named = {
+                value.__name__ if isinstance(value, types.ModuleType) else getattr(value, "__module__", None)
+                for value in list(vars(module).values())
+            }
+            # a number or a tensor does not say where it is from, and an import statement does
+            named |= _imports_of(getattr(module, "__file__", None), name)
+            for other in sorted({each.partition(".")[0] for each in named if isinstance(each, str)}):
                 if other in looked_at or other == root:
                     continue
                 looked_at.add(other)
@@ -242,15 +263,42 @@ def _helpers(roots: Iterable[str]) -> set[str]:
     return found
 
 
+def _imports_of(file: object, name: str) -> set[str]:
+    """Return the names that a module's file imports; nothing of what has no source."""
+    if not isinstance(file, str) or not file.endswith(".py"):
+        return set()
+    with contextlib.suppress(OSError, ValueError, SyntaxError):
+        path = Path(file)
+        package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+        return set(_imports(ast.parse(path.read_bytes()), package))
+    return set()
+
+
+def _stamp_edited() -> tuple[tuple[str, int], ...]:
+    """Return when the files of the modules that somebody may be editing were last written."""
+    roots = {name.partition(".")[0] for name in list(sys.modules)}
+    edited = {root for root in roots if root != "defend" and _is_edited(root)}
+    stamps = []
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] in edited and isinstance(file := getattr(module, "__file__", None), str):
+            with contextlib.suppress(OSError):
+                stamps.append((file, os.stat(file).st_mtime_ns))
+    return tuple(sorted(stamps))
+
+
 def _is_edited(root: str) -> bool:
     """Whether a top-level module has a file that lies neither in the interpreter nor among installed packages."""
     file = getattr(sys.modules.get(root), "__file__", None)
-    if not isinstance(file, str) or root in sys.stdlib_module_names:
-        return False
+    return isinstance(file, str) and root not in sys.stdlib_module_names and not _is_installed(file)
+
+
+@functools.cache
+def _is_installed(file: str) -> bool:
+    """Whether a file lies in the interpreter or among installed packages."""
     places = [Path(place) for place in sysconfig.get_paths().values()]
     # an environment may see another one's packages (venv --system-site-packages)
     installed = {"site-packages", "dist-packages"} & set(Path(file).parts)
-    return not installed and not any(Path(file).is_relative_to(place) for place in places)
+    return bool(installed) or any(Path(file).is_relative_to(place) for place in places)
 
 
 def _versions(distribution: str) -> dict[str, str]:
@@ -288,13 +336,20 @@ def _file_hash(path: Path) -> str:
         return _make_unique()
 
 
-@functools.cache
 def _module_source(name: str) -> str | None:
     """Return the hash of a module's file, the interpreter's version for its own, or None if it has no file."""
-    if name.partition(".")[0] in sys.stdlib_module_names:
+    root = name.partition(".")[0]
+    if root in sys.stdlib_module_names:
         return sys.version
     file = getattr(sys.modules.get(name), "__file__", None)
-    return None if file is None else _file_hash(Path(file))
+    if file is None:
+        return None
+    return _file_hash(Path(file)) if _is_edited(root) else _installed_hash(file)
+
+
+@functools.cache
+def _installed_hash(file: str) -> str:
+    return _file_hash(Path(file))
 
 
 def _make_unique() -> str:
