@@ -876,3 +876,4 @@ def test_a_change_of_whatever_a_wrapped_victim_calls_or_reads_is_another_code(ed
 def test_the_module_of_a_function_that_a_part_holds_counts():
     part = torch.nn.Sequential(Function(json.dumps))
     assert {"json", "defend.custom.build", "torch.nn.modules.container"} <= modules_of(part)
+    assert modules_of(TinyVictim) == {TinyVictim.__module__}  # a class makes a part, and is none

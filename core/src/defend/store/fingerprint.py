@@ -139,8 +139,9 @@ def _code_version(modules: tuple[str, ...], _: object) -> str:
 def modules_of(part: object) -> set[str]:
     """Return the modules of a part's class, of the functions that it holds, and of the parts within it."""
     found: set[str] = set()
-    for each in part.modules() if hasattr(part, "modules") else (part,):
-        kept = list(vars(each).values()) if hasattr(each, "__dict__") else []
+    made = not isinstance(part, type)  # a class holds its methods, which are where it is
+    for each in part.modules() if made and hasattr(part, "modules") else (part,):
+        kept = list(vars(each).values()) if made and hasattr(each, "__dict__") else []
         for one in (type(each), each, *kept):
             module = getattr(one, "__module__", None)
             if isinstance(module, str):
