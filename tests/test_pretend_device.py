@@ -23,6 +23,14 @@ CHECKED = {"apudae_a": 36, "apudae_b": 36, "vaegan_straight": 56, "hsj": 48, "hs
 OTHERS = {"detector": 4, "export": 0, "a row": 16, "training finetuner": 64, "training purifier": 280}
 
 
+def run_code(code):
+    """Run code in a process of its own, as the device is pretended for ever; return the words that it prints."""
+    root = Path(__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=root)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
 def of(seen, kind):
     found = {name.removeprefix(f"{kind} "): said for name, said in seen.items() if name.startswith(kind)}
     assert found
@@ -59,9 +67,7 @@ def test_what_mixes_devices_is_refused_and_what_waits_is_counted():
         "    there.sum().item(), there.cpu(), there[there > 0], there.nonzero()\n"
         "    print(sum(seen.waits.values()), sum(seen.copies.values()))\n"
     )
-    root = Path(__file__).parents[1]
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
-    assert done.stdout.split() == ["True", "4", "1"]
+    assert run_code(code) == ["True", "4", "1"]
 
 
 def test_a_gradient_lost_at_the_boxs_edge_is_noted_and_mended_there_too():
@@ -87,8 +93,5 @@ def test_a_gradient_lost_at_the_boxs_edge_is_noted_and_mended_there_too():
         "with pretend_device.watch() as (device, seen): there = fool(device)\n"
         "print(*fool('cpu'), *there)\n"
     )
-    root = Path(__file__).parents[1]
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=root)
-    assert done.returncode == 0, done.stderr
-    left, noted, left_there, noted_there = map(int, done.stdout.split())
+    left, noted, left_there, noted_there = map(int, run_code(code))
     assert noted == noted_there == 16 and left_there == left

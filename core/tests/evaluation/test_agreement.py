@@ -86,7 +86,7 @@ def test_what_differs_is_named():
 
 def test_every_parameter_and_buffer_counts():
     module = nn.BatchNorm2d(2)
-    module.register_buffer("sparse", torch.eye(2).to_sparse())  # no bytes to read, and no error either
+    module.register_buffer("sparse", torch.eye(2).to_sparse())  # no bytes to read, and it counts too
     mine = []
 
     def other(said):
@@ -97,5 +97,9 @@ def test_every_parameter_and_buffer_counts():
     check_modules(processes, {"victim": module})
     check_modules(processes, {"victim": module})
     module.running_mean[0] = 1
+    with pytest.raises(ConfigError, match="another victim"):
+        check_modules(processes, {"victim": module})
+    module.running_mean[0] = 0
+    module.sparse = 2 * module.sparse
     with pytest.raises(ConfigError, match="another victim"):
         check_modules(processes, {"victim": module})

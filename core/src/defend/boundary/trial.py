@@ -10,6 +10,7 @@ from torch import nn
 
 from defend.boundary.answers import ask
 from defend.errors import DefendError
+from defend.util.tensors import device_of
 
 
 def complete_modes(module: nn.Module) -> None:
@@ -27,7 +28,7 @@ def try_out(stage: str, module: nn.Module, shape: tuple[int, int, int], seed: in
 
     Its modes and all draws outside stay as they were. None where it fails: whoever uses it will be told how.
     """
-    where = next((each.device for each in (*module.parameters(), *module.buffers())), torch.device("cpu"))
+    where = device_of(module)
     modes = [(part, part.training) for part in module.modules()]
     with torch.random.fork_rng([where] if where.type == "cuda" else []):
         torch.manual_seed(seed)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +9,7 @@ from torch import nn
 
 from defend.errors import ConfigError
 from defend.util.processes import Processes
-from defend.util.tensors import content_hash
+from defend.util.tensors import hash_state
 
 
 def check_modules(processes: Processes, modules: Mapping[str, nn.Module]) -> None:
@@ -35,12 +33,3 @@ def check_alike(processes: Processes, said: Mapping[str, Any]) -> None:
             f"process {found[0]} of this run has another {found[1]} than process 0, so they would judge different "
             "things: let all of them see the same files (DEFEND_CACHE_DIR)"
         )
-
-
-def hash_state(module: nn.Module) -> str:
-    """Return a hash of all parameters and buffers; what has no bytes to read (sparse, quantised) is left out."""
-    digest = hashlib.sha256()
-    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
-        with contextlib.suppress(RuntimeError, NotImplementedError, TypeError):
-            digest.update(content_hash({name: tensor}).encode())
-    return digest.hexdigest()

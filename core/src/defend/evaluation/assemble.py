@@ -21,7 +21,7 @@ from defend.records.rows import RowRecord, find_clean, right, worst_case
 from defend.util.distributions import version_of
 from defend.util.metrics import auroc, proportion, share, tpr_at
 from defend.util.statistics import mcnemar, paired_interval, wilson
-from defend.util.tensors import content_hash
+from defend.util.tensors import hash_state
 from defend.values.report import ArmResult, Calibration, Certified, Check, Cost, Report, Row, WorstCase
 from defend.values.run_config import RunConfig
 from defend.values.threats import DEFENDED, RATES, UNDEFENDED, is_harmless
@@ -121,7 +121,7 @@ def describe_weights(built: Mapping[str, Built]) -> dict[str, dict[str, Any]]:
             }
             if (origin := value.origin) is not None:
                 said[part] |= {"origin": origin.kind, "package": origin.package, "since": origin.since}
-        elif value.custom and (held := _hash_state(value.module)):
+        elif value.custom and (held := _hash_once(value.module)):
             said[part] = {"file": "", "sha256": held, "figures": {}, "origin": "given"}
     return said
 
@@ -130,14 +130,10 @@ _hashed: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
 """What was hashed already: a report is made after every row, and a run changes no weights."""
 
 
-def _hash_state(module: nn.Module) -> str:
+def _hash_once(module: nn.Module) -> str:
     """Return the hash of a user's own weights, which have no file and no card; "" where there is nothing to hash."""
     if module not in _hashed:
-        held = module.state_dict()
-        try:
-            _hashed[module] = content_hash(held) if held else ""
-        except (RuntimeError, NotImplementedError, TypeError):  # sparse, quantised, without memory
-            _hashed[module] = ""
+        _hashed[module] = hash_state(module)
     return _hashed[module]
 
 

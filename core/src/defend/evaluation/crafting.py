@@ -61,6 +61,7 @@ class Crafter:
         self._seed, self._draws, self._precision = seed, draws, precision
         self._fooled: dict[str, dict[int, Tensor]] = {}
         self._hashes: dict[str, str] = {}
+        self._codes: dict[tuple[str, int], tuple[Attack, str]] = {}  # the attack too: its id is its own while it lives
 
     def target(self, plan: PlannedRow) -> Target:
         """Return what the row's attack faces."""
@@ -113,6 +114,10 @@ class Crafter:
         # hashing reads all weights, so once an arm, not once a batch
         if plan.attacked not in self._hashes:
             self._hashes[plan.attacked] = module_hash(arm.victim)
+        # and the code's files are looked at once a row
+        row = (plan.attacked, id(attack))
+        if row not in self._codes:
+            self._codes[row] = attack, code_version(*sorted(modules_of(attack) | modules_of(arm.victim)))
         return batch_key(
             victim=self._hashes[plan.attacked],
             attack=plan.identity,
@@ -127,7 +132,7 @@ class Crafter:
             precision=str(target.precision),
             # devices round otherwise, and sign steps answer to rounding
             device=torch.cuda.get_device_name(batch.images.device) if batch.images.is_cuda else "cpu",
-            code=code_version(*sorted(modules_of(attack) | modules_of(arm.victim))),
+            code=self._codes[row][1],
         )
 
     def _fresh(self, plan: PlannedRow, attack: Attack, target: Target, batch: Batch) -> Crafted:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from defend.values.report import Certified, Row, WorstCase
+from defend.values.report import STILL_FOOLING, Certified, Row, WorstCase
 from defend.values.threats import THREATS
 
 NORMS = {"linf": "L-inf", "l2": "L2"}
-BOUND = "≤: an attack was still fooling images when its steps ended, so the figure is an upper bound"
+BOUND = f"≤: {STILL_FOOLING}, so the figure is an upper bound"
 UNKNOWN_BOUND = "Not recorded then: whether attacks were still fooling images when their steps ended"
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from defend.assembly.prepare import cause_of, copy_module
 from defend.randomness import keyed
 from defend.stages import Task
+from defend.util.tensors import device_of
 
 IMAGES = 2  # batch norm wants several while it trains
 
@@ -37,7 +38,7 @@ def find_unfit(networks: Mapping[str, nn.Module], task: Task) -> str:
 
 def _try(trial: nn.Module, sample: Tensor) -> str:
     """Bring a copy into channels-last; say what then fails that worked before, "" where nothing does."""
-    place = next(tensor.device for tensor in (*trial.parameters(), *trial.buffers()))
+    place = device_of(trial)
     working = [mode for mode in (False, True) if _fails(trial.train(mode), sample.to(place)) is None]
     try:
         trial.to(memory_format=torch.channels_last)

@@ -31,6 +31,7 @@ from defend.training.loop import FitSettings, fit_in_course
 from defend.util.files import cache_dir, check_writable, make_folder, place_plainly
 from defend.util.lock import hold
 from defend.util.processes import Processes, join, resolve_device
+from defend.util.tensors import device_of
 from defend.values.run_config import check_seed
 from defend.weights.card import Card, new_card, read_card
 from defend.weights.files import save
@@ -134,7 +135,7 @@ def train_stage(
                 "precision": how.precision,
                 "torch": torch.__version__,
                 "python": platform.python_version(),
-                "device": _kind_of_device(training.stage),
+                "device": device_of(training.stage).type,
                 **tuned,
                 **more,
             },
@@ -176,11 +177,6 @@ def train_stage(
     _see_written(path, training.stage, card)
     processes.gather(None, "the end of a training")  # whoever is through may look for any process's file
     return path, card
-
-
-def _kind_of_device(module: nn.Module) -> str:
-    """Return the kind of device that a module lies on, whatever was asked for; "cpu" of one that holds nothing."""
-    return next((tensor.device.type for tensor in (*module.parameters(), *module.buffers())), "cpu")
 
 
 def _check_alike(processes: Processes, identity: Mapping[str, Any]) -> None:

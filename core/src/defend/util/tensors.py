@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    import torch
+    from torch import Tensor, nn
 
 
 def bytes_of(tensor: Tensor) -> bytes:
@@ -42,3 +44,29 @@ def content_hash(tensors: Mapping[str, Tensor]) -> str:
         digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(bytes_of(tensor))
     return digest.hexdigest()
+
+
+def hash_state(module: nn.Module) -> str:
+    """Return a hash of all parameters and buffers, those that no file holds too; "" of a module that has none."""
+    held = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    if not held:
+        return ""
+    return hashlib.sha256("".join(_hash(name, tensor) for name, tensor in sorted(held.items())).encode()).hexdigest()
+
+
+def _hash(name: str, tensor: Tensor) -> str:
+    try:
+        return content_hash({name: tensor})
+    except (RuntimeError, NotImplementedError, TypeError):  # sparse, quantised, of a library's own kind
+        import torch
+
+        file = io.BytesIO()
+        torch.save((name, tensor.detach()), file)
+        return hashlib.sha256(file.getvalue()).hexdigest()
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Return where a module's first parameter or buffer lies; the CPU of one that holds nothing."""
+    import torch
+
+    return next((tensor.device for tensor in (*module.parameters(), *module.buffers())), torch.device("cpu"))

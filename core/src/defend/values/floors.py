@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 import attrs
 
 from defend.errors import ConfigError, did_you_mean
-from defend.values.report import Report, Row, WorstCase
+from defend.values.report import STILL_FOOLING, Report, Row, WorstCase
 from defend.values.threats import threat
 
-BOUND = "an attack was still fooling images when its steps ended, so that more of them may leave less"
+BOUND = f"{STILL_FOOLING}, so that more of them may leave less"
 CLEAN = "clean"
 WORST = "worst_case"
 

@@ -115,6 +115,10 @@ class Row:
         return row_key(self.attack, self.threat, self.variant, None if self.headline else self.eps)
 
 
+STILL_FOOLING = "an attack was still fooling images when its steps ended"
+"""Of a figure that is an upper bound for that reason, see `is_loose`."""
+
+
 def row_key(attack: str, threat: str, variant: str = "", beside: float | None = None) -> str:
     """Return a row's name in lists: "attack/threat", with ":variant" where there is one, "@eps" beside the headline."""
     said = f"{attack}/{threat}" + (f":{variant}" if variant else "")
