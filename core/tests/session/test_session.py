@@ -310,3 +310,10 @@ def test_a_function_of_several_things_is_told_how_to_be_one_of_images(model, dat
         ConfigError, match=r"an argument 'a' without a default .* call it 'images' if the function takes"
     ):
         defend.evaluate(model, data, purifier=lambda a, b: a, **QUICK)
+
+
+def test_of_a_model_of_ones_own_nobody_knows_what_it_was_trained_on(model):
+    found = defend.evaluate(model, "digits", threats=["oblivious"], **QUICK)
+    assert found.report.dataset.seen["victim"] == "unknown"
+    assert any("not known what your own victim was trained on" in line for line in found.report.dataset.warnings)
+    assert "were not trained on them" not in found.report.dataset.images["said"]

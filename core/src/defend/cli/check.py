@@ -87,6 +87,7 @@ def _find(
     composition = Composition.of(
         anchor(victim, Path.cwd()), options=options, weights={"victim": weights} if weights else {}
     )
+    composition.check_keys("options", options, {"dataset"}, "this check")
     images = open_dataset(dataset, data_dir, options.get("dataset", {}))
     (part,) = composition.parts
     if part.pretrained:  # as it comes: a run would put it into eval mode

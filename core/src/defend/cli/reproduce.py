@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,12 +75,10 @@ def reproduce_command(
 
     TABLE is for example apudae/table-2, or apudae for all of a plugin's. Cut off, the same command goes on.
     """
+    _refuse_mixtures(values, listing=listing, kept=kept, readme=readme, page=page, as_json=as_json)
     chosen = _choose(names, listing, kept)
     if listing:
         return _list_tables(chosen, as_json)
-    for flag, file in (("--readme", readme), ("--page", page)):
-        if file is not None and not kept:
-            raise ConfigError(f"{flag} needs --kept: it writes the results that came with the plugins")
     if not kept:
         return _measure(chosen, names, as_json=as_json, **values)
     if readme is not None:
@@ -88,6 +86,26 @@ def reproduce_command(
     if page is not None:
         return _write_page(_kept(chosen), page)
     return _show(_kept(chosen), as_json)
+
+
+def _refuse_mixtures(
+    values: Mapping[str, Any], *, listing: bool, kept: bool, readme: Path | None, page: Path | None, as_json: bool
+) -> None:
+    """Refuse two things to do at once, and what the one has no use for."""
+    written = [flag for flag, file in (("--readme", readme), ("--page", page)) if file is not None]
+    for flag in written:
+        if not kept:
+            raise ConfigError(f"{flag} needs --kept: it writes the results that came with the plugins")
+    modes = [flag for flag, given in (("--list", listing), ("--kept", kept)) if given]
+    if len(modes) > 1:
+        raise ConfigError(f"{modes[0]} and {modes[1]} were both given: give one of them")
+    if len(written) > 1 or (written and as_json):
+        other = written[1] if len(written) > 1 else "--json"
+        raise ConfigError(f"{written[0]} and {other} were both given: give one of them")
+    of_runs = [key for key in ("limit", "seed", "train_missing", "data_dir") if values.get(key) not in (None, False)]
+    if modes and of_runs:
+        flag = f"--{of_runs[0].replace('_', '-')}"
+        raise ConfigError(f"{flag} is of a measurement, and {modes[0]} measures nothing: leave out one of the two")
 
 
 def _choose(names: Sequence[str], listing: bool, kept: bool) -> Sequence[Table]:

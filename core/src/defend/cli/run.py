@@ -214,6 +214,12 @@ def run_command(
                     f"--resume {str(resume)!r}: the run is complete, and gates judge what a command has run: leave out "
                     f"{'--gate' if gate else '--at-least'}, or run it again with --config and the gates"
                 )
+            asked = {"--junit": junit, "--sarif": sarif, "--log": loggers, "--json": as_json}
+            if given := [flag for flag, value in asked.items() if value]:  # an older file would stand for this run's
+                raise ConfigError(
+                    f"--resume {str(resume)!r}: the run is complete, and {given[0]} tells what a command has run: its "
+                    f"report is {str(resume / 'report.json')!r}"
+                )
             say(f"{resume} is complete, there is nothing to resume. A page of it: {say_command('report', resume)}")
             return 0
     floors = read_gates(at_least, gate, configs[0])

@@ -24,7 +24,7 @@ def describe(name: str, dataset: ImageDataset, judged: int, built: Mapping[str, 
     seen = {
         part: _find_seen(value, dataset, origin)
         for part, value in built.items()
-        if value.card is not None or getattr(value.config, "pretrained", False)
+        if value.card is not None or getattr(value.config, "pretrained", False) or _is_unknown(value)
     }
     twins = dataset.duplicates()
     warnings = []
@@ -33,6 +33,10 @@ def describe(name: str, dataset: ImageDataset, judged: int, built: Mapping[str, 
         warnings.append(
             f"training could have seen the test images: it is not known what the weights of {', '.join(own)} were "
             "trained on"
+        )
+    if mine := [part for part, value in built.items() if _is_unknown(value)]:
+        warnings.append(
+            f"training could have seen the test images: it is not known what your own {', '.join(mine)} was trained on"
         )
     if old := [part for part, card in cards.items() if card.overwritten]:
         warnings.append(
@@ -77,6 +81,11 @@ def _images(n: int, origin: Origin | None, val: Origin | None, unseen: bool) -> 
             said += f"; what is held out for validation is cut off from train by seed {val.seed}" if val else ""
     said += "; the weights were not trained on them" if unseen else ""
     return {"n": n, "folder": folder, "cut_off": cut, "seed": seed, "of": of, "said": said}
+
+
+def _is_unknown(built: Built) -> bool:
+    """Whether a part is a user's own, with weights of which no card says what they were trained on."""
+    return built.custom and built.card is None and any(True for _ in built.module.parameters())
 
 
 def _find_seen(built: Built, dataset: ImageDataset, origin: Origin | None) -> str:

@@ -100,6 +100,11 @@ def prepare_training(
     Raises:
         DefendError: as `aim`, `train_missing`.
     """
+    if found.entry.stage != "finetuner" and around.of_stage("purifier"):
+        raise ConfigError(
+            f"the training of {found.entry.stage} {found.name} knows no purifier: leave out --purifier "
+            f"{around.purifier}, or train a fine-tuner behind it"
+        )
     how, missing = how or FitSettings(device="auto"), around
     if watcher is not None:
         if not around.parts:
@@ -114,5 +119,6 @@ def prepare_training(
         return Aimed(options, around if around.parts else None, around.plugins)
     if not around.parts:
         return Aimed(options, None, around.plugins)
-    chosen, plugins = aim(found, around.parts[0], options, dataset.task(), around.plugins)
+    (victim,) = around.of_stage("victim")
+    chosen, plugins = aim(found, victim, options, dataset.task(), around.plugins)
     return Aimed(chosen, None, plugins)
