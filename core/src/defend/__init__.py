@@ -5,6 +5,7 @@ Names are imported when first used, so that the program listens to Ctrl-C almost
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 from defend.options import option, options  # at once, as the module of the same name would hide the function
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from defend.values.report import Report
     from defend.values.run_config import RunConfig
     from defend.values.toml import alternatives
+
+IMPORTED_AT = time.time()  # what is written later is not what runs
 
 __version__ = "0.5.0"
 

@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from defend.store import fingerprint
-from defend.store.fingerprint import _is_edited, code_of_stage, use_hash
+from defend.store import code
+from defend.store.code import code_of_stage
+from defend.store.fingerprint import use_hash
+from defend.store.sources import is_edited
 
 
 @pytest.mark.parametrize(
@@ -25,7 +27,7 @@ def test_what_is_installed_elsewhere_is_not_edited(file, edited, monkeypatch):
     module = ModuleType("helpers")
     module.__file__ = file
     monkeypatch.setitem(sys.modules, "helpers", module)
-    assert _is_edited("helpers") is edited
+    assert is_edited("helpers") is edited
 
 
 PACKAGE = {
@@ -61,7 +63,7 @@ def test_a_stage_is_made_of_what_its_modules_import_of_their_package(tmp_path, m
 def test_of_core_a_stage_is_made_of_what_its_modules_import_of_their_folder():
     victim = code_of_stage("defend.victims.training")
     assert victim == code_of_stage("defend.victims.training") != code_of_stage("defend.finetuners.adversarial")
-    own = fingerprint._own_imports(["defend.finetuners.adversarial"])
+    own = code._own_imports(["defend.finetuners.adversarial"])
     assert {"defend.finetuners.adversarial", "defend.finetuners.rules"} <= own.keys()
     assert all(name.startswith("defend.finetuners.") for name in own), "its attacks and data sets are around it"
 

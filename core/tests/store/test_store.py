@@ -14,6 +14,7 @@ import sys
 import tempfile
 import textwrap
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -29,8 +30,9 @@ from defend.custom.build import Function
 from defend.datasets.normalised import NormalisedVictim
 from defend.errors import ConfigError
 from defend.plugins import registry
-from defend.store import entry, fingerprint
-from defend.store.fingerprint import batch_key, code_version, module_hash, modules_of
+from defend.store import code, entry, sources
+from defend.store.code import code_version, modules_of
+from defend.store.fingerprint import batch_key, module_hash
 from defend.store.store import Store, Verified, parse_size
 from defend.testing.toys import TinyVictim
 
@@ -294,11 +296,11 @@ def package(tmp_path, monkeypatch):
     (folder / "inner" / "steps.py").write_text("STEPS = 1\n")
     monkeypatch.syspath_prepend(str(folder.parent))
     yield folder
-    fingerprint._code_version.cache_clear()
+    code._code_version.cache_clear()
 
 
 def version(*modules):
-    fingerprint._code_version.cache_clear()
+    code._code_version.cache_clear()
     return code_version(*modules)
 
 
@@ -317,7 +319,7 @@ def test_the_version_changes_with_any_source_file_of_a_plugin(package):
 @pytest.mark.parametrize("library", ["defend-core", "torch", "timm"])
 def test_the_version_changes_with_that_of_a_library(library, monkeypatch):
     before = version()
-    true = fingerprint.code_version.__globals__["importlib"].metadata.version
+    true = code.importlib.metadata.version
     monkeypatch.setattr("importlib.metadata.version", lambda name: "0.0" if name == library else true(name))
     changed = version()
     monkeypatch.undo()
@@ -877,3 +879,59 @@ def test_the_module_of_a_function_that_a_part_holds_counts():
     part = torch.nn.Sequential(Function(json.dumps))
     assert {"json", "defend.custom.build", "torch.nn.modules.container"} <= modules_of(part)
     assert modules_of(TinyVictim) == {TinyVictim.__module__}  # a class makes a part, and is none
+
+
+def test_code_that_was_edited_after_its_import_has_another_key_than_what_is_imported_later(edited):
+    folder, kind = edited
+    ops = folder / "ops_of_mine.py"
+    ops.write_text(ops.read_text().replace("return images", "return images.round()"))
+    running = module_hash(kind())
+    sys.modules.pop("ops_of_mine"), sys.modules.pop("victim_of_mine")
+    later = importlib.import_module("victim_of_mine").Victim
+    assert module_hash(later()) == module_hash(later()) != running
+
+
+@pytest.mark.parametrize("place", ["a global", "of a module", "a default", "of a base class"])
+def test_what_running_code_reads_counts_wherever_it_was_set(edited, place, monkeypatch):
+    folder, _ = edited
+    (folder / "base_of_mine.py").write_text(
+        "import settings_of_mine\n"
+        "from torch import nn\n\nSCALE = 1.0\n\n\n"
+        "class Base(nn.Module):\n"
+        "    shift = 0.0\n\n"
+        "    def forward(self, images, power=1):\n"
+        "        return images[:, : settings_of_mine.LEVELS] ** power * SCALE + self.shift\n"
+    )
+    base = importlib.import_module("base_of_mine")
+    victim = type("Victim", (base.Base,), {"__module__": "base_of_mine"})()
+    before = module_hash(victim)
+    assert module_hash(victim) == before
+    thing, name, value = {
+        "a global": (base, "SCALE", 0.0),
+        "of a module": (base.settings_of_mine, "LEVELS", 1),
+        "a default": (base.Base.forward, "__defaults__", (2,)),
+        "of a base class": (base.Base, "shift", 1.0),
+    }[place]
+    monkeypatch.setattr(thing, name, value)
+    assert module_hash(victim) != before
+    monkeypatch.undo()
+    assert module_hash(victim) == before
+    sys.modules.pop("base_of_mine")
+
+
+def test_modules_that_read_each_other_are_looked_at_once(edited):
+    folder, _ = edited
+    (folder / "one_of_mine.py").write_text("import two_of_mine\n\n\ndef f():\n    return two_of_mine.one_of_mine.f\n")
+    (folder / "two_of_mine.py").write_text("import one_of_mine\n")
+    one = importlib.import_module("one_of_mine")
+    assert batch_key(f=one.f) == batch_key(f=one.f)
+    sys.modules.pop("one_of_mine"), sys.modules.pop("two_of_mine")
+
+
+def test_an_installed_file_that_was_written_since_the_start_is_like_no_other(package, monkeypatch):
+    monkeypatch.setattr(sources, "is_installed", lambda file: True)
+    first = version("made_up_attack:build")
+    assert version("made_up_attack:build") != first, "written after defend was imported: what runs may be older"
+    monkeypatch.setattr("defend.IMPORTED_AT", time.time() + 1)
+    first = version("made_up_attack:build")
+    assert version("made_up_attack:build") == first

@@ -17,7 +17,8 @@ from defend.randomness import switched
 from defend.records.rows import Part, PlannedRow
 from defend.records.seen import Seen
 from defend.stages import Attack
-from defend.store.fingerprint import batch_key, code_version, module_hash, modules_of
+from defend.store.code import code_version, modules_of
+from defend.store.fingerprint import batch_key, module_hash
 from defend.store.store import Store
 from defend.values.threats import KNOWN_DRAWS, UNDEFENDED
 

@@ -18,7 +18,8 @@ from defend.errors import ConfigError
 from defend.evaluation.arms import BuiltDefence
 from defend.plugins import Registry
 from defend.records.rows import PlannedRow
-from defend.store.fingerprint import batch_key, code_of, module_hash, modules_of
+from defend.store.code import code_of, modules_of
+from defend.store.fingerprint import batch_key, module_hash
 
 
 def identify(

@@ -1,44 +1,37 @@
-"""What decides an adversarial batch, as one number: the network, the attack, the images and the code.
-
-And which code a training is of: what its stage is made of, and what stands around that.
-"""
+"""What a value holds, as one number: of a network, an attack, images, and the code that runs in them."""
 
 from __future__ import annotations
 
-import ast
 import contextlib
-import functools
 import hashlib
-import importlib.util
 import io
-import os
-import re
 import sys
-import sysconfig
 import types
-import uuid
 import warnings
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from defend.hookspecs import GROUP
+from defend.store.sources import is_edited, make_unique, module_source
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-
-NOT_OF_A_CLASS = {"__dict__", "__weakref__", "__doc__", "_abc_impl"}  # what Python itself puts into one
+# what Python itself puts into a class
+NOT_OF_A_CLASS = {
+    "__dict__", "__weakref__", "__doc__", "_abc_impl", "__annotations__", "__annotate__", "__annotate_func__",
+    "__annotations_cache__", "__static_attributes__", "__firstlineno__",
+}  # fmt: skip
 
 
 def batch_key(**parts: Any) -> str:
     """Return the key of a batch: a SHA-256 of all parts by name, in any order.
 
     A part may be anything: numbers, text, lists, dictionaries (in any order), tensors (by type, shape and bytes),
-    networks, attacks and other objects (by class, the class's source file and all that they hold). Two keys are equal
-    only if all this is. An object that Python cannot tell so much about makes every key a new one.
+    networks, attacks and other objects (by class, the class's source file and all that they hold). Of functions and
+    classes that somebody may be editing the code that runs counts too, and the globals that it reads. Two keys are
+    equal only if all this is. An object that Python cannot tell so much about makes every key a new one.
     """
     return _Hasher().of(parts).hex()
 
@@ -114,248 +107,43 @@ def _source_if_edited(thing: Any) -> Any:
         return None
     if root == "__main__" or getattr(sys.modules.get(root), "__file__", None) is None:
         return [value.__code__ for value in vars(thing).values() if isinstance(value, types.FunctionType)]
-    return _module_source(module) if _is_edited(root) else None
+    return module_source(module) if is_edited(root) else None
 
 
-def code_version(*modules: str) -> str:
-    """Return a SHA-256 of the code that makes a batch.
+def _runs_as_edited(thing: Any) -> bool:
+    """Whether the running code of a class or function must be looked at, as its file may say something else.
 
-    It covers every source file of core, and of the packages that `modules` belong to; their versions, and those of the
-    libraries that core and plugins ask for, optional ones where installed (torch, timm, foolbox, ...).
-
-    Args:
-        modules: modules or "module:function" references, as `defend.stages.StageSpec.build` has them, of the attack
-            and the victim.
+    It may have been written anew since it was imported, and what it reads of its module may have been set from outside,
+    by the environment or by another module. Core's own files are of `code_version`.
     """
-    return _code_version(modules, _stamp_edited())
+    root = str(getattr(thing, "__module__", None) or "builtins").partition(".")[0]
+    return root != "defend" and is_edited(root)
 
 
-@functools.cache
-def _code_version(modules: tuple[str, ...], _: object) -> str:
-    _, versions, sources = _code(modules)
-    return batch_key(python=sys.version, versions=versions, sources=sources)
-
-
-def modules_of(part: object) -> set[str]:
-    """Return the modules of a part's class, of the functions that it holds, and of the parts within it."""
-    found: set[str] = set()
-    made = not isinstance(part, type)  # a class holds its methods, which are where it is
-    for each in part.modules() if made and hasattr(part, "modules") else (part,):
-        kept = list(vars(each).values()) if made and hasattr(each, "__dict__") else []
-        for one in (type(each), each, *kept):
-            module = getattr(one, "__module__", None)
-            if isinstance(module, str):
-                found.add(module)
-    return found - {"builtins"}
-
-
-def code_of(*modules: str) -> dict[str, str]:
-    """Return a hash of every source file of core and of the packages that `modules` belong to, by package.
-
-    Args:
-        modules: as for `code_version`. Those of libraries that core and plugins ask for are left out, as is the
-            interpreter's own: their versions say it.
-    """
-    _, _, sources = _code(modules)
-    return {root: batch_key(sources=files) for root, files in sorted(sources.items())}
-
-
-def code_of_stage(*modules: str) -> str:
-    """Return a SHA-256 of the code that a stage is made of.
-
-    It covers these modules; what they import of their own package, of core's folder that they are in; and what somebody
-    is editing beside them. The rest, of core and of libraries, is in `code_version`.
-    """
-    own = _own_imports(modules)
-    beside = _helpers({name.partition(".")[0] for name in modules}) - {"defend"}
-    return batch_key(own=own, beside={root: _package_sources(root) for root in beside})
-
-
-def _own_imports(modules: Iterable[str]) -> dict[str, str]:
-    """Return the hashes of the sources of these modules, and of what they import of their own homes, see `_home`."""
-    found: dict[str, str] = {}
-    modules = [name for name in modules if name.partition(".")[0] not in sys.stdlib_module_names]
-    waiting = list(modules)
+def _globals_read(function: types.FunctionType) -> dict[str, Any]:
+    """Return the global values that a function may read, by name, and what it may read of modules that are edited."""
+    names = set(_names(function.__code__))
+    found = {name: function.__globals__[name] for name in names if name in function.__globals__}
+    waiting = [value for value in found.values() if isinstance(value, types.ModuleType)]
+    looked_at = set()
     while waiting:
-        name = waiting.pop()
-        if name in found:
+        module = waiting.pop()
+        root = module.__name__.partition(".")[0]
+        if module.__name__ in looked_at or root == "defend" or not is_edited(root):
             continue
-        try:
-            spec = importlib.util.find_spec(name)
-        except ImportError:  # a name in a module, which is no module of its own
-            spec = None
-        except ValueError:  # a module made by hand has no spec
-            found[name] = _make_unique()
-            continue
-        if spec is None or not spec.has_location or spec.origin is None:
-            found |= {name: _make_unique()} if name in modules else {}
-            continue
-        found[name] = _file_hash(Path(spec.origin))
-        with contextlib.suppress(OSError, ValueError, SyntaxError):  # compiled code has no imports to read
-            tree = ast.parse(Path(spec.origin).read_bytes())
-            package = name if spec.submodule_search_locations is not None else name.rpartition(".")[0]
-            waiting += [each for each in _imports(tree, package) if _home(each) == _home(name)]
+        looked_at.add(module.__name__)
+        read = {f"{module.__name__}.{name}": vars(module)[name] for name in names if name in vars(module)}
+        waiting += [value for value in read.values() if isinstance(value, types.ModuleType)]
+        found |= read
     return found
 
 
-def _home(module: str) -> str:
-    """Return where a module's own imports lie: its package; in core the folder, a module of its root being alone."""
-    root, _, rest = module.partition(".")
-    return f"{root}.{rest.partition('.')[0]}" if root == "defend" else root
-
-
-def _imports(tree: ast.AST, package: str) -> Iterator[str]:
-    """Yield the dotted names that a module's source imports; of "from a import b" both "a" and "a.b"."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            above = package.rsplit(".", node.level - 1)[0] if node.level > 1 else package
-            base = ".".join(part for part in (above if node.level else "", node.module or "") if part)
-            yield base
-            yield from (f"{base}.{alias.name}" for alias in node.names)
-
-
-def _code(modules: Iterable[str]) -> tuple[set[str], dict[str, str], dict[str, dict[str, str]]]:
-    roots = {"defend", *(module.partition(":")[0].partition(".")[0] for module in modules)}
-    roots |= _helpers(roots)
-    points = importlib.metadata.entry_points(group=GROUP)
-    names = {point.module.partition(".")[0]: point.dist.name for point in points if point.dist is not None}
-    names["defend"] = "defend-core"
-    versions: dict[str, str] = {}
-    for root in roots & set(names):
-        versions |= _versions(names[root])
-    libraries = set(versions) - set(names)  # whose version says it all
-    installed = {name.replace("-", "_").lower() for name in libraries}
-    sources = {
-        root: _package_sources(root)
-        for root in roots - libraries
-        if root.lower() not in installed and root not in sys.stdlib_module_names
-    }
-    return roots, versions, sources
-
-
-def _helpers(roots: Iterable[str]) -> set[str]:
-    """Return the top-level modules that those packages import and that somebody may be editing, see `_is_edited`.
-
-    Their source counts, as no version tells of a change in it.
-    """
-    found: set[str] = set()
-    looked_at: set[str] = set()  # thousands of values are of a few modules
-    waiting = [root for root in roots if root != "defend" and _is_edited(root)]
-    while waiting:
-        root = waiting.pop()
-        for name, module in list(sys.modules.items()):
-            if name.partition(".")[0] != root:
-                continue
-            named = {
-                value.__name__ if isinstance(value, types.ModuleType) else getattr(value, "__module__", None)
-                for value in list(vars(module).values())
-            }
-            # a number or a tensor does not say where it is from, and an import statement does
-            named |= _imports_of(getattr(module, "__file__", None), name)
-            for other in sorted({each.partition(".")[0] for each in named if isinstance(each, str)}):
-                if other in looked_at or other == root:
-                    continue
-                looked_at.add(other)
-                if _is_edited(other):
-                    found.add(other)
-                    waiting.append(other)
-    return found
-
-
-def _imports_of(file: object, name: str) -> set[str]:
-    """Return the names that a module's file imports; nothing of what has no source."""
-    if not isinstance(file, str) or not file.endswith(".py"):
-        return set()
-    with contextlib.suppress(OSError, ValueError, SyntaxError):
-        path = Path(file)
-        package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-        return set(_imports(ast.parse(path.read_bytes()), package))
-    return set()
-
-
-def _stamp_edited() -> tuple[tuple[str, int], ...]:
-    """Return when the files of the modules that somebody may be editing were last written."""
-    roots = {name.partition(".")[0] for name in list(sys.modules)}
-    edited = {root for root in roots if root != "defend" and _is_edited(root)}
-    stamps = []
-    for name, module in list(sys.modules.items()):
-        if name.partition(".")[0] in edited and isinstance(file := getattr(module, "__file__", None), str):
-            with contextlib.suppress(OSError):
-                stamps.append((file, os.stat(file).st_mtime_ns))
-    return tuple(sorted(stamps))
-
-
-def _is_edited(root: str) -> bool:
-    """Whether a top-level module has a file that lies neither in the interpreter nor among installed packages."""
-    file = getattr(sys.modules.get(root), "__file__", None)
-    return isinstance(file, str) and root not in sys.stdlib_module_names and not _is_installed(file)
-
-
-@functools.cache
-def _is_installed(file: str) -> bool:
-    """Whether a file lies in the interpreter or among installed packages."""
-    places = [Path(place) for place in sysconfig.get_paths().values()]
-    # an environment may see another one's packages (venv --system-site-packages)
-    installed = {"site-packages", "dist-packages"} & set(Path(file).parts)
-    return bool(installed) or any(Path(file).is_relative_to(place) for place in places)
-
-
-def _versions(distribution: str) -> dict[str, str]:
-    """Return the versions of an installed distribution and of those that it asks for, by name."""
-    found = {}
-    try:
-        asked = importlib.metadata.requires(distribution) or []
-    except importlib.metadata.PackageNotFoundError:
-        return {}
-    for requirement in (distribution, *asked):
-        name = re.split(r"[^\w.-]", requirement, maxsplit=1)[0]
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
-
-
-def _package_sources(root: str) -> dict[str, str]:
-    """Return the hashes of a package's Python files by their names in it, or of a lone module's file."""
-    try:
-        spec = importlib.util.find_spec(root)
-    except ValueError:  # a module made by hand has no spec
-        spec = None
-    folders = [Path(folder) for folder in (spec and spec.submodule_search_locations) or ()]
-    if not folders:
-        return {"": _make_unique() if spec is None or spec.origin is None else _file_hash(Path(spec.origin))}
-    return {
-        path.relative_to(folder).as_posix(): _file_hash(path) for folder in folders for path in folder.rglob("*.py")
-    }
-
-
-def _file_hash(path: Path) -> str:
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError:
-        return _make_unique()
-
-
-def _module_source(name: str) -> str | None:
-    """Return the hash of a module's file, the interpreter's version for its own, or None if it has no file."""
-    root = name.partition(".")[0]
-    if root in sys.stdlib_module_names:
-        return sys.version
-    file = getattr(sys.modules.get(name), "__file__", None)
-    if file is None:
-        return None
-    return _file_hash(Path(file)) if _is_edited(root) else _installed_hash(file)
-
-
-@functools.cache
-def _installed_hash(file: str) -> str:
-    return _file_hash(Path(file))
-
-
-def _make_unique() -> str:
-    """Return text that never comes again, so that an entry cannot be found; finding a wrong one would be worse."""
-    return uuid.uuid4().hex
+def _names(code: types.CodeType) -> Iterator[str]:
+    """Yield the names of globals and attributes in a function's code, and in the functions within it."""
+    yield from code.co_names
+    for part in code.co_consts:
+        if isinstance(part, types.CodeType):
+            yield from _names(part)
 
 
 class _Hasher:
@@ -386,7 +174,7 @@ class _Hasher:
         try:
             digest = self._of_object(value)
         except (RecursionError, ValueError):  # too deep, or a closure not filled yet
-            digest = self.of(_make_unique())
+            digest = self.of(make_unique())
         finally:
             del self._open[id(value)]
         self._known[id(value)] = value, digest
@@ -404,12 +192,13 @@ class _Hasher:
         if isinstance(value, type):
             return self._of_class(value)
         if isinstance(value, types.ModuleType):
-            source = _module_source(value.__name__) or _make_unique()
+            source = module_source(value.__name__) or make_unique()
             return self._join("module", [self.of((value.__name__, getattr(value, "__version__", None), source))])
         if isinstance(value, types.FunctionType):
             cells = [cell.cell_contents for cell in value.__closure__ or ()]
             held = (value.__code__, value.__defaults__, value.__kwdefaults__, cells)
-            return self._join("function", [self._of_named(value, value.__qualname__), self.of(held)])
+            read = _globals_read(value) if _runs_as_edited(value) else {}
+            return self._join("function", [self._of_named(value, value.__qualname__), self.of(held), self.of(read)])
         if isinstance(value, types.MethodType):
             return self._join("method", [self.of(value.__func__), self.of(value.__self__)])
         if isinstance(value, staticmethod | classmethod):
@@ -417,7 +206,9 @@ class _Hasher:
         if isinstance(value, property):
             return self._join("property", [self.of((value.fget, value.fset, value.fdel))])
         if isinstance(value, types.CodeType):
-            return self.of((value.co_code, value.co_consts, value.co_names, value.co_freevars, value.co_flags))
+            caught = getattr(value, "co_exceptiontable", b"")
+            code = value.co_code, caught, value.co_consts, value.co_names, value.co_freevars, value.co_flags
+            return self.of(code)
         return self._of_state(value)
 
     def _of_tensor(self, value: Tensor) -> bytes:
@@ -425,20 +216,20 @@ class _Hasher:
             flat = value.detach().cpu().contiguous().reshape(-1).view(self._bytes)
             content = hashlib.sha256(flat.numpy().data).digest()
         except (RuntimeError, NotImplementedError, TypeError):  # sparse, quantised, without memory
-            content = self.of(_make_unique())
+            content = self.of(make_unique())
         return self._join(f"tensor {value.dtype} {tuple(value.shape)}", [content])
 
     def _of_class(self, value: type) -> bytes:
         named = self._of_named(value, value.__qualname__)
-        if "<locals>" not in value.__qualname__:
+        if "<locals>" not in value.__qualname__ and not _runs_as_edited(value):
             return named
-        # made within a function, whose variables its methods may use
+        # made within a function, whose variables its methods may use; or what runs may not be what its file says
         held = {name: part for name, part in vars(value).items() if name not in NOT_OF_A_CLASS}
         return self._join("class", [named, self.of(value.__bases__), self.of(held)])
 
     def _of_named(self, value: Any, name: str) -> bytes:
         module = getattr(value, "__module__", None) or "builtins"
-        source = _module_source(module) or _make_unique()
+        source = module_source(module) or make_unique()
         return self._join("named", [self.of((module, name, source))])
 
     def _of_state(self, value: Any) -> bytes:
@@ -448,11 +239,11 @@ class _Hasher:
             with contextlib.suppress(RuntimeError), warnings.catch_warnings():  # some refuse, and are like no other
                 warnings.simplefilter("ignore")
                 self._save(value, file)
-            return self._join("scripted", [self.of(file.getvalue() or _make_unique())])
+            return self._join("scripted", [self.of(file.getvalue() or make_unique())])
         try:
             kept = value.__reduce_ex__(4)
         except Exception:  # classes refuse in many ways
-            return self.of(_make_unique())
+            return self.of(make_unique())
         if isinstance(kept, str):  # the name of something global
             return self._join("global", [self.of(type(value)), self.of((getattr(value, "__module__", None), kept))])
         # the items of lists and dictionaries come as iterators, which say nothing of what they hold

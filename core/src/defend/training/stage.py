@@ -21,7 +21,8 @@ from defend.errors import ConfigError, ContractError, WeightsError, WriteError, 
 from defend.options import describe, make
 from defend.plugins import Found, Registry, registry
 from defend.stages import Stage, Task
-from defend.store.fingerprint import code_of_stage, code_version, use_hash
+from defend.store.code import code_of_stage, code_version
+from defend.store.fingerprint import use_hash
 from defend.train import Training
 from defend.training.aim import check_victims
 from defend.training.checkpoint import CHECKPOINT, mark_written
