@@ -24,6 +24,7 @@ from torch.utils.data import (
 )
 
 from defend.assembly.load import as_dataset, open_dataset
+from defend.assembly.stage import build_stage
 from defend.datasets.base import MemoryDataset
 from defend.datasets.given_sources import said_labels
 from defend.errors import ConfigError, DataError, DefendError
@@ -207,7 +208,7 @@ def test_one_of_ours_is_left_as_it_is():
     assert as_dataset(digits) is digits
     other = as_dataset(digits, train=digits, name="mine")
     assert other.sha256("test") == digits.sha256("test") and other.origin("test") == digits.origin("test")
-    assert len(other.labels("val")) == 200 and other.duplicates() is None
+    assert len(other.labels("val")) == 200 and other.duplicates().n == 0
     only = MemoryDataset("only", ("a", "b"), {"test": BYTES}, {"test": LABELS % 2})
     assert as_dataset(only) is only and only.task().mean == only.statistics()[0] and not only.has("train")
     with pytest.raises(DataError, match="data set only has no train images: it has test"):
@@ -220,6 +221,45 @@ def test_the_same_images_twice_are_told():
         as_dataset(same, val=same)
     twins = as_dataset((FLOATS, LABELS), val=TensorDataset(FLOATS[:3], LABELS[:3])).duplicates()
     assert twins.n == 3 and twins.pairs[0] == ("test image 0", "val image 0")
+
+
+@pytest.mark.parametrize("form", ["divided", "multiplied", "double", "half a loader", "of ours"])
+def test_the_same_images_in_another_form_are_told(form):
+    floats = BYTES.float() / 255
+    kept = {
+        "divided": (floats[:3], LABELS[:3]),
+        "multiplied": (BYTES[:3].float() * (1 / 255), LABELS[:3]),
+        "double": (floats[:3].double().numpy(), LABELS[:3].numpy()),
+        "half a loader": DataLoader(TensorDataset(floats[:3], LABELS[:3]), batch_size=2),
+        "of ours": MemoryDataset("mine", list("abcde"), {"val": floats[:3]}, {"val": LABELS[:3]}),
+    }[form]
+    twins = as_dataset((BYTES, LABELS), val=kept, classes=list("abcde")).duplicates()
+    assert (twins.n, twins.pairs[0]) == (3, ("test image 0", "val image 0"))
+
+
+def test_images_that_differ_by_less_than_a_pixel_are_no_twins():
+    near = (FLOATS[:3] + 0.1 / 255).clamp(0, 1)
+    assert as_dataset((FLOATS, LABELS), val=(near, LABELS[:3])).duplicates().n == 0
+
+
+def test_a_data_set_in_memory_knows_its_twins():
+    images = {"train": BYTES, "test": torch.cat([BYTES[2:4], 255 - BYTES[:1]])}
+    dataset = MemoryDataset("mine", list("abcde"), images, {"train": LABELS, "test": LABELS[:3]})
+    assert (dataset.duplicates().n, dataset.duplicates().pairs[0]) == (2, ("test image 0", "train image 2"))
+    assert open_dataset("digits").duplicates().n == 0
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_weights_of_a_data_sets_name_may_have_seen_other_images_of_it(same):
+    digits = open_dataset("digits")
+    victim = build_stage("victim", "resnet18", digits.task())
+    images = {split: digits.pixels(split, CPU) for split in ("train", "val", "test")}
+    if not same:  # a new version of the data set, whose test images stood in train before
+        images |= {"train": images["train"].flip(-1), "test": images["train"][:500]}
+    labels = {"train": digits.labels("train"), "val": digits.labels("val"), "test": digits.labels("test")}
+    found = describe("digits", MemoryDataset("digits", digits.classes, images, labels), 500, {"victim": victim})
+    assert found.seen == {"victim": "no" if same else "unknown"}
+    assert ("were not trained on them" in found.images["said"]) == same == (not found.warnings)
 
 
 # Classes

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from defend.datasets.twins import Duplicates, find_twins, pixel_digests
 from defend.errors import ConfigError, DataError
 from defend.randomness import permutation
 from defend.stages import Task
@@ -58,21 +59,6 @@ class Origin:
     given: bool = False
 
 
-@attrs.frozen
-class Duplicates:
-    """Test images whose bytes stand in train or val too: how many, and a few with their twins, by name."""
-
-    n: int
-    pairs: tuple[tuple[str, str], ...] = ()
-
-    def sentence(self) -> str:
-        """Say how many they are, and which."""
-        named = "; ".join(f"{test!r} is {other!r}" for test, other in self.pairs)
-        more = f"; and {self.n - len(self.pairs)} more" if self.n > len(self.pairs) else ""
-        what = "test images stand" if self.n > 1 else "test image stands"
-        return f"{self.n} {what} in train or val too, byte by byte: {named}{more}"
-
-
 class ImageDataset(abc.ABC):
     """Labelled images in three splits: train, val (held out of train) and test (the official one).
 
@@ -84,6 +70,8 @@ class ImageDataset(abc.ABC):
         shape: (channels, height, width).
         flips: whether a mirrored image is still of its class (training augmentation).
         typed: the words by which a command names it; none where its name does, None where no command can.
+        published_apart: whether its publisher keeps the test images out of train in every copy, so that weights of its
+            name have not seen them. Without it the hash of the training images must say so, which reads them all.
     """
 
     name: str
@@ -91,6 +79,7 @@ class ImageDataset(abc.ABC):
     shape: tuple[int, int, int]
     flips: bool = False
     typed: tuple[str, ...] | None = ()
+    published_apart: bool = False
 
     @abc.abstractmethod
     def labels(self, split: Split) -> Tensor:
@@ -231,6 +220,16 @@ class MemoryDataset(ImageDataset):
         if split not in self._cut:
             return None
         return Origin("", len(self._labels[split]), sum(map(len, self._labels.values())), SPLIT_SEED)
+
+    def contents(self, split: Split) -> bytes:
+        """Return a SHA-256 of each image of a split, see `twins.pixel_digests`."""
+        return pixel_digests(self._images[self._need(split)])
+
+    @functools.cache  # noqa: B019 - a data set lives as long as the process
+    def duplicates(self) -> Duplicates | None:
+        if not self.has("test"):
+            return None
+        return find_twins({split: self.contents(split) for split in SPLITS if self.has(split)}, "{} image {}".format)
 
     @functools.cache  # noqa: B019 - a data set lives as long as the process
     def sha256(self, split: Split) -> str:

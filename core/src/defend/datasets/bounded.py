@@ -10,7 +10,8 @@ from torch import Tensor
 
 from defend.boundary.calls import Calling
 from defend.boundary.given import as_images
-from defend.datasets.base import Batch, Duplicates, ImageDataset, Origin, Split
+from defend.datasets.base import Batch, ImageDataset, Origin, Split
+from defend.datasets.twins import Duplicates
 from defend.errors import ContractError, DataError
 from defend.stages import Task
 
@@ -32,7 +33,7 @@ class BoundedDataset(ImageDataset):
         self._who, self._dataset = f"data set {type(dataset).__name__}", dataset
         with self._calling("its attributes"):
             name, classes, shape, flips = dataset.name, dataset.classes, dataset.shape, dataset.flips
-            self.typed = dataset.typed
+            self.typed, self.published_apart = dataset.typed, bool(dataset.published_apart)
         if not isinstance(name, str) or not name:
             raise ContractError(f"{self._who} has the name {name!r}, expected a text")
         self._who = f"data set {name}"

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from defend.datasets.base import Batch, Duplicates, ImageDataset, Origin, Split, channel_statistics
+from defend.datasets.base import SPLITS, Batch, ImageDataset, Origin, Split, channel_statistics
 from defend.datasets.classes import read_class_names
 from defend.datasets.decoding import Decoder, Decoders, stack
 from defend.datasets.digests import digests_of
@@ -23,13 +23,13 @@ from defend.datasets.plugin import EVERYTHING, FolderOptions, ImageNetOptions
 from defend.datasets.sizes import SAMPLE, choose_side, sizes_of
 from defend.datasets.splitting import SPLIT_NAMES, USUAL_SHARES, name_split, share_out
 from defend.datasets.table import list_table
+from defend.datasets.twins import MOST_NAMED, Duplicates, find_twins
 from defend.errors import DataError, did_you_mean
 from defend.util.files import nearest
 from defend.values.sources import TABLES
 
 STATISTICS_SAMPLE = 512
 STATISTICS_BATCH = 64
-MOST_NAMED = 5
 STANDARD = (1000, 224)
 """ImageNet's classes, and the side of its images for most networks: what weights for "imagenet" are made for."""
 
@@ -301,20 +301,7 @@ class FolderDataset(ImageDataset):
         return self._duplicates
 
     def _twins(self) -> Duplicates:
-        known: dict[bytes, tuple[Split, int]] = {}
-        others: tuple[Split, ...] = ("val", "train")
-        for split in filter(self.has, others):
-            contents = self.digests(split)
-            known |= {contents[32 * at : 32 * at + 32]: (split, at) for at in range(len(contents) // 32)}
-        contents, count = self.digests("test"), 0
-        pairs: list[tuple[str, str]] = []
-        for at in range(len(contents) // 32):
-            other = known.get(contents[32 * at : 32 * at + 32])
-            if other is not None:
-                count += 1
-                if len(pairs) < MOST_NAMED:
-                    pairs.append((self._show("test", at), self._show(*other)))
-        return Duplicates(count, tuple(pairs))
+        return find_twins({split: self.digests(split) for split in SPLITS if self.has(split)}, self._show)
 
     def _show(self, split: Split, place: int) -> str:
         # a file's name may be no UTF-8, and a report is
@@ -332,6 +319,7 @@ class ImageNetDataset(FolderDataset):
     """ImageNet as torchvision and timm lay it out; its classes, sorted by WNID, are in timm's order."""
 
     name = "imagenet"
+    published_apart = True  # 1.3 million files need not be read to know it
     shares: Mapping[Split, int] = {"val": 50}
 
     @property

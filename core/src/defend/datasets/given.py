@@ -11,15 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from defend.datasets.base import SPLITS, Batch, Duplicates, ImageDataset, Origin, Split
+from defend.datasets.base import SPLITS, Batch, ImageDataset, Origin, Split
 from defend.datasets.digests import SIZE
 from defend.datasets.given_sources import CPU, Source, SplitOf, find_source
 from defend.datasets.splitting import USUAL_SHARES, Part, share_out
+from defend.datasets.twins import Duplicates, find_twins
 from defend.errors import ConfigError, DataError, did_you_mean
 
 STATISTICS_SAMPLE = 512
 STATISTICS_BATCH = 64
-MOST_NAMED = 5
 NAME = r"[A-Za-z0-9][\w.+-]*"  # it becomes part of a file's name
 CURES: Mapping[Split, str] = {
     "train": "pass train=: (images, labels), a Dataset, a DataLoader, a folder or a name",
@@ -212,20 +212,14 @@ class GivenDataset(ImageDataset):
     def duplicates(self) -> Duplicates | None:
         if not self.has("test"):
             return None
-        known: dict[bytes, str] = {}
-        digests = {split: self._digests(split) for split in SPLITS if split in self._parts}
-        if any(each is None for each in digests.values()):
-            return None
-        for split in ("val", "train"):
-            for at, digest in enumerate(digests.get(split) or ()):
-                known.setdefault(digest, f"{split} image {at}")
-        twins = [(at, known[digest]) for at, digest in enumerate(digests["test"] or ()) if digest in known]
-        return Duplicates(len(twins), tuple((f"test image {at}", other) for at, other in twins[:MOST_NAMED]))
+        contents = {split: self._contents(split) for split in SPLITS if split in self._parts}
+        known = {split: each for split, each in contents.items() if each is not None}
+        return find_twins(known, "{} image {}".format) if len(known) == len(contents) else None
 
-    def _digests(self, split: Split) -> list[bytes] | None:
+    def _contents(self, split: Split) -> bytes | None:
         part = self._parts[split]
-        whole = self._sources[part.source].digests()
-        return None if whole is None else [whole[SIZE * at : SIZE * at + SIZE] for at in part.places.tolist()]
+        whole = self._sources[part.source].contents()
+        return None if whole is None else b"".join(whole[SIZE * at : SIZE * at + SIZE] for at in part.places.tolist())
 
 
 def _name_classes(name: str, sources: Mapping[Split, Source], wanted: int | Sequence[str] | None) -> tuple[str, ...]:

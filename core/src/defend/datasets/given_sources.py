@@ -28,11 +28,12 @@ from torch.utils.data import (
 )
 
 from defend.boundary.calls import say_cause
-from defend.datasets.base import ImageDataset, Split
+from defend.datasets.base import ImageDataset, MemoryDataset, Split
 from defend.datasets.bounded import ensure_bounded
 from defend.datasets.decoding import Decoders
 from defend.datasets.digests import SIZE, remember
 from defend.datasets.pairs import to_images, to_labels, to_pair
+from defend.datasets.twins import pixel_digests
 from defend.errors import DataError
 
 CPU = torch.device("cpu")
@@ -65,6 +66,10 @@ class Source(abc.ABC):
         """Return the SHA-256 of each image, 32 bytes each, in order; None where that is not known."""
         return None
 
+    def contents(self) -> bytes | None:
+        """Return a SHA-256 of each image as `twins.pixel_digests` makes it; None where that would take too long."""
+        return None
+
     def sha256(self, places: Tensor) -> str:
         """Return the hash of the images and labels at `places`."""
         known = self.digests() or b""
@@ -80,6 +85,7 @@ class Arrays(Source):
     def __init__(self, images: Tensor | np.ndarray, labels: Any, who: str) -> None:
         self._images, self._who = images, who
         self._digests: bytes | None = None
+        self._contents: bytes | None = None
         if images.ndim == 0 or not len(images):
             raise DataError(f"{who} has no images: {INSTEAD}")
         self.labels = to_labels(labels, who)
@@ -99,6 +105,12 @@ class Arrays(Source):
             self._digests = b"".join(map(_hash, batches))
         return self._digests
 
+    def contents(self) -> bytes:
+        if self._contents is None:
+            batches = self.read(torch.arange(len(self.labels)), CHUNK, False)
+            self._contents = b"".join(map(pixel_digests, batches))
+        return self._contents
+
 
 class SplitOf(Source):
     """A split of one of our own data sets."""
@@ -110,6 +122,10 @@ class SplitOf(Source):
     def read(self, places: Tensor, batch_size: int, pinned: bool) -> Iterator[Tensor]:
         for batch in self.dataset.batches(self.split, places, batch_size, CPU):
             yield batch.images
+
+    def contents(self) -> bytes | None:
+        # of others it would decode all files
+        return self.dataset.contents(self.split) if isinstance(self.dataset, MemoryDataset) else None
 
     def sha256(self, places: Tensor) -> str:
         whole = self.dataset.sha256(self.split)
@@ -211,24 +227,38 @@ class Items(Source):
             yield images
 
     def _read_all(self, count: int) -> Tensor:
-        found, digests = [], bytearray()
+        found, digests, contents = [], bytearray(), bytearray()
         for _, images, labels in self._batches(torch.arange(count), CHUNK, False):
             found.append(labels)
             digests += _hash(images)
-        self._digests = bytes(digests)
+            contents += pixel_digests(images)
+        self._digests, self._contents = bytes(digests), bytes(contents)
         return torch.cat(found)
 
     def digests(self) -> bytes:
-        if self._digests is None:
-            count = len(self.labels)
-
-            def make() -> bytes:
-                return b"".join(map(_hash, self.read(torch.arange(count), CHUNK, False)))
-
-            self._digests = remember(self._known_as, count, make) if self._known_as else make()
+        self._read_digests()
+        assert self._digests is not None
         return self._digests
 
+    def contents(self) -> bytes:
+        self._read_digests()
+        return self._contents
+
+    def _read_digests(self) -> None:
+        """Read all images once, for both kinds of hash."""
+        if self._digests is not None:
+            return
+        count = len(self.labels)
+
+        def make() -> bytes:
+            found = [(_hash(images), pixel_digests(images)) for images in self.read(torch.arange(count), CHUNK, False)]
+            return b"".join(exact for exact, _ in found) + b"".join(pixels for _, pixels in found)
+
+        both = remember(self._known_as, 2 * count, make) if self._known_as else make()
+        self._digests, self._contents = both[: SIZE * count], both[SIZE * count :]
+
     _digests: bytes | None
+    _contents: bytes
 
 
 class Numbered(Dataset[Any]):

@@ -98,6 +98,9 @@ def _find_seen(built: Built, dataset: ImageDataset, origin: Origin | None) -> st
         or not card.dataset.get("sha256")
     ):
         return "unknown"
-    # test images that a seed cut off from train: weights may be from another cut, which trained on some of them
+    # a name does not say which images a data set has, nor which of them a seed cut off for tests
     cut = origin is not None and origin.seed is not None
-    return "no" if not cut or card.dataset.get("sha256") == dataset.sha256("train") else "unknown"
+    if dataset.published_apart and not cut:
+        return "no"
+    same = dataset.has("train") and card.dataset["sha256"] == dataset.sha256("train")
+    return "no" if same else "unknown"
