@@ -4,6 +4,7 @@ import json
 import shutil
 
 import attrs
+import numpy as np
 import pytest
 
 from defend import RunConfig
@@ -108,6 +109,24 @@ def test_what_is_missing_or_doubled_or_other_is_a_line(two, tmp_path, refused):
     rewrite(other, attrs.evolve(CONFIG, shard="2/2"), {"source code of defend": "another"})
     assert "in source code of defend" in refused("merge", a, other)
     assert not list(tmp_path.glob("runs/*"))
+
+
+def test_shards_with_other_held_out_images_are_not_merged(tmp_path, refused):
+    """Their thresholds would differ, and the report could state one of them alone."""
+    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 1), np.uint8)
+    labels = np.arange(40) % 10
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\n\n\ndef load():\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))\n"
+    )
+    config = attrs.evolve(
+        CONFIG, victim=f"{tmp_path / 'net.py'}:load", dataset="arrays", purifier=None, threats=("oblivious",)
+    )
+    for number, name in enumerate("ab", 1):
+        file = tmp_path / f"{name}.npz"
+        held = {"x_val": images[20:] // number, "y_val": labels[20:]}
+        np.savez(file, x_test=images[:20], y_test=labels[:20], x_train=images[20:], y_train=labels[20:], **held)
+        run_arms([attrs.evolve(config, data_dir=str(file), shard=f"{number}/2", out=str(tmp_path / name))])
+    assert "in held-out data" in refused("merge", tmp_path / "a", tmp_path / "b")
 
 
 def rewrite(folder, config, fingerprint=None):

@@ -445,6 +445,34 @@ def test_rows_of_chance_share_no_images(chance):
     assert made.images.shape == batch.images.shape and not made.reused
 
 
+def test_images_that_began_at_other_images_are_not_shared():
+    """HopSkipJump looks for its starts among held-out images, which the caller may choose."""
+    kept, victim = {}, TinyVictim()
+
+    class Kept:
+        get = staticmethod(kept.get)
+
+        def put(self, key, tensors, about):
+            kept[key] = tensors
+
+    plan = attrs.evolve(row(eps=0.02, steps=1), identity="pgd")
+    batch = next(tiny_dataset(TASK).batches("test", plan.keys[:2], 2, torch.device("cpu")))
+    reused = []
+    for others in (None, batch.images[:1], batch.images[:1].clone(), batch.images[1:]):
+        crafter = Crafter(
+            dict.fromkeys((UNDEFENDED, DEFENDED), Defence(victim)),
+            dataset="tiny",
+            seed=0,
+            draws=1,
+            precision=None,
+            store=Kept(),
+        )
+        target = crafter.target(plan)
+        target.others = others
+        reused.append(crafter.make(plan, plan.attack, target, batch).reused)
+    assert reused == [0, 0, 2, 0]
+
+
 def test_what_averaging_bought_is_counted_on_the_same_images():
     steps = {"eps": 0.1, "steps": 6}
     rows = [row(**steps), attrs.evolve(row(**steps), chance=KNOWN_DRAWS, variant=KNOWN_DRAWS)]

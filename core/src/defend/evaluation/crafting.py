@@ -128,6 +128,7 @@ class Crafter:
             images=batch.images,
             labels=batch.labels,
             keys=batch.keys,
+            others=target.others,
             seed=self._seed,
             draws=target.draws,
             precision=str(target.precision),

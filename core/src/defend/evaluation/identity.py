@@ -48,6 +48,8 @@ def identify(
         "version of defend or torch": [__version__, torch.__version__],
         "set of plugins": dict(plugins.versions),
         "data": dataset.sha256("test"),
+        # thresholds are set on them, and attacks begin at them
+        "held-out data": dataset.sha256("val") if dataset.has("val") else None,
         "kind of device": device.type,
         # finished batches are counted by their place, so all must be cut alike
         "batch size": defences[0].names.config.batch_size,
