@@ -216,6 +216,18 @@ def test_check_takes_the_number_of_classes_that_a_run_takes(defend, tmp_path):
     assert {row["name"]: row["status"] for row in found}["answer"] == "pass"
 
 
+@pytest.mark.parametrize("command", ["check", "run"])
+def test_json_is_all_that_comes_out_whatever_a_victim_prints(defend, tmp_path, command):
+    (tmp_path / "mine.py").write_text(f"print('loading')\n{MODEL}\n\nprint('loaded')\n")
+    few = ("--limit", "4", "--attack", "fgsm", "--threat", "oblivious", "--checks", "none", "--quiet", "--json")
+    answer = (
+        defend("check", "mine.py:load", "--json")
+        if command == "check"
+        else defend("run", "--victim", "mine.py:load", *few)
+    )
+    assert answer.json and "loading" in answer.error and "loaded" in answer.error
+
+
 def test_the_bare_victim_has_a_figure_in_every_row(defend, tmp_path):
     (tmp_path / "mine.py").write_text(MODEL)
     few = ("--limit", "4", "--attack", "square", "--set", "square.queries=5", "--checks", "none", "--quiet")

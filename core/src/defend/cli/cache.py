@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 from defend.cli.flags import JSON, print_json
 from defend.cli.say import say
 from defend.cli.usage import OUTPUT, command, option
@@ -35,17 +33,17 @@ def cache_command(clear: bool, verify: bool, forget: str | None, as_json: bool) 
         if clear or verify:
             raise ConfigError(f"--forget {forget!r} was given with another thing to do: give one")
         gone = origin.forget(forget)
-        say(json.dumps({"forgotten": str(gone)}) if as_json else f"Deleted {gone}")
+        print_json({"forgotten": str(gone)}) if as_json else say(f"Deleted {gone}")
         return
     store = Store.users()
     if clear:
         freed = store.clear()
-        say(json.dumps({"freed": freed}) if as_json else f"Freed {size(freed)} in {store.folder}")
+        print_json({"freed": freed}) if as_json else say(f"Freed {size(freed)} in {store.folder}")
     elif verify:
         with show_count(open_console(stderr=True), "checking", len(store.entries()), quiet=as_json) as progress:
             found = store.verify(progress)
         if as_json:
-            say(json.dumps({"checked": found.checked, "damaged": found.damaged, "freed": found.freed}))
+            print_json({"checked": found.checked, "damaged": found.damaged, "freed": found.freed})
             return
         what = f"{found.damaged} damaged, deleted ({size(found.freed)})" if found.damaged else "none damaged"
         say(f"Checked {found.checked} batches in {store.folder}: {what}")

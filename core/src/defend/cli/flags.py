@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from defend.cli.completion import names_of
-from defend.cli.say import say
+from defend.cli.streams import answer, answering_alone
 from defend.cli.usage import option
 from defend.errors import ConfigError
 
@@ -22,7 +22,15 @@ PATH = click.Path(path_type=Path)
 CLASS_NAMES = "class_names"  # the option of data sets of one's own images that --classes is short for
 
 SET = option("--set KEY=VALUE", "Set an option; see `defend show NAME`. Repeatable.", "settings", multiple=True)
-JSON = option("--json", "Print JSON for machines.", "as_json")
+
+
+def _answer_alone(context: click.Context, _: click.Parameter, as_json: bool) -> bool:
+    if as_json:
+        context.with_resource(answering_alone())
+    return as_json
+
+
+JSON = option("--json", "Print JSON for machines.", "as_json", callback=_answer_alone)
 QUIET = option("--quiet", "No progress.")
 DATA_DIR = option("--data-dir DIR", "Where the data set lies (default: $DEFEND_DATA_DIR).")
 CLASSES = option("--classes N", "How many classes there are, or a file of their names, where the images show fewer.")
@@ -159,4 +167,4 @@ def given(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def print_json(value: Any) -> None:
     """Print what `--json` asks for, to be read by people too."""
-    say(json.dumps(value, indent=1))
+    answer(json.dumps(value, indent=1))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -166,4 +165,4 @@ def _keep(recipe: Recipe, runs: Sequence[Path], folder: Path, as_json: bool) -> 
 
 
 def _say_written(file: Path, what: str, as_json: bool) -> None:
-    say(json.dumps({"path": str(file)}) if as_json else f"Written to {file}: {what}")
+    print_json({"path": str(file)}) if as_json else say(f"Written to {file}: {what}")

@@ -29,6 +29,7 @@ from defend.cli.flags import (
     take_weights,
 )
 from defend.cli.say import say
+from defend.cli.streams import answer
 from defend.cli.usage import OUTPUT, command, option
 from defend.cli.verdicts import VERDICTS, VerdictFiles
 from defend.errors import ConfigError, ContractError, StageError, WriteError
@@ -443,7 +444,7 @@ def _print(configs: Sequence[RunConfig], outcomes: Sequence[Outcome], as_json: b
 
     (config,), (outcome,) = configs, outcomes
     if as_json:
-        say(to_json(outcome.report), nl=False)
+        answer(to_json(outcome.report), nl=False)
         return
     out = progress.open_console()
     render(outcome.report, out)

@@ -7,6 +7,31 @@ import errno
 import io
 import os
 import sys
+from collections.abc import Iterator
+from typing import TextIO
+
+import click
+
+from defend.util.printable import escape
+
+_answer: TextIO | None = None  # where `--json` answers, while it alone may
+
+
+@contextlib.contextmanager
+def answering_alone() -> Iterator[None]:
+    """Keep standard output for what `answer` prints: the prints of a user's own code go to standard error."""
+    global _answer
+    before, _answer = (sys.stdout, _answer), sys.stdout
+    sys.stdout = sys.stderr
+    try:
+        yield
+    finally:
+        sys.stdout, _answer = before
+
+
+def answer(text: str, *, nl: bool = True) -> None:
+    """Print a text to standard output, within `answering_alone` too."""
+    click.echo(escape(text, keep="\n\t"), file=_answer, nl=nl)
 
 
 class _Lenient(io.FileIO):
