@@ -7,7 +7,19 @@ from typing import Any
 
 import attrs
 
-from defend.cli.flags import DATA_DIR, DETECTOR_WEIGHTS, DEVICE, JSON, QUIET, SEED, SET, WEIGHTS_OUT, given, print_json
+from defend.cli.flags import (
+    DATA_DIR,
+    DETECTOR_WEIGHTS,
+    DEVICE,
+    JSON,
+    QUIET,
+    SEED,
+    SET,
+    WEIGHTS_OUT,
+    given,
+    print_json,
+    take_source,
+)
 from defend.cli.say import say
 from defend.cli.usage import OUTPUT, command, option
 from defend.report.progress import open_console, show_count, show_waiting
@@ -54,11 +66,9 @@ def calibrate_command(
     says how to take them. `defend run --fpr` does the same for one run.
     """
     from defend.plugins import registry
-    from defend.values.sources import name_source
     from defend.values.toml import parse_settings
 
-    dataset, data_dir = name_source(dataset, data_dir)
-    registry().find("dataset", dataset)
+    dataset, data_dir = take_source(dataset, data_dir)
     registry().find("detector", detector)
     options = parse_settings(settings)
     console = open_console(stderr=True)

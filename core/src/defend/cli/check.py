@@ -10,7 +10,18 @@ import attrs
 import click
 
 from defend.cli.exits import GATE
-from defend.cli.flags import CLASSES, DATA_DIR, DEVICE, JSON, OF_VICTIM, QUIET, SET, print_json, take_options
+from defend.cli.flags import (
+    CLASSES,
+    DATA_DIR,
+    DEVICE,
+    JSON,
+    OF_VICTIM,
+    QUIET,
+    SET,
+    print_json,
+    take_options,
+    take_source,
+)
 from defend.cli.usage import OUTPUT, command, option
 from defend.cli.verdicts import VERDICTS, VerdictFiles
 from defend.report.progress import open_console, show_waiting
@@ -88,7 +99,7 @@ def _find(
         anchor(victim, Path.cwd()), options=options, weights={"victim": weights} if weights else {}
     )
     composition.check_keys("options", options, {"dataset"}, "this check")
-    images = open_dataset(dataset, data_dir, options.get("dataset", {}))
+    images = open_dataset(*take_source(dataset, data_dir), options.get("dataset", {}))
     (part,) = composition.parts
     if part.pretrained:  # as it comes: a run would put it into eval mode
         built = build_module(part.found, part.found.config(part.options), images.task())

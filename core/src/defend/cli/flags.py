@@ -157,7 +157,29 @@ def resolve_defence(victim: str, settings: Sequence[str], values: dict[str, Any]
     composition = Composition.of(**names, options=options, weights=weights)
     composition.check_keys("options", options, {"dataset"}, "this defence")
     composition.check_keys("weights", weights, (), "this defence")
-    return composition, DataSource(values["dataset"] or "digits", values["data_dir"], options.get("dataset", {}))
+    source = take_source(values["dataset"] or "digits", values["data_dir"])
+    return composition, DataSource(*source, options.get("dataset", {}))
+
+
+def take_source(dataset: str, data_dir: str | None) -> tuple[str, str | None]:
+    """Return the name of a data set and where its files lie, from `--dataset` and `--data-dir`.
+
+    Raises:
+        UnknownNameError: there is no such data set.
+        ConfigError: a folder for a data set that reads none: another one would be judged than the user means.
+    """
+    from defend.options import describe
+    from defend.plugins import registry
+    from defend.values.sources import name_source
+
+    name, folder = name_source(dataset, data_dir)
+    options = describe(registry().find("dataset", name).spec.config)
+    if folder is not None and not any(option.name == "data_dir" for option in options):
+        raise ConfigError(
+            f"--data-dir {folder!r}: the data set {name} reads no files; images of your own are --dataset {folder}, "
+            "others are named with --dataset (defend list dataset)"
+        )
+    return name, folder
 
 
 def given(values: Mapping[str, Any]) -> dict[str, Any]:

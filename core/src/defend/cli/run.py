@@ -26,6 +26,7 @@ from defend.cli.flags import (
     TRAIN_MISSING,
     print_json,
     take_options,
+    take_source,
     take_weights,
 )
 from defend.cli.say import say
@@ -309,6 +310,7 @@ def _asked(settings: tuple[str, ...], file: Path | None, values: dict[str, Any])
     options = take_options(settings, values)
     flags = {**values, "options": options or None, "weights": weights or None}
     config = run_config(anchor_paths(flags, Path.cwd()), file)
+    take_source(config.dataset, config.data_dir)
     if file is not None and not values["out"]:
         config = attrs.evolve(config, out=None)  # a rerun gets a folder of its own
     several = purifiers if len(purifiers) > 1 else ()

@@ -27,6 +27,7 @@ from defend.cli.flags import (
     print_json,
     take_classes,
     take_normalisation,
+    take_source,
     take_weights,
 )
 from defend.cli.say import say
@@ -99,12 +100,10 @@ def train_command(
     For several processes: torchrun --nproc-per-node 2 -m defend train ...
     """
     from defend.plugins import registry, using
-    from defend.values.sources import name_source
 
     if out is not None and not out.parent.is_dir():
         raise ConfigError(f"--out {str(out)!r}: folder {str(out.parent)!r} does not exist")
-    dataset, data_dir = name_source(dataset, data_dir)
-    registry().find("dataset", dataset)
+    dataset, data_dir = take_source(dataset, data_dir)
     found = registry().find(stage, name)
     options, others = _settings(stage, settings)
     take_normalisation(values, options if stage == "victim" else others.setdefault("victim", {}))

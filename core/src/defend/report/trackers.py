@@ -78,11 +78,13 @@ class Log:
         settings: what was asked for, as the loggers show it.
 
     Raises:
-        ConfigError: see `check_names`.
+        ConfigError: see `check_names`; or a folder, and nothing that would write into it.
     """
 
     def __init__(self, names: Sequence[str], title: str, folder: Path | None, settings: Mapping[str, Any]) -> None:
         check_names(names)
+        if folder is not None and not names:
+            raise ConfigError(f"--log-dir {str(folder)!r} without --log: nothing is logged there; add --log {CSV}")
         folder = folder or Path("logs")
         self._trackers: dict[str, Tracker] = {}
         for name in dict.fromkeys(names) if place()[0] == 0 else ():
