@@ -244,3 +244,7 @@ def test_a_gate_on_a_run_that_is_complete_is_not_kept_to_unseen(defend, tmp_path
     assert defend("run", "--resume", "r").code == 0
     answer = defend("run", "--resume", "r", "--at-least", "0.99")
     assert answer.code == 2 and "is complete" in answer.error
+    for flag in (("--junit", "j.xml"), ("--sarif", "s.sarif"), ("--log", "csv"), ("--json",)):
+        answer = defend("run", "--resume", "r", *flag)
+        assert answer.code == 2 and flag[0] in answer.error and "report.json" in answer.error
+        assert not any((tmp_path / name).exists() for name in flag[1:])
