@@ -17,7 +17,7 @@ FORGET = option("--forget FILE", "Delete weights of your own, by their name here
 
 @command("cache", {"What to do": [CLEAR, VERIFY, FORGET], OUTPUT: [JSON]})
 def cache_command(clear: bool, verify: bool, forget: str | None, as_json: bool) -> None:
-    """Show what is kept of attacked images, so that another run against the same victim finds them, and your weights.
+    """Show the attacked images that are kept for later runs, and the weights that you trained.
 
     The least recently used go when there are more than $DEFEND_CACHE_LIMIT (2GB; 0 keeps none), in
     $DEFEND_CACHE_DIR/adversarial. What was made by other code, weights or options is never used.

@@ -64,8 +64,8 @@ def cli(context: click.Context) -> None:
 
     Start here:  defend run --purifier apudae --victim resnet18
 
-    Any command takes --debug (a traceback with errors). Exit codes: 0 done, 2 wrong input, 3 a check failed
-    (run --gate), 130 interrupted.
+    Any command takes --debug (a traceback with errors). Exit codes: 0 done, 1 a fault of ours,
+    2 wrong input, 3 a gate (--gate, --at-least, defend check), 130 interrupted.
     """
     if context.invoked_subcommand is None:
         say(GREETING)

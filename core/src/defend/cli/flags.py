@@ -46,12 +46,19 @@ LOG_DIR = option("--log-dir DIR", "Where loggers write their files (default ./lo
 WEIGHTS_OUT = option("--out FILE", "Weights file (default: the user's cache).", type=PATH)
 ONE_VICTIM = option("--victim NAME", "Victim, for example resnet18.", required=True, shell_complete=names_of("victim"))
 OF_VICTIM = (
-    option("--victim-weights FILE", "The victim's weights, instead of those found by name; your own .pth too."),
+    option(
+        "--victim-weights FILE",
+        "The victim's weights, instead of those found by name: a file, your own .pth too, or +EDITION.",
+    ),
     option("--mean MEAN", "What the victim subtracts: 0.49,0.48,0.45, or imagenet, cifar10, half, none."),
     option("--std STD", "What it divides by, alike (default: the data set's own)."),
 )
-PURIFIER_WEIGHTS = option("--purifier-weights FILE", "The purifier's weights; NAME=FILE where several.", multiple=True)
-DETECTOR_WEIGHTS = option("--detector-weights FILE", "The detector's weights.")
+PURIFIER_WEIGHTS = option(
+    "--purifier-weights FILE",
+    "The purifier's weights: a file, or +EDITION as `defend list` shows it; NAME=FILE where several.",
+    multiple=True,
+)
+DETECTOR_WEIGHTS = option("--detector-weights FILE", "The detector's weights: a file, or +EDITION.")
 FPR = option("--fpr RATE", "Set the detector's threshold to reject this share of held-out clean images.", type=float)
 PARTS = (
     option(
@@ -77,7 +84,7 @@ PARTS = (
     *OF_VICTIM,
     PURIFIER_WEIGHTS,
     DETECTOR_WEIGHTS,
-    option("--finetune-weights FILE", "The tuned victim's weights; bare: of the one tuned alone."),
+    option("--finetune-weights FILE", "The tuned victim's weights: a file, or +EDITION; bare: of the one tuned alone."),
 )
 """What stands before a victim, and on which data set."""
 

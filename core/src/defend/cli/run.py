@@ -82,8 +82,8 @@ AT_LEAST = option(
             ),
             option(
                 "--threat NAME",
-                f"{', '.join(THREATS)}, or ladder, all of them (default noise, oblivious, adaptive; the ladder "
-                "with --thorough). Repeatable.",
+                f"{', '.join(THREATS)}, or ladder, all that fit the defence (default noise, oblivious, adaptive; "
+                "the ladder with --thorough). Repeatable.",
                 "threats",
                 multiple=True,
                 shell_complete=lambda *typed: [name for name in (*THREATS, LADDER) if name.startswith(typed[-1])],

@@ -13,7 +13,7 @@ from defend_unet_gan.tables import PAPER, TABLES
 
 GREY: Mapping[str, Any] = {"sources": ("resnet34", "resnet18"), "classifier": "resnet34"}
 RECIPES: Mapping[str, Mapping[str, Any]] = {
-    # resnet18 is the one victim that core ships; E_max 32 holds eps = 0.1 (25.5/255) with room above. 1,097 images
+    # one source, of the two victims that core ships; E_max 32 holds eps = 0.1 (25.5/255) with room above. 1,097 images
     # make 11 steps of 96 an epoch and converge in few passes: smaller batches, a larger rate that falls.
     "digits": {
         "sources": ("resnet18",),
