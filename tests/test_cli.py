@@ -365,6 +365,15 @@ def test_files_of_one_name_are_arms_of_their_own(defend, tmp_path):
     assert (tmp_path / "j.xml").read_text().count("<testsuite ") == 2
 
 
+def test_where_nobody_attacked_there_is_no_worst_case(defend):
+    few = ("--victim", "resnet18", "--purifier", "dae", "--limit", "8", "--quiet", "--checks", "basic")
+    answer = defend("run", *few, "--attack", "noise", "--threat", "noise", "--out", "a", "--at-least", "0.5")
+    assert answer.code == 3 and "no attack was run that counts" in answer.error
+    assert "Worst case" not in answer.out and "No worst case" in answer.out
+    answer = defend("run", *few, "--attack", "fgsm", "--threat", "oblivious", "--out", "b")
+    assert "No attacker knew of the defence" in answer.out
+
+
 def test_a_worst_case_below_what_was_asked_for_shuts_the_gate(defend):
     run = (
         "run",
@@ -376,8 +385,6 @@ def test_a_worst_case_below_what_was_asked_for_shuts_the_gate(defend):
         "fgsm",
         "--threat",
         "oblivious",
-        "--checks",
-        "none",
     )
     shut = defend(*run, "--quiet", "--out", "a", "--at-least", "1")
     assert (shut.code, "gate: the worst case leaves" in shut.error) == (3, True)
@@ -385,7 +392,7 @@ def test_a_worst_case_below_what_was_asked_for_shuts_the_gate(defend):
 
 
 def test_a_gate_that_rests_on_a_loose_bound_says_so(defend):
-    few = ("--limit", "40", "--attack", "pgd", "--threat", "oblivious", "--checks", "none")
+    few = ("--limit", "40", "--attack", "pgd", "--threat", "oblivious")
     answer = defend("run", "--victim", "resnet18", *few, "--set", "pgd.steps=4", "--eps", "0.05", "--at-least", "0")
     words = " ".join(answer.error.split())
     assert answer.code == 0 and "gate: the worst case leaves at most" in words

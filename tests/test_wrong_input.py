@@ -50,6 +50,7 @@ RUN = ("run", "--victim", "resnet18", "--limit", "4", "--quiet")
         ((*RUN, "--victim-weights", "none.safetensors"), ("none.safetensors", "does not exist")),
         ((*RUN, "--log-dir", "logs"), ("without --log", "--log csv")),
         ((*RUN, "--log", "cvs"), ("'cvs'", "'csv'")),
+        ((*RUN, "--at-least", "0.3", "--checks", "none"), ("--at-least 0.3 needs checks", "basic or full")),
         ((*RUN, "--at-least", "30%"), ("30%", "0 to 1")),
         ((*RUN, "--at-least", "pgdd=0.3"), ("'pgdd'", "'pgd'")),
         ((*RUN, "--dataset", "imagefolder"), ("--data-dir",)),

@@ -14,7 +14,7 @@ from defend.errors import ConfigError
 from defend.records.journal import Journal
 from defend.records.rows import EXAMPLES, ArmRecord, Example, Part, Trimmed, merge
 from defend.records.unfinished import find_unfinished, is_unfinished
-from defend.store.fingerprint import code_of
+from defend.store.code import code_of
 from defend.values.run_config import RunConfig
 from defend.values.toml import to_toml
 

@@ -145,7 +145,10 @@ def test_a_folder_holds_the_same_run(saved):
     assert read.rows == in_memory.rows and read.label == in_memory.label
     comparison = compare([in_memory, read])
     assert comparison.labels == ("apudae", "apudae (a)")
-    assert comparison.notes == () and all(row.cells[0] == row.cells[1] for row in comparison.rows)
+    # what neither was asked is said of both
+    assert comparison.notes == tuple(f"{label}: {read.caveats[0]}" for label in comparison.labels)
+    assert read.caveats == in_memory.caveats and read.caveats[0].startswith("no attacker knew of the defence")
+    assert all(row.cells[0] == row.cells[1] for row in comparison.rows)
 
 
 @pytest.mark.parametrize(

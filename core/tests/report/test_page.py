@@ -20,6 +20,7 @@ from defend.records.compare import compare
 from defend.records.reading import read_results, run_folders
 from defend.records.run import Examples, Surface, row_name
 from defend.report.figures import strips
+from defend.report.figures.board import board
 from defend.report.figures.curves import curves
 from defend.report.figures.detector import roc
 from defend.report.figures.distances import distances
@@ -302,6 +303,38 @@ def test_the_same_run_gives_the_same_bytes(tmp_path):
 
 
 # Several runs
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"config": {"checks": "none"}}, "unchecked"),
+        ({"partial": True}, "interrupted"),
+        ({"rows": "harmless"}, "not comparable"),
+    ],
+)
+def test_what_cannot_be_ranked_has_no_rank(tmp_path, change, said):
+    folders = [made_up_run.write(tmp_path / name, name=name, better=0.1) for name in ("dae", "apudae")]
+    results = [read_results(folder) for folder in folders]
+    if "rows" in change:  # the second has another budget in all rows
+        rows = tuple(attrs.evolve(row, key=attrs.evolve(row.key, eps=1.0)) for row in results[1].run.rows)
+        changed = attrs.evolve(results[1], run=attrs.evolve(results[1].run, rows=rows))
+    else:
+        report = results[1].report
+        config = attrs.evolve(report.config, **change.get("config", {}))
+        raw = dict(results[1].run.report)
+        raw |= {"config": {**raw["config"], **change.get("config", {})}, "partial": change.get("partial", False)}
+        changed = attrs.evolve(
+            results[1],
+            report=attrs.evolve(report, config=config, partial=change.get("partial", False)),
+            run=attrs.evolve(results[1].run, report=raw),
+        )
+    results[1] = changed
+    places = leaderboard(results, compare([each.run for each in results]))
+    assert {place.run: place.blocked for place in places}[1] == said
+    ranks = {place.run: place.rank for place in places}
+    assert ranks == ({0: None, 1: None} if said == "not comparable" else {0: 1, 1: None})
+    assert (board(places, "figure") is None) == (said == "not comparable")
 
 
 def test_the_leaderboard_ranks_and_tests(runs):

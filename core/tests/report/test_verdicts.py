@@ -4,9 +4,11 @@ import json
 from types import SimpleNamespace
 from xml.etree import ElementTree as ET
 
+import pytest
+
 from defend.report.verdicts import LEFT, checks_of, to_junit, to_sarif
 from defend.values.floors import parse_floors
-from defend.values.report import Check, WorstCase
+from defend.values.report import ArmResult, Check, WorstCase
 
 CHECKS = [
     Check("eps sweep", "skip", "one budget", 1),
@@ -16,9 +18,19 @@ CHECKS = [
 ]
 
 
-def report(left=0.4, partial=False, failed=(), rising=()):
+def report(left=0.4, partial=False, failed=(), rising=(), checks="basic", caveats=()):
+    rows = (SimpleNamespace(attack="none", threat="none", n=25, defended=ArmResult(1.0, (0.9, 1.0)), is_loose=bool),)
     worst = None if left is None else WorstCase(left, (0.2, 0.6), 25, ("pgd/oblivious",), 0.0, rising=rising)
-    return SimpleNamespace(checks=tuple(CHECKS), worst_case=worst, partial=partial, failed=failed)
+    return SimpleNamespace(
+        checks=tuple(CHECKS),
+        worst_case=worst,
+        partial=partial,
+        failed=failed,
+        rows=rows,
+        defended=False,
+        config=SimpleNamespace(checks=checks),
+        caveats=caveats,
+    )
 
 
 def test_junit_has_a_case_a_check():
@@ -52,6 +64,23 @@ def test_a_figure_that_is_not_to_be_trusted_is_not_enough():
     end = checks_of(report(1.0, failed=(CHECKS[2],)), parse_floors(["0.4"]))[-1]
     assert (end.name, end.status) == (LEFT, "fail")
     assert "not to be trusted, as checks failed (5 gradients)" in end.detail
+
+
+@pytest.mark.parametrize(("name", "status"), [("gradients", "pass"), ("batch", "fail"), ("clean accuracy", "fail")])
+def test_clean_accuracy_is_doubted_by_the_checks_that_speak_of_it(name, status):
+    failed = (Check(name, "fail", "", 0),)
+    assert checks_of(report(failed=failed), parse_floors(["clean=0.9"]))[-1].status == status
+
+
+def test_what_was_not_checked_is_not_enough():
+    end = checks_of(report(1.0, checks="none"), parse_floors(["0.4"]))[-1]
+    assert end.status == "fail" and "nothing was checked" in end.detail
+    assert checks_of(report(1.0, checks="none"), parse_floors(["clean=0.9"]))[-1].status == "pass"
+
+
+def test_what_attackers_leave_who_knew_nothing_of_the_defence_is_enough_with_a_warning():
+    end = checks_of(report(1.0, caveats=("no attacker knew of the defence",)), parse_floors(["0.4"]))[-1]
+    assert end.status == "warn" and end.detail.endswith("was asked for, and no attacker knew of the defence")
 
 
 def test_enough_by_a_figure_that_is_known_to_be_loose_passes_with_a_warning():

@@ -10,9 +10,9 @@ from defend.testing import assert_robust
 from defend.values.report import Check, WorstCase
 
 
-def found(left=0.5, failed=(), partial=False, rising=()):
+def found(left=0.5, failed=(), partial=False, rising=(), caveats=()):
     worst = None if left is None else WorstCase(left, (0.0, 1.0), 10, ("pgd/oblivious",), 0.0, rising=rising)
-    return SimpleNamespace(worst_case=worst, failed=failed, partial=partial)
+    return SimpleNamespace(worst_case=worst, failed=failed, partial=partial, report=SimpleNamespace(caveats=caveats))
 
 
 @pytest.fixture
@@ -53,6 +53,17 @@ def test_enough_by_a_figure_that_is_known_to_be_loose_is_told(measured):
     measured(result := found(0.5, rising=("pgd/oblivious",)))
     with pytest.warns(UserWarning, match=r"leaves at most 50\.0 % .* at least 40\.0 % .*: an attack was still fooling"):
         assert assert_robust("model", "data", at_least=0.4) is result
+
+
+def test_enough_of_attackers_who_knew_nothing_of_the_defence_is_told(measured):
+    measured(result := found(0.5, caveats=("no attacker knew of the defence",)))
+    with pytest.warns(UserWarning, match="no attacker knew of the defence"):
+        assert assert_robust("model", "data", at_least=0.4) is result
+
+
+def test_what_is_not_checked_is_no_test():
+    with pytest.raises(ConfigError, match="checks='none'"):
+        assert_robust("model", "data", at_least=0.4, checks="none")
 
 
 @pytest.mark.parametrize("share", [30, -0.1, True, "0.3", float("nan")])

@@ -24,6 +24,8 @@ REPORT = SimpleNamespace(
     checks=(),
     partial=False,
     defended=True,
+    config=SimpleNamespace(checks="basic"),
+    caveats=(),
 )
 
 
@@ -72,7 +74,7 @@ def test_a_row_among_those_of_a_name_that_is_a_loose_bound_is_told(text, status)
 
 
 def test_a_run_without_a_worst_case_keeps_to_no_floor():
-    nothing = SimpleNamespace(rows=(), worst_case=None, checks=(), failed=(), partial=False)
+    nothing = SimpleNamespace(**{**vars(REPORT), "rows": (), "worst_case": None})
     (check,) = checks_of(nothing, parse_floors(["0"]))
     assert check.status == "fail" and "no attack was run that counts" in check.detail
 
@@ -89,5 +91,5 @@ def test_a_row_that_one_arm_lacks_is_a_matter_of_the_others():
 
 
 def test_a_row_that_an_interrupted_run_has_not_reached_is_not_kept_to():
-    begun = SimpleNamespace(rows=REPORT.rows[:1], worst_case=None, checks=(), failed=(), partial=True, defended=True)
+    begun = SimpleNamespace(**{**vars(REPORT), "rows": REPORT.rows[:1], "worst_case": None, "partial": True})
     assert [check.status for check in checks_of(begun, parse_floors(["pgd/adaptive=0.2"]))] == ["fail", "fail"]

@@ -38,7 +38,7 @@ from defend.report import progress
 from defend.report.trackers import Log, LoggedRun
 from defend.util.launch import place
 from defend.values.commands import say_command
-from defend.values.floors import Floor, parse_floors, share_out
+from defend.values.floors import CLEAN, Floor, parse_floors, share_out
 from defend.values.references import number_twin, shorten
 from defend.values.run_config import LADDER, NONE
 from defend.values.threats import THREATS
@@ -277,6 +277,12 @@ def read_gates(at_least: Sequence[str], gate: bool, config: RunConfig) -> Sequen
             registry().find("attack", floor.attack)
     if gate and config.checks == "none":
         raise ConfigError("--gate needs checks, and --checks none leaves them out: expected basic or full")
+    attacked = [floor for floor in floors if floor.row != CLEAN]
+    if attacked and config.checks == "none":
+        raise ConfigError(
+            f"--at-least {attacked[0]} needs checks, without which an attack that does not work passes for a defence "
+            "that holds, and --checks none leaves them out: expected basic or full"
+        )
     return floors
 
 

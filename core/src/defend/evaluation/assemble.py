@@ -146,8 +146,8 @@ def _credit(record: RowRecord, arm: str) -> Tensor:
 def _worst_case(counted: Mapping[str, RowRecord], rows: Sequence[Row], screened: bool) -> WorstCase | None:
     records = list(counted.values())
     common, held = worst_case(records, DEFENDED)
-    # one row, be it the clean one, is no worst case of several
-    if not len(common) or len(records) < 2:
+    # one row, be it the clean one, is no worst case of several; nor are rows that no attacker made
+    if not len(common) or len(records) < 2 or all(is_harmless(record.plan.threat.kind) for record in records):
         return None
     _, bare = worst_case(records, UNDEFENDED)
     _, credited = worst_case(records, DEFENDED, _credit)

@@ -18,7 +18,7 @@ from defend.errors import ConfigError
 from defend.records.run import Right, RowKey, Run, RunRow
 from defend.util.statistics import holm, mcnemar, paired_interval, wilson
 from defend.values.report import is_loose
-from defend.values.threats import THREATS, rank
+from defend.values.threats import THREATS, is_harmless, rank
 
 
 @attrs.frozen
@@ -205,8 +205,8 @@ def _is_bare(run: Run) -> bool:
 
 def _worst_case(found: Sequence[Mapping[RowKey, RunRow]], shared: Sequence[RowKey]) -> list[Right]:
     """Return for every run whether each image common to all was right in all `shared` rows; [] if that says nothing."""
-    # the worst of one row is that row
-    if len(shared) < 2:
+    # the worst of one row is that row, and rows that no attacker made have no worst case
+    if len(shared) < 2 or all(is_harmless(key.threat) for key in shared):
         return []
     own = [[rows[key].right for key in shared if key in rows] for rows in found]
     common = set(own[0][0]).intersection(*itertools.chain(*own)) if all(own) else set()
@@ -295,10 +295,12 @@ def _notes(
     for place in everyone:
         if failed := runs[place].failed:
             yield f"{labels[place]}: its figures are not to be trusted, as checks failed ({'; '.join(failed)})"
+        for caveat in runs[place].caveats:
+            yield f"{labels[place]}: {caveat}"
         if runs[place].partial:
             yield f"{labels[place]} was interrupted: rows may be missing, and those marked * are cut short"
     if worst is None:
-        yield "no worst case: the runs have fewer than two rows with images in common"
+        yield "no worst case: the runs have fewer than two rows with images in common, one of them of an attacker"
         return
     known = [row.key for row in rows if row.key in worst.over and None in row.cells]
     if known:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from defend.values.references import shorten
-from defend.values.report import Report, Row
+from defend.values.report import Report, Row, find_caveats
 from defend.values.threats import DEFENDED
 
 if TYPE_CHECKING:
@@ -76,6 +76,14 @@ class Run:
         """The checks that failed, each in words: where there are any, the run's figures are not to be trusted."""
         failed = (each for each in self.report.get("checks", ()) if each["status"] == "fail")
         return tuple(f"{each['number']} {each['name']}: {each['detail']}" for each in failed)
+
+    @property
+    def caveats(self) -> tuple[str, ...]:
+        """What its figures rest on that a reader would not guess, see `defend.values.report.find_caveats`."""
+        config = self.report["config"]
+        screened = bool(config.get("purifier") or config.get("detector"))
+        threats = [row.key.threat for row in self.rows if row.headline]
+        return find_caveats(config.get("checks", "basic"), screened, threats)
 
 
 def from_records(label: str, report: Report, records: Sequence[RowRecord]) -> Run:

@@ -17,7 +17,9 @@ class Place:
 
     Attributes:
         run: its place among the runs as they were given.
-        rank: from 1; None where a check blocks its headline.
+        rank: from 1; None where it has none: a check blocks its headline, nothing was checked, it was interrupted, or
+            there are no rows that all runs have.
+        blocked: why it has no rank, in a word or two; "" where it has one.
         label: as `defend.records.compare` tells the runs apart.
         worst: its worst case over what all runs have in common, or over its own rows where that is too little;
             None where it has neither.
@@ -27,6 +29,7 @@ class Place:
 
     run: int
     rank: int | None
+    blocked: str
     label: str
     worst: RunAccuracy | WorstCase | None
     loose: bool
@@ -34,16 +37,26 @@ class Place:
 
 
 def leaderboard(results: Sequence[Results], compared: Comparison) -> list[Place]:
-    """Rank runs by worst case, those that a check blocks last."""
+    """Rank runs by worst case over what all have in common; those without a rank stand last, as they were given."""
     shared = compared.worst_case
     worst: list[RunAccuracy | WorstCase | None] = (
         [each.report.worst_case for each in results] if shared is None else list(shared.cells)
     )
 
+    def find_blocked(run: int) -> str:
+        report = results[run].report
+        if report.failed:
+            return "blocked"
+        if report.config.checks == "none":
+            return "unchecked"
+        if results[run].run.partial:
+            return "interrupted"
+        return "" if shared is not None else "not comparable"
+
     def merit(run: int) -> tuple[bool, float]:
         found = worst[run]
-        # 1.0 stands after every accuracy, which is negative here so that the highest comes first
-        return bool(results[run].report.failed), 1.0 if found is None else -found.accuracy
+        # without common rows the order would compare one attacker with another
+        return bool(find_blocked(run)), 0.0 if found is None or shared is None else -found.accuracy
 
     order = sorted(range(len(results)), key=merit)
     pairs = {} if shared is None else {(pair.first, pair.second): pair for pair in shared.differences}
@@ -51,7 +64,8 @@ def leaderboard(results: Sequence[Results], compared: Comparison) -> list[Place]
     return [
         Place(
             run=run,
-            rank=None if results[run].report.failed else rank,
+            rank=None if find_blocked(run) else rank,
+            blocked=find_blocked(run),
             label=compared.labels[run],
             worst=found,
             loose=found is not None and bool(found.rising if isinstance(found, WorstCase) else found.loose),

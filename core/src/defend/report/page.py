@@ -174,7 +174,7 @@ class Section:
         """What the headline means, in plain words."""
         worst, results = self.results.report.worst_case, self.results
         if worst is None:
-            return "A worst case needs two rows with images in common; this run has none."
+            return "A worst case needs two rows with images in common, one of them of an attacker; this run has none."
         right, bare = (round(share * worst.n) for share in (worst.accuracy, worst.undefended))
         accepted = " and accepted" if results.report.config.detector else ""
         without = f" (without the defence, {bare})" if results.defended else ""

@@ -79,6 +79,12 @@ def render(report: Report, console: Console) -> None:
     lines += _checks(report)
     if report.worst_case is not None:
         lines.append(_headline(report))
+    elif not report.partial:
+        lines.append(
+            Text("\nNo worst case: it needs two rows with images in common, one of them of an attacker", "yellow")
+        )
+    lines += [Text(f"{caveat[0].upper()}{caveat[1:]}", "yellow") for caveat in report.caveats]
+    if report.worst_case is not None:
         if report.worst_case.passes:
             lines.append(Text(over_passes(report.worst_case.passes)))
         if weakest := next((row for row in report.rows if row.key == report.worst_case.weakest and row.budget), None):

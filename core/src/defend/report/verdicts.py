@@ -16,6 +16,8 @@ Suites = Mapping[str, Sequence[Check]]
 """Checks by what they were made of: a defence, or a victim."""
 LEFT = "at least"
 """The name of the checks that the worst case, or a row, leaves what was asked for."""
+OF_CLEAN_IMAGES = ("randomness", "clean accuracy", "batch")
+"""The checks that speak of clean images too: a failed one closes a floor on their accuracy."""
 LEVELS = {"pass": "none", "warn": "warning", "fail": "error", "skip": "none"}
 SARIF = "https://json.schemastore.org/sarif-2.1.0.json"
 
@@ -39,11 +41,15 @@ def checks_of(report: Report, floors: Sequence[Floor] = ()) -> list[Check]:
         enough = left is not None and left.accuracy >= floor.share
         said = f"{said}; at least {100 * floor.share:.1f} % was asked for"
         # clean images were not attacked, so no check of the attacks says anything of them
-        if enough and report.failed and floor.row != CLEAN:
-            names = ", ".join(f"{check.number} {check.name}" for check in report.failed)
+        doubts = [check for check in report.failed if floor.row != CLEAN or check.name in OF_CLEAN_IMAGES]
+        if enough and doubts:
+            names = ", ".join(f"{check.number} {check.name}" for check in doubts)
             enough, said = False, f"{said}, and that figure is not to be trusted, as checks failed ({names})"
-        if enough and left is not None and left.loose:
-            found.append(Check(LEFT, "warn", f"{said}, and {BOUND}"))
+        if enough and floor.row != CLEAN and report.config.checks == "none":
+            enough, said = False, f"{said}, and nothing was checked: leave out --checks none"
+        caveats = report.caveats if floor.row == WORST else ()
+        if enough and left is not None and (left.loose or caveats):
+            found.append(Check(LEFT, "warn", ", and ".join([said, *[BOUND] * left.loose, *caveats])))
         else:
             found.append(Check(LEFT, "pass" if enough else "fail", said))
     return found

@@ -25,8 +25,9 @@ def assert_robust(model: Any, data: Any, *, at_least: float, **settings: Any) ->
 
     Raises:
         AssertionError: less is left, a check failed, or the evaluation was cut off; the message has the table.
-        UserWarning: enough is left, by a figure that more steps of an attack would plainly lower.
-        ConfigError: `at_least` is no share, or a setting is not accepted.
+        UserWarning: enough is left, by a figure that more steps would plainly lower, or to attackers who did
+            not know of the defence.
+        ConfigError: `at_least` is no share, or a setting is not accepted, as checks="none".
     """
     from defend.errors import ConfigError
     from defend.session.evaluate import evaluate
@@ -34,6 +35,10 @@ def assert_robust(model: Any, data: Any, *, at_least: float, **settings: Any) ->
 
     if isinstance(at_least, bool) or not isinstance(at_least, (int, float)) or not 0 <= at_least <= 1:
         raise ConfigError(f"at_least={at_least!r} is not a share: expected 0 to 1, for example 0.3")
+    if settings.get("checks") == "none":
+        raise ConfigError(
+            "checks='none': without checks an attack that does not work passes for a model that is robust"
+        )
     found = evaluate(model, data, **{"progress": False, **settings})
     worst = found.worst_case
     why = ""
@@ -48,8 +53,8 @@ def assert_robust(model: Any, data: Any, *, at_least: float, **settings: Any) ->
         said = f"the worst case leaves {left}, and at least {100 * at_least:.1f} % was asked for"
         if left.accuracy < at_least:
             why = said
-        elif left.loose:
-            warnings.warn(f"{said}: {BOUND}", stacklevel=2)
+        elif doubts := [*[BOUND] * left.loose, *found.report.caveats]:
+            warnings.warn(f"{said}: {', and '.join(doubts)}", stacklevel=2)
     if why:
         raise AssertionError(f"{why}\n\n{found}")
     return found

@@ -314,6 +314,22 @@ class DatasetInfo:
     warnings: tuple[str, ...] = ()
 
 
+def find_caveats(checks: str, screened: bool, threats: Iterable[str]) -> tuple[str, ...]:
+    """Return what is missing behind a run's figures, a sentence each.
+
+    Args:
+        checks: which checks were asked for.
+        screened: whether there is a purifier or a detector.
+        threats: of the rows that count in the worst case.
+    """
+    found = []
+    if checks == "none":
+        found.append("nothing was checked (checks none), so nothing says whether these figures are to be trusted")
+    if screened and not any(map(knows_the_defence, threats)):
+        found.append("no attacker knew of the defence: add --threat adaptive, which may leave far less")
+    return tuple(found)
+
+
 @attrs.frozen
 class Report:
     """The result of a run. `defend.records.document.to_json` writes it as report.json (schema 1).
@@ -370,6 +386,12 @@ class Report:
     def defended(self) -> bool:
         """Whether there is a defence at all."""
         return bool(self.config.purifier or self.config.detector or self.config.finetune)
+
+    @property
+    def caveats(self) -> tuple[str, ...]:
+        """What these figures rest on that a reader would not guess, see `find_caveats`."""
+        screened = bool(self.config.purifier or self.config.detector)
+        return find_caveats(self.config.checks, screened, [row.threat for row in self.rows if row.headline])
 
     @property
     def failed(self) -> tuple[Check, ...]:

@@ -10,10 +10,12 @@ from defend.report.leaderboard import Place
 
 
 def board(places: Sequence[Place], name: str, narrow: bool = False) -> Scene | None:
-    """Return a bar a run, best first, hollow where a check blocks it; None where no run has a worst case."""
+    """Return a bar a run, best first, hollow where it has no rank; None where no runs can be compared."""
+    if any(place.blocked == "not comparable" for place in places):
+        return None
     groups = [
         Group(
-            name=f"{place.label}{'' if place.rank else ' (blocked)'}",
+            name=f"{place.label}{f' ({place.blocked})' if place.blocked else ''}",
             note=f"n={place.worst.n}",
             link=f"run{place.run + 1}",
             bars=(
