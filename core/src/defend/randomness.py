@@ -101,6 +101,23 @@ def batch_seed() -> int | None:
     return step_seed(int(draws.base.sum()), "batch", draws.count)
 
 
+@contextlib.contextmanager
+def narrowed(part: slice) -> Iterator[None]:
+    """Inside `keyed`, draw for some of the images alone, from here on; the block then goes on where it ended."""
+    draws = _current.get()
+    if draws is None:
+        yield
+        return
+    own = _Draws(draws.base[part], draws.keys[part], draws.seed)
+    own.count = draws.count
+    token = _current.set(own)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+        draws.count = own.count
+
+
 @attrs.frozen
 class Mark:
     """Where random draws stand: in a `keyed` block, or in torch's generators."""

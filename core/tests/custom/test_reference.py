@@ -7,11 +7,16 @@ import torch
 from torch import nn
 
 from defend.assembly.composition import Composition
-from defend.custom.build import Drawing, OneLogit, _as_purifier
+from defend.attacks.target import Target
+from defend.custom.build import OneLogit, _as_purifier, _as_victim
+from defend.custom.drawing import Drawing
 from defend.custom.reference import load_reference
+from defend.datasets.normalised import NormalisedVictim
+from defend.defence import Defence
 from defend.errors import ConfigError, ContractError, StageError, UnknownNameError
+from defend.evaluation.bpda import surrogates_of
 from defend.plugins import registry
-from defend.randomness import keyed
+from defend.randomness import keyed, normal_like
 from defend.testing.toys import TASK, TinyVictim, images
 from defend.values.references import anchor, shorten, split_reference
 
@@ -199,6 +204,71 @@ def test_draws_that_no_image_has_are_of_the_batch_and_come_again():
     assert torch.equal(first, again)
     assert not torch.equal(first, second)
     assert torch.equal(outside, torch.get_rng_state())
+
+
+def test_a_draw_for_all_images_is_another_for_each_draw_that_is_averaged_over():
+    """Twenty copies of an image that share one draw would be called twenty draws."""
+    purifier, batch = Drawing(Turning("roll")), images(TASK, 3)
+    keys = (torch.arange(3)[None] + torch.arange(20)[:, None] * 2**40).flatten()
+    with keyed(keys, seed=0, stream="x"):
+        drawn = purifier(batch.repeat(20, 1, 1, 1)).unflatten(0, (20, 3))
+    assert len({drawn[place].numpy().tobytes() for place in range(20)}) > 3
+    for place in range(20):  # of one draw all images are rolled alike, as the module does
+        assert any(torch.equal(drawn[place], batch.roll(by, -1)) for by in range(batch.shape[-1]))
+
+
+def test_a_draw_for_all_images_is_judged_image_by_image():
+    """Else the images of a batch are one sample, and their interval counts them as many."""
+    batch, keys = images(TASK, 16), torch.arange(16)
+    purifier, after = Drawing(Turning("roll")), []
+    drawn = []
+    for _ in range(2):  # the first pass is the one that finds it out
+        with keyed(keys, seed=0, stream="x"):
+            drawn.append(purifier(batch))
+            after.append(normal_like(batch))
+    assert torch.equal(*drawn) and torch.equal(*after)
+    offsets = range(batch.shape[-1])
+    pairs = list(zip(drawn[0], batch, strict=True))
+    by = [next(by for by in offsets if torch.equal(one, image.roll(by, -1))) for one, image in pairs]
+    assert len(set(by)) > 1
+    with keyed(keys[5:8], seed=0, stream="x"):
+        assert torch.equal(purifier(batch[5:8]), drawn[0][5:8])
+
+
+class Random(nn.Module):
+    """Says that it draws, and asks torch for it."""
+
+    random = True
+    smoothing_sigma = 0.1
+
+    def __init__(self, answers=0):
+        super().__init__()
+        self.answers = answers
+
+    def forward(self, pictures):
+        drawn = pictures + 0.1 * torch.randn_like(pictures)
+        return drawn.flatten(1)[:, : self.answers] if self.answers else drawn
+
+    def surrogates(self):
+        return {"soft": Random()}
+
+
+def test_a_module_that_says_that_it_draws_is_repeated_too():
+    purifier, victim = _as_purifier(Random(), TASK), _as_victim(Random(TASK.classes), TASK)
+    for module in (purifier, victim):
+        answers = []
+        for _ in range(2):
+            with keyed(torch.arange(4), seed=0, stream="x"):
+                answers.append(module(images(TASK, 4)))
+        assert torch.equal(*answers) and module.random
+    assert purifier.smoothing_sigma == 0.1 and set(surrogates_of(purifier)) == {"identity", "soft"}
+
+
+def test_what_wraps_a_victim_says_what_it_says():
+    wrapped = [NormalisedVictim(Random(2), (0.5,), (0.5,)), OneLogit(Random(1))]
+    for victim in wrapped:
+        assert Defence(victim).random and Target(Defence(victim), draws=20).draws == 20
+    assert not Defence(NormalisedVictim(nn.Flatten(), (0.5,), (0.5,))).random and not OneLogit(nn.Flatten()).random
 
 
 class OneScore(nn.Module):

@@ -1,5 +1,7 @@
 """The rungs of the ladder: what each attacker sees, which attacks it brings, with which budgets and options."""
 
+import contextlib
+
 import attrs
 import pytest
 import torch
@@ -16,7 +18,7 @@ from defend.evaluation.crafting import Crafter
 from defend.evaluation.evaluate import EvaluationSettings, Evaluator
 from defend.evaluation.plan import ArmNames, find_undone, plan
 from defend.plugins import registry
-from defend.randomness import normal_like, uniform_like
+from defend.randomness import keyed, normal_like, uniform_like, uniform_per_image
 from defend.records.chance import OVER_PASSES, compare_chance, sum_passes
 from defend.records.rows import REJECTED, PlannedRow, right, worst_case
 from defend.testing.rigged import Randomiser
@@ -443,6 +445,30 @@ def test_rows_of_chance_share_no_images(chance):
     batch = next(tiny_dataset(TASK).batches("test", plan.keys[:2], 2, torch.device("cpu")))
     made = crafter.make(plan, plan.attack, crafter.target(plan), batch)
     assert made.images.shape == batch.images.shape and not made.reused
+
+
+class Scaled(nn.Module):
+    """A factor for each image, drawn anew in each pass."""
+
+    random = True
+
+    def forward(self, images):
+        factors = uniform_per_image(images, 0.2, 1.0).view(-1, 1, 1, 1)
+        self.factors = factors
+        return images * factors
+
+
+def test_a_surrogate_gets_the_purifiers_own_draws():
+    """Those of another pass would take the gradient of another defence: with shifts and sizes, at other pixels."""
+    purifier, surrogate = Scaled(), Scaled()
+    images = torch.rand(4, 1, 4, 4).requires_grad_()
+    for surroundings in (keyed(torch.arange(4), seed=0, stream="x"), contextlib.nullcontext()):
+        with surroundings:
+            answer = BackwardThrough(purifier, surrogate)(images)
+            after = uniform_per_image(images)
+        (gradient,) = torch.autograd.grad(answer.sum(), images)
+        assert torch.equal(gradient, purifier.factors.expand_as(images))
+        assert not torch.equal(after, (purifier.factors.flatten() - 0.2) / 0.8), "what follows has draws of its own"
 
 
 def test_images_that_began_at_other_images_are_not_shared():

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
-import random
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import attrs
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from defend.boundary.answers import Answering, unwrap
 from defend.boundary.calls import Calling
 from defend.boundary.trial import complete_modes, try_out
+from defend.custom.drawing import Drawing
 from defend.custom.spec import NORMALISATION, TASK, CustomSpec, takes
 from defend.datasets.base import ImageDataset
 from defend.datasets.normalisation import choose_normalisation
 from defend.datasets.normalised import NormalisedVictim
 from defend.errors import ContractError
-from defend.randomness import batch_seed, normal_like, uniform_like
+from defend.randomness import keyed
 from defend.stages import Task
+from defend.util.tensors import device_of
 
 TRIES = 5  # how often a purifier is asked whether it draws: one in two flips is missed once in sixteen
 
@@ -40,102 +38,17 @@ class Function(nn.Module):
         return self.function(*images)
 
 
-class Drawing(nn.Module):
-    """A purifier that draws by itself, so that a run can be repeated.
-
-    What it asks torch for by images' shape (`randn_like` and its likes) belongs to the image, as if it had asked
-    `defend.randomness`. All else that it draws belongs to the batch.
-    """
-
-    random = True
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, images: Tensor) -> Any:
-        """Return what the module does with this pass's draws."""
-        seed = batch_seed()
-        if seed is None:
-            return self.module(images)
-        with torch.random.fork_rng([images.device] if images.is_cuda else []), _of_others(seed), _ByImage(len(images)):
-            torch.manual_seed(seed)
-            return self.module(images)
-
-
-class _ByImage(TorchFunctionMode):
-    """Within the block, uniform and normal numbers for a batch are drawn image by image."""
-
-    def __init__(self, count: int) -> None:
-        super().__init__()
-        self._count = count
-
-    def __torch_function__(self, func: Any, _: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
-        given = dict(kwargs or {})
-        draw = _DRAWS.get(func)
-        if draw is None or given.get("generator") is not None:
-            return func(*args, **given)
-        given.pop("generator", None)
-        out = given.pop("out", None)
-        if out is not None:
-            like = out
-        elif func in (torch.rand_like, torch.randn_like):
-            like = torch.empty_like(*args, **given)
-        elif func in (torch.rand, torch.randn):
-            like = torch.empty(*args, **given)
-        else:  # in place
-            like = args[0]
-        if like.ndim == 0 or len(like) != self._count or not like.is_floating_point():
-            return func(*args, **(kwargs or {}))
-        with torch._C.DisableTorchFunctionSubclass():
-            drawn = draw(like.detach())
-        if func is Tensor.normal_:
-            mean, std = _arguments(args[1:], given, mean=0.0, std=1.0)
-            return like.copy_(mean + std * drawn)
-        if func is Tensor.uniform_:
-            low, high = _arguments(args[1:], given, **{"from": 0.0, "to": 1.0})
-            return like.copy_(low + (high - low) * drawn)
-        if out is not None:
-            return out.copy_(drawn)
-        return drawn.requires_grad_(bool(given.get("requires_grad", False)))
-
-
-_DRAWS: dict[Any, Callable[[Tensor], Tensor]] = {
-    torch.rand_like: uniform_like,
-    torch.rand: uniform_like,
-    Tensor.uniform_: uniform_like,
-    torch.randn_like: normal_like,
-    torch.randn: normal_like,
-    Tensor.normal_: normal_like,
-}
-
-
-def _arguments(args: Sequence[Any], given: Mapping[str, Any], **usual: float) -> list[Any]:
-    return [
-        args[place] if place < len(args) else given.get(name, default)
-        for place, (name, default) in enumerate(usual.items())
-    ]
-
-
-@contextlib.contextmanager
-def _of_others(seed: int) -> Iterator[None]:
-    """Seed Python's and numpy's generators for a block, and put them back."""
-    kept, theirs = random.getstate(), np.random.get_state()
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    try:
-        yield
-    finally:
-        random.setstate(kept)
-        np.random.set_state(theirs)
-
-
 class OneLogit(nn.Module):
     """A binary classifier that answers with one logit z an image, as two: (-z/2, z/2)."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.module = module
+
+    @property
+    def random(self) -> bool:
+        """Whether the module says that it draws."""
+        return bool(getattr(self.module, "random", False))
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits [B,2] of images [B,C,H,W]."""
@@ -197,7 +110,10 @@ def _as_dataset(spec: CustomSpec, thing: Any) -> ImageDataset:
 
 
 def _as_victim(module: nn.Module, task: Task) -> nn.Module:
-    raw = try_out("victim", module, (task.channels, task.height, task.width))
+    shape = (task.channels, task.height, task.width)
+    if getattr(module, "random", False) and not _is_repeatable("victim", module, shape):
+        module = Drawing(module)
+    raw = try_out("victim", module, shape)
     answer = unwrap(raw)
     one = isinstance(answer, Tensor) and answer.shape in ((2,), (2, 1)) and answer.is_floating_point()
     if one and task.classes == 2:
@@ -208,9 +124,9 @@ def _as_victim(module: nn.Module, task: Task) -> nn.Module:
 
 def _as_purifier(module: nn.Module, task: Task) -> nn.Module:
     """Return a purifier that says whether it draws: one that does not say so itself is asked a few times."""
-    if hasattr(module, "random"):
-        return module
     shape = (task.channels, task.height, task.width)
+    if hasattr(module, "random"):
+        return module if not module.random or _is_repeatable("purifier", module, shape) else Drawing(module)
     first, *others = (try_out("purifier", module, shape, seed) for seed in range(TRIES))
     drawn = isinstance(first, Tensor) and any(
         isinstance(other, Tensor) and not torch.equal(first, other) for other in others
@@ -219,3 +135,13 @@ def _as_purifier(module: nn.Module, task: Task) -> nn.Module:
         return Drawing(module)
     module.random = False  # type: ignore[assignment]
     return module
+
+
+def _is_repeatable(stage: str, module: nn.Module, shape: tuple[int, int, int]) -> bool:
+    """Whether a module that says that it draws does so by `defend.randomness` alone."""
+    answers = []
+    for seed in range(TRIES):
+        with keyed(torch.arange(2, device=device_of(module)), seed=0, stream="trial"):
+            answers.append(unwrap(try_out(stage, module, shape, seed)))
+    first, *others = answers
+    return all(not isinstance(first, Tensor) or torch.equal(first, other) for other in others)

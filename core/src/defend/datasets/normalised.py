@@ -53,6 +53,11 @@ class NormalisedVictim(nn.Module):
         mean, std = choose_normalisation(task.mean, task.std, task, channels=len(task.mean) or None)
         return cls(network, mean, std, margin, None if size == own else size)
 
+    @property
+    def random(self) -> bool:
+        """Whether the network says that it draws."""
+        return bool(getattr(self.network, "random", False))
+
     def forward(self, images: Tensor) -> Tensor:
         """Return logits [B,classes] of images [B,C,H,W] in [0,1]."""
         if self._size is not None:

@@ -12,6 +12,7 @@ from defend.boundary.answers import ask, pixels_of
 from defend.boundary.calls import Calling
 from defend.boundary.given import name_of
 from defend.errors import ContractError
+from defend.randomness import mark, resumed
 from defend.values.threats import IDENTITY
 
 LONGEST_NAME = 60  # characters of a surrogate's name
@@ -47,11 +48,15 @@ class BackwardThrough(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return what the purifier returns, [B,C,H,W]."""
+        at = mark(images.device)
         with torch.no_grad():
             exact = pixels_of(ask("purifier", self.purifier, images), images, self.purifier)
         approximation = images
         if self.surrogate is not None:
-            approximation = pixels_of(ask("surrogate", self.surrogate, images), images, self.surrogate, "surrogate")
+            # with the purifier's own draws: another shift or size would send the gradient to other pixels
+            with resumed(at):
+                answer = ask("surrogate", self.surrogate, images)
+            approximation = pixels_of(answer, images, self.surrogate, "surrogate")
         replaced: Tensor = _Replaced.apply(approximation, exact)
         return replaced
 

@@ -1,0 +1,171 @@
+"""Modules that draw by themselves: their draws are made those of each image, so that a run can be repeated."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from defend.boundary.answers import unwrap
+from defend.randomness import batch_seed, mark, narrowed, normal_like, open_keys, resumed, uniform_like
+
+APART = 40  # bits of a key below the number of its draw, see `defend.attacks.target`
+
+
+class Drawing(nn.Module):
+    """A purifier or victim that draws by itself, so that a run can be repeated. Attributes that it lacks are its own.
+
+    What it asks torch for by images' shape (`randn_like` and its likes) belongs to the image, as if it had asked
+    `defend.randomness`. A module that draws anything else (an offset, a size, which half to drop) draws once for all
+    images that it is given: it is asked once for each draw that an attacker averages over, and image by image where
+    one draw is asked for, as it is judged. Else all would share one draw, and count as many.
+    """
+
+    random = True
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+        self._draws_for_all = False  # until it was seen to
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("module"), name)
+
+    def forward(self, images: Tensor) -> Any:
+        """Return what the module does with this pass's draws."""
+        keys = open_keys()
+        if keys is None:
+            return self.module(images)
+        begin, asked = mark(images.device), False
+        if not self._draws_for_all or len(images) < 2:
+            answer, draws_for_all = self._draw(images)
+            asked, self._draws_for_all = True, self._draws_for_all or draws_for_all
+            if not draws_for_all or len(images) < 2:
+                return answer
+        answers = []
+        for part in _parts(keys):
+            # each from where this pass began; and what comes after it goes on from where one of them ended
+            with resumed(begin) if asked else contextlib.nullcontext(), narrowed(part):
+                answers.append(unwrap(self._draw(images[part])[0]))
+            asked = True
+        return torch.cat(answers)
+
+    def surrogates(self) -> Any:
+        """Return what the module offers for its backward pass, with the same draws."""
+        offered = getattr(self.module, "surrogates", None)
+        given = offered() if callable(offered) else {}
+        if not isinstance(given, Mapping):
+            return given
+        return {name: Drawing(each) if isinstance(each, nn.Module) else each for name, each in given.items()}
+
+    def _draw(self, images: Tensor) -> tuple[Any, bool]:
+        """Return what the module answers, and whether it drew anything that belongs to no image."""
+        seed = batch_seed()
+        assert seed is not None
+        with torch.random.fork_rng([images.device] if images.is_cuda else []), _of_others(seed), _ByImage(len(images)):
+            torch.manual_seed(seed)
+            before = _states(images.device)
+            answer = self.module(images)
+            return answer, not _same(before, _states(images.device))
+
+
+def _parts(keys: Tensor) -> list[slice]:
+    """Return which images are asked together: those of one draw; each alone where there is one draw."""
+    _, counts = (keys >> APART).unique_consecutive(return_counts=True)
+    sizes = [1] * len(keys) if len(counts) == 1 else counts.tolist()
+    ends = np.cumsum(sizes).tolist()
+    return [slice(end - size, end) for size, end in zip(sizes, ends, strict=True)]
+
+
+def _states(device: torch.device) -> tuple[Any, ...]:
+    on_device = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    return torch.get_rng_state(), on_device, random.getstate(), np.random.get_state()
+
+
+def _same(before: Sequence[Any], after: Sequence[Any]) -> bool:
+    def alike(one: Any, other: Any) -> bool:
+        if isinstance(one, Tensor):
+            return torch.equal(one, other)
+        if isinstance(one, np.ndarray):
+            return bool(np.array_equal(one, other))
+        if isinstance(one, tuple):
+            return all(map(alike, one, other))
+        return bool(one == other)
+
+    return all(map(alike, before, after))
+
+
+class _ByImage(TorchFunctionMode):
+    """Within the block, uniform and normal numbers for a batch are drawn image by image."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self._count = count
+
+    def __torch_function__(self, func: Any, _: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
+        given = dict(kwargs or {})
+        draw = _DRAWS.get(func)
+        if draw is None or given.get("generator") is not None:
+            return func(*args, **given)
+        given.pop("generator", None)
+        out = given.pop("out", None)
+        if out is not None:
+            like = out
+        elif func in (torch.rand_like, torch.randn_like):
+            like = torch.empty_like(*args, **given)
+        elif func in (torch.rand, torch.randn):
+            like = torch.empty(*args, **given)
+        else:  # in place
+            like = args[0]
+        if like.ndim == 0 or len(like) != self._count or not like.is_floating_point():
+            return func(*args, **(kwargs or {}))
+        with torch._C.DisableTorchFunctionSubclass():
+            drawn = draw(like.detach())
+        if func is Tensor.normal_:
+            mean, std = _arguments(args[1:], given, mean=0.0, std=1.0)
+            return like.copy_(mean + std * drawn)
+        if func is Tensor.uniform_:
+            low, high = _arguments(args[1:], given, **{"from": 0.0, "to": 1.0})
+            return like.copy_(low + (high - low) * drawn)
+        if out is not None:
+            return out.copy_(drawn)
+        return drawn.requires_grad_(bool(given.get("requires_grad", False)))
+
+
+_DRAWS: dict[Any, Callable[[Tensor], Tensor]] = {
+    torch.rand_like: uniform_like,
+    torch.rand: uniform_like,
+    Tensor.uniform_: uniform_like,
+    torch.randn_like: normal_like,
+    torch.randn: normal_like,
+    Tensor.normal_: normal_like,
+}
+
+
+def _arguments(args: Sequence[Any], given: Mapping[str, Any], **usual: float) -> list[Any]:
+    return [
+        args[place] if place < len(args) else given.get(name, default)
+        for place, (name, default) in enumerate(usual.items())
+    ]
+
+
+@contextlib.contextmanager
+def _of_others(seed: int) -> Iterator[None]:
+    """Seed Python's and numpy's generators for a block, and put them back."""
+    kept, theirs = random.getstate(), np.random.get_state()
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    try:
+        yield
+    finally:
+        random.setstate(kept)
+        np.random.set_state(theirs)
