@@ -9,6 +9,7 @@ from torch import nn
 from defend.attacks.apgd_targeted import ApgdTargeted
 from defend.attacks.fab import FabTargeted, cross_plane
 from defend.attacks.host import craft
+from defend.attacks.objectives import measure_margin
 from defend.attacks.options import ApgdTargetedOptions, FabOptions, StandardOptions, TargetsOptions
 from defend.attacks.standard import Standard
 from defend.attacks.target import Target
@@ -139,6 +140,19 @@ def test_an_image_that_is_fooled_is_attacked_no_further():
     counting = Counting(victim)
     craft(ApgdTargeted(ApgdTargetedOptions(steps=5)), Target(counting), pictures, labels, eps=0.5)
     assert counting.count <= 6 * (6 + 9), "more than one class was tried"
+
+
+def test_where_something_else_judges_every_image_gets_every_class():
+    """An image that the attacked model gets wrong may be right for what judges it, and is attacked like the others."""
+    victim, pictures, labels = given(6)
+    labels[:3] = (labels[:3] + 1) % 10
+    counting = Counting(victim)
+    attack = ApgdTargeted(ApgdTargetedOptions(steps=5, targets=3, order="rank", early_stop=False))
+    found = craft(attack, Target(counting), pictures, labels, eps=0.2)
+    assert counting.count >= 6 * 5 * 3
+    assert (found != pictures).flatten(1).any(1).all()
+    before, after = measure_margin(victim(pictures), labels), measure_margin(victim(found), labels)
+    assert (after < before).all()
 
 
 @pytest.mark.parametrize("loss", ["ce", "dlr", "margin", "pm"])

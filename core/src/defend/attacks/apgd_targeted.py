@@ -19,7 +19,7 @@ class ApgdTargeted:
     """All the steps towards each class; an image that is fooled, into whatever class, is attacked no further.
 
     One that is misclassified as it is stays so. A random defence gets all classes and starts, whoever was fooled: its
-    draws may have been lucky. What comes back is the candidate that fools most draws, of those that fool as many the
+    draws may have been lucky. So does every image without `early_stop`. What comes back is the candidate that fools most draws, of those that fool as many the
     one with the least margin. Gradients an image: one more than the steps for each class and start, and one for each
     candidate of `malt`.
     """
@@ -32,7 +32,7 @@ class ApgdTargeted:
         config = self._config
         logits, share = target.judge(images, labels, keys, f"{NAME}/judge")
         best = Best(images, share, measure_margin(logits, labels))
-        place = still_open(target, logits, labels)
+        place = still_open(target, logits, labels, config.early_stop)
         if len(place) == 0:
             return best.images
         aims = choose_classes(
@@ -54,7 +54,7 @@ class ApgdTargeted:
                 # under the same draws as all others, so that they compare
                 logits, share = target.judge(found, labels[place], keys[place], f"{NAME}/judge")
                 best.take(place, found, share, measure_margin(logits, labels[place]))
-                keep = still_open(target, logits, labels[place])
+                keep = still_open(target, logits, labels[place], config.early_stop)
                 if len(keep) == 0:
                     return best.images
                 place, aims = place[keep], aims[keep]

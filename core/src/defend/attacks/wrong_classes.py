@@ -45,6 +45,9 @@ def choose_classes(
     return candidates.gather(1, order)[:, :count]
 
 
-def still_open(target: Target, logits: Tensor, labels: Tensor) -> Tensor:
-    """Return which images are attacked on, as places in the batch: those not fooled, and all of a random target."""
-    return ((logits.argmax(1) == labels) | target.random).nonzero()[:, 0]
+def still_open(target: Target, logits: Tensor, labels: Tensor, early_stop: bool = True) -> Tensor:
+    """Return which images are attacked on, as places in the batch: those not fooled.
+
+    All of a random target; and all without `early_stop`, where something else judges them than what is attacked.
+    """
+    return ((logits.argmax(1) == labels) | target.random | (not early_stop)).nonzero()[:, 0]
