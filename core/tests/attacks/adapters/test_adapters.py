@@ -178,6 +178,39 @@ class Noisy(TinyVictim):
         return super().forward(batch + uniform_like(batch, -0.1, 0.1))
 
 
+class Saturated(nn.Module):
+    """Logits so large that the literal cross-entropy has no gradient left in float32."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = TinyVictim()
+
+    def forward(self, pictures):
+        return 1e6 * self.inner(pictures)
+
+
+@pytest.mark.parametrize("name", ["foolbox:LinfBasicIterativeAttack", "torchattacks:BIM"])
+def test_a_gradient_that_the_librarys_own_loss_has_lost_is_noted(name):
+    defence, pictures, labels = defended(8, Saturated())
+    for victim, lost in ((defence, 16), (Defence(TinyVictim()), 0)):
+        target = Target(victim)
+        craft(adapter(name), target, pictures, labels, eps=0.05)
+        seen = target.sight.seen
+        assert int(seen.zero.sum()) == lost and seen.looks.tolist() == [2] * 8
+
+
+@pytest.mark.parametrize("eps", [0.01, 0.4])
+@pytest.mark.parametrize(("name", "most"), [("torchattacks:BIM", 1.0), ("torchattacks:PGDL2", 0.2 * 10)])
+def test_steps_of_their_own_size_grow_with_the_budget(name, most, eps):
+    """Ten steps of 2/255, which they take for 8/255, would come no farther than 0.08."""
+    defence, pictures, labels = defended(4)
+    target = Target(defence)
+    found = craft(adapter(name), target, pictures, labels, eps=eps)
+    change = (found - pictures).flatten(1)
+    far = change.abs().amax(1) if name.endswith("BIM") else change.norm(dim=1)
+    assert (far > 0.9 * min(most, 1) * eps).all()
+
+
 def test_a_random_target_is_the_mean_over_its_draws():
     victim = Noisy()
     pictures = images(TASK, 2)
@@ -321,7 +354,7 @@ def test_an_image_that_is_wrong_already_is_not_made_right(monkeypatch):
     attack = adapter("torchattacks:PGD")
 
     class Helpful:
-        def __init__(self, model, eps):
+        def __init__(self, model, eps, alpha):
             self.eps = eps
 
         def set_device(self, device):

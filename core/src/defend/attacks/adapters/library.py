@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import contextvars
 import importlib
 import random
 import warnings
@@ -45,6 +46,8 @@ class Plain(nn.Module):
         """Return logits [B,K]."""
         if torch.is_grad_enabled() and images.requires_grad:
             self._target.differentiated = True
+            if (record := _record.get()) is not None:
+                record.watch(images)
         images = images if self._shown is None else images.to(self._shown)
         if self._draws == 1:
             return at_least_float32(self.module(images))
@@ -55,6 +58,51 @@ class Plain(nn.Module):
     def train(self, mode: bool = True) -> Plain:
         """Change nothing."""
         return self
+
+
+class _Record:
+    """The first and the last gradient of each image that a library took, by its own loss.
+
+    Args:
+        images: [B,C,H,W], those of the batch.
+    """
+
+    def __init__(self, images: Tensor) -> None:
+        self.first, self.last = (torch.zeros_like(images, dtype=torch.float32) for _ in range(2))
+        self._begun = torch.zeros(len(images), dtype=torch.bool, device=images.device)
+        self.place = torch.arange(len(images), device=images.device)
+        self._whole = True
+
+    @property
+    def known(self) -> bool:
+        """Whether it is of every image, and none was looked at apart from the others."""
+        return self._whole and bool(self._begun.all())
+
+    def watch(self, images: Tensor) -> None:
+        """Have autograd hand over the gradient of what is shown; of a few images nobody says which they are."""
+        if len(images) != len(self.place):
+            self._whole = False
+        else:
+            images.register_hook(self._take)
+
+    def _take(self, gradient: Tensor) -> None:
+        gradient, place = gradient.detach().float(), self.place
+        begun = self._begun[place].view(-1, *(1,) * (gradient.ndim - 1))
+        self.first[place] = torch.where(begun, self.first[place], gradient)
+        self.last[place] = gradient
+        self._begun[place] = True
+
+
+_record: contextvars.ContextVar[_Record | None] = contextvars.ContextVar("defend_library_record", default=None)
+
+
+@contextlib.contextmanager
+def _recording(record: _Record) -> Iterator[None]:
+    token = _record.set(record)
+    try:
+        yield
+    finally:
+        _record.reset(token)
 
 
 @torch.no_grad()
@@ -126,8 +174,9 @@ def run(
     Libraries draw from the global generators, so no image's draws can be its own: they are seeded from the target's
     seed and the keys of the batch. Another batch size gives another result of the same distribution. Afterwards
     generators and parameters are as they were. Unless the target is random, an image that was misclassified and that
-    the library made right comes back as it was: an attacker may always leave one alone. What a library sees on its way
-    is not known; if it differentiates, one look is taken where it began and one where it ended.
+    the library made right comes back as it was: an attacker may always leave one alone. If a library differentiates,
+    one look is noted where it began and one where it ended: with its own first and last gradient, which its loss may
+    have lost; where it asked for some images alone, with one that is taken there.
 
     Raises:
         StageError: the library failed; its message.
@@ -135,22 +184,31 @@ def run(
     with torch.inference_mode(False), _freeze(target.module):
         images, labels = images.clone(), labels.clone().long()
         result = images.clone()
-        target.differentiated = False
+        target.differentiated, record = False, _Record(images)
         for budget in sorted({value for value in eps.tolist() if value > 0}):
             some = (eps == budget).nonzero()[:, 0]
             with _seed(step_seed(target.seed, name, *keys[some].tolist()), images.device), torch.enable_grad():
-                found = _run_named(work, name, images[some].clone(), labels[some], budget)
+                record.place = some
+                with _recording(record):
+                    found = _run_named(work, name, images[some].clone(), labels[some], budget)
             result[some] = clip(found.detach().to(images.dtype), images[some], eps[some], norm)
         if target.differentiated:
-            _look(target, name, images, result, labels, keys)
+            _look(target, name, images, result, labels, keys, record)
         # of a random target that takes many passes, and a library's attack can do with few
         return result if target.random else keep_wrong(target, images, result, labels, keys, name)
 
 
-def _look(target: Target, name: str, images: Tensor, found: Tensor, labels: Tensor, keys: Tensor) -> None:
-    """Look where a library's attack began and ended, which differentiates out of sight: was there a gradient?"""
-    for where, at in (("begin", images), ("end", found)):
-        target.slope(at, labels, keys, f"{name}/{where}", steady_cross_entropy)
+def _look(
+    target: Target, name: str, images: Tensor, found: Tensor, labels: Tensor, keys: Tensor, record: _Record
+) -> None:
+    """Note where a library's attack began and ended, which differentiates out of sight: was there a gradient?"""
+    for where, at, own in (("begin", images, record.first), ("end", found, record.last)):
+        if not record.known or target.sight is None:
+            target.slope(at, labels, keys, f"{name}/{where}", steady_cross_entropy)
+            continue
+        logits, _ = target.judge(at, labels, keys, f"{name}/{where}")
+        lost = ~own.isfinite().flatten(1).all(1)
+        target.sight.note(keys, gradient=own.nan_to_num(0, 0, 0), broken=lost, logits=logits, points=at)
 
 
 def _run_named(work: Work, name: str, images: Tensor, labels: Tensor, budget: float) -> Tensor:

@@ -45,6 +45,11 @@ class Torchattacks:
             raise ConfigError(f"{self._name}: {error}; set the option arguments") from None
         self._counts_classes = "n_classes" in signature.parameters and "n_classes" not in self._given
         bound.apply_defaults()
+        # theirs is of one budget, 8/255 mostly, and ten such steps do not come to the edge of a larger one
+        size, usual = bound.arguments.get("alpha"), bound.arguments.get("eps")
+        self._step: float | None = None  # the share of the budget that a step has, where nobody said its size
+        if "alpha" not in self._given and isinstance(size, float) and isinstance(usual, float) and usual > 0:
+            self._step = size / usual
         least = LEAST_FOR_RATIO if bound.arguments.get("loss") == "dlr" else 2
         self._least = LEAST_CLASSES.get(config.attack, least)
         documented = re.search(r"Distance Measure\s*:\s*(\w+)", self._kind.__doc__ or "")
@@ -63,6 +68,8 @@ class Torchattacks:
 
         def work(some: Tensor, true: Tensor, budget: float) -> Tensor:
             within: dict[str, Any] = {"eps": budget} if self._takes_eps else {}
+            if self._step is not None:
+                within["alpha"] = self._step * budget
             classes = count_classes(model, some, self._name, self._least)
             if self._counts_classes:
                 within["n_classes"] = classes  # they assume 10
