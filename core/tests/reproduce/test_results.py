@@ -138,6 +138,14 @@ def test_a_reason_explains_what_is_worse_and_goes_with_what_is_better():
     assert standing(one, "CW", "Soft", 0.5)[0] == "beside"
 
 
+def test_more_under_attack_is_no_merit_and_takes_a_reason_of_its_own():
+    """A weaker or a broken attack leaves more too; why a whole row or column leaves less does not explain it."""
+    assert standing(table(), "PGD", "Soft", 1.0) == ("off", "")
+    assert standing(table(misses={"Soft": Reason("trained for less long", True)}), "PGD", "Soft", 1.0) == ("off", "")
+    own = table(misses={"Soft": "for less", "PGD / Soft": Reason("fewer steps", measured=True)})
+    assert standing(own, "PGD", "Soft", 1.0) == ("explained", "fewer steps")
+
+
 def test_of_an_arm_without_a_defence_more_accurate_is_no_merit():
     assert standing(table(), "Clean", "None", 0.99) == ("off", "")
     assert standing(table(misses={"None": Reason("a stronger victim", True)}), "Clean", "None", 0.99)[0] == "explained"

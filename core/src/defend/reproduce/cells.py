@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +49,9 @@ def make_result(
         adaptive=tuple(
             _adaptive(job, report) for job, report in made if not job.attacks and report.worst_case is not None
         ),
-        versions=latest.versions if latest else {},
-        plugins=latest.plugins if latest else {},
-        device=latest.device if latest else "",
+        versions=_join(report.versions for report in reports.values()),
+        plugins=_join(report.plugins for report in reports.values()),
+        device="; ".join(dict.fromkeys(report.device for report in reports.values())),
         seed=settings.seed,
         seconds=sum(report.seconds for report in {job.folder: report for job, report in made}.values()),
         weights={job.arm.name: {part: one["sha256"] for part, one in report.weights.items()} for job, report in made},
@@ -59,6 +59,15 @@ def make_result(
         failed={name: str(error) for name, error in failed.items()},
         partial=partial,
     )
+
+
+def _join(every: Iterable[Mapping[str, str]]) -> dict[str, str]:
+    """Return the versions of all runs, each that there is: after an upgrade cells may be of several."""
+    found: dict[str, dict[str, None]] = {}
+    for versions in every:
+        for name, version in versions.items():
+            found.setdefault(name, {})[version] = None
+    return {name: ", ".join(versions) for name, versions in found.items()}
 
 
 def _cell(

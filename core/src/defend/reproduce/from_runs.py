@@ -22,7 +22,10 @@ from defend.values.toml import run_config, to_toml
 
 PARTS = ("dataset", "victim", "purifier", "detector", "finetune", "fpr", "options", "weights")
 """What makes a defence."""
-MEASURED = ("dataset", "eps", "eps_l2", "attacks", "threats", "sources", "draws", "adaptive_steps")
+MEASURED = (
+    *("dataset", "eps", "eps_l2", "attacks", "threats", "sources"),
+    *("draws", "passes", "adaptive_steps", "precision"),
+)
 """What two measurements must share to be held against each other; how many images they took is said beside them."""
 
 
@@ -66,8 +69,12 @@ def keep(recipe: Recipe, runs: Sequence[Path], out: Path) -> Path:
             raise ConfigError(f"run {str(each.folder)!r} has no checks: run it again without --checks none")
     for other in others:
         what = f"run {str(other.folder)!r} cannot be held against recipe {recipe.name}"
-        alike = (*MEASURED, "thorough", "options")  # a quick run's attacks take fewer steps
+        # a quick run's attacks take fewer steps, and another seed judges other images
+        alike = (*MEASURED, "thorough", "seed", "options")
         _same(what, _flat(_attacked(other.config), alike), _flat(_attacked(own.config), alike))
+        crafted = [each.report.precision.get("crafting") for each in (own, other)]
+        if crafted[0] != crafted[1]:
+            raise ConfigError(f"{what}: its images were made in {crafted[1]}, the recipe's in {crafted[0]}")
         if own.report.dataset.sha256 != other.report.dataset.sha256:
             raise ConfigError(f"{what}: it judged other images of {wanted.dataset}")
     report = own.report

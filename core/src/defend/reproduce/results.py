@@ -23,7 +23,7 @@ class Cell:
         attack, arm: its headings.
         paper: the paper's figure.
         ours: ours, with its Wilson 95 % interval and the number of images; None where it was not measured.
-        standing: "same" (within `TOLERANCE`), "better" (more accurate than that, where it is a merit), "stronger" (a
+        standing: "same" (within `TOLERANCE`), "better" (more accurate than that on clean images), "stronger" (a
             baseline that is, which speaks against the paper's claim), "explained" by a measurement, "guessed" (by a
             reason that nobody measured) or "off" (none of these, without a reason), "open" (not measured), "beside"
             (the paper has no figure here).
@@ -79,7 +79,7 @@ class TableResult(Kept):
     Attributes:
         table: its full name.
         command: what makes it again.
-        versions, plugins, device, seed, seconds: of the runs; the newest where they differ.
+        versions, plugins, device, seed, seconds: of the runs; all of them, one after the other, where they differ.
         dataset: name and SHA-256 of the test split.
         weights: by arm and part, the content hashes of the weights.
         missing: commands that train what was missing, with their cost.
@@ -125,7 +125,14 @@ def standing(table: Table, attack: str, arm: str, ours: float | None) -> tuple[S
     if abs(difference) <= TOLERANCE + 1e-9:  # figures are printed to a tenth of a point
         return "same", ""
     if difference > 0 and not who.reference:
-        return ("stronger" if who.baseline else "better"), why
+        if who.baseline:
+            return "stronger", why
+        if table.attack(attack).attack is None:
+            return "better", why
+        # more is left where the attack is weaker too, so it is no merit; and reasons of a whole row or column say why
+        # less is left
+        reason = table.misses.get(f"{attack} / {arm}")
+        why = "" if reason is None else reason.text
     if reason is None:
         return "off", ""
     return ("explained" if reason.measured else "guessed"), why

@@ -51,7 +51,7 @@ def dumbbell(result: TableResult, arms: Sequence[str], name: str, narrow: bool =
     left, right = labels + 4, width - VALUES[narrow]
     entries = [
         LegendLine(text="the paper's", role="bare", marker="circle"),
-        LegendLine(text="ours, as the paper's or better", role="right", marker="square"),
+        LegendLine(text="ours, as the paper's, or better on clean images", role="right", marker="square"),
         *_entries(result),
     ]
     marks, y = legend(entries, 0, 0, width)
