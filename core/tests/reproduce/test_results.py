@@ -312,7 +312,7 @@ HEAD = (
     "- Rival (Clean, PGD): open: another paper's defence\n"
     "- Soft (PGD): no reason is known yet\n"
 )
-ADAPTIVE = "**12.5** [5.0, 20.0], n=40 (a check failed)"
+ADAPTIVE = "**12.5** [5.0, 20.0], n=40, rejected counts as right (a check failed)"
 
 
 def test_markdown_has_the_paper_in_brackets():

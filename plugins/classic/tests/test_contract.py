@@ -8,69 +8,63 @@ from defend.testing import DetectorContract, PurifierContract, TinyVictim
 COLOUR = Task("imagefolder", 3, 20, 13, 2)  # no multiple of 8, and no square
 
 
-class Beside:
-    """What starts a process for every stage is tested of the first alone: one hook offers them all."""
-
-    test_hook_imports_no_torch = None
-
-
 class TestJpeg(PurifierContract):
     name = "jpeg"
 
 
-class TestJpegColour(Beside, PurifierContract):
+class TestJpegColour(PurifierContract):
     name, task = "jpeg", COLOUR
 
 
-class TestJpegFullColour(Beside, PurifierContract):
+class TestJpegFullColour(PurifierContract):
     name, task, options = "jpeg", COLOUR, {"subsampling": "4:4:4", "quality": 20}
 
 
-class TestBits(Beside, PurifierContract):
+class TestBits(PurifierContract):
     name = "bits"
 
 
-class TestBitsColour(Beside, PurifierContract):
+class TestBitsColour(PurifierContract):
     name, task = "bits", COLOUR
 
 
-class TestMedian(Beside, PurifierContract):
+class TestMedian(PurifierContract):
     name = "median"
 
 
-class TestMedianColour(Beside, PurifierContract):
+class TestMedianColour(PurifierContract):
     name, task, options = "median", COLOUR, {"size": 5}
 
 
-class TestBlur(Beside, PurifierContract):
+class TestBlur(PurifierContract):
     name = "blur"
 
 
-class TestBlurColour(Beside, PurifierContract):
+class TestBlurColour(PurifierContract):
     name, task, options = "blur", COLOUR, {"kernel": "gaussian", "size": 5}
 
 
-class TestTv(Beside, PurifierContract):
+class TestTv(PurifierContract):
     name = "tv"
 
 
-class TestTvWhole(Beside, PurifierContract):
+class TestTvWhole(PurifierContract):
     name, task, options = "tv", COLOUR, {"drop": 0, "steps": 20}
 
 
-class TestResizePad(Beside, PurifierContract):
+class TestResizePad(PurifierContract):
     name = "resize_pad"
 
 
-class TestResizePadColour(Beside, PurifierContract):
+class TestResizePadColour(PurifierContract):
     name, task, options = "resize_pad", COLOUR, {"smallest": 0.2}
 
 
-class TestNoise(Beside, PurifierContract):
+class TestNoise(PurifierContract):
     name = "noise"
 
 
-class TestNoiseOff(Beside, PurifierContract):
+class TestNoiseOff(PurifierContract):
     name, task, options = "noise", COLOUR, {"sigma": 0}
 
 
@@ -81,7 +75,7 @@ class TestSqueeze(DetectorContract):
         return super().stage_module().with_victim(TinyVictim(self.task)).eval()
 
 
-class TestSqueezeColour(Beside, TestSqueeze):
+class TestSqueezeColour(TestSqueeze):
     task, options = COLOUR, {"median": 3}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from defend.util.distributions import install
 from defend.values.commands import say_command
 from defend.values.report import ArmResult, WorstCase, is_loose
 from defend.values.threats import knows_the_defence
-from defend.values.toml import to_toml
+from defend.values.toml import run_config, to_toml
 
 
 def entry(recipe: Recipe, ladder: Ladder | None) -> dict[str, Any]:
@@ -30,7 +31,9 @@ def entry(recipe: Recipe, ladder: Ladder | None) -> dict[str, Any]:
     config = recipe.run_config()
     worst = None
     if ladder is not None:
-        told = {"failed": list(ladder.failed), "rising": list(ladder.worst_case.rising)}
+        unknown = any(row.rising is None for row in ladder.rows if row.threat != "none")
+        rising = None if unknown else list(ladder.worst_case.rising)
+        told = {"failed": list(ladder.failed), "rising": rising, "outdated": _is_outdated(recipe, ladder)}
         worst = {**attrs.asdict(_worst(ladder)), **told}
     return {
         "name": recipe.name,
@@ -88,6 +91,7 @@ def _listing(listed: Sequence[tuple[Recipe, Ladder | None]], left_out: int) -> G
             figure = _worst(ladder)
             left = Text(f"{bound(ladder.worst_case.rising)}{_figure(figure)} n={figure.n:,}")
             left.append("*" if ladder.failed else "", "red")
+            left.append("\nof an earlier recipe" if _is_outdated(recipe, ladder) else "", "yellow")
         cells = (recipe.name, config.dataset, f"{config.eps:.4g}", left, composition(config), recipe.summary)
         grid.add_row(*cells[: len(names)])
     return grid
@@ -112,7 +116,7 @@ def render(recipe: Recipe, ladder: Ladder | None, console: Console) -> None:
         if _is_outdated(recipe, ladder):
             lines.append(Text("The ladder is of an earlier version of this recipe", "bold red"))
         if ladder.compared:
-            tables = (_comparison(recipe, ladder, fewer) for fewer in (0, 1, 2))
+            tables = (_comparison(ladder, fewer) for fewer in (0, 1, 2))
             lines += [Text(""), choose_fitting(console, tables)]
             if any(each.failed for each in ladder.compared):
                 lines.append(Text("*: not to be trusted, a check of that run failed", "red"))
@@ -127,7 +131,7 @@ def render(recipe: Recipe, ladder: Ladder | None, console: Console) -> None:
 def markdown(recipe: Recipe, ladder: Ladder) -> str:
     """Return a recipe for a README: its worst case beside those of what it was held against."""
     norms = tuple(ladder.worst_case.norms or ())
-    ranked = _rank(recipe, ladder)
+    ranked = _rank(ladder)
     images = f"(n={ladder.clean.n:,})"
     body = []
     for each in ranked:
@@ -148,6 +152,7 @@ def markdown(recipe: Recipe, ladder: Ladder) -> str:
         f"{recipe.run_config().dataset}, {_budgets(ladder)}: accuracy in %, with Wilson 95 % intervals. The worst case "
         f"is per image, over {len(ladder.worst_case.over)} rows of the ladder. `{ladder.command}`, {ladder.device}, "
         f"torch {ladder.versions.get('torch', '')}, seed {ladder.seed}"
+        f"{'. The recipe has changed since' if _is_outdated(recipe, ladder) else ''}"
         + "".join(f". {said}" for said in _bound_notes(ladder)),
     ]
     why = [f"- {each.name}: a check failed ({', '.join(each.failed)})" for each in ranked if each.failed]
@@ -220,7 +225,7 @@ def _ladder(ladder: Ladder, console: Console) -> list[Text | Grid]:
     if worst.weakest:
         lines.append(Text(f"Least is left by {worst.weakest}"))
     if worst.norms:
-        lines.append(Text(of_norms(worst.norms)))
+        lines.append(Text(of_norms(worst.norms, worst.rising)))
     if worst.with_credit:
         share = with_interval(worst.with_credit["accuracy"], worst.with_credit["ci95"], between=" % ")
         lines.append(Text(f"With credit for rejected attacks {share}"))
@@ -245,7 +250,7 @@ def _cells(row: LadderRow, fewer: int) -> tuple[str, ...]:
     )
 
 
-def _comparison(recipe: Recipe, ladder: Ladder, fewer: int) -> Grid:
+def _comparison(ladder: Ladder, fewer: int) -> Grid:
     """Make the table of what it was held against, the best worst case first and the recipe among them.
 
     With one step fewer the clean figures have no interval, with two what each norm leaves is left out too.
@@ -255,7 +260,7 @@ def _comparison(recipe: Recipe, ladder: Ladder, fewer: int) -> Grid:
     norms = tuple(ladder.worst_case.norms or ()) if fewer < 2 else ()
     for name in ("clean", "n", "worst case", *(f"{_said(norm)} alone" for norm in norms), "n"):
         grid.add_column(name, justify="right", no_wrap=True)
-    for each in _rank(recipe, ladder):
+    for each in _rank(ladder):
         worst = f"{_worst_of(each)}{'*' * bool(each.failed)}"
         grid.add_row(
             each.name,
@@ -269,10 +274,10 @@ def _comparison(recipe: Recipe, ladder: Ladder, fewer: int) -> Grid:
     return grid
 
 
-def _rank(recipe: Recipe, ladder: Ladder) -> list[Compared]:
+def _rank(ladder: Ladder) -> list[Compared]:
     """Return the recipe among what it was held against, the best worst case first; whose checks failed, last."""
     itself = Compared(
-        name=composition(recipe.run_config()),
+        name=composition(run_config(tomllib.loads(ladder.config))),
         config=ladder.config,
         clean=ladder.clean,
         worst_case=_worst(ladder),

@@ -188,7 +188,7 @@ def _adaptive(one: AdaptiveResult | None, whole: bool) -> str:
     if one is None:
         return ""
     figure = bound(one.rising) + with_interval(one.accuracy, one.ci95 if whole else None)
-    return f"{figure}{' ✗' * bool(one.failed)} {one.n:,}"
+    return f"{figure}{' ✗' * bool(one.failed)} {one.n:,}{', with credit' * one.credit}"
 
 
 def explanations(result: TableResult) -> list[str]:
@@ -233,7 +233,7 @@ def markdown(table: Table, result: TableResult | None) -> str | None:
         one = note.get(arm)
         if one is None:
             return ""
-        mark = " (a check failed)" if one.failed else ""
+        mark = ", rejected counts as right" * one.credit + " (a check failed)" * bool(one.failed)
         return f"**{bound(one.rising)}{percent(one.accuracy)}** {interval(one.ci95)}, n={one.n:,}{mark}"
 
     def cell(attack: str, arm: str) -> str:

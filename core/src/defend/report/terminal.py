@@ -125,8 +125,8 @@ def _headline(report: Report) -> Text:
         (figure, "strike" if blocked else "bold"),
         f"  {interval(worst.ci95)}  n={worst.n}, {basis(worst)}",
         f"  (undefended {percent(worst.undefended)} %)" if report.defended else "",
-        f"\n{of_norms(worst.norms)}" if worst.norms else "",
-        _with_credit(worst.with_credit) if worst.with_credit else "",
+        f"\n{of_norms(worst.norms, worst.rising)}" if worst.norms else "",
+        _with_credit(worst.with_credit, worst.rising) if worst.with_credit else "",
         f"\nLeast is left by {'the clean row' if worst.weakest.endswith('/none') else worst.weakest}"
         if worst.weakest
         else "",
@@ -157,14 +157,14 @@ def more_steps(report: Report) -> str:
     return say_command("run", "--config", Path(config.out, "config.toml") if config.out else "CONFIG.toml", *chosen)
 
 
-def of_norms(figures: Mapping[str, Any]) -> str:
-    """Say what the attacks of each norm leave, `WorstCase.norms`, in a line."""
-    said = "; ".join(f"{NORMS.get(norm, norm)} {_share(one)}" for norm, one in figures.items())
+def of_norms(figures: Mapping[str, Any], loose: object) -> str:
+    """Say what the attacks of each norm leave, `WorstCase.norms`, in a line; `loose`: more steps would lower it."""
+    said = "; ".join(f"{NORMS.get(norm, norm)} {bound(loose)}{_share(one)}" for norm, one in figures.items())
     return f"The attacks of one norm alone leave: {said}"
 
 
-def _with_credit(figures: Mapping[str, Any]) -> str:
-    said = f"With credit for rejected attacks {_share(figures)}"
+def _with_credit(figures: Mapping[str, Any], loose: object) -> str:
+    said = f"With credit for rejected attacks {bound(loose)}{_share(figures)}"
     return f"\n{said}: no attack on these images was accepted and misclassified"
 
 

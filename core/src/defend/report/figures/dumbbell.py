@@ -19,7 +19,7 @@ from defend.report.figures.scene import (
     percent_ticks,
     text_width,
 )
-from defend.report.text import percent
+from defend.report.text import bound, percent
 from defend.reproduce.results import AdaptiveResult, Cell, Standing, TableResult
 
 ROLES: Mapping[Standing, str] = {
@@ -118,7 +118,13 @@ def _adaptive(plot: Plot, one: AdaptiveResult, y: float, width: float) -> Iterat
     low, high = (plot.left + plot.width * end for end in one.ci95)
     yield Shape(points=((low, y), (high, y)), stroke="ink", width=1)
     yield marker(plot.left + plot.width * one.accuracy, y, "diamond", ADAPTIVE, 4)
-    yield Text(x=width, y=y, text=f"{percent(one.accuracy)}{' ✗' * bool(one.failed)}", anchor="end", bold=True)
+    yield Text(
+        x=width,
+        y=y,
+        text=f"{bound(one.rising)}{percent(one.accuracy)}{' ✗' * bool(one.failed)}",
+        anchor="end",
+        bold=True,
+    )
 
 
 def _said(groups: Mapping[str, Sequence[Cell]], result: TableResult) -> str:
@@ -132,6 +138,6 @@ def _said(groups: Mapping[str, Sequence[Cell]], result: TableResult) -> str:
         adaptive = result.against(arm)
         if adaptive is not None:
             doubt = ", not to be trusted: a check failed" if adaptive.failed else ""
-            said.append(f"adaptive {percent(adaptive.accuracy)}{doubt}")
+            said.append(f"adaptive {bound(adaptive.rising)}{percent(adaptive.accuracy)}{doubt}")
         lines.append(f"{arm}: {', '.join(said)}")
     return f"Chart of accuracy in percent, ours and the paper's. {'; '.join(lines)}."
