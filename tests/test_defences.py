@@ -162,7 +162,7 @@ def digits(tmp_path):
 
 QUICK = (
     *("run", "--victim", "resnet20", "--limit", "10", "--adaptive-limit", "2", "--set", "pgd.steps=2"),
-    *("--checks", "none", "--quiet"),
+    *("--checks", "none", "--precision", "exact", "--quiet"),
 )
 ONE_ROW = (*QUICK, "--attack", "pgd", "--threat", "oblivious")
 

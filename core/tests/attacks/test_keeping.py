@@ -154,8 +154,8 @@ def shares(module, found):
 SEARCHES = {
     "fmn": (FastMinimumNorm(FmnOptions(steps=60), "linf"), None),
     "fmn_l2": (FastMinimumNorm(FmnOptions(steps=60), "l2"), None),
-    "hsj": (HopSkipJump(HopSkipJumpOptions(queries=2000), "linf"), None),
-    "hsj_l2": (HopSkipJump(HopSkipJumpOptions(queries=2000), "l2"), None),
+    "hsj": (HopSkipJump(HopSkipJumpOptions(queries=1000), "linf"), None),
+    "hsj_l2": (HopSkipJump(HopSkipJumpOptions(queries=1000), "l2"), None),
     "cw": (CarliniWagner(CwOptions(clip="none", steps=40, lr=0.1)), None),
     "cw_linf": (CarliniWagner(CwOptions(steps=40, lr=0.1)), 0.6),
     "square": (SquareAttack(SquareOptions(queries=400), "linf"), 0.7),
