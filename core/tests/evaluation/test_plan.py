@@ -1,6 +1,7 @@
 """The rungs of the ladder: what each attacker sees, which attacks it brings, with which budgets and options."""
 
 import contextlib
+from types import SimpleNamespace
 
 import attrs
 import pytest
@@ -13,6 +14,7 @@ from defend.attacks.target import Target
 from defend.datasets.base import MemoryDataset
 from defend.defence import Defence
 from defend.errors import ConfigError, ContractError
+from defend.evaluation.assemble import _queries
 from defend.evaluation.bpda import BackwardThrough, surrogates_of
 from defend.evaluation.crafting import Crafter
 from defend.evaluation.evaluate import EvaluationSettings, Evaluator
@@ -20,7 +22,7 @@ from defend.evaluation.plan import ArmNames, find_undone, plan
 from defend.plugins import registry
 from defend.randomness import keyed, normal_like, uniform_like, uniform_per_image
 from defend.records.chance import OVER_PASSES, compare_chance, sum_passes
-from defend.records.rows import REJECTED, PlannedRow, right, worst_case
+from defend.records.rows import REJECTED, PlannedRow, _join_queries, right, worst_case
 from defend.testing.rigged import Randomiser
 from defend.testing.toys import TASK, TinyVictim, tiny_dataset
 from defend.values.run_config import RunConfig
@@ -564,6 +566,15 @@ def test_overshoot_is_recorded():
     (record,) = evaluated([planned])
     assert (record.overshoot > 0.09).all()
     assert (record.linf <= 0.1 + 1e-6).all()
+
+
+def test_a_batch_of_which_nothing_was_asked_hides_no_counts():
+    """Smaller budgets had fooled all of it; its images are no part of the summary."""
+    asked, carried = SimpleNamespace(keys=torch.arange(2), queries=torch.tensor([5, 7])), torch.arange(2, 5)
+    counted = _join_queries([asked, SimpleNamespace(keys=carried, queries=None)])
+    assert counted.tolist() == [5, 7, 0, 0, 0]
+    assert _queries(counted) == {"mean": 6.0, "median": 5.0, "max": 7.0}
+    assert _join_queries([SimpleNamespace(keys=carried, queries=None)]) is None
 
 
 def test_queries_are_recorded_and_those_of_images_taken_over_are_none():

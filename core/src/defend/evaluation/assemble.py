@@ -266,7 +266,9 @@ def _compare_arms(record: RowRecord) -> dict[str, Any]:
 
 
 def _queries(counted: Tensor) -> dict[str, float]:
-    many = counted.double()
+    """Summarise the counts of who was asked at this budget: an image that a smaller one fooled is carried over."""
+    many = counted[counted > 0].double()
+    many = many if len(many) else counted.double()
     return {"mean": float(many.mean()), "median": float(many.median()), "max": float(many.max())}
 
 

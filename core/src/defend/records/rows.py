@@ -151,7 +151,7 @@ def merge(parts: Sequence[Part]) -> Part:
     return Part(
         **{name: torch.cat([getattr(part, name) for part in parts]) for name in COLUMNS},
         arms={name: arm(name) for name in arms},
-        queries=_join([part.queries for part in parts]),
+        queries=_join_queries(parts),
         attack_seconds=sum(part.attack_seconds for part in parts),
         judge_seconds={name: sum(part.judge_seconds[name] for part in parts) for name in arms},
         # the first batch also pays for warming up, so cost is that of the fastest batch an image
@@ -197,6 +197,15 @@ class Trimmed:
 def _join(column: Sequence[Tensor | None]) -> Tensor | None:
     there = [value for value in column if value is not None]
     return torch.cat(there) if len(there) == len(column) else None
+
+
+def _join_queries(parts: Sequence[Part]) -> Tensor | None:
+    """Join the counts; of a batch that smaller budgets had fooled whole, nothing was asked."""
+    if all(part.queries is None for part in parts):
+        return None
+    return torch.cat(
+        [torch.zeros(len(part.keys), dtype=torch.int64) if part.queries is None else part.queries for part in parts]
+    )
 
 
 def _examples(parts: Sequence[Part]) -> tuple[Example, int]:

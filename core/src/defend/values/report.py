@@ -49,7 +49,8 @@ class Row:
         variant: which of several ways the threat was carried out: the source of a transfer ("resnet20", "resnet20
             behind apudae"), what a bpda attack differentiates instead ("identity", "autoencoder").
         headline: whether the row counts in the worst case: it has a budget, and that is the run's own.
-        queries: of an attack that counts them: "mean", "median", "max" per image.
+        queries: of an attack that counts them: "mean", "median", "max" per image; without those that a smaller budget
+            had fooled, of which nothing was asked.
         paired: the defended arm against the undefended on the same images: "difference" (a fraction, positive where
             the defence helps), "ci95" (Bonett and Price 2012), "only_defended" and "only_undefended" (images that only
             this arm got right), "p" (McNemar's exact test).
