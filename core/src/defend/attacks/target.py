@@ -393,6 +393,10 @@ class Target:
         logits, scores = module.answer(images)
         return logits, scores
 
+    def drawing(self, images: Tensor, keys: Tensor, step: str, draws: int) -> contextlib.AbstractContextManager[None]:
+        """Inside, the module has the draws of a step of the attacker: `draws` of each of the images at `keys` [B]."""
+        return self._surroundings(images, keys, step, full=True, draws=draws)
+
     def _surroundings(
         self, images: Tensor, keys: Tensor, step: int | str, full: bool = False, draws: int | None = None
     ) -> contextlib.AbstractContextManager[None]:

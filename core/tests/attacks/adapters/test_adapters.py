@@ -218,10 +218,12 @@ def test_steps_of_their_own_size_grow_with_the_budget(name, most, eps):
 def test_a_random_target_is_the_mean_over_its_draws():
     victim = Noisy()
     pictures = images(TASK, 2)
-    torch.manual_seed(0)
-    mean = Plain(Target(victim, draws=3))(pictures)
-    torch.manual_seed(0)
-    torch.testing.assert_close(mean, victim(pictures.repeat(3, 1, 1, 1)).view(3, 2, -1).mean(0))
+    target = Target(victim, draws=3)
+    mean = Plain(target)(pictures)
+    with target.drawing(pictures, torch.arange(2), "library/1", 3):
+        each = victim(pictures.repeat(3, 1, 1, 1)).view(3, 2, -1)
+    torch.testing.assert_close(mean, each.mean(0))
+    assert not torch.equal(each[0], each[1])
 
 
 def test_rand_averages_over_the_draws_of_the_target():

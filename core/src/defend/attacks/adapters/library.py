@@ -32,15 +32,16 @@ Work = Callable[[Tensor, Tensor, float], Tensor]
 class Plain(nn.Module):
     """A target as the plain network that a library expects: logits, the mean over `draws` passes in one batch.
 
-    Whatever float type a library computes in, the target sees the type that it is shown, and answers in float32 at
-    least. Libraries put the model into eval or training mode as they like; this one keeps the mode it has.
+    Each draw is one of its own, as in `Target.slope`. Whatever float type a library computes in, the target sees the
+    type that it is shown, and answers in float32 at least. Libraries put the model into eval or training mode as they
+    like; this one keeps the mode it has.
     """
 
     def __init__(self, target: Target, draws: int | None = None, shown: torch.dtype | None = None) -> None:
         """`shown` is the float type of images where the target does not say itself; None leaves it."""
         super().__init__()
         self.module, self._draws, self._shown = target.module, draws or target.draws, target.shown or shown
-        self.training, self._target = False, target
+        self.training, self._target, self._asked = False, target, 0
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits [B,K]."""
@@ -49,9 +50,15 @@ class Plain(nn.Module):
             if (record := _record.get()) is not None:
                 record.watch(images)
         images = images if self._shown is None else images.to(self._shown)
-        if self._draws == 1:
+        if not self._target.random:
             return at_least_float32(self.module(images))
-        packed = at_least_float32(self.module(images.repeat(self._draws, 1, 1, 1)))
+        record = _record.get()
+        keys = torch.arange(len(images), device=images.device)
+        if record is not None and len(record.place) == len(images):
+            keys = record.keys[record.place]
+        self._asked += 1
+        with self._target.drawing(images, keys, f"library/{self._asked}", self._draws):
+            packed = at_least_float32(self.module(images.repeat(self._draws, 1, 1, 1)))
         mean: Tensor = packed.unflatten(0, (self._draws, -1)).mean(0)
         return mean
 
@@ -65,9 +72,11 @@ class _Record:
 
     Args:
         images: [B,C,H,W], those of the batch.
+        keys: [B], theirs.
     """
 
-    def __init__(self, images: Tensor) -> None:
+    def __init__(self, images: Tensor, keys: Tensor) -> None:
+        self.keys = keys
         self.first, self.last = (torch.zeros_like(images, dtype=torch.float32) for _ in range(2))
         self._begun = torch.zeros(len(images), dtype=torch.bool, device=images.device)
         self.place = torch.arange(len(images), device=images.device)
@@ -184,7 +193,7 @@ def run(
     with torch.inference_mode(False), _freeze(target.module):
         images, labels = images.clone(), labels.clone().long()
         result = images.clone()
-        target.differentiated, record = False, _Record(images)
+        target.differentiated, record = False, _Record(images, keys)
         for budget in sorted({value for value in eps.tolist() if value > 0}):
             some = (eps == budget).nonzero()[:, 0]
             with _seed(step_seed(target.seed, name, *keys[some].tolist()), images.device), torch.enable_grad():
