@@ -183,6 +183,30 @@ def test_a_kept_result_stands_to_its_table_as_it_is_now():
     assert restate(table(misses={"None": GUESS}), before) == before
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"eps": 0.3}, "it was measured at eps 0.1, and the table has 0.3 now"),
+        (
+            {"attacks": (ATTACKS[0], TableAttack(name="PGD", attack="pgd", options={"steps": 7}), ATTACKS[2])},
+            "it was measured with 5 steps, and the table has 7 now",
+        ),
+    ],
+)
+def test_a_cell_that_its_table_attacks_otherwise_now_is_open(change, said):
+    before = measured()
+    details = {"eps": 0.1, "steps": 5}
+    before = attrs.evolve(
+        before,
+        cells=tuple(attrs.evolve(cell, details=details if cell.attack == "PGD" else {}) for cell in before.cells),
+    )
+    assert restate(table(), before).cell("PGD", "Soft").ours is not None
+    after = restate(table(**change), before)
+    cell = after.cell("PGD", "Soft")
+    assert (cell.ours, cell.standing, cell.why) == (None, "open", said)
+    assert after.cell("Clean", "Soft").ours is not None
+
+
 # What is kept
 
 

@@ -141,7 +141,8 @@ def standing(table: Table, attack: str, arm: str, ours: float | None) -> tuple[S
 def restate(table: Table, result: TableResult) -> TableResult:
     """Hold a result against its table as it is now: every figure stays, reasons and standings are the table's.
 
-    Cells that the table had not when it was measured are open; those that it has no more are gone.
+    Cells that the table had not when it was measured are open, as are those that it attacks otherwise now; those that
+    it has no more are gone.
     """
     return attrs.evolve(result, cells=tuple(_restated(table, result, attack, arm) for attack, arm in table.cells))
 
@@ -150,8 +151,23 @@ def _restated(table: Table, result: TableResult, attack: str, arm: str) -> Cell:
     figure, absent = table.cells[attack, arm], table.arm(arm).absent
     paper = None if figure is None else round(figure / 100, DIGITS)
     cell = result.cell(attack, arm) or Cell(attack=attack, arm=arm, paper=paper, why=STILL_TO_RUN)
+    if now := _find_change(table, attack, arm, cell):
+        return Cell(attack=attack, arm=arm, paper=paper, why=f"it was measured {now}")
     stands, why = standing(table, attack, arm, cell.ours)
     return attrs.evolve(cell, paper=paper, standing=stands, why=why if cell.ours is not None else absent or cell.why)
+
+
+def _find_change(table: Table, attack: str, arm: str, cell: Cell) -> str:
+    """Return in what a cell was attacked otherwise than its table declares now; "" where nothing says so."""
+    declared, eps = table.attack(attack), cell.details.get("eps")
+    if cell.ours is None or declared.attack is None or table.arm(arm).budgets or table.arm(arm).best_of:
+        return ""
+    if eps is not None and abs(eps - table.eps_of(declared)) > 0.6 * 10**-DIGITS:  # as it is kept
+        return f"at eps {eps:g}, and the table has {table.eps_of(declared):g} now"
+    steps, wanted = cell.details.get("steps"), declared.options.get("steps")
+    if steps is not None and wanted is not None and steps != wanted:
+        return f"with {steps} steps, and the table has {wanted} now"
+    return ""
 
 
 def find_kept(table: Table) -> TableResult | None:
