@@ -84,7 +84,7 @@ def rigged(installed):
     installed("rigged", {"__init__.py": PLUGIN, "parts.py": PARTS})
 
 
-ONE = ("run", "--victim", "resnet18", "--limit", "8", "--batch-size", "4", "--attack", "noise", "--quiet")
+ONE = ("run", "--victim", "resnet20", "--limit", "8", "--batch-size", "4", "--attack", "noise", "--quiet")
 
 
 @pytest.mark.parametrize(

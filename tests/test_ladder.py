@@ -88,7 +88,7 @@ def rungs(installed):
 SHORT = [f"--set={name}.steps=2" for name in ("pgd", "apgd_ce", "apgd_dlr", "apgd_ce_l2", "apgd_dlr_l2")]
 SHORT += [f"--set=pgd_{name}.steps=2" for name in ("joint", "selective", "orthogonal")]
 SHORT += ["--set=square.queries=5", "--set=square_l2.queries=5", "--set=pgd_joint.weights=1", "--limit=6"]
-SHORT += ["--adaptive-limit=3", "--victim=resnet18", "--quiet"]
+SHORT += ["--adaptive-limit=3", "--victim=resnet20", "--quiet"]
 """Options of every attack of the ladder."""
 
 

@@ -43,6 +43,10 @@ RUN = (
     "--eps",
     "0.05,0.1",
     "--no-store",
+    "--precision",
+    "exact",
+    "--checks",
+    "none",
 )
 
 
