@@ -23,12 +23,15 @@ from torch import Tensor
 
 from defend.errors import ContractError
 
+APART = 40  # bits of a key below the number of its draw, where one image has several at a time
+ATTACKER = "attacker/"  # begins the names of an attacker's streams
+
 
 class _Draws:
-    """The state of one `keyed` block: a base number per image, a count of draws, and the keys and the seed."""
+    """The state of one `keyed` block: a base number per image, a count of draws, and what the block was opened with."""
 
-    def __init__(self, base: Tensor, keys: Tensor, seed: int) -> None:
-        self.base, self.keys, self.seed = base, keys, seed
+    def __init__(self, base: Tensor, keys: Tensor, seed: int, stream: str) -> None:
+        self.base, self.keys, self.seed, self.stream = base, keys, seed, stream
         self.count = 0
 
 
@@ -42,7 +45,7 @@ _MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
 @contextlib.contextmanager
 def keyed(keys: Tensor, *, seed: int, stream: str) -> Iterator[None]:
     """Make every draw in this block depend on `keys` (int64 [B]), `seed` and `stream` alone."""
-    token = _current.set(_Draws(_mix(keys * _GOLDEN + _stream_number(seed, stream)), keys, seed))
+    token = _current.set(_Draws(_mix(keys * _GOLDEN + _stream_number(seed, stream)), keys, seed, stream))
     try:
         yield
     finally:
@@ -53,6 +56,12 @@ def open_keys() -> Tensor | None:
     """Return the keys of the innermost `keyed` block, int64 [B]; None outside of any."""
     draws = _current.get()
     return None if draws is None else draws.keys
+
+
+def is_attackers() -> bool:
+    """Whether the innermost `keyed` block has draws of an attacker, who does not know the judge's."""
+    draws = _current.get()
+    return draws is not None and draws.stream.startswith(ATTACKER)
 
 
 @contextlib.contextmanager
@@ -108,7 +117,7 @@ def narrowed(part: slice) -> Iterator[None]:
     if draws is None:
         yield
         return
-    own = _Draws(draws.base[part], draws.keys[part], draws.seed)
+    own = _Draws(draws.base[part], draws.keys[part], draws.seed, draws.stream)
     own.count = draws.count
     token = _current.set(own)
     try:
@@ -142,7 +151,7 @@ def mark(device: torch.device) -> Mark:
 def resumed(at: Mark) -> Iterator[None]:
     """Make the draws in this block those that followed the mark; afterwards nothing has changed outside."""
     if at.draws is not None:
-        draws = _Draws(at.draws.base, at.draws.keys, at.draws.seed)
+        draws = _Draws(at.draws.base, at.draws.keys, at.draws.seed, at.draws.stream)
         draws.count = at.count
         token = _current.set(draws)
         try:

@@ -210,9 +210,11 @@ def test_a_draw_for_all_images_is_another_for_each_draw_that_is_averaged_over():
     """Twenty copies of an image that share one draw would be called twenty draws."""
     purifier, batch = Drawing(Turning("roll")), images(TASK, 3)
     keys = (torch.arange(3)[None] + torch.arange(20)[:, None] * 2**40).flatten()
-    with keyed(keys, seed=0, stream="x"):
+    with keyed(keys, seed=0, stream="attacker/x"):
         drawn = purifier(batch.repeat(20, 1, 1, 1)).unflatten(0, (20, 3))
     assert len({drawn[place].numpy().tobytes() for place in range(20)}) > 3
+    with keyed(keys[:3], seed=0, stream="attacker/x"):  # of one draw too
+        assert any(torch.equal(purifier(batch), batch.roll(by, -1)) for by in range(batch.shape[-1]))
     for place in range(20):  # of one draw all images are rolled alike, as the module does
         assert any(torch.equal(drawn[place], batch.roll(by, -1)) for by in range(batch.shape[-1]))
 

@@ -24,7 +24,7 @@ from defend.attacks.sight import Ball, Sight
 from defend.boundary.answers import ensure_bounded
 from defend.boundary.given import name_of
 from defend.errors import ContractError
-from defend.randomness import keyed
+from defend.randomness import APART, ATTACKER, keyed
 from defend.util.memory import fit_batch
 
 HAIR = 2.0**-10  # a quarter of a grey level: where a gradient is taken that is not finite on the box's edge
@@ -406,9 +406,9 @@ class Target:
         packed = (
             keys
             if count == 1
-            else (keys[None] + torch.arange(count, device=keys.device)[:, None] * (1 << 40)).flatten()
+            else (keys[None] + torch.arange(count, device=keys.device)[:, None] * (1 << APART)).flatten()
         )
-        stack.enter_context(keyed(packed, seed=self.seed, stream=self._known or f"attacker/{step}"))
+        stack.enter_context(keyed(packed, seed=self.seed, stream=self._known or f"{ATTACKER}{step}"))
         if self.precision is not None and not full:
             stack.enter_context(torch.autocast(images.device.type, self.precision))
         return stack  # type: ignore[return-value]

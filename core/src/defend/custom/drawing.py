@@ -13,9 +13,17 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from defend.boundary.answers import unwrap
-from defend.randomness import batch_seed, mark, narrowed, normal_like, open_keys, resumed, uniform_like
-
-APART = 40  # bits of a key below the number of its draw, see `defend.attacks.target`
+from defend.randomness import (
+    APART,
+    batch_seed,
+    is_attackers,
+    mark,
+    narrowed,
+    normal_like,
+    open_keys,
+    resumed,
+    uniform_like,
+)
 
 
 class Drawing(nn.Module):
@@ -23,8 +31,9 @@ class Drawing(nn.Module):
 
     What it asks torch for by images' shape (`randn_like` and its likes) belongs to the image, as if it had asked
     `defend.randomness`. A module that draws anything else (an offset, a size, which half to drop) draws once for all
-    images that it is given: it is asked once for each draw that an attacker averages over, and image by image where
-    one draw is asked for, as it is judged. Else all would share one draw, and count as many.
+    images that it is given: it is asked once for each draw that an attacker averages over, and image by image where it
+    is judged. Else all would share one draw, and count as many. Images of which an attacker asks for one draw share it:
+    her next look has another.
     """
 
     random = True
@@ -79,9 +88,9 @@ class Drawing(nn.Module):
 
 
 def _parts(keys: Tensor) -> list[slice]:
-    """Return which images are asked together: those of one draw; each alone where there is one draw."""
+    """Return which images are asked together: those of one draw of an attacker; each alone where they are judged."""
     _, counts = (keys >> APART).unique_consecutive(return_counts=True)
-    sizes = [1] * len(keys) if len(counts) == 1 else counts.tolist()
+    sizes = [1] * len(keys) if len(counts) == 1 and not is_attackers() else counts.tolist()
     ends = np.cumsum(sizes).tolist()
     return [slice(end - size, end) for size, end in zip(sizes, ends, strict=True)]
 
