@@ -193,7 +193,6 @@ def test_pgd_at_a_tiny_scale(monkeypatch):
     result = pgd.time_fixed_steps("resnet20", TINY, 4)
     names = [one.name for one in result.timings]
     assert names[0] == pgd.FLOOR and {pgd.AS_BUILT, pgd.FAST, "torchattacks", "foolbox"} <= set(names)
-    assert all(one.least > 0 for one in result.timings)
     assert [bar.what for bar in result.bars if bar.kind == "at most"][-1].endswith("the floor")
 
 

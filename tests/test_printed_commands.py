@@ -78,10 +78,14 @@ def test_weights_of_a_purifier_before_a_victim_of_the_users_own(defend, printed,
     assert answer.code == 0, answer.error
     answer = defend("run", *own, "--purifier", "dae", "--dataset", "./my pets", *FEW, "--json")
     assert answer.code == 0, answer.error
-    # what --train-missing makes is the same
-    answer = defend("cache", "--forget", answer.json["weights"]["purifier"]["file"])
+    # what --train-missing makes is found in its place
+    before = answer.json["weights"]["purifier"]
+    gone = defend("cache", "--forget", before["file"])
+    assert gone.code == 0, gone.error
     again = defend("run", *own, "--purifier", "dae", "--dataset", "./my pets", *FEW, "--json", "--train-missing")
     assert again.code == 0, again.error
+    after = again.json["weights"]["purifier"]
+    assert after["file"] == before["file"] and after["sha256"] != before["sha256"], "trained for longer than an epoch"
 
 
 def test_a_training_that_looks_at_a_victim_without_weights(defend, refused, printed, pets):
