@@ -41,6 +41,7 @@ RUN = ("run", "--victim", "resnet18", "--limit", "4", "--quiet")
         (("check", "resnet18", "--set", "victm.stem=standard"), ("'victm'", "victim")),
         (("reproduce", "--list", "--kept"), ("--list and --kept", "one of them")),
         (("reproduce", "apudae/table-2", "--kept", "--limit", "3"), ("--limit", "--kept measures nothing")),
+        (("reproduce", "apudae/table-2", "--kept", "--seed", "0"), ("--seed", "--kept measures nothing")),
         (("reproduce", "--kept", "--readme", "r.md", "--json"), ("--readme and --json", "one of them")),
         (("train", "purifier", "dae", "--purifier", "blur"), ("knows no purifier", "--purifier blur")),
         (("train", "victim", "resnet18", "--purifier", "dae"), ("knows no purifier", "--purifier dae")),

@@ -603,7 +603,7 @@ def test_a_report_names_pictures_that_training_had(victims, tmp_path):
     (tmp_path / "test" / "c0" / "copy.png").write_bytes((tmp_path / "train" / "c0" / "7.png").read_bytes())
     report = run(tmp_path, "honest", victims, out=str(tmp_path / "out"))
     shown, text = written(report)
-    said = "1 test image stands in train or val too, byte by byte: 'test/c0/copy.png' is 'train/c0/7.png'"
+    said = "1 test image stands in train or val too: 'test/c0/copy.png' is 'train/c0/7.png'"
     assert shown["warnings"] == [said] and said in text
     assert shown["duplicates"] == {"n": 1, "pairs": [["test/c0/copy.png", "train/c0/7.png"]]}
     page = write_page([tmp_path / "out"]).page.read_text(encoding="utf-8")

@@ -8,8 +8,10 @@ import torch
 from torch import nn
 
 import defend
+from defend.custom.build import Function
 from defend.defence import Defence, PurifierSequence
 from defend.errors import ConfigError, ContractError, DataError
+from defend.evaluation.provenance import _holds_weights
 from defend.plugins import registry
 from defend.records.compare import compare
 from defend.records.reading import read_run
@@ -299,6 +301,15 @@ def test_a_function_of_one_argument_takes_images_whatever_that_is_called(model, 
     assert found.rows[0].n == 12
 
 
+@pytest.mark.parametrize(("network", "held"), [(None, False), (nn.Conv2d(1, 1, 3, padding=1), True)])
+def test_a_function_holds_weights_where_it_calls_a_network(network, held):
+    def purify(images):
+        return images if network is None else network(images)
+
+    assert _holds_weights(Function(purify)) == held
+    assert not _holds_weights(Function(soften))
+
+
 def test_an_argument_that_is_annotated_is_an_option(model, data):
     with pytest.raises(ConfigError, match="purifier strong has no default for width: give a value"):
         defend.evaluate(model, data, purifier=strong, **QUICK)
@@ -312,8 +323,10 @@ def test_a_function_of_several_things_is_told_how_to_be_one_of_images(model, dat
         defend.evaluate(model, data, purifier=lambda a, b: a, **QUICK)
 
 
-def test_of_a_model_of_ones_own_nobody_knows_what_it_was_trained_on(model):
-    found = defend.evaluate(model, "digits", threats=["oblivious"], **QUICK)
-    assert found.report.dataset.seen["victim"] == "unknown"
+@pytest.mark.parametrize("as_function", [False, True])
+def test_of_a_model_of_ones_own_nobody_knows_what_it_was_trained_on(model, as_function):
+    own = (lambda images: model(images)) if as_function else model
+    found = defend.evaluate(own, "digits", purifier="dae", threats=["oblivious"], **QUICK)
+    assert found.report.dataset.seen == {"victim": "unknown", "purifier": "no"}
     assert any("not known what your own victim was trained on" in line for line in found.report.dataset.warnings)
     assert "were not trained on them" not in found.report.dataset.images["said"]

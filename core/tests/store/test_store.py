@@ -928,6 +928,71 @@ def test_modules_that_read_each_other_are_looked_at_once(edited):
     sys.modules.pop("one_of_mine"), sys.modules.pop("two_of_mine")
 
 
+CIRCLES = """
+import functools
+from torch import nn
+
+RATE = 1.0
+
+
+def start(module):
+    if isinstance(module, Block):
+        module.rate = RATE
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.apply(start)
+
+    def forward(self, images):
+        return last(images) * scale() + f150(images)
+
+
+@functools.cache
+def scale():
+    return 2.0
+
+
+def f0(images):
+    return Block.forward
+
+
+last = lambda images: images  # noqa: E731
+""" + "".join(f"\n\ndef f{number}(images):\n    return f{number - 1}(images)\n" for number in range(1, 400))
+
+
+def hash_elsewhere(folder, seed, edit=None):
+    """Return the hash of the block in a process of its own, after an edit of the file that it has imported."""
+    path = folder / "circles_of_mine.py"
+    text = f"""
+import sys; sys.path.insert(0, {str(folder)!r}); sys.dont_write_bytecode = True
+import circles_of_mine
+from pathlib import Path
+if {edit!r}:
+    path = Path({str(path)!r}); path.write_text(path.read_text().replace(*{edit!r}))
+from defend.store.fingerprint import module_hash
+print(module_hash(circles_of_mine.Block()))
+"""
+    environment = {**os.environ, "PYTHONHASHSEED": str(seed)}
+    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, env=environment, check=True)
+    return done.stdout.strip()
+
+
+def test_code_that_calls_in_circles_and_long_chains_has_one_hash_in_every_process(tmp_path):
+    (tmp_path / "circles_of_mine.py").write_text(CIRCLES)
+    assert len({hash_elsewhere(tmp_path, seed) for seed in (0, 1, 2)}) == 1
+
+
+@pytest.mark.parametrize(
+    "edit", [("return 2.0", "return 3.0"), ("RATE = 1.0", "RATE = 2.0"), ("images: images", "images: 0 * images")]
+)
+def test_what_runs_behind_a_decorator_or_a_name_is_told_from_what_is_imported_later(tmp_path, edit):
+    (tmp_path / "circles_of_mine.py").write_text(CIRCLES)
+    old, new = hash_elsewhere(tmp_path, 0, edit), hash_elsewhere(tmp_path, 0)
+    assert old != new
+
+
 def test_an_installed_file_that_was_written_since_the_start_is_like_no_other(package, monkeypatch):
     monkeypatch.setattr(sources, "is_installed", lambda file: True)
     first = version("made_up_attack:build")

@@ -102,7 +102,8 @@ def _refuse_mixtures(
     if len(written) > 1 or (written and as_json):
         other = written[1] if len(written) > 1 else "--json"
         raise ConfigError(f"{written[0]} and {other} were both given: give one of them")
-    of_runs = [key for key in ("limit", "seed", "train_missing", "data_dir") if values.get(key) not in (None, False)]
+    of_runs = [key for key in ("limit", "seed", "data_dir") if values.get(key) is not None]  # 0 was given too
+    of_runs += ["train_missing"] * bool(values.get("train_missing"))
     if modes and of_runs:
         flag = f"--{of_runs[0].replace('_', '-')}"
         raise ConfigError(f"{flag} is of a measurement, and {modes[0]} measures nothing: leave out one of the two")

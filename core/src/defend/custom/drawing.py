@@ -37,11 +37,15 @@ class Drawing(nn.Module):
     """
 
     random = True
+    _draws_for_all = False  # until it was seen to
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.module = module
-        self._draws_for_all = False  # until it was seen to
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what was seen so far: it is no part of what the module is, and of its hash."""
+        return {name: value for name, value in vars(self).items() if name != "_draws_for_all"}
 
     def __getattr__(self, name: str) -> Any:
         try:

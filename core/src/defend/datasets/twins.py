@@ -32,7 +32,7 @@ class Duplicates:
         named = "; ".join(f"{test!r} is {other!r}" for test, other in self.pairs)
         more = f"; and {self.n - len(self.pairs)} more" if self.n > len(self.pairs) else ""
         what = "test images stand" if self.n > 1 else "test image stands"
-        return f"{self.n} {what} in train or val too, byte by byte: {named}{more}"
+        return f"{self.n} {what} in train or val too: {named}{more}"
 
 
 def pixel_digests(images: Tensor) -> bytes:

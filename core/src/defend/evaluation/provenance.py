@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import types
 from collections.abc import Mapping
 from typing import Any
 
+from torch import Tensor, nn
+
 from defend.assembly.stage import Built
 from defend.datasets.base import ImageDataset, Origin, Split
+from defend.store.fingerprint import globals_read
 from defend.values.report import DatasetInfo
 
 SPLIT: Split = "test"
@@ -24,7 +28,7 @@ def describe(name: str, dataset: ImageDataset, judged: int, built: Mapping[str, 
     seen = {
         part: _find_seen(value, dataset, origin)
         for part, value in built.items()
-        if value.card is not None or getattr(value.config, "pretrained", False) or _is_unknown(value)
+        if value.card is not None or getattr(value.config, "pretrained", False) or _is_unknown(part, value)
     }
     twins = dataset.duplicates()
     warnings = []
@@ -34,7 +38,7 @@ def describe(name: str, dataset: ImageDataset, judged: int, built: Mapping[str, 
             f"training could have seen the test images: it is not known what the weights of {', '.join(own)} were "
             "trained on"
         )
-    if mine := [part for part, value in built.items() if _is_unknown(value)]:
+    if mine := [part for part, value in built.items() if _is_unknown(part, value)]:
         warnings.append(
             f"training could have seen the test images: it is not known what your own {', '.join(mine)} was trained on"
         )
@@ -83,9 +87,22 @@ def _images(n: int, origin: Origin | None, val: Origin | None, unseen: bool) -> 
     return {"n": n, "folder": folder, "cut_off": cut, "seed": seed, "of": of, "said": said}
 
 
-def _is_unknown(built: Built) -> bool:
+def _is_unknown(part: str, built: Built) -> bool:
     """Whether a part is a user's own, with weights of which no card says what they were trained on."""
-    return built.custom and built.card is None and any(True for _ in built.module.parameters())
+    if not built.custom or built.card is not None:
+        return False
+    return part == "victim" or _holds_weights(built.module)
+
+
+def _holds_weights(module: nn.Module) -> bool:
+    """Whether a part has parameters or buffers, or is a function whose closure or globals hold networks or tensors."""
+    if any(True for _ in (*module.parameters(), *module.buffers())):
+        return True
+    kept = [value for part in module.modules() for value in vars(part).values()]
+    functions = [value for value in kept if isinstance(value, types.FunctionType)]
+    cells = [cell.cell_contents for each in functions for cell in each.__closure__ or ()]
+    reached = [*cells, *(value for each in functions for value in globals_read(each).values())]
+    return any(isinstance(value, nn.Module | Tensor) for value in reached)
 
 
 def _find_seen(built: Built, dataset: ImageDataset, origin: Origin | None) -> str:

@@ -37,7 +37,7 @@ class Place:
 
 
 def leaderboard(results: Sequence[Results], compared: Comparison) -> list[Place]:
-    """Rank runs by worst case over what all have in common; those without a rank stand last, as they were given."""
+    """Rank runs by worst case over what all have in common; those without a rank stand last."""
     shared = compared.worst_case
     worst: list[RunAccuracy | WorstCase | None] = (
         [each.report.worst_case for each in results] if shared is None else list(shared.cells)

@@ -33,7 +33,7 @@ def batch_key(**parts: Any) -> str:
     classes that somebody may be editing the code that runs counts too, and the globals that it reads. Two keys are
     equal only if all this is. An object that Python cannot tell so much about makes every key a new one.
     """
-    return _Hasher().of(parts).hex()
+    return _Hasher().digest(parts)
 
 
 def module_hash(module: nn.Module) -> str:
@@ -43,7 +43,7 @@ def module_hash(module: nn.Module) -> str:
     (a temperature, a mode, a function), hooks, whether it is in training, and how it lies in memory, which decides how
     results are rounded. Not in it: the device, and library code that no class of it comes from, see `code_version`.
     """
-    return _Hasher().of(module).hex()
+    return _Hasher().digest(module)
 
 
 def use_hash(module: nn.Module) -> str:
@@ -64,7 +64,7 @@ def use_hash(module: nn.Module) -> str:
         kind = type(part)
         parts[name] = kind.__module__, kind.__qualname__, _source_if_edited(kind), kept
     tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    return hasher.of((parts, {name: value.detach() for name, value in tensors.items()})).hex()
+    return hasher.digest((parts, {name: value.detach() for name, value in tensors.items()}))
 
 
 DEEPEST = 8  # levels of an attribute
@@ -120,9 +120,9 @@ def _runs_as_edited(thing: Any) -> bool:
     return root != "defend" and is_edited(root)
 
 
-def _globals_read(function: types.FunctionType) -> dict[str, Any]:
+def globals_read(function: types.FunctionType) -> dict[str, Any]:
     """Return the global values that a function may read, by name, and what it may read of modules that are edited."""
-    names = set(_names(function.__code__))
+    names = sorted(set(_names(function.__code__)))  # in one order, whatever the process
     found = {name: function.__globals__[name] for name in names if name in function.__globals__}
     waiting = [value for value in found.values() if isinstance(value, types.ModuleType)]
     looked_at = set()
@@ -147,7 +147,11 @@ def _names(code: types.CodeType) -> Iterator[str]:
 
 
 class _Hasher:
-    """Hashes values by their content, objects by what `copy` and their likes would keep of them; cycles are fine."""
+    """Hashes values by their content, objects by what `copy` and their likes would keep of them; cycles are fine.
+
+    Functions and classes that somebody may be editing may call each other in circles, and in long chains: where one is
+    met its name and code stand for it, and what it holds and reads is hashed once, at the end.
+    """
 
     def __init__(self) -> None:
         import torch
@@ -159,6 +163,16 @@ class _Hasher:
         self._save = torch.jit.save
         self._known: dict[int, tuple[Any, bytes]] = {}  # the value too, as its id is only its own while it lives
         self._open: dict[int, int] = {}
+        self._referred: dict[int, Any] = {}
+
+    def digest(self, value: Any) -> str:
+        """Return the hash of a value, and of all code that it refers to."""
+        digests, done = [self.of(value)], 0
+        while done < len(self._referred):  # each may refer to others
+            thing = list(self._referred.values())[done]
+            done += 1
+            digests.append(self.of(thing) + self._of_body(thing))
+        return (self._join("all", [digests[0], *sorted(digests[1:])]) if done else digests[0]).hex()
 
     def of(self, value: Any) -> bytes:
         """Return 32 bytes."""
@@ -195,10 +209,11 @@ class _Hasher:
             source = module_source(value.__name__) or make_unique()
             return self._join("module", [self.of((value.__name__, getattr(value, "__version__", None), source))])
         if isinstance(value, types.FunctionType):
-            cells = [cell.cell_contents for cell in value.__closure__ or ()]
-            held = (value.__code__, value.__defaults__, value.__kwdefaults__, cells)
-            read = _globals_read(value) if _runs_as_edited(value) else {}
-            return self._join("function", [self._of_named(value, value.__qualname__), self.of(held), self.of(read)])
+            named = self._of_named(value, value.__qualname__)
+            if _runs_as_edited(value) and "<locals>" not in value.__qualname__:
+                self._referred.setdefault(id(value), value)
+                return self._join("function", [named, self.of(value.__code__)])
+            return self._join("function", [named, self.of(value.__code__), self._of_body(value)])
         if isinstance(value, types.MethodType):
             return self._join("method", [self.of(value.__func__), self.of(value.__self__)])
         if isinstance(value, staticmethod | classmethod):
@@ -221,11 +236,23 @@ class _Hasher:
 
     def _of_class(self, value: type) -> bytes:
         named = self._of_named(value, value.__qualname__)
-        if "<locals>" not in value.__qualname__ and not _runs_as_edited(value):
-            return named
-        # made within a function, whose variables its methods may use; or what runs may not be what its file says
-        held = {name: part for name, part in vars(value).items() if name not in NOT_OF_A_CLASS}
-        return self._join("class", [named, self.of(value.__bases__), self.of(held)])
+        if "<locals>" in value.__qualname__:  # made within a function, whose variables its methods may use
+            return self._join("class", [named, self._of_body(value)])
+        if _runs_as_edited(value):
+            self._referred.setdefault(id(value), value)
+        return named
+
+    def _of_body(self, thing: Any) -> bytes:
+        """Hash what a class or a function holds, and the globals that edited code reads."""
+        try:
+            if isinstance(thing, type):
+                held = {name: part for name, part in vars(thing).items() if name not in NOT_OF_A_CLASS}
+                return self._join("class", [self.of(thing.__bases__), self.of(held)])
+            cells = [cell.cell_contents for cell in thing.__closure__ or ()]
+            read = globals_read(thing) if _runs_as_edited(thing) else {}
+            return self._join("body", [self.of((thing.__defaults__, thing.__kwdefaults__, cells)), self.of(read)])
+        except (RecursionError, ValueError):  # too deep, or a closure not filled yet
+            return self.of(make_unique())
 
     def _of_named(self, value: Any, name: str) -> bytes:
         module = getattr(value, "__module__", None) or "builtins"
@@ -244,8 +271,9 @@ class _Hasher:
             kept = value.__reduce_ex__(4)
         except Exception:  # classes refuse in many ways
             return self.of(make_unique())
-        if isinstance(kept, str):  # the name of something global
-            return self._join("global", [self.of(type(value)), self.of((getattr(value, "__module__", None), kept))])
+        if isinstance(kept, str):  # the name of something global, which a decorator may have put around code
+            named = self.of((getattr(value, "__module__", None), kept, getattr(value, "__wrapped__", None)))
+            return self._join("global", [self.of(type(value)), named])
         # the items of lists and dictionaries come as iterators, which say nothing of what they hold
         kept = tuple(list(part) if isinstance(part, Iterator) else part for part in kept)
         more: tuple[Any, ...] = ()

@@ -11,7 +11,7 @@ from defend.report.leaderboard import Place
 
 def board(places: Sequence[Place], name: str, narrow: bool = False) -> Scene | None:
     """Return a bar a run, best first, hollow where it has no rank; None where no runs can be compared."""
-    if any(place.blocked == "not comparable" for place in places):
+    if not any(place.rank for place in places):
         return None
     groups = [
         Group(
