@@ -337,6 +337,27 @@ def test_what_cannot_be_ranked_has_no_rank(tmp_path, change, said):
     assert (board(places, "figure") is None) == (said == "not comparable")
 
 
+def test_an_interrupted_run_takes_no_row_from_the_others(tmp_path):
+    folders = [
+        made_up_run.write(tmp_path / name, name=name, better=better) for name, better in (("dae", 0), ("apudae", 0.3))
+    ]
+    results = [read_results(folder) for folder in folders]
+    alone = leaderboard(results, compare([each.run for each in results]))
+    cut = read_results(made_up_run.write(tmp_path / "vaegan", name="vaegan"))
+    cut = attrs.evolve(
+        cut, run=attrs.evolve(cut.run, rows=cut.run.rows[:1], report={**cut.run.report, "partial": True})
+    )
+    every = [cut, *results]
+    places = leaderboard(every, compare([each.run for each in every]))
+    assert [(place.run, place.rank, place.blocked) for place in places] == [
+        (2, 1, ""),
+        (1, 2, ""),
+        (0, None, "interrupted"),
+    ]
+    assert [place.worst for place in places[:2]] == [place.worst for place in alone]
+    assert places[1].difference.difference == alone[1].difference.difference and places[0].over == alone[0].over > 2
+
+
 def test_the_leaderboard_ranks_and_tests(runs):
     arms = runs / "arms"
     weak = made_up_run.write(arms / "a", name="dae")

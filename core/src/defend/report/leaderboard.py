@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import attrs
 
-from defend.records.compare import Comparison, Difference, RunAccuracy
+from defend.records.compare import Comparison, Difference, RunAccuracy, compare
 from defend.records.run import Results
 from defend.values.report import WorstCase
 
@@ -25,6 +25,7 @@ class Place:
             None where it has neither.
         loose: whether more steps of an attack would plainly lower that.
         difference: the best run as the first, this one as the second; None for the best, and where nothing is shared.
+        over, tests: how many rows the ranking is over, 0 without one, and how many tests its p values are adjusted for.
     """
 
     run: int
@@ -34,14 +35,24 @@ class Place:
     worst: RunAccuracy | WorstCase | None
     loose: bool
     difference: Difference | None
+    over: int = 0
+    tests: int = 0
 
 
 def leaderboard(results: Sequence[Results], compared: Comparison) -> list[Place]:
-    """Rank runs by worst case over what all have in common; those without a rank stand last."""
-    shared = compared.worst_case
-    worst: list[RunAccuracy | WorstCase | None] = (
-        [each.report.worst_case for each in results] if shared is None else list(shared.cells)
-    )
+    """Rank runs by worst case over what all have in common; those without a rank stand last.
+
+    An interrupted run lacks rows and images: where there is one, the others are held against each other without it.
+    """
+    whole = [run for run, each in enumerate(results) if not each.run.partial]
+    if len(whole) < 2:
+        whole = list(range(len(results)))
+    basis = compared if len(whole) == len(results) else compare([results[run].run for run in whole])
+    shared = basis.worst_case
+    worst: list[RunAccuracy | WorstCase | None] = [each.report.worst_case for each in results]
+    if shared is not None:
+        for run, cell in zip(whole, shared.cells, strict=True):
+            worst[run] = cell
 
     def find_blocked(run: int) -> str:
         report = results[run].report
@@ -59,7 +70,7 @@ def leaderboard(results: Sequence[Results], compared: Comparison) -> list[Place]
         return bool(find_blocked(run)), 0.0 if found is None or shared is None else -found.accuracy
 
     order = sorted(range(len(results)), key=merit)
-    pairs = {} if shared is None else {(pair.first, pair.second): pair for pair in shared.differences}
+    pairs = {} if shared is None else {(whole[pair.first], whole[pair.second]): pair for pair in shared.differences}
     best = order[0]
     return [
         Place(
@@ -70,6 +81,8 @@ def leaderboard(results: Sequence[Results], compared: Comparison) -> list[Place]
             worst=found,
             loose=found is not None and bool(found.rising if isinstance(found, WorstCase) else found.loose),
             difference=pairs.get((best, run)) or _turn(pairs.get((run, best))),
+            over=0 if shared is None else len(shared.over),
+            tests=basis.tests,
         )
         for rank, run in enumerate(order, start=1)
         for found in (worst[run],)
