@@ -45,7 +45,13 @@ _MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
 @contextlib.contextmanager
 def keyed(keys: Tensor, *, seed: int, stream: str) -> Iterator[None]:
     """Make every draw in this block depend on `keys` (int64 [B]), `seed` and `stream` alone."""
-    token = _current.set(_Draws(_mix(keys * _GOLDEN + _stream_number(seed, stream)), keys, seed, stream))
+    with _drawing_from(_Draws(_mix(keys * _GOLDEN + _stream_number(seed, stream)), keys, seed, stream)):
+        yield
+
+
+@contextlib.contextmanager
+def _drawing_from(draws: _Draws) -> Iterator[None]:
+    token = _current.set(draws)
     try:
         yield
     finally:
@@ -119,12 +125,9 @@ def narrowed(part: slice) -> Iterator[None]:
         return
     own = _Draws(draws.base[part], draws.keys[part], draws.seed, draws.stream)
     own.count = draws.count
-    token = _current.set(own)
-    try:
+    with _drawing_from(own):
         yield
-    finally:
-        _current.reset(token)
-        draws.count = own.count
+    draws.count = own.count
 
 
 @attrs.frozen
@@ -153,11 +156,8 @@ def resumed(at: Mark) -> Iterator[None]:
     if at.draws is not None:
         draws = _Draws(at.draws.base, at.draws.keys, at.draws.seed, at.draws.stream)
         draws.count = at.count
-        token = _current.set(draws)
-        try:
+        with _drawing_from(draws):
             yield
-        finally:
-            _current.reset(token)
         return
     with torch.random.fork_rng([at.device] if at.device_generator is not None else []):
         if at.generator is not None:

@@ -1,6 +1,7 @@
 """Objects of a session: evaluated, trained for and calibrated without a package, and left as they were."""
 
 import csv
+import functools
 
 import attrs
 import pytest
@@ -308,6 +309,16 @@ def test_a_function_holds_weights_where_it_calls_a_network(network, held):
 
     assert _holds_weights(Function(purify)) == held
     assert not _holds_weights(Function(soften))
+    assert _holds_weights(Function(functools.partial(soften, share=0.1))), "nobody looks into what is called"
+
+
+def test_a_function_of_what_is_made_later_may_hold_anything():
+    def purify(images):
+        return later(images)
+
+    assert _holds_weights(Function(purify))
+    later = nn.Identity()
+    assert _holds_weights(Function(purify))
 
 
 def test_an_argument_that_is_annotated_is_an_option(model, data):

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from defend.assembly.stage import Built
+from defend.custom.build import Function
 from defend.datasets.base import ImageDataset, Origin, Split
 from defend.store.fingerprint import globals_read
 from defend.values.report import DatasetInfo
@@ -98,11 +99,20 @@ def _holds_weights(module: nn.Module) -> bool:
     """Whether a part has parameters or buffers, or is a function whose closure or globals hold networks or tensors."""
     if any(True for _ in (*module.parameters(), *module.buffers())):
         return True
-    kept = [value for part in module.modules() for value in vars(part).values()]
-    functions = [value for value in kept if isinstance(value, types.FunctionType)]
-    cells = [cell.cell_contents for each in functions for cell in each.__closure__ or ()]
-    reached = [*cells, *(value for each in functions for value in globals_read(each).values())]
-    return any(isinstance(value, nn.Module | Tensor) for value in reached)
+    for function in (part.function for part in module.modules() if isinstance(part, Function)):
+        if not isinstance(
+            function, types.FunctionType
+        ):  # a method, or an object that is called: who knows what it holds
+            return True
+        try:
+            reached = [cell.cell_contents for cell in function.__closure__ or ()] + list(
+                globals_read(function).values()
+            )
+        except ValueError:  # a closure that is not filled yet
+            return True
+        if any(isinstance(value, nn.Module | Tensor) for value in reached):
+            return True
+    return False
 
 
 def _find_seen(built: Built, dataset: ImageDataset, origin: Origin | None) -> str:

@@ -163,16 +163,14 @@ class _Hasher:
         self._save = torch.jit.save
         self._known: dict[int, tuple[Any, bytes]] = {}  # the value too, as its id is only its own while it lives
         self._open: dict[int, int] = {}
-        self._referred: dict[int, Any] = {}
+        self._referred: list[Any] = []
 
     def digest(self, value: Any) -> str:
         """Return the hash of a value, and of all code that it refers to."""
-        digests, done = [self.of(value)], 0
-        while done < len(self._referred):  # each may refer to others
-            thing = list(self._referred.values())[done]
-            done += 1
-            digests.append(self.of(thing) + self._of_body(thing))
-        return (self._join("all", [digests[0], *sorted(digests[1:])]) if done else digests[0]).hex()
+        own = self.of(value)
+        # each may refer to others, and the list grows meanwhile
+        bodies = [self.of(thing) + self._of_body(thing) for thing in self._referred]
+        return (self._join("all", [own, *sorted(bodies)]) if bodies else own).hex()
 
     def of(self, value: Any) -> bytes:
         """Return 32 bytes."""
@@ -211,7 +209,7 @@ class _Hasher:
         if isinstance(value, types.FunctionType):
             named = self._of_named(value, value.__qualname__)
             if _runs_as_edited(value) and "<locals>" not in value.__qualname__:
-                self._referred.setdefault(id(value), value)
+                self._referred.append(value)  # once: it is known from now on
                 return self._join("function", [named, self.of(value.__code__)])
             return self._join("function", [named, self.of(value.__code__), self._of_body(value)])
         if isinstance(value, types.MethodType):
@@ -239,7 +237,7 @@ class _Hasher:
         if "<locals>" in value.__qualname__:  # made within a function, whose variables its methods may use
             return self._join("class", [named, self._of_body(value)])
         if _runs_as_edited(value):
-            self._referred.setdefault(id(value), value)
+            self._referred.append(value)  # once: it is known from now on
         return named
 
     def _of_body(self, thing: Any) -> bytes:
