@@ -100,17 +100,13 @@ def _holds_weights(module: nn.Module) -> bool:
     if any(True for _ in (*module.parameters(), *module.buffers())):
         return True
     for function in (part.function for part in module.modules() if isinstance(part, Function)):
-        if not isinstance(
-            function, types.FunctionType
-        ):  # a method, or an object that is called: who knows what it holds
+        if not isinstance(function, types.FunctionType):  # a method, or an object that is called
             return True
         try:
-            reached = [cell.cell_contents for cell in function.__closure__ or ()] + list(
-                globals_read(function).values()
-            )
+            held = [cell.cell_contents for cell in function.__closure__ or ()]
         except ValueError:  # a closure that is not filled yet
             return True
-        if any(isinstance(value, nn.Module | Tensor) for value in reached):
+        if any(isinstance(value, nn.Module | Tensor) for value in (*held, *globals_read(function).values())):
             return True
     return False
 
