@@ -245,6 +245,17 @@ def test_the_steady_loss_does_not_underflow(loss):
     assert not seen.zero.any() and bool(torch.isfinite(steady.loss).all()) and len(steady.loss.unique()) == 6
 
 
+@pytest.mark.parametrize("loss", STEADY)
+def test_logits_that_are_all_alike_do_not_decide_the_scale_of_those_to_come(loss):
+    images, labels, keys = batch()
+    straight, _ = look(Linear(scale=1e5), images, labels, keys, STEADY[loss][1])
+    target = Target(Linear(scale=1e5))
+    target.watch(keys, labels)
+    target.slope(torch.zeros_like(images), labels, keys, 0, STEADY[loss][1])  # a black image: no class leads
+    later = target.slope(images, labels, keys, 1, STEADY[loss][1])
+    assert torch.equal(later.loss, straight.loss) and torch.equal(later.gradient, straight.gradient)
+
+
 def test_keys_that_are_not_under_attack_change_nothing():
     sight = Sight(torch.tensor([5, 3, 9]), torch.tensor([0, 1, 2]))
     sight.note(torch.tensor([9, 4]), gradient=torch.zeros(2, 1, 2, 2), logits=torch.eye(3)[[0, 0]])

@@ -27,7 +27,8 @@ class DetectorAware(abc.ABC):
     there is none, the one with the highest loss: the log-odds against the label
     (`defend.attacks.objectives.log_odds`), which rise as the cross-entropy does and never lose their gradient. It is
     left alone once misclassified with a score below what the attacker wants (`target.threshold`, else the detector's
-    own), but never against a random defence.
+    own), but never against a random defence. There the best point of each pass, and the one that it ended in, are asked
+    about again with draws that chose none of them.
     """
 
     norm = "linf"
@@ -56,7 +57,8 @@ class DetectorAware(abc.ABC):
         best = _Best(images)
         everyone = torch.arange(len(images), device=images.device)
         # an image that is misclassified and accepted as it is needs no attack
-        best.record(everyone, images, target.scores(images, labels, keys, f"{self._name}/clean"), labels)
+        judge = f"{self._name}/judge"
+        best.record(everyone, images, target.scores(images, labels, keys, judge), labels)
         for restart in range(config.restarts):
             for number, (aims, direction) in enumerate(self._passes(target)):
                 left = everyone if target.random else best.open(wanted)
@@ -69,10 +71,15 @@ class DetectorAware(abc.ABC):
                     with keyed(identity, seed=target.seed, stream=f"{stream}/start"):
                         start = some + uniform_like(some, -1, 1) * budget.view(-1, 1, 1, 1)
                     start = project_linf(start, some, budget)
-                found = self._climb(
+                found, last = self._climb(
                     target, some, start, labels[left], budget, identity, size[left], aims, direction, wanted, stream
                 )
-                best.merge(left, found)
+                if not target.random:
+                    best.merge(left, found)
+                    continue
+                # the draws that a climb chose its candidate by flatter it, so all passes are compared by others
+                for candidates in (found.images, last):
+                    best.record(left, candidates, target.scores(candidates, labels[left], identity, judge), labels[left])
         return best.images
 
     def _climb(
@@ -88,7 +95,8 @@ class DetectorAware(abc.ABC):
         direction: Direction,
         wanted: Tensor,
         stream: str,
-    ) -> _Best:
+    ) -> tuple[_Best, Tensor]:
+        """Return the best of a pass, and the points [B,C,H,W] that it ended in (of those still climbing)."""
         steps = self._config.steps
         every = target.compact_every or (1 if images.device.type == "cpu" else max(steps // 4, 1))
         best, place = _Best(start), torch.arange(len(images), device=images.device)
@@ -103,12 +111,12 @@ class DetectorAware(abc.ABC):
                 keep = ~(wrong & (slopes.scores < wanted))
                 # an image that is misclassified and accepted is left there: that point is recorded already
                 if not keep.any():
-                    return best
+                    return best, current
                 place, current, images, labels = place[keep], current[keep], images[keep], labels[keep]
                 eps, keys, size = eps[keep], keys[keep], size[keep]
         # the loop records where each step begins, so the last point is still missing
         best.record(place, current, target.scores(current, labels, keys, f"{stream}/{steps}"), labels)
-        return best
+        return best, current
 
 
 class _Best:

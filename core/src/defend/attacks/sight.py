@@ -99,12 +99,15 @@ class Sight:
                 first = torch.where(happened & known & (column[place] == 0), now, column[place])
                 column.scatter_reduce_(0, place, first.to(column.dtype), "amax")
 
-    def first_scale(self, keys: Tensor, scale: Tensor) -> Tensor:
-        """Return the scale [B] that was first given for each image at `keys` [B]: `scale` [B] the first time."""
+    def first_scale(self, keys: Tensor, scale: Tensor, told: Tensor) -> Tensor:
+        """Return the scale [B] that was first given for each image at `keys` [B]: `scale` [B] the first time.
+
+        It is kept where it was `told`, bool [B], by logits that differ: equal ones have no scale.
+        """
         place, _ = self._places(keys)
         kept = self._scale[place]
         chosen = torch.where(kept > 0, kept, scale.to(kept.dtype))
-        self._scale.scatter_(0, place, chosen)
+        self._scale.scatter_(0, place, torch.where(told, chosen, kept))
         return chosen.to(scale.dtype)
 
     def labels_of(self, keys: Tensor) -> Tensor:

@@ -215,7 +215,7 @@ class Target:
         spread = self._mean((logits.amax(1) - logits.amin(1)).detach())
         scale = scale_to_usual(spread)
         if self.sight is not None:
-            scale = self.sight.first_scale(keys, scale)
+            scale = self.sight.first_scale(keys, scale, (spread > 0) & spread.isfinite())
         return self._repeat(scale)
 
     def _weigh(self, number: Tensor, steady: Steady) -> Tensor:
