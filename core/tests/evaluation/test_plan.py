@@ -16,7 +16,7 @@ from defend.defence import Defence
 from defend.errors import ConfigError, ContractError
 from defend.evaluation.assemble import _queries
 from defend.evaluation.bpda import BackwardThrough, surrogates_of
-from defend.evaluation.crafting import Crafter
+from defend.evaluation.crafting import DEFENDER, Crafter
 from defend.evaluation.evaluate import EvaluationSettings, Evaluator
 from defend.evaluation.plan import ArmNames, find_undone, plan
 from defend.plugins import registry
@@ -427,6 +427,30 @@ def test_who_knows_the_draws_attacks_what_will_judge(victim):
     assert not right(known, DEFENDED)[seen].any()
     (unknown,) = evaluated([row(eps=0.02, steps=6)], mild, victim=victim, dataset=labelled)
     assert right(known, DEFENDED).sum() <= right(unknown, DEFENDED).sum()
+
+
+class Asking(nn.Module):
+    """A detector whose score is what a victim says of the images, as feature squeezing's is."""
+
+    def __init__(self, victim=None):
+        super().__init__()
+        self.victim, self.threshold = victim, torch.tensor(0.0)
+
+    def with_victim(self, victim):
+        return Asking(victim)
+
+    def forward(self, batch, purified):
+        return self.victim(batch)[:, 0]
+
+
+def test_who_knows_the_draws_sees_the_scores_that_a_detector_gives_which_asks_a_random_victim():
+    arm = Defence(Fickle(), detector=Asking())
+    crafter = Crafter({DEFENDED: arm}, dataset="tiny", seed=3, draws=1, precision=None, store=None)
+    target = crafter.target(attrs.evolve(row(), attacked=DEFENDED, chance=KNOWN_DRAWS))
+    batch = next(tiny_dataset(TASK).batches("test", torch.arange(5), 5, torch.device("cpu")))
+    with keyed(batch.keys, seed=3, stream=DEFENDER):
+        judged = arm.screen(batch.images).score
+    assert torch.equal(target.scores(batch.images, batch.labels, batch.keys, "any").scores, judged)
 
 
 class NoStore:

@@ -71,7 +71,9 @@ class Crafter:
         precision = self._precision if plan.attacked == UNDEFENDED else None
         known = ""
         if plan.chance == KNOWN_DRAWS:
-            known, arm = DEFENDER, Defence(_AsJudged(arm.victim), arm.purifier, arm.detector)
+            known, faced = DEFENDER, Defence(_AsJudged(arm.victim), arm.purifier)
+            # as it stands there: one that asks the victim itself does so while it is judged, with the defender's draws
+            faced.detector, arm = arm.detector, faced
         draws = 1 if plan.chance else self._draws
         return Target(arm, seed=self._seed, draws=draws, precision=precision, threshold=plan.aim, known=known)
 
