@@ -15,6 +15,7 @@ import attrs
 from defend.errors import ConfigError, did_you_mean
 from defend.stages import Paper
 from defend.util.distributions import absent, require
+from defend.util.documents import digest
 from defend.values.threats import BEFORE_TUNING, DEFENDED, THREATS, TUNED, UNDEFENDED, UNTUNED, USUAL
 
 __all__ = [
@@ -126,6 +127,12 @@ class TableAttack:
     n: int = 1000
     draws: int = 1
     sight: bool = False
+
+
+SAID_OF_ATTACKS = ("name", "n", "sight")
+SAID_OF_ARMS = ("name", "best_of", "absent", "reference", "baseline")
+SAID_OF_ADAPTIVE = ("n", "draws", "fewer_draws")
+"""Fields that change no figure, or are told apart by themselves."""
 
 
 @attrs.frozen(kw_only=True)
@@ -265,6 +272,32 @@ class Table:
         """Return the budget of an attack."""
         return self.eps if attack.eps is None else attack.eps
 
+    def declare(self, attack: str, arm: str) -> str:
+        """Return a digest of all that decides a cell's figure: another one was measured otherwise.
+
+        Headings, reasons and the number of images are no part of it. What has its default is left out, so that a field
+        that is new changes nothing.
+        """
+        what, who = self.attack(attack), self.arm(arm)
+        if who.best_of:
+            return digest([self.declare(attack, name) for name in who.best_of])
+        return digest({**self._describe(what, SAID_OF_ATTACKS), **self._describe_arm(who, what.attack is not None)})
+
+    def declare_adaptive(self, arm: str) -> str:
+        """Return a digest of all that decides what an attacker who knows an arm leaves, as `declare` does."""
+        assert self.adaptive is not None
+        own = {**self._describe(self.adaptive, SAID_OF_ADAPTIVE), "draws": self.adaptive.draws_of(arm)}
+        return digest({**own, **self._describe_arm(self.arm(arm), True)})
+
+    def _describe_arm(self, arm: TableArm, attacked: bool) -> dict[str, Any]:
+        found = {**self._describe(arm, SAID_OF_ARMS), "dataset": self.dataset, "victim": arm.victim or self.victim}
+        return {**found, "eps": self.eps} if attacked else found
+
+    @staticmethod
+    def _describe(each: TableArm | TableAttack | Adaptive, said: Sequence[str]) -> dict[str, Any]:
+        plain = attrs.asdict(each, filter=lambda field, value: field.name not in said and value != _default(field))
+        return {f"{type(each).__name__}.{name}": value for name, value in plain.items()}
+
     def miss(self, attack: str, arm: str) -> Reason | None:
         """Return why a figure is not the paper's, None where nothing is known: the closest reason."""
         return self.misses.get(f"{attack} / {arm}") or self.misses.get(arm) or self.misses.get(attack)
@@ -283,6 +316,11 @@ def grid(arms: Sequence[TableArm], rows: Mapping[str, Sequence[float | None]]) -
         for arm, value in zip(names, values, strict=True)
         if value is not None
     }
+
+
+def _default(field: attrs.Attribute[Any]) -> Any:
+    default: Any = field.default
+    return default.factory() if isinstance(default, attrs.Factory) else default  # type: ignore[arg-type]
 
 
 def choose_tables(tables: Iterable[Table], asked: Sequence[str]) -> list[Table]:

@@ -276,7 +276,9 @@ def test_what_fools_a_random_detector_by_luck_is_not_kept(name):
         return uniform_like(batch[:, 0, 0, 0], 0, 1) - torch.where(moved, 0.4, 0.8)
 
     defence = Defence(TinyVictim(), detector=Detector(score, 0.0, random=True)).requires_grad_(False)
-    labels = (defence(pictures).argmax(1) + 1) % TASK.classes  # all are misclassified, and only the detector stands in the way
+    labels = (
+        defence(pictures).argmax(1) + 1
+    ) % TASK.classes  # all are misclassified, and only the detector stands in the way
     found = craft(attacks(steps=30)[name], Target(defence, draws=5), pictures, labels, eps=0.05)
     unmoved = (found - pictures).abs().amax((1, 2, 3)) <= 1e-6
     assert unmoved.all()

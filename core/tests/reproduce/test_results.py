@@ -207,6 +207,61 @@ def test_a_cell_that_its_table_attacks_otherwise_now_is_open(change, said):
     assert after.cell("Clean", "Soft").ours is not None
 
 
+STEPS = {"options": {"steps": 5}}
+
+
+@pytest.mark.parametrize(
+    ("change", "same"),
+    [
+        ({"caption": "other words", "misses": {"PGD": "a reason"}, "knowledge": "adaptive"}, {"PGD", "Clean"}),
+        ({"attacks": (ATTACKS[0], TableAttack(name="PGD", attack="pgd", n=50), ATTACKS[2])}, {"PGD", "Clean"}),
+        ({"eps": 0.3}, {"Clean"}),
+        ({"attacks": (ATTACKS[0], TableAttack(name="PGD", attack="pgd", threat="adaptive"), ATTACKS[2])}, {"Clean"}),
+        ({"attacks": (ATTACKS[0], TableAttack(name="PGD", attack="pgd", **STEPS), ATTACKS[2])}, {"Clean"}),
+        ({"victim": "resnet20"}, set()),
+        ({"dataset": "mnist"}, set()),
+        ({"arms": (ARMS[0], attrs.evolve(ARMS[1], weights={"purifier": "+long"}), ARMS[2])}, set()),
+        ({"arms": (ARMS[0], attrs.evolve(ARMS[1], options={"soften": {"by": 2}}), ARMS[2])}, set()),
+        ({"arms": (ARMS[0], attrs.evolve(ARMS[1], source="resnet20"), ARMS[2])}, set()),
+    ],
+)
+def test_what_a_cell_was_measured_with_is_kept_and_a_table_that_has_it_otherwise_now_opens_it(change, same):
+    """Weights, options and sources of an arm decide as much as an attack's budget and steps."""
+    before, now = table(), table(**change)
+    kept = tuple(
+        attrs.evolve(cell, details={"declared": before.declare(cell.attack, cell.arm)}) for cell in measured().cells
+    )
+    after = restate(now, attrs.evolve(measured(), cells=kept))
+    for attack in ("PGD", "Clean"):
+        cell = after.cell(attack, "Soft")
+        assert (cell.ours is not None) is (attack in same), attack
+        assert cell.ours is not None or cell.why == "it was measured otherwise than the table has it now"
+
+
+def test_what_an_adaptive_attacker_left_of_an_arm_that_is_another_now_is_gone():
+    before, result = table(), measured()
+    kept = attrs.evolve(
+        result, adaptive=tuple(attrs.evolve(one, declared=before.declare_adaptive(one.arm)) for one in result.adaptive)
+    )
+    assert restate(before, result).adaptive == result.adaptive != () and restate(before, kept).adaptive == kept.adaptive
+    longer = (ARMS[0], attrs.evolve(ARMS[1], weights={"purifier": "+long"}), ARMS[2])
+    for now in (table(arms=longer), table(adaptive=Adaptive(options={"pgd": {"steps": 3}})), table(adaptive=None)):
+        assert not restate(now, kept).adaptive
+    assert restate(table(adaptive=Adaptive(n=7)), kept).adaptive == kept.adaptive
+
+
+def test_the_best_of_several_arms_is_open_once_one_of_them_is_another():
+    def best(**change):
+        arms = (
+            *ARMS[:2],
+            attrs.evolve(ARMS[1], name="Softer", **change),
+            TableArm(name="B", best_of=("Soft", "Softer")),
+        )
+        return table(arms=arms, cells={("PGD", "B"): 50.0})
+
+    assert best().declare("PGD", "B") == best().declare("PGD", "B") != best(purifier="blur").declare("PGD", "B")
+
+
 # What is kept
 
 

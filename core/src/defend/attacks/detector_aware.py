@@ -79,7 +79,9 @@ class DetectorAware(abc.ABC):
                     continue
                 # the draws that a climb chose its candidate by flatter it, so all passes are compared by others
                 for candidates in (found.images, last):
-                    best.record(left, candidates, target.scores(candidates, labels[left], identity, judge), labels[left])
+                    best.record(
+                        left, candidates, target.scores(candidates, labels[left], identity, judge), labels[left]
+                    )
         return best.images
 
     def _climb(

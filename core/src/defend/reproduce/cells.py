@@ -47,7 +47,7 @@ def make_result(
         dataset={"name": latest.dataset.name, "sha256": latest.dataset.sha256} if latest else {"name": table.dataset},
         cells=tuple(cells[place] for place in table.cells),
         adaptive=tuple(
-            _adaptive(job, report) for job, report in made if not job.attacks and report.worst_case is not None
+            _adaptive(table, job, report) for job, report in made if not job.attacks and report.worst_case is not None
         ),
         versions=_join(report.versions for report in reports.values()),
         plugins=_join(report.plugins for report in reports.values()),
@@ -93,6 +93,7 @@ def _cell(
         return attrs.evolve(blank, standing=stands, why=arm.absent or troubles.get(arm.name, STILL_TO_RUN))
     # the least over the budgets, as Wester's (2020) worst column is
     ours, n, details = min(found, key=lambda figure: figure[0])
+    details["declared"] = table.declare(attack, arm.name)
     stands, why = standing(table, attack, arm.name, ours)
     return attrs.evolve(
         blank, ours=ours, ci95=wilson(round(ours * n), n), n=n, standing=stands, why=why, details=details
@@ -111,9 +112,8 @@ def _best(
         return attrs.evolve(blank, standing=stands, why="not all of its arms are measured")
     best = max(several, key=lambda cell: cell.ours or 0.0)
     stands, why = standing(table, attack, arm.name, best.ours)
-    return attrs.evolve(
-        best, arm=arm.name, paper=blank.paper, standing=stands, why=why, details={**best.details, "best": best.arm}
-    )
+    details = {**best.details, "best": best.arm, "declared": table.declare(attack, arm.name)}
+    return attrs.evolve(best, arm=arm.name, paper=blank.paper, standing=stands, why=why, details=details)
 
 
 def _figure(attack: TableAttack, job: Job, report: Report) -> tuple[float, int, dict[str, Any]]:
@@ -145,7 +145,7 @@ def _figure(attack: TableAttack, job: Job, report: Report) -> tuple[float, int, 
     return arm.accuracy_with_credit if job.arm.credit else arm.accuracy, row.n, details
 
 
-def _adaptive(job: Job, report: Report) -> AdaptiveResult:
+def _adaptive(table: Table, job: Job, report: Report) -> AdaptiveResult:
     worst = report.worst_case
     assert worst is not None
     credit = worst.with_credit if job.arm.credit else None
@@ -160,4 +160,5 @@ def _adaptive(job: Job, report: Report) -> AdaptiveResult:
         credit=bool(credit),
         failed=tuple(check.name for check in report.failed),
         rising=worst.rising,
+        declared=table.declare_adaptive(job.arm.name),
     )

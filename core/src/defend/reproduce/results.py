@@ -30,7 +30,8 @@ class Cell:
         why: the reason, where there is one.
         details: of the row that was measured: threat, eps, steps, the run's folder name; of several arms, the "best";
             "blind", the share of images at which the attack ever had a gradient of exactly zero, where that happened;
-            "rejected", the share that the detector rejected, where there is one.
+            "rejected", the share that the detector rejected, where there is one; "declared", what the table had it
+            measured with, as `Table.declare` says it.
     """
 
     attack: str
@@ -59,6 +60,7 @@ class AdaptiveResult:
         failed: the sanity checks that failed; where there are any the figure is not to be trusted.
         rising: the rows whose attack was still fooling images when its steps ended, as in
             `defend.values.report.WorstCase`; None where that was not recorded.
+        declared: what the table had it measured with, as `Table.declare_adaptive` says it; "" where not recorded.
     """
 
     arm: str
@@ -70,6 +72,7 @@ class AdaptiveResult:
     credit: bool = False
     failed: tuple[str, ...] = ()
     rising: tuple[str, ...] | None = None
+    declared: str = ""
 
 
 @attrs.frozen(kw_only=True)
@@ -141,10 +144,18 @@ def standing(table: Table, attack: str, arm: str, ours: float | None) -> tuple[S
 def restate(table: Table, result: TableResult) -> TableResult:
     """Hold a result against its table as it is now: every figure stays, reasons and standings are the table's.
 
-    Cells that the table had not when it was measured are open, as are those that it attacks otherwise now; those that
-    it has no more are gone.
+    Cells that the table had not when it was measured are open, as are those that it measures otherwise now; those that
+    it has no more are gone, as is what an adaptive attacker left of an arm that is another now.
     """
-    return attrs.evolve(result, cells=tuple(_restated(table, result, attack, arm) for attack, arm in table.cells))
+    cells = tuple(_restated(table, result, attack, arm) for attack, arm in table.cells)
+    return attrs.evolve(result, cells=cells, adaptive=tuple(one for one in result.adaptive if _is_current(table, one)))
+
+
+def _is_current(table: Table, one: AdaptiveResult) -> bool:
+    if not one.declared:  # kept before that was recorded
+        return True
+    there = table.adaptive is not None and any(arm.name == one.arm for arm in table.arms)
+    return there and one.declared == table.declare_adaptive(one.arm)
 
 
 def _restated(table: Table, result: TableResult, attack: str, arm: str) -> Cell:
@@ -159,6 +170,10 @@ def _restated(table: Table, result: TableResult, attack: str, arm: str) -> Cell:
 
 def _find_change(table: Table, attack: str, arm: str, cell: Cell) -> str:
     """Return in what a cell was attacked otherwise than its table declares now; "" where nothing says so."""
+    then = cell.details.get("declared")
+    if cell.ours is not None and then is not None:
+        return "" if then == table.declare(attack, arm) else "otherwise than the table has it now"
+    # a result that was kept before that was recorded
     declared, eps = table.attack(attack), cell.details.get("eps")
     if cell.ours is None or declared.attack is None or table.arm(arm).budgets or table.arm(arm).best_of:
         return ""
