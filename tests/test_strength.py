@@ -9,13 +9,13 @@ from defend.attacks.target import Target
 from defend.plugins import registry
 from defend.util.statistics import wilson
 
-EPS, STEPS, IMAGES = 0.1, 20, 24
+EPS, STEPS, IMAGES = 0.06, 20, 24
 
 
 @pytest.fixture(scope="module")
 def attacked():
-    """What is left of dae and resnet18 on some digits by each attack: `attacked(name, **options)`, bool [N]."""
-    defence = defend.load("resnet18", purifier="dae").requires_grad_(False)
+    """What is left of dae and resnet20 on some digits by each attack: `attacked(name, **options)`, bool [N]."""
+    defence = defend.load("resnet20", purifier="dae").requires_grad_(False)
     images, labels = defend.dataset("digits").tensors("test", limit=IMAGES, seed=1)
 
     def left(name, **options):

@@ -4,8 +4,6 @@ import pytest
 import torch
 import torchattacks
 
-from defend.assembly.load import open_dataset
-from defend.assembly.stage import build_stage
 from defend.attacks.apgd import Apgd, _State, checkpoints
 from defend.attacks.goals import Goal
 from defend.attacks.host import craft
@@ -161,20 +159,18 @@ def test_a_step_in_l2_goes_along_the_gradient_and_ends_on_the_ball():
     assert state.part(torch.tensor([0])).step(origin, torch.tensor([0.3]), goal, momentum=1.0).equal(moved)
 
 
-@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.03), ("l2", 0.5)])
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.02), ("l2", 0.15)])
 @pytest.mark.parametrize("loss", ["ce", "dlr"])
 def test_as_strong_as_torchattacks(loss, norm, eps):
-    dataset = open_dataset("digits")
-    pictures, labels = dataset.tensors("test", limit=20)
-    victim = build_stage("victim", "resnet18", dataset.task()).module.requires_grad_(False)
+    victim, pictures = TinyVictim(TASK).requires_grad_(False), images(TASK, 200)
+    labels = victim(pictures).argmax(1)
     steps, named = 10, {"linf": "Linf", "l2": "L2"}
     judge = torchattacks.APGD(victim, norm=named[norm], eps=eps, steps=steps, n_restarts=1, loss=loss, seed=0)
     theirs = judge(pictures, labels)
     ours = craft(Apgd(ApgdOptions(steps=steps), loss, norm), Target(victim), pictures, labels, eps=eps)
-    with torch.no_grad():
-        left = [int((victim(found).argmax(1) == labels).sum()) for found in (pictures, theirs, ours)]
-    assert left[0] - left[1] >= 3, "the budget should tell attacks apart"
-    assert left[2] <= left[1] + 2, left  # their random start is another one
+    left = [int((victim(found).argmax(1) == labels).sum()) for found in (theirs, ours)]
+    assert 20 < left[0] < 180, "the budget should tell attacks apart"
+    assert left[1] <= left[0] + 4, left  # their random start is another one
 
 
 def test_stronger_than_pgd_of_as_many_steps_on_a_small_budget():
