@@ -102,6 +102,19 @@ def test_attacks_keep_to_the_budget_and_use_it(tiny, victim, eps):
         assert change.max() == int(eps * 255 + 1e-3)
 
 
+def test_attacks_in_bfloat16_hurt_as_much_and_leave_the_victim_as_it_was(tiny, victim, sets):
+    layouts = {name: value.stride() for name, value in victim.state_dict().items()}
+    reduced = make_sets(tiny, ("train", "val"), attrs.evolve(RECIPE, craft_precision="bf16"), victim, CPU, Fade())
+    assert {name: value.stride() for name, value in victim.state_dict().items()} == layouts
+    assert torch.equal(pixels(reduced, "train", "clean"), pixels(sets, "train", "clean"))
+    for kind in ("fgsm", "pgd"):
+        change = (pixels(reduced, "train", kind).short() - pixels(sets, "train", kind).short()).abs()
+        # rounded gradients are those of another attack, whose signs are nearly all the same
+        assert 0 < (change > 0).float().mean() < 0.2, kind
+        exact = sets.accuracy(victim, "train", kind, CPU)
+        assert reduced.accuracy(victim, "train", kind, CPU) <= exact + 0.1
+
+
 def test_attacks_hurt_the_victim(sets, victim):
     assert sets.accuracy(victim, "train", "pgd", CPU) < sets.accuracy(victim, "train", "clean", CPU)
 

@@ -45,8 +45,10 @@ UNNORMALISED: Mapping[str, Any] = {"mean": MEANS["none"], "std": STDS["none"], "
 # 100 of the 10,000 that the usual autoencoder saw.
 LONG = "long"
 LONG_VICTIM: Mapping[str, Any] = {"epochs": 60}
-LONG_AUTOENCODER: Mapping[str, Any] = {"epochs": 40}
+BF16: Mapping[str, Any] = {"craft_precision": "bf16"}
+LONG_AUTOENCODER: Mapping[str, Any] = {"epochs": 40, **BF16}
 MIX: Mapping[str, Any] = {"schedule": "mix"}  # what the paper says of ResNet-20
+LONG_TUNING: Mapping[str, Any] = {**MIX, **BF16}
 
 
 @hookimpl
@@ -115,7 +117,7 @@ def defend_finetuners() -> Sequence[StageSpec]:
             # An epoch of set 1 is 25 steps, not CIFAR-10's 1,054: twice the epochs. And without the shifts that it was
             # trained with, the victim gets worse on clean images (README).
             recipes={"digits": {**DIGITS_ATTACKS, "repeats": 2, "shift": 2}},
-            editions={"mix": MIX, LONG: MIX},
+            editions={"mix": MIX, LONG: LONG_TUNING},
             weights="defend_dae_finetune.weights",
         )
     ]

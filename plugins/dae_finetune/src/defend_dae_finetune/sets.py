@@ -5,6 +5,7 @@ Kinds are clean, FGSM and PGD, and the purifier's output for each of the three.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -122,12 +123,17 @@ def _make(
 ) -> dict[str, Tensor]:
     steps = {"steps": recipe.pgd_steps, "step_size": recipe.pgd_step_size, "early_stop": False}
     attacks: dict[str, Attack] = {"fgsm": Fgsm(FgsmOptions()), "pgd": Pgd(make(PgdOptions, steps, "pgd"))}
-    target = Target(victim, seed=SEED)
+    reduced = recipe.craft_precision == "bf16"
+    if reduced:  # without that layout bfloat16 gains little
+        victim = copy.deepcopy(victim).to(memory_format=torch.channels_last)
+    target = Target(victim, seed=SEED, precision=torch.bfloat16 if reduced else None)
+    layout = torch.channels_last if reduced else torch.contiguous_format
     parts: dict[str, list[Tensor]] = {}
     for batch in dataset.batches(split, chosen, BATCH, device):
         kinds = {"clean": to_bytes(batch.images)}
         for name, attack in attacks.items():
-            attacked = craft(attack, target, batch.images, batch.labels, eps=recipe.eps, keys=batch.keys)
+            images = batch.images.contiguous(memory_format=layout)
+            attacked = craft(attack, target, images, batch.labels, eps=recipe.eps, keys=batch.keys).contiguous()
             kinds[name] = within(to_bytes(attacked), kinds["clean"], recipe.eps)
         if purifier is not None:
             for name in CRAFTED:
