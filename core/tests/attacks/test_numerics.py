@@ -326,6 +326,32 @@ def test_what_size_logits_have_decides_no_success(name, classes):
     holds()
 
 
+class Unmeant(nn.Module):
+    """A victim with a class more, which is never meant, so far behind; its logits are multiplied."""
+
+    def __init__(self, inner, behind, scale):
+        super().__init__()
+        self.inner, self.behind, self.scale = inner, behind, scale
+
+    def forward(self, batch):
+        logits = self.inner(batch)
+        return self.scale * torch.cat([logits, logits[:, :1] * 0 - self.behind], 1)
+
+
+@pytest.mark.parametrize("name", ["pgd", "apgd_ce", "mi_fgsm", "pgd_joint", "pgd_selective", "pgd_orthogonal", "cw"])
+def test_a_class_that_is_far_behind_decides_no_success(name):
+    """It changes no prediction, and a scale that is taken from it leaves nothing of the differences that do."""
+    attack, pictures, victim = build(name), images(TASK, 48), small(10)
+    labels, eps = victim(pictures).argmax(1), 0.05 if name == "cw" else 0.03
+    counts = {}
+    for behind, scale in ((0.0, 1.0), (100.0, 1.0), (1e5, 1.0), (1e9, 1.0), (1e5, 1e-4), (1e3, 1e4)):
+        whole = Defence(Unmeant(victim, behind, scale), detector=Contrast())
+        counts[behind, scale] = left(victim, craft(attack, Target(whole), pictures, labels, eps=eps), labels)
+    usual = counts.pop((0.0, 1.0))
+    assert usual < 40, "nothing can be told apart where everything is left"
+    assert max(abs(count - usual) for count in counts.values()) <= 2, (usual, counts)
+
+
 @pytest.mark.parametrize("name", ["apgd_ce_l2", "apgd_dlr_l2"])
 @pytest.mark.parametrize("scale", [1e-30, 1e-15])
 def test_steps_in_l2_follow_a_gradient_of_any_size(name, scale):

@@ -675,6 +675,41 @@ def test_noise_on_logits_of_any_size_is_noticed(scale):
     assert probed(Sized(3, scale, noise=0.01), 6).status == "fail"
 
 
+class Unmeant(Sized):
+    """A class more, far behind, that is never meant; and where `mixed`, a share of the batch's mean in the others."""
+
+    def __init__(self, behind, noise=0.0, mixed=0.0, wrong=False):
+        super().__init__(6, 1.0, noise)
+        self.behind, self.mixed, self.wrong = behind, mixed, wrong
+
+    def forward(self, batch):
+        logits = super().forward(batch)
+        logits = logits + self.mixed * logits.mean(0)
+        if self.wrong:
+            away = super().forward(batch.roll(1, 3))
+            logits = away + (logits - away).detach()
+        return torch.cat([logits, logits[:, :1] * 0 - self.behind], 1)
+
+
+@pytest.mark.parametrize("behind", [10.0, 1e4, 1e9])
+def test_a_class_that_is_far_behind_hides_no_fault(behind):
+    """Noise, other images and a wrong slope are small beside its logit, and decide all the same."""
+    assert [probed(Unmeant(behind), number).status for number in (6, 13)] == ["pass", "pass"]
+    assert "agree with" in probed(Unmeant(behind), 5).detail
+    assert probed(Unmeant(behind, noise=0.02), 6).status == "fail"
+    assert probed(Unmeant(behind, mixed=0.5), 13).status == "fail"
+    assert "disagree" in probed(Unmeant(behind, wrong=True), 5).detail
+
+
+def test_an_offset_of_all_logits_hides_no_noise():
+    class Offset(Sized):
+        def forward(self, batch):
+            return super().forward(batch) + 1e5
+
+    assert probed(Offset(6, 1.0), 6).status == "pass"
+    assert probed(Offset(6, 1.0, noise=0.02), 6).status == "fail"
+
+
 def test_a_wrong_slope_of_tiny_logits_is_noticed():
     class Wrong(Sized):
         def forward(self, batch):

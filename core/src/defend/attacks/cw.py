@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from defend.attacks.balls import project_linf
 from defend.attacks.goals import Goal, choose_goal, settle
 from defend.attacks.keeping import HALF, Nearest
-from defend.attacks.objectives import Objective
+from defend.attacks.objectives import Objective, leading_spread
 from defend.attacks.options import CwOptions
 from defend.attacks.target import Target
 
@@ -17,7 +17,7 @@ BETAS = (0.9, 0.999)
 TINY = 1e-8
 INSIDE = 1 - 1e-6  # images are drawn this far into (0,1), where tanh space reaches them
 LARGEST_CONST = 1e10  # foolbox's bound too
-USUAL_SPREADS = (0.1, 1e3)  # from the smallest to the largest logit of an image: what the published constants suit
+USUAL_SPREADS = (0.1, 1e3)  # of an image's leading logits: what the published constants suit
 TYPICAL_SPREAD = 10.0
 
 
@@ -46,7 +46,7 @@ def usual_scale(logits: Tensor) -> Tensor:
     distance from the first constant on, and the images found would lie far away. With logits a millionth as large, the
     distance would outweigh the margin up to the last constant, and none would be found.
     """
-    spread = logits.amax(1) - logits.amin(1)
+    spread = leading_spread(logits)
     low, high = USUAL_SPREADS
     usual = ((spread >= low) & (spread < high)) | ~(spread > 0) | ~spread.isfinite()
     return torch.where(usual, torch.ones_like(spread), TYPICAL_SPREAD / spread)

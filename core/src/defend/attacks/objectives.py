@@ -50,17 +50,28 @@ class Steady:
         return self.number(logits.float(), labels), logits
 
 
-SPREAD = (10.0, 40.0)  # of an image's logits, largest less least: what a usual network has
+LEADING = 5  # logits of an image that an attack has to do with
+SPREAD = (8.0, 30.0)  # of an image's leading logits: what a usual network has
 
 
 def steady_odds(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the log-odds against the label, [B], of logits [B,K] whose spread is that of a usual network.
+    """Return the log-odds against the label, [B], of logits [B,K] whose leading ones spread as a usual network's do.
 
     With tiny logits all other classes count alike in the cross-entropy, with huge ones only the largest does. An
     attack's success would then depend on a factor that changes no prediction. Logits of usual spread stay as they are.
     Only the gradient is of use: the factor is taken anew at every point, so values at two points do not compare.
     """
-    return log_odds(logits * scale_to_usual(logits.amax(1) - logits.amin(1))[:, None], labels)
+    return log_odds(logits * scale_to_usual(leading_spread(logits))[:, None], labels)
+
+
+def leading_spread(logits: Tensor) -> Tensor:
+    """Return how far the leading logits of an image lie apart, [B]: the largest of [B,K] less the fifth largest.
+
+    Those behind have no say: a class that is never meant, at -1e4, would make the spread, and a scale that is taken
+    from that would leave nothing of the differences that decide.
+    """
+    leading = logits.detach().topk(min(LEADING, logits.shape[1]), 1).values
+    return leading[:, 0] - leading[:, -1]
 
 
 def scale_to_usual(spread: Tensor) -> Tensor:

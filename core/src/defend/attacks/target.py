@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from defend.attacks.mending import Blindness, differentiate, fill, find_lost, mend
-from defend.attacks.objectives import Objective, Steady, cross_entropy, scale_to_usual
+from defend.attacks.objectives import Objective, Steady, cross_entropy, leading_spread, scale_to_usual
 from defend.attacks.sight import Ball, Sight
 from defend.boundary.answers import ensure_bounded
 from defend.boundary.given import name_of
@@ -212,7 +212,7 @@ class Target:
 
     def _usual_scale(self, keys: Tensor, logits: Tensor) -> Tensor:
         """Return what an image's logits are multiplied by, [D*B]: of the first look at it, so that losses compare."""
-        spread = self._mean((logits.amax(1) - logits.amin(1)).detach())
+        spread = self._mean(leading_spread(logits))
         scale = scale_to_usual(spread)
         if self.sight is not None:
             scale = self.sight.first_scale(keys, scale, (spread > 0) & spread.isfinite())

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from defend.boundary.held import find_moved_buffers
-from defend.checks.common import Case, Findings, Subject, percent
+from defend.checks.common import Case, Findings, Subject, lead, percent
 from defend.defence import Defence
 from defend.randomness import keyed
 
 SINGLES = 4  # images that are asked about alone
-ROUNDING = 1e-4  # of the largest logit (and score), or of a pixel on average, in float32
+ROUNDING = 1e-4  # of the spread of the logits, of the largest score, or of a pixel on average, in float32
 EXACT = 1e-6  # the same in float64, where rounding is no longer seen
 FAR = 0.01
 
@@ -113,8 +113,9 @@ def _ask(subject: Subject, defence: Defence) -> _Answer:
 def _apart(first: _Answer, second: _Answer, where: slice = slice(None)) -> _Apart:
     labels, accepted = second.labels[where], second.accepted[where]
     judged = int(((first.labels != labels) | (first.accepted != accepted)).sum())
-    moved = 0.0
-    for one, other in zip(first.columns, second.columns, strict=True):
+    (logits, *others), (all_logits, *all_others) = first.columns, second.columns
+    moved = float((lead(logits, all_logits) - lead(all_logits[where], all_logits)).abs().max())
+    for one, other in zip(others, all_others, strict=True):
         if one.numel() == 0:
             continue
         size = float(other.abs().max().clamp_min(1e-12))

@@ -12,6 +12,7 @@ import attrs
 import torch
 from torch import Tensor, nn
 
+from defend.attacks.objectives import leading_spread
 from defend.checks.outcomes import Outcomes
 from defend.datasets.base import Batch
 from defend.defence import Defence
@@ -23,7 +24,20 @@ from defend.values.threats import DEFENDED, THREATS, UNDEFENDED, ThreatKind
 Level = Literal["basic", "full"]
 Status = Literal["pass", "warn", "fail", "skip"]
 SAME_EPS = 1e-6
+FAR_BEHIND = 3.0
 PACK = 128  # images in one forward pass of a probe, draws included
+
+
+def lead(logits: Tensor, like: Tensor | None = None) -> Tensor:
+    """Return logits [B,K] less the largest of their image, in units of what leading ones lie apart in `like` [N,K].
+
+    What differs between two answers is then seen beside a class that is far behind, and beside an offset of all
+    classes, both of which decide nothing. None is further behind than `FAR_BEHIND` such units.
+    """
+    spread = leading_spread(logits if like is None else like)
+    usable = spread[(spread > 0) & torch.isfinite(spread)]
+    unit = usable.median() if len(usable) else spread.new_ones(())
+    return ((logits - logits.amax(1, keepdim=True)) / unit).clamp_min(-FAR_BEHIND)
 
 
 @attrs.frozen

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from defend.attacks.balls import steepest, unit
 from defend.attacks.given import Replay
-from defend.attacks.objectives import log_odds, scale_to_usual
+from defend.attacks.objectives import leading_spread, log_odds, scale_to_usual
 from defend.checks.common import Case, Findings, Known, Status, Subject, gradient, percent, title
 from defend.checks.outcomes import TAIL, Outcomes, find_classified, share, worst_of
 from defend.randomness import keyed, normal_like, sign_like
@@ -175,7 +175,7 @@ def follow(subject: Subject, norm: str, eps: float) -> Followed:
     with torch.enable_grad():
         logits = Known(subject.defence, subject.keys, subject.seed)(source).float()
         # as attacks scale them, but one factor for all points of an image: the values are compared
-        scale = scale_to_usual(logits.amax(1) - logits.amin(1))
+        scale = scale_to_usual(leading_spread(logits))
         before = log_odds(logits * scale[:, None], labels)
         slope = gradient(before, source).nan_to_num()
     before = before.detach()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from defend.attacks.objectives import measure_margin
+from defend.attacks.objectives import LEADING, measure_margin
 from defend.checks.common import (
     Case,
     Findings,
@@ -15,6 +15,7 @@ from defend.checks.common import (
     Subject,
     gradient,
     know_draws,
+    lead,
     percent,
 )
 from defend.checks.following import follow_rows
@@ -113,7 +114,8 @@ def _against_differences(
         high, low = (-measure_margin(logits, subject.labels) for logits in sides)
         differences.append((high - low) / (2 * WIDTH))
         taken.append((slope * direction).flatten(1).sum(1))
-        size = max(size, float(sides[0].abs().max()))  # of the logits: what is common to them rounds as well
+        # of the logits: what is common to them rounds as well, and a class that is far behind has no part in it
+        size = max(size, float(sides[0].topk(min(LEADING, sides[0].shape[1]), 1).values.abs().max()))
     found_slope, true_slope = torch.cat(taken), torch.cat(differences)
     # what rounding alone makes of such differences: logits are exact to eps times their size
     rounding = 4 * torch.finfo(torch.float32).eps * size / (2 * WIDTH) * len(true_slope) ** 0.5
@@ -142,16 +144,15 @@ def randomness(case: Case, found: Findings) -> None:
     # not keyed: the draws are to differ from pass to pass
     verdicts = [subject.defence.judge(subject.images) for _ in range(PASSES)]
     first = verdicts[0]
-    # relative to the largest logit, so that logits of any size are judged alike
-    scale = max(float(first.logits.abs().max()), torch.finfo(torch.float32).tiny)
-    moved = max(float((each.logits - first.logits).abs().max()) for each in verdicts) / scale
+    answers = [lead(each.logits) for each in verdicts]  # so that logits of any size are judged alike
+    moved = max(float((each - answers[0]).abs().max()) for each in answers)
     scored = max(float((each.score - first.score).abs().max()) for each in verdicts)
     scored /= max(float(first.score.abs().max()), VANISHING)
     flips = int(torch.stack([each.labels != first.labels for each in verdicts]).any(0).sum())
     differ, declared = moved > SAME_LOGITS or scored > SAME_LOGITS or flips > 0, subject.defence.random
     draws = subject.draws if declared else 1
     found.numbers |= {"differ": differ, "declared": declared, "draws": draws, "flips": flips, "logits": moved}
-    said = f"{PASSES} passes differ (logits by {moved:.2g} of the largest, {flips} predictions of {len(first.labels)})"
+    said = f"{PASSES} passes differ (logits by {moved:.2g} of their spread, {flips} predictions of {len(first.labels)})"
     if not differ:
         declares = ", though it declares itself random" if declared else ""
         found.add("pass", f"{PASSES} passes agree{declares}")

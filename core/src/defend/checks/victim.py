@@ -14,7 +14,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from defend.boundary.answers import ask, logits_of
 from defend.boundary.calls import Calling
 from defend.boundary.given import name_of
-from defend.checks.common import Status
+from defend.checks.common import Status, lead
 from defend.checks.guessing import find_guessing
 from defend.datasets.normalisation import MEANS, STDS
 from defend.errors import DefendError
@@ -155,7 +155,7 @@ def _batch(victim: nn.Module, images: Tensor, labels: Tensor, logits: Tensor) ->
     with torch.no_grad():
         alone = logits_of(ask("victim", victim, images[:1]), images[:1], victim).float()
     moved = float((alone - logits[:1]).abs().max())
-    if moved <= ROUNDING * max(float(logits.abs().max()), 1):
+    if float((lead(alone, logits) - lead(logits[:1], logits)).abs().max()) <= ROUNDING:
         yield Finding("batch", "pass", "an image alone gets the answer that it gets among others")
     else:
         yield Finding(
