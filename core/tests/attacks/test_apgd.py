@@ -140,6 +140,13 @@ def test_a_loss_that_rises_keeps_the_step_until_the_best_stands_still():
     assert state.size.item() == pytest.approx(0.1)
 
 
+def test_a_start_that_fools_is_the_answer():
+    goal = Goal(torch.tensor([1]), 1)  # the logits above say class 0: fooled
+    state = _State.begin(point(0.5), slope(1, 0.0), torch.tensor([0.2]), goal=goal)
+    state.record(point(0.6), slope(1, 1.0), goal)
+    assert state.fooled.all() and state.answer().item() == pytest.approx(0.5)
+
+
 def test_the_first_fooling_image_is_the_answer():
     state = _State.begin(point(0.5), slope(1, 0.0), torch.tensor([0.2]))
     goal = Goal(torch.tensor([1]), 1)  # the logits above say class 0: fooled

@@ -20,6 +20,7 @@ from defend.attacks.options import ApgdOptions, BimOptions, CwOptions, FgsmOptio
 from defend.attacks.single_step import Fgsm, Rfgsm
 from defend.attacks.target import Target
 from defend.errors import ConfigError, ContractError
+from defend.plugins import registry
 from defend.randomness import uniform_like
 from defend.testing.toys import TASK, TinyVictim, images
 
@@ -185,9 +186,23 @@ def test_only_the_true_labels_cost_no_pass_of_their_own(options, passes):
 
 def test_targeted_pgd_ends_in_the_class_it_aims_at():
     victim, pictures, labels = victim_and_batch()
-    found = craft(Pgd(PgdOptions(steps=40, target="next")), Target(victim), pictures, labels, eps=0.5)
+    found = craft(Pgd(PgdOptions(steps=40, target="next", early_stop=False)), Target(victim), pictures, labels, eps=0.5)
     wanted = (labels + 1) % TASK.classes
     assert (victim(found).argmax(1) == wanted).double().mean() >= 0.9
+
+
+@pytest.mark.parametrize("aim", ["none", "next", "least_likely"])
+@pytest.mark.parametrize("name", ["pgd", "mi_fgsm", "apgd_ce", "apgd_dlr", "apgd_ce_l2"])
+def test_what_an_attack_saw_fooled_is_fooled_whatever_class_it_aimed_at(name, aim):
+    victim, pictures = TinyVictim().requires_grad_(False), images(TASK, 60)
+    labels = victim(pictures).argmax(1)
+    found = registry().find("attack", name)
+    attack = found.spec.resolve(found.spec.build)(found.config({"steps": 8, "target": aim}))
+    target, eps = Target(victim), 0.15 if attack.norm == "l2" else 0.015
+    ended = victim(craft(attack, target, pictures, labels, eps=eps)).argmax(1)
+    seen = target.sight.seen.fooled_at > 0
+    assert 0 < seen.sum() < len(seen), "choose another eps"
+    assert not (ended == labels)[seen].any()
 
 
 def test_carlini_wagner_fools_and_stays_near():

@@ -93,7 +93,7 @@ def climb(
     checks = checkpoints(steps)
     result, place = start.clone(), torch.arange(len(images), device=images.device)
     slope = _look(target, start, goal, objective, keys, f"{stem}/0")
-    state = _State.begin(start, slope, FIRST_STEP * eps, norm)
+    state = _State.begin(start, slope, FIRST_STEP * eps, norm, goal if stops else None)
     keeper = Keeper(start) if target.draws > 1 else None
     if keeper is not None:
         keeper.take(start, slope, goal, slope.loss)
@@ -148,7 +148,8 @@ class _State:
         self.fooled, self.fooling = values["fooled"], values["fooling"]
 
     @classmethod
-    def begin(cls, start: Tensor, slope: Slope, size: Tensor, norm: str = "linf") -> _State:
+    def begin(cls, start: Tensor, slope: Slope, size: Tensor, norm: str = "linf", goal: Goal | None = None) -> _State:
+        """Begin at a start; with a goal, one that reaches it is remembered."""
         no = torch.zeros(len(start), dtype=torch.bool, device=start.device)
         return cls(
             norm,
@@ -163,7 +164,7 @@ class _State:
             rises=torch.zeros_like(size),
             halved=~no,  # so the first check does not ask for a better best: there was no check before it
             loss_at_check=slope.loss,
-            fooled=no,
+            fooled=no if goal is None else goal.reached(slope.logits),
             fooling=start,
         )
 

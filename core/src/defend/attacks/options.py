@@ -26,7 +26,7 @@ class GoalOptions:
     target: str = option(
         "none",
         help="none (untargeted), next (label + 1), least_likely (by the target's own logits); accuracy counts an image "
-        "as fooled in whatever wrong class it ends",
+        "as fooled in whatever wrong class it ends, and an attack that stops early stops in any",
         choices=("none", "next", "least_likely"),
     )
     keep_wrong: bool = option(
