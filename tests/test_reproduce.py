@@ -18,10 +18,11 @@ from defend.plugins import registry
 from defend.records.unfinished import seal
 from defend.records.watcher import Watcher
 from defend.report import reproduction
+from defend.reproduce import measure as measure_module
 from defend.reproduce import results
 from defend.reproduce.jobs import MeasureSettings, find_missing, jobs
 from defend.reproduce.measure import _find_finished, reproduce
-from defend.reproduce.results import TableResult, standing
+from defend.reproduce.results import TableResult, find_kept, standing
 from defend.tables import Adaptive, TableArm
 from defend.util.files import cache_dir
 from defend.values.run_config import RunConfig
@@ -676,6 +677,78 @@ def test_kept_results_are_shown_and_written(toys, defend, refused, measure, tmp_
     assert "--page" in refused("reproduce", "papers", "--kept", "--page", tmp_path / "kept.html")
     (site / "table-2.json").write_text("{")
     assert "is damaged" in refused("reproduce", "papers/table-2", "--kept")
+
+
+@pytest.fixture
+def keep(toys):
+    """Put a result beside its plugin: `keep(result)`."""
+    site = Path(sys.modules["papers"].__file__).parent
+
+    def save(result):
+        result.save(site / f"{result.table.partition('/')[2]}.json")
+
+    return save
+
+
+def test_only_what_a_kept_result_lacks_is_measured(toys, measure, keep, tmp_path, monkeypatch, defend):
+    whole = reproduce(toys[1], MeasureSettings(out=tmp_path / "whole", device="cpu", limit=4, train_missing=True))
+    lost = {("FGSM", "Soft"), ("FGSM", "Best"), ("Clean", "None")}
+    blank = {"ours": None, "ci95": None, "n": 0, "standing": "open", "details": {}}
+    keep(
+        attrs.evolve(
+            whole,
+            cells=tuple(
+                attrs.evolve(cell, **blank) if (cell.attack, cell.arm) in lost else cell for cell in whole.cells
+            ),
+            adaptive=tuple(one for one in whole.adaptive if one.arm != "Ours"),
+            versions={**whole.versions, "torch": "0.1"},
+        )
+    )
+    runs = []
+    made = measure_module.run_arms
+    monkeypatch.setattr(
+        measure_module, "run_arms", lambda configs, *rest, **more: runs.extend(configs) or made(configs, *rest, **more)
+    )
+    result = measure(toys[1], limit=4, only_open=True)
+    assert [(cell.attack, cell.arm, cell.ours, cell.n) for cell in result.cells] == [
+        (cell.attack, cell.arm, cell.ours, cell.n) for cell in whole.cells
+    ]
+    left = {one.arm: (one.accuracy, one.n, one.over, one.declared) for one in whole.adaptive}
+    assert {one.arm: (one.accuracy, one.n, one.over, one.declared) for one in result.adaptive} == left
+    assert result.weights == whole.weights and not result.partial
+    # Best is the better of two, so both are measured; and Ours is attacked by who knows it
+    asked = [(config.purifier, config.detector, config.attacks, config.threats) for config in runs]
+    assert [one[:3] for one in asked[:3]] == [
+        (None, None, ("noise",)),
+        ("soften", None, ("fgsm",)),
+        ("soften", "change", ("fgsm",)),
+    ]
+    assert len(asked) == 4 and "adaptive" in asked[3][3]
+    assert result.versions["torch"].startswith("0.1, ")
+    keep(whole)
+    runs.clear()
+    assert measure(toys[1], limit=4, only_open=True).cells == find_kept(toys[1]).cells and not runs
+    answer = defend("reproduce", "papers/table-1", "--open", "--limit", "4", "--out", tmp_path / "cli")
+    assert answer.code == 0, answer.error
+
+
+def test_cells_of_other_weights_are_open_and_what_does_not_join_is_refused(
+    toys, measure, keep, defend, refused, tmp_path
+):
+    first = measure(toys[3], train_missing=True)
+    keep(first)
+    assert defend("train", "victim", "trained", "--dataset", "specks", "--seed", "5", "--quiet").code == 0
+    settings = MeasureSettings(out=tmp_path / "later", device="cpu", only_open=True)
+    second = reproduce(toys[3], settings)
+    assert second.weights != first.weights and second.cell("FGSM", "None").ours is not None
+    with pytest.raises(ConfigError, match="--seed 3: the kept result of papers/table-3 is of seed 0"):
+        reproduce(toys[3], attrs.evolve(settings, seed=3))
+    keep(attrs.evolve(first, dataset={**first.dataset, "sha256": "0" * 64}))
+    with pytest.raises(DataError, match="on other images of specks than the kept result: measure all of the table"):
+        reproduce(toys[3], attrs.evolve(settings, out=tmp_path / "other"))
+    assert "--open is of a measurement, and --kept measures nothing" in refused(
+        "reproduce", "papers", "--kept", "--open"
+    )
 
 
 def test_the_list_imports_no_torch_and_answers_at_once():

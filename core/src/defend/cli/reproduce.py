@@ -40,6 +40,9 @@ if TYPE_CHECKING:
         ],
         "How much": [
             option("--limit N", "At most N images in any cell, for a quick look.", type=int),
+            option(
+                "--open", "Measure only the cells that the kept result lacks; take the others from it.", "only_open"
+            ),
             SEED,
             TRAIN_MISSING,
         ],
@@ -103,7 +106,7 @@ def _refuse_mixtures(
         other = written[1] if len(written) > 1 else "--json"
         raise ConfigError(f"{written[0]} and {other} were both given: give one of them")
     of_runs = [key for key in ("limit", "seed", "data_dir") if values.get(key) is not None]  # 0 was given too
-    of_runs += ["train_missing"] * bool(values.get("train_missing"))
+    of_runs += [key for key in ("train_missing", "open") if values.get({"open": "only_open"}.get(key, key))]
     if modes and of_runs:
         flag = f"--{of_runs[0].replace('_', '-')}"
         raise ConfigError(f"{flag} is of a measurement, and {modes[0]} measures nothing: leave out one of the two")

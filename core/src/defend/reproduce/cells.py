@@ -49,8 +49,8 @@ def make_result(
         adaptive=tuple(
             _adaptive(table, job, report) for job, report in made if not job.attacks and report.worst_case is not None
         ),
-        versions=_join(report.versions for report in reports.values()),
-        plugins=_join(report.plugins for report in reports.values()),
+        versions=join_versions(report.versions for report in reports.values()),
+        plugins=join_versions(report.plugins for report in reports.values()),
         device="; ".join(dict.fromkeys(report.device for report in reports.values())),
         seed=settings.seed,
         seconds=sum(report.seconds for report in {job.folder: report for job, report in made}.values()),
@@ -61,12 +61,12 @@ def make_result(
     )
 
 
-def _join(every: Iterable[Mapping[str, str]]) -> dict[str, str]:
+def join_versions(every: Iterable[Mapping[str, str]]) -> dict[str, str]:
     """Return the versions of all runs, each that there is: after an upgrade cells may be of several."""
     found: dict[str, dict[str, None]] = {}
     for versions in every:
-        for name, version in versions.items():
-            found.setdefault(name, {})[version] = None
+        for name, several in versions.items():
+            found.setdefault(name, {}).update(dict.fromkeys(several.split(", ")))
     return {name: ", ".join(versions) for name, versions in found.items()}
 
 

@@ -17,6 +17,7 @@ import attrs
 from defend.assembly.composition import Composition, Missing
 from defend.evaluation.plan import counter_attacks
 from defend.plugins import Registry
+from defend.reproduce.results import TableResult, find_open
 from defend.tables import Adaptive, Table, TableArm, TableAttack
 from defend.values.commands import type_source
 from defend.values.run_config import RunConfig
@@ -32,6 +33,7 @@ class MeasureSettings:
         out: the folder that holds a folder for every run.
         limit: at most so many images in any cell, for a quick look.
         train_missing: train weights that do not exist yet.
+        only_open: measure what the result that came with the table's plugin lacks, and take the rest from it.
         announce: called with a line when a run begins.
     """
 
@@ -42,6 +44,7 @@ class MeasureSettings:
     data_dir: str | None = None
     batch_size: int = 64
     train_missing: bool = False
+    only_open: bool = False
     announce: Callable[[str], None] = lambda line: None
 
 
@@ -77,9 +80,19 @@ def find_missing(table: Table, plugins: Registry, data_dir: str | None = None) -
     return found
 
 
-def jobs(table: Table, settings: MeasureSettings, arms: Sequence[TableArm], plugins: Registry) -> Iterator[Job]:
-    """Yield the runs that the cells of some arms need, the cheap ones of all arms before the adaptive ones."""
-    wanted = {(attack, owner) for attack, arm in table.cells for owner in _owners(table, arm)}
+def jobs(
+    table: Table,
+    settings: MeasureSettings,
+    arms: Sequence[TableArm],
+    plugins: Registry,
+    kept: TableResult | None = None,
+) -> Iterator[Job]:
+    """Yield the runs that the cells of some arms need, the cheap ones of all arms before the adaptive ones.
+
+    What is `kept` needs none.
+    """
+    cells = table.cells if kept is None else find_open(table, kept)
+    wanted = {(attack, owner) for attack, arm in cells for owner in _owners(table, arm)}
     for arm in arms:
         mine = [attack for attack in table.attacks if (attack.name, arm.name) in wanted]
         for group in _groups(table, arm, mine):
@@ -88,7 +101,8 @@ def jobs(table: Table, settings: MeasureSettings, arms: Sequence[TableArm], plug
             for eps in budgets:
                 yield _job(table, settings, arm, group, eps)
     for arm in arms:
-        if table.adaptive is not None and _faces_adaptive(arm) and _has_cells(table, arm):
+        there = kept is not None and kept.against(arm.name) is not None
+        if table.adaptive is not None and _faces_adaptive(arm) and _has_cells(table, arm) and not there:
             yield _adaptive_job(table, settings, arm, table.adaptive, plugins)
 
 

@@ -21,6 +21,7 @@ from defend.records.unfinished import find_unfinished, is_unfinished
 from defend.records.watcher import Watcher
 from defend.reproduce.cells import make_result
 from defend.reproduce.jobs import Job, MeasureSettings, describe_job, find_missing, jobs
+from defend.reproduce.open_cells import find_current, join
 from defend.reproduce.results import TableResult
 from defend.tables import Table
 from defend.util.launch import place
@@ -36,7 +37,8 @@ def reproduce(
 
     Arms whose weights are missing are left open, unless `settings.train_missing`. After Ctrl-C the result holds what
     was finished, marked partial. A run that fails leaves its cells open, and the others go on. The result is written
-    to `settings.out`/PLUGIN-TABLE.json too, after every run.
+    to `settings.out`/PLUGIN-TABLE.json too, after every run. With `settings.only_open` only what the kept result lacks
+    is run, and the rest is taken from it.
 
     Raises:
         WeightsError: no arm has its weights; the message names the commands.
@@ -53,13 +55,18 @@ def reproduce(
     if not ready:
         commands = "; ".join(dict.fromkeys(str(gap) for each in gaps.values() for gap in each))
         raise WeightsError(f"table {table.name} needs weights that are not there: run {commands}, or --train-missing")
-    every = list(jobs(table, settings, ready, plugins))
+    kept = find_current(table, settings.seed, gaps, plugins) if settings.only_open else None
+    every = list(jobs(table, settings, ready, plugins, kept))
     reports: dict[Path, Report] = {}
     path = settings.out / f"{table.name.replace('/', '-')}.json"
     dataset: ImageDataset | None = None
     failed: dict[str, DefendError] = {}
-    # what Ctrl-C in the first run returns
-    result = make_result(table, settings, every, reports, gaps, failed, partial=bool(every))
+
+    def collect(partial: bool) -> TableResult:
+        new = make_result(table, settings, every, reports, gaps, failed, partial)
+        return new if kept is None else join(table, kept, new)
+
+    result = collect(partial=bool(every))  # what Ctrl-C in the first run returns
     for number, job in enumerate(every, 1):
         report = _find_finished(job, plugins)
         if report is None:
@@ -84,9 +91,9 @@ def reproduce(
                 if report.partial:
                     return result
         if report is not None:
-            _check_images(job, report, reports)
+            _check_images(job, report, reports, kept)
             reports[job.folder] = report
-        result = make_result(table, settings, every, reports, gaps, failed, partial=number < len(every))
+        result = collect(partial=number < len(every))
         result.save(path)
     if failed and not reports:
         raise next(iter(failed.values()))
@@ -121,7 +128,13 @@ def _as_begun(job: Job) -> RunConfig:
     return attrs.evolve(job.config, batch_size=find_unfinished(job.folder)[0].batch_size)
 
 
-def _check_images(job: Job, report: Report, others: Mapping[Path, Report]) -> None:
+def _check_images(job: Job, report: Report, others: Mapping[Path, Report], kept: TableResult | None) -> None:
+    then = None if kept is None else kept.dataset.get("sha256")
+    if then is not None and then != report.dataset.sha256:
+        raise DataError(
+            f"{str(job.folder)!r} was measured on other images of {job.config.dataset} than the kept result: "
+            "measure all of the table, without --open"
+        )
     if {other.dataset.sha256 for other in others.values()} - {report.dataset.sha256}:
         raise DataError(
             f"{str(job.folder)!r} was measured on other images of {job.config.dataset} than the table's other runs: "

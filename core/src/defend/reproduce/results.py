@@ -195,6 +195,12 @@ def find_kept(table: Table) -> TableResult | None:
     return None if kept is None else restate(table, kept)
 
 
+def find_open(table: Table, result: TableResult) -> set[tuple[str, str]]:
+    """Return the cells of a table, (attack, arm), that a result has no figure of."""
+    measured = {(cell.attack, cell.arm) for cell in result.cells if cell.ours is not None}
+    return set(table.cells) - measured
+
+
 def count_standings(table: Table, result: TableResult | None) -> dict[Standing, int]:
     """Return how many of a table's cells stand in each way; all are open that have no result."""
     figures = [(place, result.cell(*place) if result else None) for place in table.cells]
