@@ -40,8 +40,8 @@ VICTIMS: Mapping[str, Mapping[str, Any]] = {
 # weights, so that the recipe alone is what differs. With it is measured whether that is the reason for the 53 % that
 # FGSM leaves there (apudae/recipe-resnet20).
 UNNORMALISED: Mapping[str, Any] = {"mean": MEANS["none"], "std": STDS["none"], "weight_decay": 2e-4}
-# Table 2 is measured with weights that were trained for longer, all of the same name: four times the victim's epochs,
-# and an autoencoder and a tuning that saw all images. 40 epochs of all 45,000 images are 1.8 times as many steps as the
+# What table-2-long is measured with, trained for longer, all of the same name: four times the victim's epochs, and an
+# autoencoder and a tuning that saw all images. 40 epochs of all 45,000 images are 1.8 times as many steps as the
 # 100 of the 10,000 that the usual autoencoder saw.
 LONG = "long"
 LONG_VICTIM: Mapping[str, Any] = {"epochs": 60}
