@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 from tools import pack_data, parcels, train_all
 from tools.parcels import Limits, pack, unpack
-from tools.perform import Settings, options_of
+from tools.perform import Settings, find_finished, item_command, options_of
 from tools.plan import PLAN, TABLES, TRAININGS, Measure, Train, seconds
+from tools.plan_cpu import CPU_PLAN
 from tools.schedule import Schedule
+from tools.ships import find_shipped
 
 from defend.errors import ConfigError, DataError, WriteError
 from defend.options import describe, make
@@ -26,6 +28,10 @@ PART = 128 * 1024
 NAMES = {item.name: item for item in PLAN}
 
 
+CPU_NAMES = {item.name: item for item in CPU_PLAN}
+PLANS = {"gpu": PLAN, "cpu": CPU_PLAN}
+
+
 def closure(item):
     found = set()
     for name in (*item.needs, *item.after):
@@ -33,8 +39,9 @@ def closure(item):
     return found
 
 
-def test_every_training_of_the_plan_is_one_that_the_registry_accepts():
-    for item in TRAININGS:
+@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
+def test_every_training_of_the_plan_is_one_that_the_registry_accepts(plan):
+    for item in (item for item in plan if isinstance(item, Train)):
         found = registry().find(item.stage, item.stage_name)
         spec = found.spec
         assert spec.train is not None
@@ -54,6 +61,52 @@ def test_names_and_files_are_unique_and_needs_go_first():
     for item in PLAN:
         assert all(NAMES[name].rank < item.rank for name in (*item.needs, *item.after)), item.name
         assert 0 < item.seconds < 600
+    assert len(CPU_NAMES) == len(CPU_PLAN) == len({item.file for item in CPU_PLAN})
+    for item in CPU_PLAN:
+        assert all(CPU_NAMES[name].rank < item.rank for name in item.needs) and not item.after, item.name
+
+
+def test_what_a_cpu_makes_that_ships_is_not_made_again(tmp_path, capsys):
+    shipped = find_shipped(CPU_PLAN)
+    assert all(name in CPU_NAMES for name in shipped)
+    assert find_shipped(TRAININGS)["resnet20/cifar10"] == "ships in defend_dae_finetune.weights"
+    assert "resnet18/cifar10" not in find_shipped(TRAININGS), "no weights of it ship"
+    settings = ("--profile", "cpu", "--work", str(tmp_path))
+    assert train_all.main([*settings, "--list"]) == 0
+    *lines, last = capsys.readouterr().out.splitlines()
+    assert {line.split(" min ")[1].split()[0] for line in lines} >= {"ships"} if shipped else True
+    assert last.startswith(f"{len(CPU_PLAN) - len(shipped)} of {len(CPU_PLAN)} items are left")
+    if shipped:  # nothing is opened, imported or trained for it
+        assert train_all.main([*settings, "--only", *shipped]) == 0
+        assert "ships in" in capsys.readouterr().out and not list((tmp_path / "logs").iterdir())
+
+
+def test_a_precision_that_is_the_machine_s_is_done_in_either(tmp_path, monkeypatch):
+    item = CPU_NAMES["resnet20/cifar10+long"]
+    settings = Settings(work=tmp_path, plan=CPU_PLAN, device="cpu")
+    said = {}
+    for able in (True, False):
+        monkeypatch.setattr("tools.perform.multiplies_bfloat16", lambda able=able: able)
+        said[able] = item_command(item, settings)
+    assert "--precision bf16" in said[True] and "--precision" not in said[False]
+    product, record = settings.product(item), settings.record(item)
+    for file in (product, record):
+        file.parent.mkdir(parents=True)
+    product.touch()
+    for command, figure in ((said[True], "well"), (said[False], "well"), (said[True] + " --set epochs=2", None)):
+        record.write_text(
+            json.dumps({"scale": 1.0, "command": command, "made_with": {}, "figure": "well", "whole": True})
+        )
+        assert find_finished(item, settings) == figure
+
+
+def test_a_training_on_an_edition_of_its_victim_says_so(tmp_path):
+    for name, weights in (("dae/cifar10+long", ("victim",)), ("dae/resnet20/dae/cifar10+long", ("victim", "purifier"))):
+        for item in (NAMES[name], CPU_NAMES[name]):
+            assert item.weights == dict.fromkeys(weights, "+long")
+            assert all(f"--{part}-weights +long" in item.command() for part in weights)
+    assert CPU_NAMES["dae/cifar10+long"].file == "purifier-dae-cifar10+long.safetensors"
+    assert NAMES["dae/resnet20/dae/cifar10+long"].file == "finetuner-dae-resnet20-dae-cifar10+long.safetensors"
 
 
 def test_every_measured_table_has_all_its_weights_from_the_plan():

@@ -18,12 +18,12 @@ import attrs
 
 from defend.errors import DefendError, WeightsError
 from defend.options import describe
-from defend.plugins import registry
+from defend.plugins import registry, using
 from defend.records.watcher import TrainingWatcher
 from defend.util.files import write_text
 from defend.weights.card import read_card
 from tools.aside import set_aside
-from tools.plan import TRAININGS, Item, Measure, Train
+from tools.plan import HALF, PLAN, Item, Measure, Train
 
 PATIENCE = 15.0  # seconds for an interrupted item to end
 PROGRESS_EVERY = 1.0
@@ -31,7 +31,6 @@ CHECKPOINT_SECONDS = 45.0  # checkpoints of several trainings at once are hundre
 IMAGES_OF_A_TRIAL = 2
 MEMORY = 0.2  # share of a GPU's that a table may take: beyond it, it halves its batches, where a training would fail
 SHRUNK = ("epochs", "post_epochs")  # options that a trial makes smaller
-TRAINED = {item.name: item for item in TRAININGS}
 
 
 @attrs.frozen(kw_only=True)
@@ -40,6 +39,7 @@ class Settings:
 
     Attributes:
         work: the folder of everything: cache, tables, logs.
+        plan: of which the items are.
         data_dir: where the data sets lie; None as in `defend`.
         device: "auto", "cpu", "cuda".
         precision: of every training; None: each as planned.
@@ -50,6 +50,7 @@ class Settings:
     """
 
     work: Path
+    plan: tuple[Item, ...] = PLAN
     data_dir: Path | None = None
     device: str = "auto"
     precision: str | None = None
@@ -57,6 +58,11 @@ class Settings:
     threads: int = 1
     batch_size: int = 500
     spawn: bool = sys.platform != "linux"
+
+    @property
+    def trained(self) -> dict[str, Train]:
+        """The plan's trainings, by name."""
+        return {item.name: item for item in self.plan if isinstance(item, Train)}
 
     @property
     def tables(self) -> Path:
@@ -100,7 +106,7 @@ def find_finished(item: Item, settings: Settings, whole: bool = False) -> str | 
     if not record.is_file() or not settings.product(item).is_file():
         return None
     kept = json.loads(record.read_text(encoding="utf-8"))
-    if kept["scale"] != settings.scale or kept.get("command") != item_command(item, settings):
+    if kept["scale"] != settings.scale or kept.get("command") not in _commands(item, settings):
         return None
     then, now = kept.get("made_with"), hash_weights(item, settings)
     if then is None or any(now.get(name) != value for name, value in then.items()):
@@ -140,9 +146,9 @@ def put_away(item: Item, settings: Settings) -> list[Path]:
 
 def hash_weights(item: Item, settings: Settings) -> dict[str, str]:
     """Return the content hashes of the weights that an item is made with, of those that are there, by their items."""
-    found = {}
+    found, trained = {}, settings.trained
     for name in (*item.needs, *item.after):
-        path = settings.product(TRAINED[name]) if name in TRAINED else None
+        path = settings.product(trained[name]) if name in trained else None
         if path is not None and path.is_file():
             try:
                 found[name] = read_card(path).content_sha256
@@ -245,9 +251,26 @@ def item_command(item: Item, settings: Settings) -> str:
     return item.command()
 
 
+def _commands(item: Item, settings: Settings) -> set[str]:
+    """Return the commands that make the same of an item: one whose precision is the machine's has two."""
+    if isinstance(item, Train) and item.precision == HALF and settings.precision is None:
+        return {attrs.evolve(item, precision=precision).command() for precision in ("no", "bf16")}
+    return {item_command(item, settings)}
+
+
 def precision_of(item: Train, settings: Settings) -> str:
     """Return the precision of a training: of all, if that is set, else as it is planned."""
-    return settings.precision or item.precision
+    planned = settings.precision or item.precision
+    return ("bf16" if multiplies_bfloat16() else "no") if planned == HALF else planned
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether this machine's CPU multiplies bfloat16 itself."""
+    import torch
+
+    from defend.evaluation.precision import explain_unsupported
+
+    return explain_unsupported(torch.device("cpu")) is None
 
 
 def options_of(item: Train, scale: float) -> dict[str, Any]:
@@ -289,25 +312,33 @@ def _train(item: Item, settings: Settings, progress: Path) -> tuple[str, bool]:
 
     from defend.assembly.composition import Composition
     from defend.training.loop import FitSettings
+    from defend.training.missing import prepare_training
     from defend.training.stage import train_stage
     from tools.held import hold
 
     assert isinstance(item, Train)
     torch.set_num_threads(settings.threads)
-    _, card = train_stage(
-        item.stage,
-        item.stage_name,
-        hold(item.dataset, settings.data_dir, settings.scale),
-        adapted=Composition.of(item.victim, item.purifier) if item.victim else None,
-        options=options_of(item, settings.scale),
-        edition=item.edition,
-        settings=FitSettings(
-            device=settings.device,
-            precision=precision_of(item, settings),
-            progress=Told(progress),
-            checkpoint_seconds=CHECKPOINT_SECONDS,
-        ),
+    images, options = hold(item.dataset, settings.data_dir, settings.scale), options_of(item, settings.scale)
+    how = FitSettings(
+        device=settings.device,
+        precision=precision_of(item, settings),
+        progress=Told(progress),
+        checkpoint_seconds=CHECKPOINT_SECONDS,
     )
+    found = registry().find(item.stage, item.stage_name)
+    around = Composition.of(item.victim, item.purifier, weights=item.weights)
+    aimed = prepare_training(found, around, images, options, item.edition, how=how)
+    with using(aimed.plugins):
+        _, card = train_stage(
+            item.stage,
+            item.stage_name,
+            images,
+            adapted=aimed.adapted,
+            options=aimed.options,
+            edition=item.edition,
+            settings=how,
+            plugins=aimed.plugins,
+        )
     return ", ".join(f"{name} {value:.4g}" for name, value in card.figures.items())[:200] or "trained", True
 
 
@@ -345,12 +376,14 @@ def _measure(item: Item, settings: Settings, progress: Path) -> tuple[str, bool]
         device=settings.device,
         data_dir=None if settings.data_dir is None else str(settings.data_dir),
         batch_size=settings.batch_size,
+        only_open=item.only_open,
         announce=announce,
     )
     settings.tables.mkdir(parents=True, exist_ok=True)
     for run in set_aside(find_stale_runs(table, how, installed), settings.aside):
         announce(f"{table.name}: {run.name} was measured with other weights, and is measured anew")
-    absent = [name for name in (*item.needs, *item.after) if not settings.product(TRAINED[name]).is_file()]
+    trained = settings.trained
+    absent = [name for name in (*item.needs, *item.after) if not settings.product(trained[name]).is_file()]
     result = reproduce(table, how, None, installed)
     write_page(table, result, settings.tables / page_name(table))
     if result.partial:

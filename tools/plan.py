@@ -44,6 +44,8 @@ NETWORKS: Mapping[str, tuple[float, int]] = {
     "vgg13_bn": (0.46, 41),
     "vgg16_bn": (0.62, 50),
 }
+HALF = "half"
+"""A training's precision: bf16 where the core multiplies it itself, else fp32, as what is emulated is slower."""
 LEARN = 3  # passes of a training step: forward, and backward to weights and inputs
 SLOPE = 2  # of the gradient of an input
 
@@ -60,6 +62,7 @@ class Item:
         dataset: what it reads.
         seconds: what it takes alone on an H100, estimated.
         rank: lower goes first.
+        measured: whether `seconds` were measured; else they are estimated.
         needs: the items without which it cannot begin.
         after: the items that it waits for if they are going to be done: a table is measured without the arms whose
             weights nobody has.
@@ -69,6 +72,7 @@ class Item:
     dataset: str
     seconds: float
     rank: int
+    measured: bool = False
     needs: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
 
@@ -88,17 +92,20 @@ class Train(Item):
     edition: str = ""
     victim: str | None = None
     purifier: str | None = None
+    weights: Mapping[str, str] = attrs.field(factory=dict)
     precision: str = "no"
 
     @property
     def file(self) -> str:
         """The name of the weights file."""
-        made = self.stage_name if self.victim is None else tuned_name(self.stage_name, self.victim, self.purifier)
+        tuned = self.stage == "finetuner" and self.victim is not None
+        made = tuned_name(self.stage_name, self.victim or "", self.purifier) if tuned else self.stage_name
         return file_name(self.stage, made, self.dataset, self.edition)
 
     def command(self) -> str:
         """Return the command that does the same."""
         named = {"edition": self.edition, "victim": self.victim, "purifier": self.purifier}
+        named |= {f"{part}-weights": edition for part, edition in self.weights.items()}
         flags = [f"--{flag} {value}" for flag, value in named.items() if value]
         flags += [f"--precision {self.precision}"] if self.precision != "no" else []
         flags += [f"--set {key}={value}" for key, value in self.options.items()]
@@ -107,9 +114,10 @@ class Train(Item):
 
 @attrs.frozen(kw_only=True)
 class Measure(Item):
-    """A table, as in `defend reproduce TABLE`."""
+    """A table, as in `defend reproduce TABLE`; `only_open`: what the kept result of it lacks."""
 
     table: str
+    only_open: bool = False
 
     @property
     def least(self) -> float:
@@ -123,7 +131,7 @@ class Measure(Item):
 
     def command(self) -> str:
         """Return the command that does the same."""
-        return f"defend reproduce {self.table}"
+        return f"defend reproduce {self.table}" + (" --open" if self.only_open else "")
 
 
 def seconds(work: Work, images: int, epochs: int, batch: int, fast: bool) -> float:
@@ -141,6 +149,14 @@ def seconds(work: Work, images: int, epochs: int, batch: int, fast: bool) -> flo
     return SETUP + epochs * max(images // batch, 1) * step
 
 
+def name_training(
+    stage: Stage, stage_name: str, dataset: str, edition: str, victim: str | None, purifier: str | None
+) -> str:
+    """Return an item's name: resnet20/cifar10+long, or dae/resnet20/dae/cifar10 of a fine-tuner behind a purifier."""
+    tuned = (part for part in (victim, purifier) if part and stage == "finetuner")
+    return "/".join((stage_name, *tuned, dataset)) + (f"+{edition}" if edition else "")
+
+
 def _train(
     stage: Stage,
     stage_name: str,
@@ -152,18 +168,16 @@ def _train(
     edition: str = "",
     victim: str | None = None,
     purifier: str | None = None,
+    weights: Mapping[str, str] | None = None,
     fast: bool = False,
     kinds: float = 1,
     rounds: int | None = None,
     **options: Any,
 ) -> Train:
     """Describe a training; `kinds` is how many images a training image becomes, `rounds` its epochs if not named."""
-    words = [stage_name, dataset]
-    if stage == "finetuner":
-        words = [stage_name, *(part for part in (victim, purifier) if part), dataset]
     epochs = rounds if rounds is not None else options["epochs"] + options.get("post_epochs", 0)
     return Train(
-        name="/".join(words) + (f"+{edition}" if edition else ""),
+        name=name_training(stage, stage_name, dataset, edition, victim, purifier),
         dataset=dataset,
         seconds=seconds(work, round(SIZES[dataset] * kinds), epochs, options["batch_size"], fast),
         rank=rank,
@@ -174,6 +188,7 @@ def _train(
         edition=edition,
         victim=victim,
         purifier=purifier,
+        weights=weights or {},
         precision="bf16" if fast else "no",
     )
 
@@ -232,17 +247,36 @@ def _adversarial(victim: str, dataset: str, rank: int, edition: str = "", **opti
     )
 
 
-def _dae_tuned(victim: str, rank: int, edition: str, rounds: int, kinds: float) -> Train:
+def _dae(rank: int, victim: str = "resnet20", edition: str = "", marks: str = "") -> Train:
+    return _train(
+        "purifier",
+        "dae",
+        "cifar10",
+        rank,
+        [("dae", LEARN)],
+        needs=(f"{victim}/cifar10{marks}",),
+        edition=edition,
+        victim=victim if marks else None,
+        weights={"victim": marks} if marks else None,
+        kinds=3,
+        epochs=40,
+        batch_size=256,
+        lr=2e-3,
+    )
+
+
+def _dae_tuned(victim: str, rank: int, edition: str, rounds: int, kinds: float, marks: str = "") -> Train:
     return _train(
         "finetuner",
         "dae",
         "cifar10",
         rank,
         [(victim, LEARN)],
-        needs=(f"{victim}/cifar10", "dae/cifar10"),
+        needs=(f"{victim}/cifar10{marks}", f"dae/cifar10{marks}"),
         edition=edition,
         victim=victim,
         purifier="dae",
+        weights={"victim": marks, "purifier": marks} if marks else None,
         fast=True,
         kinds=kinds,
         rounds=rounds,
@@ -287,6 +321,8 @@ TRAININGS: tuple[Train, ...] = (
     _cifar_victim("vgg13_bn", 11, epochs=30, batch=512, lr=0.2, label_smoothing=0.1, cutout=8),
     _cifar_victim("inception_v3", 12, epochs=15, batch=256, lr=0.2, label_smoothing=0.1, cutout=8),
     _cifar_victim("resnet20", 13, epochs=60, batch=512, lr=0.4),
+    _cifar_victim("resnet20", 18, epochs=60, batch=512, lr=0.4, edition="long"),
+    _dae(19, edition="long", marks="+long"),
     _train(
         "purifier",
         "apudae",
@@ -299,18 +335,7 @@ TRAININGS: tuple[Train, ...] = (
         schedule="one_cycle",
     ),
     _adversarial("resnet18", "cifar10", 15, epochs=10, batch_size=256, steps=7),
-    _train(
-        "purifier",
-        "dae",
-        "cifar10",
-        16,
-        [("dae", LEARN)],
-        needs=("resnet20/cifar10",),
-        kinds=3,
-        epochs=40,
-        batch_size=256,
-        lr=2e-3,
-    ),
+    _dae(16),
     _cifar_victim("se_preresnet56", 17, epochs=60, batch=512, lr=0.4),
     _unet_gan("", 20),
     _unet_gan("eps128", 21),
@@ -340,6 +365,7 @@ TRAININGS: tuple[Train, ...] = (
         rc_weight=1.0,
     ),
     _dae_tuned("resnet20", 24, "mix", rounds=3, kinds=6),
+    _dae_tuned("resnet20", 27, "long", rounds=3, kinds=6, marks="+long"),
     _dae_tuned("se_preresnet56", 25, "", rounds=7, kinds=4.9),
     _unet_gan("noise", 40),
     _unet_gan("image-2", 41),
@@ -391,6 +417,7 @@ TABLES: tuple[Measure, ...] = (
     ),
     _measure("apudae/table-3", "cifar10", 8, 30, "resnet18", "apudae", "adversarial/resnet18"),
     _measure("puvae_detect/table-5", "cifar10", 4, 35, "classifier_b", "puvae"),
+    _measure("dae_finetune/table-2-long", "cifar10", 1.5, 36, "resnet20+long", "dae+long", "dae/resnet20/dae+long"),
     _measure("dae_finetune/table-2", "cifar10", 1.5, 31, "resnet20", "dae", "dae/resnet20/dae+mix"),
     _measure("dae_finetune/table-3", "cifar10", 2, 32, "se_preresnet56", "dae", "dae/se_preresnet56/dae"),
     _measure("apudae/table-5-cifar10", "cifar10", 3, 34, "resnet18", "apudae", "adversarial/resnet18"),

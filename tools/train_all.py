@@ -1,5 +1,7 @@
 """`python -m tools.train_all`: train and measure everything of the papers' tables on one GPU, within a budget.
 
+With `--profile cpu` what a CPU core can, in as many sittings as it takes.
+
 See README.md beside this file.
 """
 
@@ -16,17 +18,21 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+
+import attrs
 
 from defend.errors import ConfigError, DefendError, did_you_mean
 from defend.records.unfinished import FOLDER as UNFINISHED
 from defend.util.cores import count_granted
 from defend.util.files import cache_dir, place_under, write_text
 from tools.parcels import MIB, Limits, Packed, pack, unpack
-from tools.perform import TRAINED, Process, Settings, find_done, find_finished, item_command, put_away
+from tools.perform import Process, Settings, find_done, find_finished, item_command, put_away
 from tools.plan import PLAN, Item, Train
+from tools.plan_cpu import CPU_PLAN
 from tools.schedule import Record, Schedule
+from tools.ships import find_shipped
 
 EXIT_WRONG_INPUT, EXIT_INCOMPLETE, EXIT_INTERRUPTED = 2, 3, 130
 EXITS = (
@@ -36,6 +42,23 @@ EXITS = (
 MOST_OF_A_RUN = 4 * MIB  # a larger file of a table's run stays where it is
 LARGE = 32 * MIB  # larger weights go last: much else travels in the same room
 READY = ".ready"  # DATA_DIR/mnist.ready: MNIST is whole
+
+
+@attrs.frozen
+class Profile:
+    """What is to be done on a kind of machine, and how it is done there unless the command says otherwise."""
+
+    plan: tuple[Item, ...]
+    machine: str
+    work: str
+    jobs: int
+    device: str
+
+
+PROFILES: Mapping[str, Profile] = {
+    "gpu": Profile(PLAN, "an H100", "trained", 4, "auto"),
+    "cpu": Profile(CPU_PLAN, "one CPU core", "trained-cpu", 1, "cpu"),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -56,17 +79,23 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--list", action="store_true", help="the plan, with estimates; nothing is run")
     add("--only", nargs="+", metavar="PATTERN", help="items by name, for example 'resnet18/*' 'apudae/table-*'")
-    add("--work", type=Path, default=Path("trained"), metavar="DIR", help="where everything goes (default: trained)")
+    add(
+        "--profile",
+        choices=tuple(PROFILES),
+        default="gpu",
+        help="the plan of one GPU or of one CPU core (default: gpu)",
+    )
+    add("--work", type=Path, metavar="DIR", help="where everything goes (default: trained; of a CPU trained-cpu)")
     add("--data-dir", type=Path, metavar="DIR", help="where the data sets lie (default: $DEFEND_DATA_DIR)")
     add("--wait-for-data", action="store_true", help=f"wait for each data set until DATA_DIR/NAME{READY} is there")
     add("--budget", type=float, metavar="SECONDS", help="start nothing that would not end by then, and stop then")
-    add("--jobs", type=int, default=4, metavar="N", help="items at once (default: 4)")
+    add("--jobs", type=int, metavar="N", help="items at once (default: 4; on a CPU 1)")
     add(
         "--spawn",
         action="store_true",
         help="begin each process anew instead of forking it: slower, wherever forks fail",
     )
-    add("--device", default="auto", help="auto, cpu, cuda (default: auto)")
+    add("--device", help="auto, cpu, cuda (default: auto; of a CPU's plan cpu)")
     add("--precision", choices=("no", "bf16"), help="of every training (default: bf16 for classifiers, no for others)")
     add("--scale", type=float, default=1.0, metavar="S", help="under 1, a trial: that share of epochs and images")
     add("--batch-size", type=int, default=500, metavar="N", help="images at a time, in tables (default: 500)")
@@ -90,17 +119,21 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def act(given: argparse.Namespace) -> int:
     """Run one of the modes."""
+    profile = PROFILES[given.profile]
+    given.work = given.work or Path(profile.work)
+    given.jobs = profile.jobs if given.jobs is None else given.jobs
     if given.unpack:
         return bring_home(given.unpack, given.work, given.replace)
     if not 0 < given.scale <= 1 or given.jobs < 1 or (given.budget is not None and given.budget <= 0):
         raise ConfigError("expected --scale above 0 and at most 1, --jobs of at least 1, --budget above 0")
     if given.pack_only and given.out is None:
         raise ConfigError("--pack-only needs --out, the folder for the parts")
-    plan = choose(given.only)
+    plan = choose(given.only, profile.plan)
     settings = Settings(
         work=given.work.absolute(),
+        plan=profile.plan,
         data_dir=None if given.data_dir is None else given.data_dir.absolute(),
-        device=given.device,
+        device=given.device or profile.device,
         precision=given.precision,
         scale=given.scale,
         threads=max(count_granted() // given.jobs, 1),
@@ -108,7 +141,7 @@ def act(given: argparse.Namespace) -> int:
         spawn=given.spawn or sys.platform != "linux",
     )
     if given.list:
-        say(*listing(plan, settings))
+        say(*listing(plan, settings, profile))
         return 0
     code = 0
     if not given.pack_only:
@@ -127,32 +160,39 @@ def act(given: argparse.Namespace) -> int:
     return code
 
 
-def choose(patterns: Sequence[str] | None) -> list[Item]:
+def choose(patterns: Sequence[str] | None, plan: Sequence[Item] = PLAN) -> list[Item]:
     """Return the items that some patterns name; all, without one.
 
     Raises:
         ConfigError: a pattern names none.
     """
     if not patterns:
-        return list(PLAN)
+        return list(plan)
     found: dict[str, Item] = {}
     for pattern in patterns:
-        mine = [item for item in PLAN if fnmatch.fnmatchcase(item.name, pattern)]
+        mine = [item for item in plan if fnmatch.fnmatchcase(item.name, pattern)]
         if not mine:
-            near = did_you_mean(pattern, [item.name for item in PLAN])
+            near = did_you_mean(pattern, [item.name for item in plan])
             raise ConfigError(f"--only {pattern!r} names no item: {near}; see --list")
         found |= {item.name: item for item in mine}
     return sorted(found.values(), key=lambda item: item.rank)
 
 
-def listing(plan: Sequence[Item], settings: Settings) -> Iterator[str]:
+def listing(plan: Sequence[Item], settings: Settings, profile: Profile) -> Iterator[str]:
     """Yield the plan as lines."""
     done, _ = find_done(plan, settings)
+    shipped = find_shipped(plan) if profile.plan is CPU_PLAN else {}
     for item in plan:
-        state = "done" if item.name in done else ""
-        yield f"{item.rank:3}  {item.seconds / 60:5.1f} min  {state:5} {item.name:42} {item_command(item, settings)}"
-    total = sum(item.seconds for item in plan) / 60
-    yield f"{len(plan)} items, {total:.0f} min one after the other on an H100, estimated; see README.md"
+        state = "done" if item.name in done else "ships" if item.name in shipped else ""
+        mark = " " if item.measured else "~"
+        said = f"{item.rank:3}  {mark}{item.seconds / 60:5.1f} min  {state:5} {item.name:42}"
+        yield f"{said} {item_command(item, settings)}"
+    left = [item for item in plan if item.name not in done and item.name not in shipped]
+    total = sum(item.seconds for item in left) / 60
+    yield (
+        f"{len(left)} of {len(plan)} items are left, {total:.0f} min one after the other on {profile.machine}; ~ is "
+        "estimated; see README.md"
+    )
 
 
 def check_others(plan: Sequence[Item], settings: Settings) -> None:
@@ -163,10 +203,10 @@ def check_others(plan: Sequence[Item], settings: Settings) -> None:
     Raises:
         ConfigError: some were trained otherwise: by a trial, in another precision, with other options.
     """
-    named = {item.name for item in plan}
+    named, trained = {item.name for item in plan}, settings.trained
     for item in plan:
         for name in (*item.needs, *item.after):
-            other = TRAINED.get(name)
+            other = trained.get(name)
             if other is None or name in named or not settings.record(other).is_file():
                 continue
             if settings.product(other).is_file() and find_finished(other, settings) is None:
@@ -195,6 +235,8 @@ def carry_out(plan: Sequence[Item], settings: Settings, budget: float | None, jo
 
     check_others(plan, settings)
     done, stale = find_done(plan, settings)
+    if settings.plan is CPU_PLAN:
+        done = find_shipped(plan) | done
     for item in stale:
         if put_away(item, settings):
             tell(f"aside    {item.name}  was made otherwise than it would be now: moved to {settings.aside}")
@@ -290,7 +332,7 @@ def parcel(settings: Settings, out: Path, limits: Limits, *, checkpoints: bool, 
     files = [work / "summary.txt", work / "summary.json", work / "log.txt"]
     files += sorted((work / "tables").glob("*.*")) + sorted((work / "done").glob("*.json"))
     files += sorted((work / "logs").glob("*.txt"))
-    weights = [path for item in PLAN if isinstance(item, Train) and (path := settings.product(item)).is_file()]
+    weights = [path for item in settings.plan if isinstance(item, Train) and (path := settings.product(item)).is_file()]
     large = [path for path in weights if path.stat().st_size > LARGE]
     runs = sorted(path for path in (work / "tables").glob("*/**/*") if path.is_file() and UNFINISHED not in path.parts)
     files += [path for path in weights if path not in large]
@@ -304,7 +346,7 @@ def parcel(settings: Settings, out: Path, limits: Limits, *, checkpoints: bool, 
 def find_unfinished(settings: Settings) -> list[Path]:
     """Return the checkpoints of trainings that were begun and not finished, the smallest first."""
     begun: Counter[str] = Counter()
-    for item in PLAN:
+    for item in settings.plan:
         if isinstance(item, Train) and settings.log(item).is_file() and not settings.record(item).is_file():
             stem = item.file.removesuffix(".safetensors")
             begun[stem.removesuffix(f"+{item.edition}") if item.edition else stem] += 1

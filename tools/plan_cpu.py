@@ -1,0 +1,112 @@
+"""What one CPU core trains and measures, in many sittings, of what the papers' tables still want. Imports no torch.
+
+Cheap and urgent items come first. A time that was measured says so; it is of one core beside other work, in bf16 of a
+core that multiplies bfloat16 itself. What ships with the plugins is taken as it is (`tools.train_all`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from defend.stages import Stage
+from tools.plan import HALF, Item, Measure, Train, name_training
+
+
+def _train(
+    rank: int,
+    minutes: float,
+    stage: Stage,
+    stage_name: str,
+    dataset: str = "cifar10",
+    *,
+    measured: bool = False,
+    needs: tuple[str, ...] = (),
+    edition: str = "",
+    victim: str | None = None,
+    purifier: str | None = None,
+    weights: dict[str, str] | None = None,
+    precision: str = "no",
+    **options: Any,
+) -> Train:
+    return Train(
+        name=name_training(stage, stage_name, dataset, edition, victim, purifier),
+        dataset=dataset,
+        seconds=60 * minutes,
+        rank=rank,
+        measured=measured,
+        needs=needs,
+        stage=stage,
+        stage_name=stage_name,
+        options=options,
+        edition=edition,
+        victim=victim,
+        purifier=purifier,
+        weights=weights or {},
+        precision=precision,
+    )
+
+
+def _measure(rank: int, minutes: float, table: str, dataset: str, *needs: str, measured: bool = False) -> Measure:
+    return Measure(
+        name=table,
+        table=table,
+        dataset=dataset,
+        seconds=60 * minutes,
+        rank=rank,
+        measured=measured,
+        needs=needs,
+        only_open=True,
+    )
+
+
+LONG = {"victim": "+long", "purifier": "+long"}
+CPU_PLAN: tuple[Item, ...] = (
+    # 004: its victim, autoencoder and tuning for longer
+    _train(1, 50, "victim", "resnet20", edition="long", precision=HALF, measured=True),
+    _train(
+        2,
+        60,
+        "purifier",
+        "dae",
+        edition="long",
+        needs=("resnet20/cifar10+long",),
+        victim="resnet20",
+        weights={"victim": "+long"},
+    ),
+    _train(
+        3,
+        40,
+        "finetuner",
+        "dae",
+        edition="long",
+        needs=("resnet20/cifar10+long", "dae/cifar10+long"),
+        victim="resnet20",
+        purifier="dae",
+        weights=LONG,
+        precision=HALF,
+    ),
+    _measure(4, 12, "dae_finetune/table-2-long", "cifar10", "dae/resnet20/dae/cifar10+long"),
+    _train(5, 60, "purifier", "dae", edition="se_preresnet56", train_subset=10_000),
+    # 001, before a victim that a core can train
+    _measure(6, 95, "apudae/table-3-resnet20", "cifar10"),
+    # 003: the compact network and its victim as long as the paper's reasons want
+    _train(7, 60, "victim", "classifier_a", "mnist", edition="paper", precision=HALF),
+    _train(
+        8,
+        90,
+        "purifier",
+        "puvae",
+        "mnist",
+        edition="rc-0.01",
+        needs=("classifier_a/mnist+paper",),
+        victim="classifier_a",
+        weights={"victim": "+paper"},
+    ),
+    # 000 and 001: their own victims
+    _train(10, 240, "victim", "resnet18", precision=HALF, epochs=16),
+    _train(11, 120, "victim", "vgg13_bn", precision=HALF, epochs=12),
+    # 003 on CIFAR-10
+    _train(20, 120, "victim", "classifier_b", precision=HALF, epochs=15),
+    _train(21, 240, "purifier", "puvae", needs=("classifier_b/cifar10",), epochs=12),
+    _measure(22, 60, "puvae_detect/table-5", "cifar10", "puvae/cifar10"),
+)
