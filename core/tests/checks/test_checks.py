@@ -21,6 +21,7 @@ from defend.checks import CHECKS, Promise, Subject, check_run, clean, label_leak
 from defend.checks.climbs import convergence, known_draws
 from defend.checks.common import Case, Findings, Known
 from defend.checks.outcomes import TAIL, chance_of_at_least, compare, rejections
+from defend.checks.probes import randomness
 from defend.defence import Defence
 from defend.errors import ContractError
 from defend.evaluation.evaluate import EvaluationSettings, Evaluator
@@ -708,6 +709,44 @@ def test_an_offset_of_all_logits_hides_no_noise():
 
     assert probed(Offset(6, 1.0), 6).status == "pass"
     assert probed(Offset(6, 1.0, noise=0.02), 6).status == "fail"
+
+
+class Suspicious(nn.Module):
+    """A victim, purifier or detector that draws only where an image is rough, and does not say so."""
+
+    threshold = torch.tensor(torch.inf)
+
+    def __init__(self, stage):
+        super().__init__()
+        self.stage = stage
+
+    def forward(self, batch, purified=None):
+        rough = (batch.diff(dim=-1).abs().flatten(1).mean(1) > 0.05).float()
+        drawn = rough * torch.rand(len(batch))
+        if self.stage == "purifier":
+            return (batch + drawn.view(-1, 1, 1, 1)).clamp(0, 1)
+        return drawn if self.stage == "detector" else batch.flatten(1)[:, :2] + drawn[:, None]
+
+
+@pytest.mark.parametrize("shown", ["attacked by a row", "attacked by nobody"])
+@pytest.mark.parametrize("stage", ["victim", "purifier", "detector", "none"])
+def test_a_defence_that_draws_only_where_it_suspects_an_attack_is_noticed(stage, shown):
+    images = torch.linspace(0.2, 0.8, 64).view(1, 1, 8, 8).repeat(4, 1, 1, 1)
+    parts = {"victim": nn.Flatten(), **({} if stage == "none" else {stage: Suspicious(stage)})}
+    defence = Defence(**parts)
+    rows, eps = [], 0.1
+    if shown == "attacked by a row":  # whose budget is not that of this subject
+        example = SimpleNamespace(attacked=torch.rand(3, 1, 8, 8))
+        rows = [SimpleNamespace(plan=SimpleNamespace(threat=Threat("adaptive", "linf", 0.3)), example=example)]
+        eps = 0.0
+    values = {"images": images, "labels": torch.zeros(4, dtype=torch.int64), "keys": torch.arange(4)}
+    subject = Subject(defence=defence, undefended=defence, eps=eps, classes=2, **values)
+    found = Findings()
+    randomness(Case(rows, subject, "basic"), found)
+    said = found.finding()
+    assert said.status == ("pass" if stage == "none" else "fail")
+    if stage != "none":
+        assert "5 passes over attacked images differ" in said.detail and "does not say so" in said.detail
 
 
 def test_a_wrong_slope_of_tiny_logits_is_noticed():

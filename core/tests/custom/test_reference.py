@@ -2,6 +2,7 @@
 
 import sys
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -163,6 +164,36 @@ class Turning(nn.Module):
 @pytest.mark.parametrize("how", ["roll", "flip"])
 def test_a_purifier_that_moves_pixels_at_random_is_random(how):
     assert isinstance(_as_purifier(Turning(how), TASK), Drawing)
+
+
+class Suspicious(nn.Module):
+    """Draws only where an image is rough; the images of a trial are smooth, and those of an attack are not."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.how = how
+
+    def forward(self, pictures):
+        rough = (pictures.diff(dim=-1).abs().flatten(1).mean(1) > 0.1).view(-1, 1, 1, 1)
+        if self.how == "always draws":
+            return pictures + 0.5 * torch.randn_like(pictures) * rough
+        if not rough.any():
+            return pictures
+        drawn = np.random.rand() if self.how == "numpy" else float(torch.rand(()))
+        return pictures + drawn * rough
+
+
+@pytest.mark.parametrize("how", ["always draws", "torch", "numpy"])
+def test_a_purifier_that_draws_only_where_it_suspects_an_attack_is_random(how):
+    assert isinstance(_as_purifier(Suspicious(how), TASK), Drawing)
+    says_so = Suspicious(how)
+    says_so.random = True
+    assert isinstance(_as_purifier(says_so, TASK), Drawing)
+
+
+def test_a_layer_that_draws_its_weights_in_its_first_pass_is_not_random():
+    lazy = nn.Sequential(nn.LazyConv2d(1, 1))
+    assert _as_purifier(lazy, TASK) is lazy and not lazy.random
 
 
 class Noisy(nn.Module):

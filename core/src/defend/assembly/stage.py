@@ -153,7 +153,7 @@ def check_outputs(module: nn.Module, task: Task, what: str) -> None:
     Raises:
         ContractError: another number of outputs than of classes.
     """
-    said = unwrap(try_out("victim", module, (task.channels, task.height, task.width)))
+    said = unwrap(try_out("victim", module, (task.channels, task.height, task.width)).answer)
     if isinstance(said, torch.Tensor) and said.ndim == 2 and said.shape[1] != task.classes:
         count = said.shape[1]
         more = ""

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import attrs
 import torch
 from torch import nn
 
 from defend.boundary.answers import ask
+from defend.boundary.generators import read_states, same_states, seeded
 from defend.errors import DefendError
 from defend.util.tensors import device_of
 
@@ -20,23 +22,36 @@ def complete_modes(module: nn.Module) -> None:
             part.training = False
 
 
+@attrs.frozen
+class Trial:
+    """What a module answered, None where it failed; and whether it drew from torch's, Python's or numpy's generator."""
+
+    answer: Any
+    drew: bool
+
+
 @torch.no_grad()
-def try_out(stage: str, module: nn.Module, shape: tuple[int, int, int], seed: int = 0) -> Any:
-    """Return what a module answers to two images of a shape (channels, height, width), in eval mode.
+def try_out(stage: str, module: nn.Module, shape: tuple[int, int, int], seed: int = 0, *, rough: bool = False) -> Trial:
+    """Ask a module about two images of a shape (channels, height, width), in eval mode.
 
-    They rise from dark to bright and back, so that what flips or shifts them is seen.
+    They rise from dark to bright and back, so that what flips or shifts them is seen; `rough` ones are noise, as what
+    draws only where it suspects an attack leaves smooth images alone. A detector is given the smooth ones beside them.
 
-    Its modes and all draws outside stay as they were. None where it fails: whoever uses it will be told how.
+    Its modes and all draws outside stay as they were. Where it fails, whoever uses it will be told how.
     """
     where = device_of(module)
     modes = [(part, part.training) for part in module.modules()]
-    with torch.random.fork_rng([where] if where.type == "cuda" else []):
-        torch.manual_seed(seed)
+    rising = torch.linspace(0.2, 0.8, math.prod(shape), device=where)
+    smooth = torch.stack([rising, rising.flip(0)]).view(2, *shape)
+    noise = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0)).to(where)
+    images = [noise if rough else smooth, smooth][: 2 if stage == "detector" else 1]
+    with seeded(seed, where):
+        before = read_states(where)
         try:
-            rising = torch.linspace(0.2, 0.8, math.prod(shape), device=where)
-            return ask(stage, module.eval(), torch.stack([rising, rising.flip(0)]).view(2, *shape))
+            answer = ask(stage, module.eval(), *images)
         except DefendError:
-            return None
+            answer = None
         finally:
             for part, mode in modes:
                 part.training = mode
+        return Trial(answer, not same_states(before, read_states(where)))

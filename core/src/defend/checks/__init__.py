@@ -7,7 +7,7 @@
 | 3   | square             | query rows against white-box rows |                                                     |
 | 4   | convergence        | how many images each step fooled  | ten times the steps, ten restarts, the loss's curve |
 | 5   | gradients          | what attacks saw, a few images    | more images that rows leave right                   |
-| 6   | randomness         | five passes                       | an attack that knows the draws                      |
+| 6   | randomness         | five passes, clean and attacked   | an attack that knows the draws                      |
 | 7   | optimisation inside| one pass                          |                                                     |
 | 8   | label leak         | rows                              | attacks with predicted labels                       |
 | 9   | undefended victim  | rows, or a PGD of its own         |                                                     |

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import attrs
 import torch
 from torch import Tensor, nn
 
@@ -134,28 +135,46 @@ def _signs(subject: Subject, stream: str) -> Tensor:
         return sign_like(subject.images)
 
 
+@attrs.frozen
+class _Spread:
+    """How far the answers of several passes over the same images are apart: logits by their spread, scores by the
+    largest.
+    """
+
+    logits: float
+    scores: float
+    flips: int
+    n: int
+
+    @property
+    def differ(self) -> bool:
+        """Whether that is more than rounding."""
+        return self.logits > SAME_LOGITS or self.scores > SAME_LOGITS or self.flips > 0
+
+
 @torch.no_grad()
 def randomness(case: Case, found: Findings) -> None:
-    """Check 6: passes that differ make expectation over transformation compulsory (Athalye et al. 2018)."""
+    """Check 6: passes that differ make expectation over transformation compulsory (Athalye et al. 2018).
+
+    Over clean images, and over attacked ones: a defence may draw only where it suspects an attack.
+    """
     subject = case.subject
     if subject is None:
         found.add("skip", "nothing to query: only rows were given")
         return
-    # not keyed: the draws are to differ from pass to pass
-    verdicts = [subject.defence.judge(subject.images) for _ in range(PASSES)]
-    first = verdicts[0]
-    answers = [lead(each.logits) for each in verdicts]  # so that logits of any size are judged alike
-    moved = max(float((each - answers[0]).abs().max()) for each in answers)
-    scored = max(float((each.score - first.score).abs().max()) for each in verdicts)
-    scored /= max(float(first.score.abs().max()), VANISHING)
-    flips = int(torch.stack([each.labels != first.labels for each in verdicts]).any(0).sum())
-    differ, declared = moved > SAME_LOGITS or scored > SAME_LOGITS or flips > 0, subject.defence.random
+    clean, attacked = (_spread(subject.defence, images) for images in (subject.images, _attacked(case, subject)))
+    worse, where = (attacked, " over attacked images") if attacked.differ and not clean.differ else (clean, "")
+    differ, declared = worse.differ, subject.defence.random
     draws = subject.draws if declared else 1
-    found.numbers |= {"differ": differ, "declared": declared, "draws": draws, "flips": flips, "logits": moved}
-    said = f"{PASSES} passes differ (logits by {moved:.2g} of their spread, {flips} predictions of {len(first.labels)})"
+    found.numbers |= {"differ": differ, "declared": declared, "draws": draws}
+    found.numbers |= {"flips": worse.flips, "logits": worse.logits, "differ_when_attacked": attacked.differ}
+    said = (
+        f"{PASSES} passes{where} differ (logits by {worse.logits:.2g} of their spread, {worse.flips} predictions of "
+        f"{worse.n})"
+    )
     if not differ:
         declares = ", though it declares itself random" if declared else ""
-        found.add("pass", f"{PASSES} passes agree{declares}")
+        found.add("pass", f"{PASSES} passes agree, over clean images and over attacked ones{declares}")
     elif not declared:
         found.add("fail", f"{said}, and the defence does not say so: set `random = True`, or no attack averages")
     elif draws >= ENOUGH_DRAWS:
@@ -164,6 +183,30 @@ def randomness(case: Case, found: Findings) -> None:
         found.add("warn", f"{said}, and attacks average over {draws} draws only: take {ENOUGH_DRAWS} or more (--draws)")
     else:
         found.add("fail", f"{said}, and attacks take one draw for all: average over {ENOUGH_DRAWS} or more (--draws)")
+
+
+def _spread(defence: Defence, images: Tensor) -> _Spread:
+    # not keyed: the draws are to differ from pass to pass
+    verdicts = [defence.judge(images) for _ in range(PASSES)]
+    first = verdicts[0]
+    answers = [lead(each.logits) for each in verdicts]  # so that logits of any size are judged alike
+    moved = max(float((each - answers[0]).abs().max()) for each in answers)
+    scored = max(float((each.score - first.score).abs().max()) for each in verdicts)
+    scored /= max(float(first.score.abs().max()), VANISHING)
+    flips = int(torch.stack([each.labels != first.labels for each in verdicts]).any(0).sum())
+    return _Spread(moved, scored, flips, len(images))
+
+
+def _attacked(case: Case, subject: Subject) -> Tensor:
+    """Return images as the rows attacked them, some of each row; where there are none, with random signs times eps."""
+    shown = [row.example.attacked for row in case.of(lambda threat: True, swept=True)]
+    # the first of each row, then the second: strong attacks look otherwise than weak ones
+    mixed = [
+        images[place] for place in range(max(map(len, shown), default=0)) for images in shown if place < len(images)
+    ]
+    if mixed:
+        return torch.stack(mixed[: len(subject.images)]).to(subject.images)
+    return (subject.images + subject.eps * _signs(subject, "check/attacked")).clamp(0, 1)
 
 
 def inside(case: Case, found: Findings) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -23,7 +24,7 @@ from defend.randomness import keyed
 from defend.stages import Task
 from defend.util.tensors import device_of
 
-TRIES = 5  # how often a purifier is asked whether it draws: one in two flips is missed once in sixteen
+TRIES = 5  # how often it is asked who has a generator of its own: one in two flips is missed once in sixteen
 
 
 class Function(nn.Module):
@@ -111,9 +112,9 @@ def _as_dataset(spec: CustomSpec, thing: Any) -> ImageDataset:
 
 def _as_victim(module: nn.Module, task: Task) -> nn.Module:
     shape = (task.channels, task.height, task.width)
-    if getattr(module, "random", False) and not _is_repeatable("victim", module, shape):
+    if getattr(module, "random", False) and _draws("victim", module, shape, by_key=True):
         module = Drawing(module)
-    raw = try_out("victim", module, shape)
+    raw = try_out("victim", module, shape).answer
     answer = unwrap(raw)
     one = isinstance(answer, Tensor) and answer.shape in ((2,), (2, 1)) and answer.is_floating_point()
     if one and task.classes == 2:
@@ -126,22 +127,25 @@ def _as_purifier(module: nn.Module, task: Task) -> nn.Module:
     """Return a purifier that says whether it draws: one that does not say so itself is asked a few times."""
     shape = (task.channels, task.height, task.width)
     if hasattr(module, "random"):
-        return module if not module.random or _is_repeatable("purifier", module, shape) else Drawing(module)
-    first, *others = (try_out("purifier", module, shape, seed) for seed in range(TRIES))
-    drawn = isinstance(first, Tensor) and any(
-        isinstance(other, Tensor) and not torch.equal(first, other) for other in others
-    )
-    if drawn:
+        return Drawing(module) if module.random and _draws("purifier", module, shape, by_key=True) else module
+    if _draws("purifier", module, shape):
         return Drawing(module)
     module.random = False  # type: ignore[assignment]
     return module
 
 
-def _is_repeatable(stage: str, module: nn.Module, shape: tuple[int, int, int]) -> bool:
-    """Whether a module that says that it draws does so by `defend.randomness` alone."""
-    answers = []
-    for seed in range(TRIES):
-        with keyed(torch.arange(2, device=device_of(module)), seed=0, stream="trial"):
-            answers.append(unwrap(try_out(stage, module, shape, seed)))
-    first, *others = answers
-    return all(not isinstance(first, Tensor) or torch.equal(first, other) for other in others)
+def _draws(stage: str, module: nn.Module, shape: tuple[int, int, int], *, by_key: bool = False) -> bool:
+    """Whether a module draws, on smooth images or on rough ones; `by_key`: otherwise than by `defend.randomness`."""
+    keys = torch.arange(2, device=device_of(module))
+    for rough in (False, True):
+        first = None
+        for seed in range(TRIES):
+            with keyed(keys, seed=0, stream="trial") if by_key else contextlib.nullcontext():
+                trial = try_out(stage, module, shape, seed, rough=rough)
+            answer = unwrap(trial.answer)
+            first = answer if first is None else first
+            other = isinstance(answer, Tensor) and isinstance(first, Tensor) and not torch.equal(answer, first)
+            # a lazy layer draws its weights in its first pass
+            if other or (trial.drew and seed > 0):
+                return True
+    return False

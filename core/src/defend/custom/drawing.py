@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from defend.boundary.answers import unwrap
+from defend.boundary.generators import read_states, same_states, seeded
 from defend.randomness import (
     APART,
     batch_seed,
@@ -84,11 +84,10 @@ class Drawing(nn.Module):
         """Return what the module answers, and whether it drew anything that belongs to no image."""
         seed = batch_seed()
         assert seed is not None
-        with torch.random.fork_rng([images.device] if images.is_cuda else []), _of_others(seed), _ByImage(len(images)):
-            torch.manual_seed(seed)
-            before = _states(images.device)
+        with seeded(seed, images.device), _ByImage(len(images)):
+            before = read_states(images.device)
             answer = self.module(images)
-            return answer, not _same(before, _states(images.device))
+            return answer, not same_states(before, read_states(images.device))
 
 
 def _parts(keys: Tensor) -> list[slice]:
@@ -97,24 +96,6 @@ def _parts(keys: Tensor) -> list[slice]:
     sizes = [1] * len(keys) if len(counts) == 1 and not is_attackers() else counts.tolist()
     ends = np.cumsum(sizes).tolist()
     return [slice(end - size, end) for size, end in zip(sizes, ends, strict=True)]
-
-
-def _states(device: torch.device) -> tuple[Any, ...]:
-    on_device = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-    return torch.get_rng_state(), on_device, random.getstate(), np.random.get_state()
-
-
-def _same(before: Sequence[Any], after: Sequence[Any]) -> bool:
-    def alike(one: Any, other: Any) -> bool:
-        if isinstance(one, Tensor):
-            return torch.equal(one, other)
-        if isinstance(one, np.ndarray):
-            return bool(np.array_equal(one, other))
-        if isinstance(one, tuple):
-            return all(map(alike, one, other))
-        return bool(one == other)
-
-    return all(map(alike, before, after))
 
 
 class _ByImage(TorchFunctionMode):
@@ -169,16 +150,3 @@ def _arguments(args: Sequence[Any], given: Mapping[str, Any], **usual: float) ->
         args[place] if place < len(args) else given.get(name, default)
         for place, (name, default) in enumerate(usual.items())
     ]
-
-
-@contextlib.contextmanager
-def _of_others(seed: int) -> Iterator[None]:
-    """Seed Python's and numpy's generators for a block, and put them back."""
-    kept, theirs = random.getstate(), np.random.get_state()
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    try:
-        yield
-    finally:
-        random.setstate(kept)
-        np.random.set_state(theirs)
