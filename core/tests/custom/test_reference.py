@@ -297,6 +297,89 @@ def test_a_module_that_says_that_it_draws_is_repeated_too():
     assert purifier.smoothing_sigma == 0.1 and set(surrogates_of(purifier)) == {"identity", "soft"}
 
 
+class Rating(nn.Module):
+    """A detector that draws one offset for all images; where it stands it may be another."""
+
+    random = True
+
+    def __init__(self, placed=False):
+        super().__init__()
+        self.placed = placed
+        self.register_buffer("threshold", torch.tensor(torch.inf))
+
+    def forward(self, pictures, purified):
+        return pictures.mean((1, 2, 3)) + 0.4 * torch.rand(())
+
+
+class Placed(Rating):
+    """One that cannot be asked before it knows where it stands."""
+
+    def forward(self, pictures, purified):
+        assert self.placed == 2
+        return super().forward(pictures, purified)
+
+    def beside(self, purifier):
+        return self._at(1)
+
+    def with_victim(self, victim):
+        return self._at(self.placed + 1)
+
+    def _at(self, placed):
+        other = type(self)(placed)
+        other.threshold = self.threshold
+        return other
+
+
+@pytest.mark.parametrize("kind", [Rating, Placed])
+def test_a_detector_that_draws_for_all_images_is_asked_once_a_draw_and_judged_image_by_image(kind):
+    name, plugins = registry().with_thing("detector", kind())
+    detector = Composition.of(detector=name, plugins=plugins).build(TASK)["detector"].module
+    defence, batch, keys = Defence(TinyVictim(TASK), detector=detector), images(TASK, 4), torch.arange(4)
+
+    def rate(some, keys, stream):
+        with keyed(keys, seed=0, stream=stream), torch.no_grad():
+            return defence.rate(some, some) - some.mean((1, 2, 3))
+
+    judged = rate(batch, keys, "x")
+    assert len(set(judged.round(decimals=5).tolist())) == 4
+    assert torch.equal(rate(batch[1:3], keys[1:3], "x"), judged[1:3]) and torch.equal(rate(batch, keys, "x"), judged)
+    draws = (keys[None] + torch.arange(5)[:, None] * 2**40).flatten()
+    drawn = rate(batch.repeat(5, 1, 1, 1), draws, "attacker/x").unflatten(0, (5, 4))
+    assert torch.allclose(drawn, drawn[:, :1], atol=1e-6) and len(set(drawn[:, 0].round(decimals=5).tolist())) == 5
+    assert defence.random and hasattr(defence.detector, "with_victim") == (kind is Placed)
+    detector.threshold.fill_(0.5)
+    assert defence.detector.threshold is detector.threshold
+    assert set(detector.state_dict()) == {"threshold"}  # as a file would have it that was written without this
+    detector.load_state_dict({"threshold": torch.tensor(0.25)})
+    assert defence.detector.threshold == 0.25
+
+
+def test_a_detector_whose_draws_are_keyed_or_that_does_not_draw_is_asked_as_it_is():
+    class Keyed(Rating):
+        def forward(self, pictures, purified):
+            return normal_like(pictures).mean((1, 2, 3)) if self.random else pictures.mean((1, 2, 3))
+
+    for random in (True, False):
+        detector = Keyed()
+        detector.random = random
+        name, plugins = registry().with_thing("detector", detector)
+        assert Composition.of(detector=name, plugins=plugins).build(TASK)["detector"].module is detector
+
+
+def test_a_faster_form_of_what_draws_is_repeated_too():
+    class Slow(Random):
+        def prepared(self):
+            return Random()
+
+    purifier = _as_purifier(Slow(), TASK)
+    purifier.stage_name = "slow"
+    faster, answers = purifier.prepared(), []
+    for module in (purifier, faster):
+        with keyed(torch.arange(4), seed=0, stream="x"):
+            answers.append(module(images(TASK, 4)))
+    assert torch.equal(*answers) and faster.random and faster.stage_name == "slow"
+
+
 def test_what_wraps_a_victim_says_what_it_says():
     wrapped = [NormalisedVictim(Random(2), (0.5,), (0.5,)), OneLogit(Random(1))]
     for victim in wrapped:

@@ -85,6 +85,8 @@ def build(spec: CustomSpec, config: Any, task: Task | None = None) -> Any:
     complete_modes(module)
     if spec.stage == "purifier":
         return _as_purifier(module, task)
+    if spec.stage == "detector":
+        return _as_detector(module, task)
     if spec.stage != "victim":
         return module
     mean, std = (() if takes(spec.thing, name) else getattr(config, name, ()) for name in NORMALISATION)
@@ -134,8 +136,19 @@ def _as_purifier(module: nn.Module, task: Task) -> nn.Module:
     return module
 
 
+def _as_detector(module: nn.Module, task: Task) -> nn.Module:
+    shape = (task.channels, task.height, task.width)
+    if getattr(module, "random", False) and _draws("detector", module, shape, by_key=True):
+        return Drawing(module)
+    return module
+
+
 def _draws(stage: str, module: nn.Module, shape: tuple[int, int, int], *, by_key: bool = False) -> bool:
-    """Whether a module draws, on smooth images or on rough ones; `by_key`: otherwise than by `defend.randomness`."""
+    """Whether a module draws, on smooth images or on rough ones.
+
+    `by_key`: whether it may do so otherwise than by `defend.randomness`; also of one that cannot be asked, as a
+    detector before its `with_victim()` may be.
+    """
     keys = torch.arange(2, device=device_of(module))
     for rough in (False, True):
         first = None
@@ -143,6 +156,8 @@ def _draws(stage: str, module: nn.Module, shape: tuple[int, int, int], *, by_key
             with keyed(keys, seed=0, stream="trial") if by_key else contextlib.nullcontext():
                 trial = try_out(stage, module, shape, seed, rough=rough)
             answer = unwrap(trial.answer)
+            if by_key and not isinstance(answer, Tensor):
+                return True
             first = answer if first is None else first
             other = isinstance(answer, Tensor) and isinstance(first, Tensor) and not torch.equal(answer, first)
             # a lazy layer draws its weights in its first pass

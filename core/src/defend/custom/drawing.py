@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -25,9 +26,11 @@ from defend.randomness import (
     uniform_like,
 )
 
+MAKERS = ("beside", "with_victim", "prepared")  # methods of a stage that return what to use in its place
+
 
 class Drawing(nn.Module):
-    """A purifier or victim that draws by itself, so that a run can be repeated. Attributes that it lacks are its own.
+    """A stage that draws by itself, so that a run can be repeated. Attributes that this lacks, and state, are its own.
 
     What it asks torch for by images' shape (`randn_like` and its likes) belongs to the image, as if it had asked
     `defend.randomness`. A module that draws anything else (an offset, a size, which half to drop) draws once for all
@@ -51,16 +54,38 @@ class Drawing(nn.Module):
         try:
             return super().__getattr__(name)
         except AttributeError:
-            return getattr(super().__getattr__("module"), name)
+            held = getattr(super().__getattr__("module"), name)
+        return functools.partial(self._replaced, held) if name in MAKERS and callable(held) else held
 
-    def forward(self, images: Tensor) -> Any:
-        """Return what the module does with this pass's draws."""
+    def state_dict(self, *args: Any, **more: Any) -> Any:
+        """Return the module's own state, under the names that it has without this."""
+        return self.module.state_dict(*args, **more)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *more: Any) -> None:
+        for key in [key for key in state_dict if key.startswith(prefix)]:
+            state_dict[f"{prefix}module.{key.removeprefix(prefix)}"] = state_dict.pop(key)
+        super()._load_from_state_dict(state_dict, prefix, *more)
+
+    def _replaced(self, make: Callable[..., Any], *given: Any) -> Any:
+        """Return what one of the `MAKERS` does, which may draw too."""
+        made = make(*given)
+        if made is self.module:
+            return self
+        if not isinstance(made, nn.Module) or not getattr(made, "random", True):
+            return made
+        replaced = Drawing(made).train(made.training)
+        if hasattr(self, "stage_name"):  # by which errors tell of it
+            replaced.stage_name = self.stage_name
+        return replaced
+
+    def forward(self, images: Tensor, *more: Tensor) -> Any:
+        """Return what the module does with this pass's draws; a detector is also given what was made of the images."""
         keys = open_keys()
         if keys is None:
-            return self.module(images)
+            return self.module(images, *more)
         begin, asked = mark(images.device), False
         if not self._draws_for_all or len(images) < 2:
-            answer, draws_for_all = self._draw(images)
+            answer, draws_for_all = self._draw(images, *more)
             asked, self._draws_for_all = True, self._draws_for_all or draws_for_all
             if not draws_for_all or len(images) < 2:
                 return answer
@@ -68,7 +93,7 @@ class Drawing(nn.Module):
         for part in _parts(keys):
             # each from where this pass began; and what comes after it goes on from where one of them ended
             with resumed(begin) if asked else contextlib.nullcontext(), narrowed(part):
-                answers.append(unwrap(self._draw(images[part])[0]))
+                answers.append(unwrap(self._draw(*(each[part] for each in (images, *more)))[0]))
             asked = True
         return torch.cat(answers)
 
@@ -80,13 +105,13 @@ class Drawing(nn.Module):
             return given
         return {name: Drawing(each) if isinstance(each, nn.Module) else each for name, each in given.items()}
 
-    def _draw(self, images: Tensor) -> tuple[Any, bool]:
+    def _draw(self, images: Tensor, *more: Tensor) -> tuple[Any, bool]:
         """Return what the module answers, and whether it drew anything that belongs to no image."""
         seed = batch_seed()
         assert seed is not None
         with seeded(seed, images.device), _ByImage(len(images)):
             before = read_states(images.device)
-            answer = self.module(images)
+            answer = self.module(images, *more)
             return answer, not same_states(before, read_states(images.device))
 
 
