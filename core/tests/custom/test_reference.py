@@ -268,6 +268,40 @@ def test_a_draw_for_all_images_is_judged_image_by_image():
         assert torch.equal(purifier(batch[5:8]), drawn[0][5:8])
 
 
+class Secret(nn.Module):
+    """Draws one offset for all images, from a generator of its own; maybe only where it suspects an attack."""
+
+    random = True
+
+    def __init__(self, careful=False):
+        super().__init__()
+        self.careful, self.generator = careful, torch.Generator().manual_seed(0)
+
+    def forward(self, pictures):
+        if self.careful and pictures.diff(dim=-1).abs().mean() < 0.1:
+            return pictures
+        return pictures + 0.1 * torch.rand((), generator=self.generator)
+
+
+@pytest.mark.parametrize("careful", [True, False])
+def test_a_generator_of_its_own_is_seen_and_told(careful):
+    """Else one draw would stand for all that an attack averages over, and two runs would differ unsaid."""
+    purifier, batch = _as_purifier(Secret(careful), TASK), torch.rand(2, 1, 28, 28)
+    keys = (torch.arange(2)[None] + torch.arange(5)[:, None] * 2**40).flatten()
+
+    def ask(*which):
+        with keyed(keys, seed=0, stream="attacker/x"):
+            return [(purifier(each.repeat(5, 1, 1, 1))[::2] - each[0]).mean((1, 2, 3)) for each in which][-1]
+
+    shown = [torch.zeros_like(batch)] * careful  # which shows nothing in the first pass
+    with pytest.warns(UserWarning, match="^Secret answers otherwise to the same draws, so no run") as told:
+        drawn = ask(*shown, batch, batch)
+    assert len(told) == 1 and len(set(drawn.round(decimals=5).tolist())) == 5
+    with keyed(torch.arange(2), seed=0, stream="x"):
+        one, other = (purifier(batch) - batch).mean((1, 2, 3)).tolist()
+    assert abs(one - other) > 1e-4
+
+
 class Random(nn.Module):
     """Says that it draws, and asks torch for it."""
 

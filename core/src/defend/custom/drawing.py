@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from defend.boundary.answers import unwrap
 from defend.boundary.generators import read_states, same_states, seeded
 from defend.randomness import (
     APART,
+    Mark,
     batch_seed,
     is_attackers,
     mark,
@@ -26,6 +28,8 @@ from defend.randomness import (
     uniform_like,
 )
 
+SEEN = ("_draws_for_all", "_unrepeatable", "_passes")
+SAME = 1e-4  # of the largest number, on average of an image: what rounding alone makes of an answer
 MAKERS = ("beside", "with_victim", "prepared")  # methods of a stage that return what to use in its place
 
 
@@ -40,7 +44,8 @@ class Drawing(nn.Module):
     """
 
     random = True
-    _draws_for_all = False  # until it was seen to
+    _draws_for_all = _unrepeatable = False  # until it was seen to
+    _passes = 0
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -48,7 +53,7 @@ class Drawing(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what was seen so far: it is no part of what the module is, and of its hash."""
-        return {name: value for name, value in vars(self).items() if name != "_draws_for_all"}
+        return {name: value for name, value in vars(self).items() if name not in SEEN}
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -83,11 +88,12 @@ class Drawing(nn.Module):
         keys = open_keys()
         if keys is None:
             return self.module(images, *more)
-        begin, asked = mark(images.device), False
-        if not self._draws_for_all or len(images) < 2:
+        begin = mark(images.device)
+        asked = not self._draws_for_all or len(images) < 2
+        if asked:
             answer, draws_for_all = self._draw(images, *more)
-            asked, self._draws_for_all = True, self._draws_for_all or draws_for_all
-            if not draws_for_all or len(images) < 2:
+            self._draws_for_all |= self._is_unrepeatable(answer, begin, images, *more) or draws_for_all
+            if not self._draws_for_all or len(images) < 2:
                 return answer
         answers = []
         for part in _parts(keys):
@@ -105,6 +111,26 @@ class Drawing(nn.Module):
             return given
         return {name: Drawing(each) if isinstance(each, nn.Module) else each for name, each in given.items()}
 
+    def _is_unrepeatable(self, answer: Any, begin: Mark, images: Tensor, *more: Tensor) -> bool:
+        """Whether the module answers otherwise to the same draws, as with a generator of its own: nobody sees it move.
+
+        It is asked again in its first pass, and now and then, as it may draw only where it suspects an attack.
+        """
+        self._passes += 1
+        if self._unrepeatable or self._passes & (self._passes - 1):  # no power of two
+            return self._unrepeatable
+        with torch.no_grad(), resumed(begin):
+            again = self._draw(images, *more)[0]
+        self._unrepeatable = _are_apart(unwrap(answer), unwrap(again))
+        if self._unrepeatable:
+            who = getattr(self, "stage_name", type(self.module).__name__)
+            warnings.warn(
+                f"{who} answers otherwise to the same draws, so no run with it can be repeated: draw with "
+                "defend.randomness, or from torch's, numpy's or Python's global generator",
+                stacklevel=2,
+            )
+        return self._unrepeatable
+
     def _draw(self, images: Tensor, *more: Tensor) -> tuple[Any, bool]:
         """Return what the module answers, and whether it drew anything that belongs to no image."""
         seed = batch_seed()
@@ -121,6 +147,16 @@ def _parts(keys: Tensor) -> list[slice]:
     sizes = [1] * len(keys) if len(counts) == 1 and not is_attackers() else counts.tolist()
     ends = np.cumsum(sizes).tolist()
     return [slice(end - size, end) for size, end in zip(sizes, ends, strict=True)]
+
+
+def _are_apart(first: Any, again: Any) -> bool:
+    """Whether two answers [B,...] differ by more than rounding; what is no such answer has a contract to break."""
+    if not all(isinstance(each, Tensor) and each.numel() and each.ndim for each in (first, again)):
+        return False
+    if first.shape != again.shape:
+        return True
+    moved = (again - first).detach().float().abs().reshape(len(first), -1).mean(1).max()
+    return bool(moved > SAME * first.detach().abs().max())
 
 
 class _ByImage(TorchFunctionMode):
