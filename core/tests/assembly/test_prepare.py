@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from defend.assembly.prepare import fold_sequences, prepare
+from defend.assembly.prepare import copy_module, fold_sequences, prepare
+from defend.boundary.answers import Answering
+from defend.custom.drawing import Drawing
 from defend.defence import Defence, PurifierSequence
 from defend.errors import ContractError
 from defend.testing.toys import TASK, TinyVictim
@@ -283,6 +285,41 @@ def test_a_victim_that_does_not_take_channels_last_stays_as_it_is(victim):
     assert done["layout"] == "contiguous" and "channels-last was left out" in done["left_out"]
     torch.testing.assert_close(ready(IMAGES), whole(IMAGES).detach(), rtol=1e-3, atol=1e-4)
     ready(IMAGES.requires_grad_(True)).sum().backward()
+
+
+class Scaled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Conv2d(1, 1, 1)
+
+    def forward(self, images):
+        return self.layer(images)
+
+
+@pytest.mark.parametrize("make", ["script", "trace", "freeze"])
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_a_copy_of_torchscript_keeps_what_was_set_on_it(make):
+    plain, sample = Scaled().eval(), torch.rand(2, 1, 8, 8)
+    script = torch.jit.trace(plain, sample) if make == "trace" else torch.jit.script(plain)
+    script = torch.jit.freeze(script) if make == "freeze" else script
+    script.random, script.smoothing_sigma, script.stage_name = True, 0.1, "mine"
+    script.surrogates = lambda: {"plain": plain}
+    for module in (script, nn.Sequential(script)):
+        copied = copy_module(module)
+        kept = copied[0] if module is not script else copied
+        assert kept is not script and torch.equal(copied(sample), plain(sample))
+        assert (kept.random, kept.smoothing_sigma, kept.stage_name) == (True, 0.1, "mine")
+        assert set(kept.surrogates()) == {"plain"}
+
+
+@pytest.mark.parametrize("wrap", [Drawing, Answering])
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_a_copy_of_a_wrapped_module_is_wrapped(wrap):
+    script = torch.jit.script(Scaled().eval())
+    script.random, sample = True, torch.rand(2, 1, 8, 8)
+    copied = copy_module(wrap(script))
+    assert type(copied) is type(copy.deepcopy(wrap(script))) is wrap and copied.random
+    assert torch.equal(copied.module(sample), script(sample))
 
 
 class Uncopied(nn.Module):

@@ -151,6 +151,31 @@ def test_a_model_of_torchscript_is_measured_as_the_one_it_was_made_from(data, ma
     assert all(weight.requires_grad for weight in plain.parameters())
 
 
+class Named(nn.Module):
+    """Answers by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(images(TASK, 1).numel(), 10)
+
+    def forward(self, batch: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"logits": self.head(batch.flatten(1))}
+
+
+class Offset(nn.Module):
+    def forward(self, batch: torch.Tensor) -> torch.Tensor:
+        return (batch + 0.05 * torch.rand(())).clamp(0.0, 1.0)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_torchscript_may_answer_by_name_and_draw(data):
+    purifier = torch.jit.script(Offset())
+    purifier.random = True
+    victim = torch.jit.script(Named())
+    found = defend.evaluate(victim, data, purifier=purifier, threats=["adaptive"], eps=0.02, **QUICK)
+    assert [row.budget["draws"] for row in found.rows if row.threat == "adaptive"] == [20]
+
+
 def test_a_command_is_not_told_where_none_finds_the_objects(model, data):
     attacks = {"attacks": ["pgd"], "options": {"pgd": {"steps": 4, "step_size": 0.001}}}
     found = defend.evaluate(model, data, threats=["oblivious"], eps=0.3, **{**QUICK, **attacks})

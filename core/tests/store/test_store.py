@@ -262,6 +262,20 @@ def test_a_class_made_in_a_function_enters_with_what_it_closes_over():
     assert len({module_hash(module) for module in others}) == 3
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_what_was_set_on_a_module_of_torchscript_enters_its_hash():
+    def build(**attributes):
+        torch.manual_seed(0)
+        script = torch.jit.script(nn.Sequential(nn.Linear(2, 2)))
+        for name, value in attributes.items():
+            setattr(next(script.children()) if name == "within" else script, name, value)
+        return script
+
+    assert module_hash(build(random=True)) == module_hash(build(random=True))
+    found = [build(), build(random=True), build(random=False), build(within=1)]
+    assert len({module_hash(module) for module in found}) == 4
+
+
 def test_a_network_that_refers_to_itself_has_a_hash():
     def build(value):
         module = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))

@@ -22,6 +22,7 @@ from defend.assembly.matrices import find_small_maps, multiply_small_maps
 from defend.boundary.answers import ask, unwrap
 from defend.boundary.calls import Calling, say_cause
 from defend.boundary.given import name_of
+from defend.boundary.scripted import python_attributes
 from defend.boundary.trial import complete_modes
 from defend.defence import Defence, PurifierSequence
 from defend.errors import StageError
@@ -89,21 +90,26 @@ def copy_module(module: M) -> M:
     """Return a deep copy of a module; tensors that it computed from parameters, and keeps, are copied as values.
 
     Such are the weights of `torch.nn.utils.weight_norm`, which are computed anew before every pass. Modules of
-    TorchScript are copied as their files are: in a deep copy their parameters are none.
+    TorchScript are copied as their files are, with what was set on them from Python: in a deep copy their parameters
+    are none.
     """
     memo: dict[int, object] = {}
+    reloaded: list[tuple[torch.jit.ScriptModule, torch.jit.ScriptModule]] = []
     scripted: set[nn.Module] = set()
     for part in module.modules():
         if isinstance(part, torch.jit.ScriptModule) and part not in scripted:
             scripted.update(part.modules())  # what is within it is copied with it
             with Calling(f"stage {name_of(module)}", "a copy of it"):
-                memo[id(part)] = _reload(part)
+                reloaded.append((part, _reload(part)))
+                memo[id(part)] = reloaded[-1][1]
         if part in scripted:
             continue
         for value in vars(part).values():
             if isinstance(value, Tensor) and not value.is_leaf:
                 memo[id(value)] = value.detach().clone()
     with Calling(f"stage {name_of(module)}", "a copy of it"):
+        for part, loaded in reloaded:
+            _set_attributes(loaded, copy.deepcopy(python_attributes(part), memo))
         return copy.deepcopy(module, memo)
 
 
@@ -116,9 +122,13 @@ def _reload(module: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
         file.seek(0)
         loaded: torch.jit.ScriptModule = torch.jit.load(file)
     complete_modes(loaded)
-    if hasattr(module, "stage_name"):
-        loaded.stage_name = module.stage_name
     return loaded
+
+
+def _set_attributes(module: nn.Module, attributes: Mapping[str, Mapping[str, Any]]) -> None:
+    for name, part in module.named_modules():
+        for key, value in attributes.get(name, {}).items():
+            setattr(part, key, value)
 
 
 def cause_of(error: Exception) -> str:

@@ -217,6 +217,8 @@ class Answering(nn.Module):
         try:
             return super().__getattr__(name)
         except AttributeError:
+            if name.startswith("__"):  # how the network itself is copied, and its like
+                raise
             return getattr(super().__getattr__("module"), name)
 
 

@@ -59,6 +59,8 @@ class Drawing(nn.Module):
         try:
             return super().__getattr__(name)
         except AttributeError:
+            if name.startswith("__"):  # how the module itself is copied, and its like
+                raise
             held = getattr(super().__getattr__("module"), name)
         return functools.partial(self._replaced, held) if name in MAKERS and callable(held) else held
 

@@ -156,6 +156,9 @@ class _Hasher:
     def __init__(self) -> None:
         import torch
 
+        from defend.boundary.scripted import python_attributes
+
+        self._beside = python_attributes
         self._tensor = torch.Tensor
         self._bytes = torch.uint8
         self._module = torch.nn.Module
@@ -259,12 +262,12 @@ class _Hasher:
 
     def _of_state(self, value: Any) -> bytes:
         """Hash an object by what it would be rebuilt from; one that cannot be is like no other."""
-        if isinstance(value, self._scripted):  # all of it is in its file: the code, and constants that are no state
+        if isinstance(value, self._scripted):  # in its file are the code, and constants that are no state
             file = io.BytesIO()
             with contextlib.suppress(RuntimeError), warnings.catch_warnings():  # some refuse, and are like no other
                 warnings.simplefilter("ignore")
                 self._save(value, file)
-            return self._join("scripted", [self.of(file.getvalue() or make_unique())])
+            return self._join("scripted", [self.of(file.getvalue() or make_unique()), self.of(self._beside(value))])
         try:
             kept = value.__reduce_ex__(4)
         except Exception:  # classes refuse in many ways
