@@ -736,9 +736,9 @@ def test_a_defence_that_draws_only_where_it_suspects_an_attack_is_noticed(stage,
     defence = Defence(**parts)
     rows, eps = [], 0.1
     if shown == "attacked by a row":  # whose budget is not that of this subject
-        example = SimpleNamespace(attacked=torch.rand(3, 1, 8, 8))
-        rows = [SimpleNamespace(plan=SimpleNamespace(threat=Threat("adaptive", "linf", 0.3)), example=example)]
-        eps = 0.0
+        plan, eps = SimpleNamespace(threat=Threat("adaptive", "linf", 0.3)), 0.0
+        examples = [images] * 11 + [torch.rand(3, 1, 8, 8)]  # the last row alone is suspected
+        rows = [SimpleNamespace(plan=plan, example=SimpleNamespace(attacked=each)) for each in examples]
     values = {"images": images, "labels": torch.zeros(4, dtype=torch.int64), "keys": torch.arange(4)}
     subject = Subject(defence=defence, undefended=defence, eps=eps, classes=2, **values)
     found = Findings()

@@ -200,12 +200,10 @@ def _spread(defence: Defence, images: Tensor) -> _Spread:
 def _attacked(case: Case, subject: Subject) -> Tensor:
     """Return images as the rows attacked them, some of each row; where there are none, with random signs times eps."""
     shown = [row.example.attacked for row in case.of(lambda threat: True, swept=True)]
-    # the first of each row, then the second: strong attacks look otherwise than weak ones
-    mixed = [
-        images[place] for place in range(max(map(len, shown), default=0)) for images in shown if place < len(images)
-    ]
-    if mixed:
-        return torch.stack(mixed[: len(subject.images)]).to(subject.images)
+    every = [image for images in shown for image in images]
+    if every:  # from the first row to the last, as strong attacks look otherwise than weak ones
+        places = torch.linspace(0, len(every) - 1, min(len(subject.images), len(every))).round().int().tolist()
+        return torch.stack([every[place] for place in places]).to(subject.images)
     return (subject.images + subject.eps * _signs(subject, "check/attacked")).clamp(0, 1)
 
 
