@@ -32,12 +32,13 @@ def lead(logits: Tensor, like: Tensor | None = None) -> Tensor:
     """Return logits [B,K] less the largest of their image, in units of what leading ones lie apart in `like` [N,K].
 
     What differs between two answers is then seen beside a class that is far behind, and beside an offset of all
-    classes, both of which decide nothing. None is further behind than `FAR_BEHIND` such units.
+    classes, both of which decide nothing: none is further behind than `FAR_BEHIND` of what the leading ones are.
     """
     spread = leading_spread(logits if like is None else like)
     usable = spread[(spread > 0) & torch.isfinite(spread)]
     unit = usable.median() if len(usable) else spread.new_ones(())
-    return ((logits - logits.amax(1, keepdim=True)) / unit).clamp_min(-FAR_BEHIND)
+    least = -FAR_BEHIND * (leading_spread(logits) / unit).nan_to_num(1, 1, 1).clamp_min(1)
+    return ((logits - logits.amax(1, keepdim=True)) / unit).maximum(least[:, None])
 
 
 @attrs.frozen

@@ -137,9 +137,7 @@ def _signs(subject: Subject, stream: str) -> Tensor:
 
 @attrs.frozen
 class _Spread:
-    """How far the answers of several passes over the same images are apart: logits by their spread, scores by the
-    largest.
-    """
+    """How far answers of several passes over the same images are apart: in spreads of logits, and in largest scores."""
 
     logits: float
     scores: float
