@@ -108,6 +108,12 @@ def test_what_is_missing_or_doubled_or_other_is_a_line(two, tmp_path, refused):
     shutil.copytree(b, other)
     rewrite(other, attrs.evolve(CONFIG, shard="2/2"), {"source code of defend": "another"})
     assert "in source code of defend" in refused("merge", a, other)
+    mine = read_shards([a, b]).fingerprint["set of library versions"]
+    other = tmp_path / "library"
+    shutil.copytree(b, other)
+    rewrite(other, attrs.evolve(CONFIG, shard="2/2"), {"set of library versions": {**mine, "torchvision": "9.9"}})
+    said = f"in set of library versions (torchvision 9.9 against {mine['torchvision']})"
+    assert said in refused("merge", a, other)
     assert not list(tmp_path.glob("runs/*"))
 
 

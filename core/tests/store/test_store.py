@@ -16,6 +16,7 @@ import textwrap
 import threading
 import time
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -31,7 +32,7 @@ from defend.datasets.normalised import NormalisedVictim
 from defend.errors import ConfigError
 from defend.plugins import registry
 from defend.store import code, entry, sources
-from defend.store.code import code_version, modules_of
+from defend.store.code import code_version, modules_of, versions_of
 from defend.store.fingerprint import batch_key, module_hash
 from defend.store.store import Store, Verified, parse_size
 from defend.testing.toys import TinyVictim
@@ -1014,3 +1015,10 @@ def test_an_installed_file_that_was_written_since_the_start_is_like_no_other(pac
     monkeypatch.setattr("defend.IMPORTED_AT", time.time() + 1)
     first = version("made_up_attack:build")
     assert version("made_up_attack:build") == first
+
+
+def test_of_cores_optional_libraries_those_count_that_an_attack_holds():
+    held = SimpleNamespace(library=ModuleType("pyautoattack"))
+    assert "pyautoattack" in versions_of(*modules_of(held))
+    others = versions_of("defend.attacks.plugin")
+    assert "torch" in others and "pyautoattack" not in others

@@ -51,6 +51,7 @@ class Circumstances:
     """
 
     dataset: ImageDataset
+    versions: Mapping[str, str]
     plugins: Mapping[str, str]
     device: torch.device
     precision: Mapping[str, str]
@@ -86,6 +87,7 @@ def assemble(config: RunConfig, records: Sequence[RowRecord], known: Circumstanc
             "python": platform.python_version(),
             "torch": torch.__version__,
             "timm": version_of("timm") or "unknown",
+            **known.versions,
         },
         plugins=dict(known.plugins),
         config=config,

@@ -23,7 +23,7 @@ from defend.evaluation.assemble import Circumstances, assemble, describe_weights
 from defend.evaluation.certify import Certifier
 from defend.evaluation.evaluate import EvaluationSettings, Evaluator
 from defend.evaluation.forecast import Forecast, choose_for, forecast
-from defend.evaluation.identity import identify
+from defend.evaluation.identity import find_versions, identify
 from defend.evaluation.notes import make_notes
 from defend.evaluation.plan import attacks_of, counter_attacks, find_undone, is_costly, plan
 from defend.evaluation.precision import REDUCED, Crafting, choose
@@ -109,7 +109,10 @@ class Course:
         first = self.processes.first
         # of what was built, so that a run that goes on compares weights and code, not their names
         writes = first and config.out is not None
-        decisive = identify(self.defences, self.rows, self.dataset, plugins, self.device) if writes else {}
+        self.versions = find_versions(self.defences, self.rows, plugins)
+        decisive = {}
+        if writes:
+            decisive = identify(self.defences, self.rows, self.dataset, plugins, self.device, self.versions)
         if shards is not None and writes:
             shards.check(self.rows, decisive)
         self.shard = None if config.shard is None else parse_shard(config.shard)
@@ -376,6 +379,7 @@ class Course:
         checks = check(config, own, subject, self.watcher, certified)  # first, as they count in the run's seconds
         known = Circumstances(
             dataset=self.dataset,
+            versions=self.versions,
             plugins=self.plugins.versions,
             device=self.device,
             precision={

@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
-from defend import __version__
 from defend.assembly.stage import Built
 from defend.custom.spec import CustomSpec
 from defend.datasets.base import ImageDataset
@@ -18,8 +17,9 @@ from defend.errors import ConfigError
 from defend.evaluation.arms import BuiltDefence
 from defend.plugins import Registry
 from defend.records.rows import PlannedRow
-from defend.store.code import code_of, modules_of
+from defend.store.code import code_of, modules_of, versions_of
 from defend.store.fingerprint import batch_key, module_hash
+from defend.util.tensors import hash_state
 
 
 def identify(
@@ -28,8 +28,12 @@ def identify(
     dataset: ImageDataset,
     plugins: Registry,
     device: torch.device,
+    versions: Mapping[str, str],
 ) -> dict[str, Any]:
-    """Return what decides the records of a run, in words for whoever changed it, to plain data."""
+    """Return what decides the records of a run, in words for whoever changed it, to plain data.
+
+    `versions`: see `find_versions`.
+    """
     rows = [
         (
             plan.name,
@@ -45,7 +49,7 @@ def identify(
         for plan in plans
     ]
     return {
-        "version of defend or torch": [__version__, torch.__version__],
+        "set of library versions": dict(versions),
         "set of plugins": dict(plugins.versions),
         "data": dataset.sha256("test"),
         # thresholds are set on them, and attacks begin at them
@@ -61,18 +65,42 @@ def identify(
             }
             for each in defences
         ],
-        **_code(defences, plans, plugins),
+        **_own_attacks(plans),
+        **{
+            f"source code of {root}": value
+            for root, value in code_of(*sorted(_modules(defences, plans, plugins))).items()
+        },
         "plan of rows": hashlib.sha256(json.dumps(rows).encode()).hexdigest(),
     }
 
 
+def find_versions(defences: Sequence[BuiltDefence], plans: Sequence[PlannedRow], plugins: Registry) -> dict[str, str]:
+    """Return the versions of core and of the libraries that the rows come from, by distribution."""
+    # what is said of torch's build, for a processor or a GPU, the installed distribution may leave out
+    return {**versions_of(*sorted(_modules(defences, plans, plugins))), "torch": torch.__version__}
+
+
 def _fingerprint(built: Built) -> str | None:
-    """Return the hash of a part's weights: as their card has it, or of what a user gave; None of code alone."""
-    return module_hash(built.module) if built.card is None and built.custom else built.content_hash
+    """Return the hash of a part's weights; None of code alone.
+
+    As their card has it; of what a user gave with all that decides its answers; of what a library brought, or that
+    nobody trained, as it is.
+    """
+    if built.card is not None:
+        return built.content_hash
+    return module_hash(built.module) if built.custom else hash_state(built.module) or None
 
 
-def _code(defences: Sequence[BuiltDefence], plans: Sequence[PlannedRow], plugins: Registry) -> dict[str, str]:
-    """Return the hashes of the code that makes the rows: core, and the packages of all that a run is built from."""
+def _own_attacks(plans: Sequence[PlannedRow]) -> dict[str, str]:
+    return {
+        f"attack {plan.name} of your own": batch_key(built=plan.attack)
+        for plan in plans
+        if plan.attack is not None and not type(plan.attack).__module__.startswith("defend")
+    }
+
+
+def _modules(defences: Sequence[BuiltDefence], plans: Sequence[PlannedRow], plugins: Registry) -> set[str]:
+    """Return the modules of all that a run is built from."""
     attacks = [plan.attack for plan in plans if plan.attack is not None]
     modules: set[str] = set().union(*map(modules_of, attacks))
     for each in defences:
@@ -93,9 +121,4 @@ def _code(defences: Sequence[BuiltDefence], plans: Sequence[PlannedRow], plugins
                     modules |= {spec.build.partition(":")[0], spec.config.__module__}
                     if isinstance(spec, CustomSpec):
                         modules |= modules_of(spec.thing)
-    own = {
-        f"attack {plan.name} of your own": batch_key(built=plan.attack)
-        for plan in plans
-        if plan.attack is not None and not type(plan.attack).__module__.startswith("defend")
-    }
-    return {**own, **{f"source code of {root}": value for root, value in code_of(*sorted(modules)).items()}}
+    return modules

@@ -17,7 +17,7 @@ from torch import Tensor
 from defend.errors import ConfigError
 from defend.records.rows import COLUMNS, EXAMPLE, OF_ARMS, ArmRecord, Example, Part
 from defend.records.seen import Seen
-from defend.records.unfinished import ABOUT, ANNOUNCED, BATCH, FOLDER, anew, read_sealed, seal
+from defend.records.unfinished import ABOUT, ANNOUNCED, BATCH, FOLDER, anew, read_sealed, say_difference, seal
 from defend.util.files import make_folder, sweep, write_bytes, write_text
 from defend.util.header import read_metadata
 from defend.util.sealed import is_whole, to_sealed
@@ -61,9 +61,10 @@ class Journal:
             # through JSON, so that it equals what is read back: tuples are lists there
             for key, value in json.loads(json.dumps(fingerprint)).items():
                 if kept.get(key) != value:
+                    another = say_difference(key, kept.get(key), value)
                     raise ConfigError(
-                        f"run {str(self._folder.parent)!r} was begun with another {key}, so its finished batches do "
-                        f"not belong to what would be computed now: begin anew with {anew(self._folder.parent)}"
+                        f"run {str(self._folder.parent)!r} was begun with another {another}, so its finished batches "
+                        f"do not belong to what would be computed now: begin anew with {anew(self._folder.parent)}"
                     )
             return
         make_folder(self._folder, JOURNAL)

@@ -12,7 +12,7 @@ import attrs
 from defend.errors import ConfigError
 from defend.records.journal import Journal
 from defend.records.rows import PlannedRow
-from defend.records.unfinished import ABOUT, FOLDER, find_unfinished, read_sealed
+from defend.records.unfinished import ABOUT, FOLDER, find_unfinished, read_sealed, say_difference
 from defend.values.commands import say_command
 from defend.values.run_config import RunConfig
 from defend.values.shards import Shard, parse_shard
@@ -82,8 +82,9 @@ class Shards:
         """
         for key, value in json.loads(json.dumps(fingerprint)).items():
             if self.fingerprint.get(key) != value:
+                other = say_difference(key, self.fingerprint.get(key), value)
                 raise ConfigError(
-                    f"the shards differ from what is here now in {key}: merge them where they were run, "
+                    f"the shards differ from what is here now in {other}: merge them where they were run, "
                     "or run them again"
                 )
         for number, row, _, source in self._batches(rows):
@@ -149,7 +150,8 @@ def read_shards(folders: Sequence[Path]) -> Shards:
     for (folder, _), said in zip(ordered[1:], decided[1:], strict=True):
         for key in {**decided[0], **said}:
             if decided[0].get(key) != said.get(key):
-                raise ConfigError(f"{str(folder)!r} differs from {str(first)!r} in {key}: run one of them again")
+                apart = say_difference(key, said.get(key), decided[0].get(key), "")
+                raise ConfigError(f"{str(folder)!r} differs from {str(first)!r} in {apart}: run one of them again")
     whole = [attrs.evolve(each, shard=None, out=None) for each in configs]
     return Shards(whole, [folder for folder, _ in ordered], journals, decided[0]["fingerprint"])
 

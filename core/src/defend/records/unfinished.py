@@ -99,6 +99,14 @@ def _place(texts: Sequence[str], begun: Path, folder: Path) -> list[RunConfig]:
     return [attrs.evolve(config, out=str(out)) for config, out in zip(configs, outs, strict=True)]
 
 
+def say_difference(what: str, then: Any, now: Any, here: str = " here") -> str:
+    """Return what differs of a run's fingerprint; of versions by name the first that does, with both."""
+    if not isinstance(then, Mapping) or not isinstance(now, Mapping):
+        return what
+    name = next(name for name in {**then, **now} if then.get(name) != now.get(name))
+    return f"{what} ({name} {then.get(name, 'none')} against {now.get(name, 'none')}{here})"
+
+
 def read_sealed(path: Path) -> dict[str, Any]:
     """Read a JSON file of the journal's, as `seal` wrote it.
 

@@ -320,4 +320,6 @@ def _is_outdated(recipe: Recipe, ladder: Ladder | None) -> bool:
 
 
 def _versions(ladder: Ladder) -> str:
-    return ", ".join(f"{name} {version}" for name, version in ladder.versions.items())
+    """Return the versions that a line has room for; the file has those of all libraries."""
+    shown = ("defend-core", "python", "torch", "timm")
+    return ", ".join(f"{name} {ladder.versions[name]}" for name in shown if name in ladder.versions)

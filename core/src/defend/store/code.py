@@ -18,6 +18,9 @@ from defend.hookspecs import GROUP
 from defend.store.fingerprint import batch_key
 from defend.store.sources import hash_as_imported, is_edited, make_unique
 
+# they show, write, lock or load plugins: no image, weight or verdict comes from them
+WITHOUT_FIGURES = frozenset({"click", "filelock", "jinja2", "matplotlib", "platformdirs", "pluggy", "rich", "tomli-w"})
+
 
 def code_version(*modules: str) -> str:
     """Return a SHA-256 of the code that makes a batch.
@@ -39,13 +42,13 @@ def _code_version(modules: tuple[str, ...], _: object) -> str:
 
 
 def modules_of(part: object) -> set[str]:
-    """Return the modules of a part's class, of the functions that it holds, and of the parts within it."""
+    """Return the modules of a part's class, of the functions and modules that it holds, and of the parts within it."""
     found: set[str] = set()
     made = not isinstance(part, type)  # a class holds its methods, which are where it is
     for each in part.modules() if made and hasattr(part, "modules") else (part,):
         kept = list(vars(each).values()) if made and hasattr(each, "__dict__") else []
         for one in (type(each), each, *kept):
-            module = getattr(one, "__module__", None)
+            module = one.__name__ if isinstance(one, types.ModuleType) else getattr(one, "__module__", None)
             if isinstance(module, str):
                 found.add(module)
     return found - {"builtins"}
@@ -56,10 +59,27 @@ def code_of(*modules: str) -> dict[str, str]:
 
     Args:
         modules: as for `code_version`. Those of libraries that core and plugins ask for are left out, as is the
-            interpreter's own: their versions say it.
+            interpreter's own: their versions say it, see `versions_of`.
     """
     _, _, sources = _code(modules)
     return {root: batch_key(sources=files) for root, files in sorted(sources.items())}
+
+
+def versions_of(*modules: str) -> dict[str, str]:
+    """Return the versions of core and of the libraries that figures come from, by distribution.
+
+    Args:
+        modules: as for `code_version`; core, and the plugins among their packages, say which libraries they ask for.
+            Of core's extras those count whose modules are among them too: an adapter holds its library.
+    """
+    roots = _roots(modules)
+    known = _distributions()
+    found: dict[str, str] = {}
+    for root in sorted(roots & set(known)):
+        # a plugin may take what it finds installed, and nothing of it need show that
+        found |= _versions(known[root], roots if root == "defend" else None)
+    plugins = set(known.values()) - {known["defend"]}
+    return {name: found[name] for name in sorted(found) if name not in plugins | WITHOUT_FIGURES}
 
 
 def code_of_stage(*modules: str) -> str:
@@ -118,12 +138,21 @@ def _imports(tree: ast.AST, package: str) -> Iterator[str]:
             yield from (f"{base}.{alias.name}" for alias in node.names)
 
 
-def _code(modules: Iterable[str]) -> tuple[set[str], dict[str, str], dict[str, dict[str, str]]]:
+def _roots(modules: Iterable[str]) -> set[str]:
+    """Return the packages of modules, core's, and those of the helpers beside them."""
     roots = {"defend", *(module.partition(":")[0].partition(".")[0] for module in modules)}
-    roots |= _helpers(roots)
+    return roots | _helpers(roots)
+
+
+def _distributions() -> dict[str, str]:
+    """Return the distributions of core and of the installed plugins by their packages."""
     points = importlib.metadata.entry_points(group=GROUP)
     names = {point.module.partition(".")[0]: point.dist.name for point in points if point.dist is not None}
-    names["defend"] = "defend-core"
+    return {**names, "defend": "defend-core"}
+
+
+def _code(modules: Iterable[str]) -> tuple[set[str], dict[str, str], dict[str, dict[str, str]]]:
+    roots, names = _roots(modules), _distributions()
     versions: dict[str, str] = {}
     for root in roots & set(names):
         versions |= _versions(names[root])
@@ -195,8 +224,11 @@ def _stamp_edited() -> tuple[tuple[str, int], ...]:
     return tuple(sorted(stamps))
 
 
-def _versions(distribution: str) -> dict[str, str]:
-    """Return the versions of an installed distribution and of those that it asks for, by name."""
+def _versions(distribution: str, used: set[str] | None = None) -> dict[str, str]:
+    """Return the versions of an installed distribution and of those that it asks for, by name.
+
+    `used`: the packages that must be in use for those of its extras to count; None counts all that are installed.
+    """
     found = {}
     try:
         asked = importlib.metadata.requires(distribution) or []
@@ -204,6 +236,8 @@ def _versions(distribution: str) -> dict[str, str]:
         return {}
     for requirement in (distribution, *asked):
         name = re.split(r"[^\w.-]", requirement, maxsplit=1)[0]
+        if used is not None and re.search(r"\bextra\s*==", requirement) and name.replace("-", "_").lower() not in used:
+            continue
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
     return found

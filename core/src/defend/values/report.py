@@ -336,7 +336,7 @@ class Report:
     """The result of a run. `defend.records.document.to_json` writes it as report.json (schema 1).
 
     Attributes:
-        versions: of defend-core, Python, torch and timm.
+        versions: of defend-core, Python, torch, timm and the other libraries that the figures come from.
         plugins: the versions of the installed plugins, by distribution.
         config: what the run was asked for, its defaults filled in; config.toml has the same.
         seed: of everything random.
