@@ -217,6 +217,64 @@ def test_rounding_is_measured_and_more_refused():
         compare(replay({**expected, "logits": expected["logits"][:, :4]}), SAMPLE, expected, 1.0)
 
 
+class OfItsBatch(nn.Module):
+    """A detector whose scores, of any size, are of the batch that an image comes in."""
+
+    random = False
+
+    def __init__(self, size):
+        super().__init__()
+        self.size = size
+        self.register_buffer("threshold", torch.tensor(0.5 * size))
+
+    def forward(self, batch, purified):
+        score = batch.flatten(1).mean(1)
+        return self.size * ((score - score.mean()) * 10 + 0.5)
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-3, 1e-9])
+def test_a_detector_of_its_batch_is_refused_however_small_its_scores_are(tmp_path, size):
+    defence = Defence(TinyVictim(), None, OfItsBatch(size))
+    assert 0 < int(defence.judge(SAMPLE).accepted.sum()) < len(SAMPLE)
+    with pytest.raises(ContractError, match="differs from the defence: score by"):
+        write_file(tmp_path / "model.pt2", defence, SAMPLE, {})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-6])
+def test_scores_that_all_lie_at_the_threshold_show_nothing(size):
+    expected = {name: value[:1].expand(16, *value.shape[1:]) for name, value in judged().items()}
+    expected["score"] = size * (1 + 1e-6 * torch.arange(16))
+    with pytest.raises(ContractError, match=r"no file was written: all scores lie within .* whether it accepts alike"):
+        compare(replay({**expected, "accepted": ~expected["accepted"]}), SAMPLE, expected, size)
+
+
+@pytest.mark.parametrize(("size", "offset"), [(1.0, 0.0), (1e-6, 0.0), (1.0, 1e5)])
+def test_other_classes_are_refused_whatever_the_size_of_the_logits_and_what_they_have_in_common(size, offset):
+    logits = size * torch.eye(10)[torch.arange(16) % 10].double() + offset
+    other = size * torch.eye(10)[(torch.arange(16) + 1) % 10].double() + offset
+    with pytest.raises(ContractError, match=r"differs from the defence: (logits by|the class of 16 of 16)"):
+        compare(replay({"logits": other}), SAMPLE, {"logits": logits})
+    assert compare(replay({"logits": logits}), SAMPLE, {"logits": logits}) == {"logits": 0}
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-6])
+def test_of_two_equally_good_classes_either_may_be_the_first(size):
+    logits = torch.eye(10)[torch.arange(16) % 10]
+    logits[0, 1] = logits[0, 0] + 1e-5
+    turned = logits.clone()
+    turned[0, 1] -= 2e-5
+    assert logits[0].argmax() != turned[0].argmax()
+    found = compare(replay({"logits": size * turned}), SAMPLE, {"logits": size * logits})
+    assert found["logits"] == pytest.approx(2e-5 * size, rel=0.1)
+
+
+def test_logits_that_are_all_alike_show_nothing():
+    logits = {"logits": torch.ones(16, 10)}
+    with pytest.raises(ContractError, match="whether it classifies alike"):
+        compare(replay(logits), SAMPLE, logits)
+
+
 def test_a_graph_that_takes_no_other_batch_is_refused():
     def run(batch):
         raise RuntimeError("only 2\nlater lines")

@@ -27,7 +27,7 @@ SUFFIXES = (".pt2", ".onnx")
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 CARD = "defend.json"  # .pt2: this extra file; .onnx: the same JSON under the key "defend" of the metadata
 CHECKED = (1, 15)  # batch sizes that the file is held against the defence with
-TOLERANCE = 1e-4  # of the largest value of an output, or of 1; measured: 1e-6
+TOLERANCE = 1e-4  # of the largest value of an output, as only that says what is small; measured: 4e-6
 Runner = Callable[[Tensor], Sequence[Tensor]]
 """Images to the outputs of a file, in the order of `OUTPUTS`."""
 
@@ -203,7 +203,8 @@ def compare(
         The differences.
 
     Raises:
-        ContractError: the graph fails on a batch, or differs by more than rounding.
+        ContractError: the graph fails on a batch, differs by more than rounding, or gives other labels; or all scores
+            are at the threshold, or all logits equal, so that nothing shows what it would decide.
     """
     parts = []
     for images in sample.split(CHECKED):
@@ -222,19 +223,44 @@ def compare(
                 "no file was written"
             )
         apart = (found[name].double() - wanted.double()).abs()
-        rounding = 0.0 if wanted.dtype == torch.bool else TOLERANCE * max(1.0, float(wanted.abs().max()))
+        rounding = 0.0 if wanted.dtype == torch.bool else TOLERANCE * float(wanted.abs().max())
         if name == "accepted":
             score = expected["score"]
-            apart = apart[(score - threshold).abs() > TOLERANCE * max(1.0, float(score.abs().max()))]
-        parity[name] = float(apart.max()) if len(apart) else 0.0
+            near = TOLERANCE * float(score.abs().max())
+            apart = apart[(score - threshold).abs() > near]
+            _check_some(len(apart), f"scores lie within {near:.3g} of the threshold {threshold:.6g}", "accepts")
+        parity[name] = float(apart.max())
         if not parity[name] <= rounding:
-            sizes = " and ".join(map(str, CHECKED))
-            raise ContractError(
-                f"the exported graph differs from the defence: {name} by {parity[name]:.3g} on images in batches of "
-                f"{sizes}, where rounding is at most {rounding:.3g}: no file was written; a stage uses statistics of "
-                "its batch, Python state, or random numbers without saying so"
-            )
+            raise _differs(f"{name} by {parity[name]:.3g}", f", where rounding is at most {rounding:.3g}")
+    _compare_labels(found["logits"], expected["logits"])
     return parity
+
+
+def _compare_labels(found: Tensor, expected: Tensor) -> None:
+    """Hold the classes of logits [B,K] against those expected; what all classes have in common decides none."""
+    spread = TOLERANCE * float((expected.amax(1) - expected.amin(1)).max())
+    first, second = expected.topk(2, 1).values.unbind(1)
+    clear = first - second > 2 * spread
+    _check_some(int(clear.sum()), f"largest logits lie within {2 * spread:.3g} of the second", "classifies")
+    if others := int((found.argmax(1) != expected.argmax(1))[clear].sum()):
+        raise _differs(f"the class of {others} of {int(clear.sum())}", "")
+
+
+def _check_some(count: int, why: str, does: str) -> None:
+    """Refuse a comparison of no image, which anything would pass."""
+    if not count:
+        raise ContractError(
+            f"the exported graph cannot be held against the defence, no file was written: all {why}, so that no image "
+            f"shows whether it {does} alike"
+        )
+
+
+def _differs(what: str, where: str) -> ContractError:
+    sizes = " and ".join(map(str, CHECKED))
+    return ContractError(
+        f"the exported graph differs from the defence: {what} on images in batches of {sizes}{where}: no file was "
+        "written; a stage uses statistics of its batch, Python state, or random numbers without saying so"
+    )
 
 
 def _import(name: str) -> Any:
