@@ -268,6 +268,43 @@ def test_a_threshold_used_behind_another_purifier_is_doubted(defend):
     assert "set on 200 held-out clean images of digits behind soften for at most 20 %" in table
 
 
+def test_a_threshold_used_behind_another_purifier_is_not_predicted_or_exported_with(defend, refused, digits, tmp_path):
+    calibrate = ("calibrate", "--purifier", "soften", "--detector", "change", "--fpr", "0.2", "--quiet")
+    assert defend(*calibrate).code == 0
+    flags = ("--victim", "resnet20", "--detector", "change", "--purifier")
+    export, predict = ("export", "--out", tmp_path / "model.pt2", "--json"), ("predict", *digits[:2])
+    for command in (export, predict):
+        line = refused(*command, *flags, "round")
+        assert "the threshold was set behind soften, and the detector stands behind round: add --fpr 0.2" in line
+        assert "or run `defend calibrate --purifier round --detector change --dataset digits` first" in line
+    assert not list(tmp_path.glob("model*"))
+    with pytest.warns(
+        UserWarning, match=r"set behind soften, and the detector stands behind no purifier: set one with"
+    ):
+        package.load("resnet20", detector="change")
+    with pytest.warns(UserWarning, match="set behind soften, and the detector stands behind no purifier"):
+        package.load_recipe("guarded")
+    assert not (set_here := defend(*predict, *flags, "round", "--fpr", "0.2")).code, set_here.error
+    package.load("resnet20", "digits", "soften", "change")
+    assert defend(*predict, *flags, "soften").code == 0
+    made = defend(*export, *flags, "soften")
+    assert made.code == 0, made.error
+    told = made.json["card"]["calibration"]
+    assert (told["fpr"], told["behind"], told["dataset"], told["n"]) == (0.2, "soften", "digits", 200)
+    again = defend(*export, *flags, "round", "--fpr", "0.1").json["card"]["calibration"]
+    assert (again["fpr"], again["behind"], again["dataset"], again["n"]) == (0.1, "round", "digits", 200)
+
+
+def test_a_threshold_that_was_set_on_other_images_is_not_predicted_with(refused, digits):
+    every = find_shipped(registry().find("purifier", "puvae").packages)
+    (mnist,) = (path for path in every if path.name == "purifier-puvae-mnist.safetensors")
+    flags = ("predict", *digits[:2], "--victim", "resnet20", "--detector", "puvae", "--detector-weights", mnist)
+    line = refused(*flags)
+    assert "detector puvae: the threshold was set on mnist, not on digits: add --fpr 0.01" in line
+    with pytest.warns(UserWarning, match="the threshold was set on mnist, not on digits"):
+        package.load("resnet20", detector="puvae", weights={"detector": str(mnist)})
+
+
 OWN = """
 import torch
 from torch import nn

@@ -20,6 +20,7 @@ from defend.datasets.base import Batch, ImageDataset, Split
 from defend.defence import Defence
 from defend.errors import ConfigError
 from defend.randomness import keyed
+from defend.stages import Task
 from defend.util.fp32 import ieee_fp32
 from defend.util.memory import Fitting
 from defend.util.metrics import check_rate, round_up, threshold_at
@@ -162,38 +163,65 @@ def find_kept(card: Card | None, detector: nn.Module) -> Calibration | None:
     )
 
 
-def check_threshold(defence: Defence, composition: Composition, dataset: str, typed: Sequence[str]) -> None:
-    """Refuse a defence whose detector has no threshold: it would accept every image.
+def find_doubt(defence: Defence, card: Card | None, task: Task) -> str:
+    """Say why the threshold that came with a detector's weights is none for where it stands; "" if nothing says so.
+
+    Args:
+        defence: the whole.
+        card: of the detector's weights; None where it has none, or its threshold was set just now.
+        task: of the images that are judged.
+    """
+    if defence.detector is None or card is None:
+        return ""
+    kept = find_kept(card, defence.detector)
+    if kept is not None and (elsewhere := kept.say_elsewhere(say_behind(defence))):
+        return elsewhere
+    return "" if card.serves == task.filing else f"the threshold was set on {card.serves}, not on {task.filing}"
+
+
+def check_threshold(defence: Defence, composition: Composition, card: Card | None, task: Task) -> None:
+    """Refuse a defence whose detector has no threshold, and would accept every image, or one that was set elsewhere.
 
     Args:
         defence: the whole.
         composition: what it was built from.
-        dataset: the data set's name.
-        typed: the words that name it in a command.
+        card, task: see `find_doubt`.
 
     Raises:
-        ConfigError: it has none; what sets one.
+        ConfigError: it has none, or one for other purifiers or images; what sets one.
     """
-    if defence.detector is None or is_calibrated(defence.detector):
+    if defence.detector is None:
         return
-    kept = ""
+    rate, who = DEFAULT_FPR, f"detector {name_of(defence.detector)}"
+    if not is_calibrated(defence.detector):
+        why = f"{who} has no threshold for {task.dataset}, and would accept every image"
+    elif doubt := find_doubt(defence, card, task):
+        why, kept = f"{who}: {doubt}", find_kept(card, defence.detector)
+        rate = rate if kept is None else kept.fpr
+    else:
+        return
+    first = ""
     if not hasattr(defence.detector, "with_victim"):  # a threshold for one victim alone is kept nowhere
         words = type_parts(composition.of_stage("purifier") + composition.of_stage("detector"))
-        kept = f", or run `{say_command('calibrate', *words, *typed)}` first"
-    raise ConfigError(
-        f"detector {name_of(defence.detector)} has no threshold for {dataset}, and would accept every image: "
-        f"add --fpr {DEFAULT_FPR:g} to set one on held-out images{kept}"
+        first = f", or run `{say_command('calibrate', *words, *(task.typed or ('--dataset', task.dataset)))}` first"
+    raise ConfigError(f"{why}: add --fpr {rate:g} to set one on held-out images{first}")
+
+
+def warn_of_threshold(defence: Defence, card: Card | None, task: Task) -> None:
+    """Warn of what `check_threshold` refuses, as a program may still set a threshold."""
+    if defence.detector is None:
+        return
+    who = f"detector {name_of(defence.detector)}"
+    if not is_calibrated(defence.detector):
+        why = f"{who} has no threshold for {task.dataset}, and accepts every image"
+    elif doubt := find_doubt(defence, card, task):
+        why = f"{who}: {doubt}"
+    else:
+        return
+    warnings.warn(
+        f"{why}: set one with defend.calibrate(defence, images, fpr={DEFAULT_FPR:g}), on held-out clean images",
+        stacklevel=4,
     )
-
-
-def warn_of_threshold(defence: Defence, dataset: str) -> None:
-    """Warn of a defence whose detector has no threshold, which a program may still set."""
-    if defence.detector is not None and not is_calibrated(defence.detector):
-        warnings.warn(
-            f"detector {name_of(defence.detector)} has no threshold for {dataset}, and accepts every image: set one "
-            f"with defend.calibrate(defence, images, fpr={DEFAULT_FPR:g}), on held-out clean images",
-            stacklevel=3,
-        )
 
 
 def calibrate_part(

@@ -12,6 +12,7 @@ import torch
 
 from defend.assembly.calibrate import warn_of_threshold
 from defend.assembly.composition import Composition
+from defend.assembly.stage import Built
 from defend.datasets.base import ImageDataset
 from defend.datasets.bounded import ensure_bounded
 from defend.datasets.given import gather
@@ -190,7 +191,9 @@ def load_defence(
 ) -> Defence:
     """Load a defence by names, weights included: an `nn.Module` in eval mode.
 
-    A detector without a threshold accepts every image, and a warning says so: `defend.calibrate` sets one.
+    A detector without a threshold accepts every image, and one that was set behind other purifiers or on other images
+    rejects by chance. A warning says so: `defend.calibrate` sets one. Another says where weights of your own are taken
+    in the place of shipped ones.
 
     Args:
         victim: any timm model, or a victim of a plugin.
@@ -208,9 +211,21 @@ def load_defence(
     composition = Composition.of(victim, purifier, detector, finetune, options=options, weights=weights)
     composition.check_keys("options", options or (), {"dataset"}, "this defence")
     composition.check_keys("weights", weights or (), (), "this defence")
-    source = DataSource(dataset, data_dir, (options or {}).get("dataset", {}))
-    defence = build_defence(composition, find_task(composition, source)[0], device)
-    warn_of_threshold(defence, source.name)
+    return load_composition(composition, DataSource(dataset, data_dir, (options or {}).get("dataset", {})), device)
+
+
+def load_composition(composition: Composition, source: DataSource, device: str = "cpu") -> Defence:
+    """Load a composition's defence for images, and warn of what its name does not say.
+
+    That is weights of the user's own in the place of shipped ones, and a detector whose threshold is missing or was set
+    elsewhere.
+
+    Raises:
+        DefendError: as `load_defence`.
+    """
+    task, _ = find_task(composition, source)
+    defence, built = build_whole(composition, task, device)
+    warn_of_threshold(defence, built["detector"].card if "detector" in built else None, task)
     return defence
 
 
@@ -220,8 +235,14 @@ def build_defence(composition: Composition, task: Task, device: str = "cpu") -> 
     Raises:
         DefendError: as `load_defence`.
     """
+    return build_whole(composition, task, device)[0]
+
+
+def build_whole(composition: Composition, task: Task, device: str = "cpu") -> tuple[Defence, dict[str, Built]]:
+    """Return a defence, see `build_defence`, and what it was built of."""
     check_default_type()
-    return composition.compose(composition.build(task)).to(resolve_device(device)).eval()
+    built = composition.build(task)
+    return composition.compose(built).to(resolve_device(device)).eval(), built
 
 
 def transfer_sources(victim: str, dataset: str, plugins: Registry, most: int = MOST_SOURCES) -> tuple[str, ...]:

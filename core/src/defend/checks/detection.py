@@ -56,10 +56,8 @@ def _hold_to_rate(case: Case, clean: RowRecord, found: Findings) -> None:
     off = set_on.n > 0 and min(rejections(rejected, n, set_on.fpr, set_on.n)) < TAIL
     if off:
         text += ": more or fewer than chance explains"
-    if set_on.behind != case.subject.behind:
-        then, now = (behind or "no purifier" for behind in (set_on.behind, case.subject.behind))
-        text += f"; the threshold was set behind {then}, and the detector stands behind {now}: calibrate it there"
-        found.add("fail" if off else "warn", text)
+    if elsewhere := set_on.say_elsewhere(case.subject.behind):
+        found.add("fail" if off else "warn", f"{text}; {elsewhere}: calibrate it there")
     elif off:
         found.add("warn", f"{text}; calibrate on images like these")
     else:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from defend import __version__
-from defend.assembly.calibrate import calibrate, check_threshold
+from defend.assembly.calibrate import calibrate, check_threshold, find_kept
 from defend.assembly.composition import Composition
 from defend.assembly.load import DataSource
 from defend.assembly.stage import Built, build_module, build_stage
@@ -29,7 +29,6 @@ from defend.errors import ConfigError, DefendError
 from defend.gradients import differentiates_inside
 from defend.plugins import Found, registry
 from defend.stages import Task
-from defend.values.commands import type_source
 
 RANDOM = "draws random numbers"
 OPTIMISES = "optimises at test time (its forward pass takes gradients)"
@@ -47,7 +46,8 @@ def export_defence(out: Path, composition: Composition, source: DataSource, fpr:
 
     Raises:
         ConfigError: another suffix, packages that are missing, a part whose answer is no fixed graph (the message names
-            what to use instead), a detector without a threshold, or a graph that torch cannot trace or convert.
+            what to use instead), a detector without a threshold or with one that was set elsewhere, or a graph that
+            torch cannot trace or convert.
         ContractError: the file answered otherwise than the defence; nothing is written.
         DefendError: whatever else is wrong with an option or the weights.
     """
@@ -59,9 +59,11 @@ def export_defence(out: Path, composition: Composition, source: DataSource, fpr:
     sample, _ = images.tensors("test", limit=sum(CHECKED))
     _check_fixed(whole, composition, built, images.task(), sample)
     names = {part.stage: part.name for part in composition.parts} | {"purifier": composition.purifier}
+    weights = built["detector"].card if whole.detector is not None else None
+    set_on = None if whole.detector is None else find_kept(weights, whole.detector)
     if fpr is not None:
-        calibrate(whole, images, fpr, device=sample.device)
-    check_threshold(whole, composition, source.name, type_source(source.name, source.data_dir, source.options))
+        weights, set_on = None, calibrate(whole, images, fpr, device=sample.device)
+    check_threshold(whole, composition, weights, images.task())
     labels = {part.key: part.name if part.stage == "purifier" else part.stage for part in composition.parts}
     options = {part.key: part.options for part in composition.parts} | {"dataset": source.options}
     card = {
@@ -72,6 +74,8 @@ def export_defence(out: Path, composition: Composition, source: DataSource, fpr:
         "options": {key: dict(chosen) for key, chosen in options.items() if chosen},
         "dataset": images.name,
         "classes": list(images.classes),
+        # the threshold itself stands beside it; None where the weights do not say
+        "calibration": set_on and attrs.asdict(set_on, filter=lambda field, _: field.name not in ("threshold", "kept")),
         "weights": {labels[key]: made.content_hash for key, made in built.items() if made.card is not None},
         "versions": {"defend": __version__, "torch": torch.__version__, **composition.plugins.versions},
     }

@@ -42,7 +42,8 @@ class Exported:
         inputs, outputs: names to shapes; the batch is the word "batch".
         parity: output to the largest absolute difference from the defence, over the images in batches of the sizes in
             `CHECKED`; `accepted` counts as 0 and 1.
-        card: what the file says of itself: parts, options, data set and classes, versions, hashes of weights.
+        card: what the file says of itself: parts, options, data set and classes, versions, hashes of weights, and how
+            the threshold was set.
         batches: those sizes.
     """
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from defend.assembly.calibrate import calibrate, check_threshold
 from defend.assembly.composition import Composition
-from defend.assembly.load import DataSource, build_defence, find_task
+from defend.assembly.load import DataSource, build_defence, build_whole, find_task
 from defend.datasets.base import Batch
 from defend.datasets.fitting import fit
 from defend.defence import Defence, Verdict
@@ -22,7 +22,6 @@ from defend.util.fp32 import ieee_fp32
 from defend.util.images import read_image, write_image
 from defend.util.memory import Fitting
 from defend.util.processes import resolve_device
-from defend.values.commands import type_source
 
 BATCH = 64  # images read at once, and judged where they fit into memory
 LONGEST_STEM = 200  # bytes of an image's name that its purified form's name begins with
@@ -55,7 +54,7 @@ def predict(
         {mean, most} (absolute, in [0,1] units), purified (the file written, or None).
 
     Raises:
-        ConfigError: a detector without a threshold, which would accept every image.
+        ConfigError: a detector without a threshold, which would accept every image, or with one that was set elsewhere.
         DefendError: a file that is no image (named), or anything `defend.load` refuses.
     """
     task, classes = find_task(composition, source)
@@ -63,12 +62,13 @@ def predict(
         make_folder(save, "--save")
         sweep(save)
     composition.warn_of_own(task.filing)
-    defence = build_defence(composition, task, device)
+    defence, built = build_whole(composition, task, device)
     place = resolve_device(device)
+    card = built["detector"].card if "detector" in built else None
     if fpr is not None:
         calibrate(defence, source.open(composition.plugins), fpr, device=place)
-    typed = type_source(source.name, source.data_dir, source.options)
-    check_threshold(defence, composition, source.name, typed)
+        card = None
+    check_threshold(defence, composition, card, task)
     bare = Defence(defence.victim)
     if composition.of_stage("finetuner"):  # undefended means the victim as it was
         bare = build_defence(composition.of_victim(), task, device)

@@ -169,8 +169,8 @@ def recipe_config(name: str, **changes: Any) -> RunConfig:
 def load_recipe(name: str, *, data_dir: str | None = None, device: str = "cpu") -> Defence:
     """Load the defence that a recipe names, weights included: an `nn.Module` in eval mode.
 
-    A detector has the threshold of its weights (`defend calibrate`), as `fpr` sets one in runs alone; one without
-    accepts every image, and a warning says so.
+    A detector has the threshold of its weights (`defend calibrate`), as `fpr` sets one in runs alone. Warnings say
+    what `defend.load` warns of: weights of your own are not those that the recipe was measured with.
 
     Args:
         name: the recipe's.
@@ -182,15 +182,11 @@ def load_recipe(name: str, *, data_dir: str | None = None, device: str = "cpu") 
             what to install or to train.
     """
     config = recipe_config(name)
-    from defend.assembly.calibrate import warn_of_threshold
     from defend.assembly.composition import Composition
-    from defend.assembly.load import DataSource, build_defence, find_task
+    from defend.assembly.load import DataSource, load_composition
 
-    composition = Composition.of_config(config)
     source = DataSource(config.dataset, data_dir, config.options.get("dataset", {}))
-    defence = build_defence(composition, find_task(composition, source)[0], device)
-    warn_of_threshold(defence, source.name)
-    return defence
+    return load_composition(Composition.of_config(config), source, device)
 
 
 def write_toml(recipe: Recipe, path: Path) -> None:

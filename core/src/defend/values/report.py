@@ -212,6 +212,13 @@ class Calibration:
     behind: str | None = None
     kept: bool = False
 
+    def say_elsewhere(self, behind: str | None) -> str:
+        """Say that it was set behind other purifiers than those that the detector stands behind; "" if it was not."""
+        if self.behind == behind:
+            return ""
+        then, now = (each or "no purifier" for each in (self.behind, behind))
+        return f"the threshold was set behind {then}, and the detector stands behind {now}"
+
 
 def _as_tuple(values: Iterable[int]) -> tuple[int, ...]:
     return tuple(values)  # a journal's lists
