@@ -211,6 +211,21 @@ def test_what_is_loaded_without_a_threshold_warns_until_one_is_set(toys):
     defend.load("resnet20", purifier="puvae", detector="puvae")  # has one with its weights
 
 
+def test_what_is_loaded_with_weights_of_the_users_own_says_so():
+    """A recipe's figures are of the shipped ones."""
+    found = registry().find("victim", "resnet20")
+    shipped, own = locate(found, "digits"), cached_path("victim", "resnet20", "digits")
+    own.parent.mkdir(parents=True)
+    shutil.copy(shipped, own)
+    said = rf"victim resnet20 are your own, .* in the place of those shipped with .*`defend cache --forget {own.name}`"
+    with pytest.warns(UserWarning, match=said):
+        defend.load("resnet20")
+    with pytest.warns(UserWarning, match=said), pytest.warns(UserWarning, match="has no threshold"):
+        defend.load_recipe("guarded")
+    own.unlink()
+    defend.load("resnet20")
+
+
 def test_fpr_moves_the_threshold(defend):
     loose, tight = (
         defend(*ONE_ROW, "--detector", "change", "--fpr", rate, "--json").json["detector"] for rate in ("0.2", "0.01")
