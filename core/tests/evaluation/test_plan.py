@@ -462,6 +462,30 @@ class NoStore:
     put = get
 
 
+class Elsewhere(torch.Tensor):
+    """Images that say they are on a device that this machine lacks."""
+
+    kind = "cpu"
+
+    @property
+    def device(self):
+        return torch.device(self.kind)
+
+
+def test_no_two_kinds_of_device_share_images():
+    crafter = Crafter({UNDEFENDED: Defence(TinyVictim())}, dataset="tiny", seed=0, draws=1, precision=None, store=None)
+    plan = attrs.evolve(row(eps=0.02, steps=1), identity="pgd", attacked=UNDEFENDED)
+    batch = next(tiny_dataset(TASK).batches("test", plan.keys[:2], 2, torch.device("cpu")))
+    arm, target = crafter._arms[UNDEFENDED], crafter.target(plan)
+
+    def key(kind):
+        images = batch.images.as_subclass(type("There", (Elsewhere,), {"kind": kind}))
+        return crafter._key(plan, plan.attack, target, attrs.evolve(batch, images=images), arm)
+
+    assert key("cpu") == key("cpu")
+    assert len({key(kind) for kind in ("cpu", "mps", "xpu")}) == 3
+
+
 @pytest.mark.parametrize("chance", [KNOWN_DRAWS, ONE_DRAW])
 def test_rows_of_chance_share_no_images(chance):
     """With one draw the attack is the same in name, options and draws, and knows another thing."""

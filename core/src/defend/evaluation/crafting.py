@@ -121,6 +121,7 @@ class Crafter:
         row = (plan.attacked, id(attack))
         if row not in self._codes:
             self._codes[row] = attack, code_version(*sorted(modules_of(attack) | modules_of(arm.victim)))
+        place = batch.images.device
         return batch_key(
             victim=self._hashes[plan.attacked],
             attack=plan.identity,
@@ -135,7 +136,7 @@ class Crafter:
             draws=target.draws,
             precision=str(target.precision),
             # devices round otherwise, and sign steps answer to rounding
-            device=torch.cuda.get_device_name(batch.images.device) if batch.images.is_cuda else "cpu",
+            device=(place.type, torch.cuda.get_device_name(place) if place.type == "cuda" else ""),
             code=self._codes[row][1],
         )
 
