@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from defend.assembly.load import DataSource, open_dataset
 from defend.errors import DataError, DefendError
+from defend.evaluation.provenance import describe
 
 RANDOM = np.random.default_rng(0)
 
@@ -46,6 +47,7 @@ def refusal(path, **options):
         (("X", "Y"), {"train": 15, "val": 1, "test": 4}),
         (("arr_0", "arr_1"), {"train": 15, "val": 1, "test": 4}),
         (("x_test", "y_test"), {"val": 8, "test": 12}),
+        (("x_train", "y_train", "x_val", "y_val"), {"train": 18, "val": 2, "test": 20}),
         (("x_test", "y_test", "x_train", "y_train"), {"train": 18, "val": 2, "test": 20}),
         (
             ("train_images", "train_labels", "val_images", "val_labels", "test_images", "test_labels"),
@@ -96,6 +98,20 @@ def test_a_split_is_judged_by_name(tmp_path):
     assert "did you mean 'test'" in refusal(tmp_path / "m.npz", split="tset")
     with pytest.raises(DataError, match=r"has no train images: expected x_train and y_train in the file"):
         opened(tmp_path / "m.npz", split="train").labels("train")
+
+
+def test_without_test_val_is_judged_as_of_folders(tmp_path):
+    kept, apart = pixels(), pixels(8)
+    np.savez(tmp_path / "m.npz", x_train=kept, y_train=labels(), x_valid=apart, y_valid=labels(8))
+    dataset = opened(tmp_path / "m.npz")
+    judged = (dataset.tensors("test")[0] * 255).round().byte().permute(0, 2, 3, 1)
+    assert {image.tobytes() for image in judged.numpy()} == {image.tobytes() for image in apart}
+    said = describe("arrays", dataset, 8, {}).images["said"]
+    assert said.startswith(
+        "the 8 images that were given, as there is no 'test'; what is held out for validation is cut"
+    )
+    assert sizes(opened(tmp_path / "m.npz", split="valid")) == {"train": 18, "val": 2, "test": 8}
+    assert not opened(tmp_path / "m.npz", split="valid").origin("test").stands_in
 
 
 def test_classes_have_the_users_names(tmp_path):

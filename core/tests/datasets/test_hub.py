@@ -94,6 +94,8 @@ def test_one_split_is_cut_into_three(hub):
     hub["mine"] = Rows()
     assert sizes(opened()) == {"train": 22, "val": 2, "test": 6}
     assert sizes(opened(split="all", hold_out=False)) == {"test": 30}
+    hub["mine"] = {"train": Rows(), "validation": Rows([40, 41, 42])}
+    assert sizes(opened()) == {"train": 27, "val": 3, "test": 3} and opened().origin("test").stands_in
     hub["mine"] = {"extra": Rows(), "more": Rows()}
     assert "has the splits extra, more: say which is judged with --set dataset.split=NAME" in refusal()
     assert sizes(opened(split="extra")) == {"val": 6, "test": 24}

@@ -40,13 +40,14 @@ def build(config: ArraysOptions) -> GivenDataset:
         raise DataError("arrays needs --data-dir: a .npz, or a .npy of images with one of labels beside it")
     path = Path(config.data_dir)
     found = _read_pair(path) if path.suffix.lower() == ".npy" else _read_archive(path)
-    own = choose_splits(found, config.split, repr(str(path)))
+    own, stands_in = choose_splits(found, config.split, repr(str(path)))
     sources: dict[Split, Source] = {
         split: Arrays(images, labels, f"{str(path)!r}, {split}") for split, (images, labels) in own.items()
     }
     labels = {split: source.labels for split, source in sources.items()}
     parts = share_out(labels, USUAL_SHARES if config.hold_out else {})
-    return GivenDataset("arrays", sources, parts, read_class_names(config.class_names) or None, missing=MISSING)
+    names = read_class_names(config.class_names) or None
+    return GivenDataset("arrays", sources, parts, names, missing=MISSING, stands_in=stands_in)
 
 
 def _read_archive(path: Path) -> dict[str, tuple[Any, Any]]:

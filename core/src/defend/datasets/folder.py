@@ -21,7 +21,7 @@ from defend.datasets.digests import digests_of
 from defend.datasets.listing import EXTENSIONS, Listing, Names, check_link, is_hidden, list_images
 from defend.datasets.plugin import EVERYTHING, FolderOptions, ImageNetOptions
 from defend.datasets.sizes import SAMPLE, choose_side, sizes_of
-from defend.datasets.splitting import SPLIT_NAMES, USUAL_SHARES, name_split, share_out
+from defend.datasets.splitting import SPLIT_NAMES, USUAL_SHARES, let_val_stand_in, name_split, share_out
 from defend.datasets.table import list_table
 from defend.datasets.twins import MOST_NAMED, Duplicates, find_twins
 from defend.errors import DataError, did_you_mean
@@ -50,10 +50,9 @@ def build(config: FolderOptions) -> FolderDataset:
             raise DataError(f"table {str(root)!r} has no split {config.split!r}: expected dataset.split={EVERYTHING}")
         own: dict[Split, Listing] = {"test" if config.split else "train": list_table(root, names)}
         return FolderDataset(root.parent, own, config.image_size, config.workers, shares=shares, what=root)
-    folders = _splits(check_root(root), config.split) or {"train": root}
+    folders, stands_in = _splits(check_root(root), config.split)
     own = {split: list_images(folder, root, names) for split, folder in folders.items()}
-    in_place = config.split is None and name_split(folders.get("test", root).name) == "val"
-    return FolderDataset(root, own, config.image_size, config.workers, shares=shares, stands_in=in_place)
+    return FolderDataset(root, own, config.image_size, config.workers, shares=shares, stands_in=stands_in)
 
 
 def check_root(root: Path) -> Path:
@@ -69,18 +68,18 @@ def check_root(root: Path) -> Path:
     return root
 
 
-def _splits(root: Path, judged: str | None) -> dict[Split, Path]:
-    """Return the folders that a root has for its splits, however they are written; none where its folders are classes.
+def _splits(root: Path, judged: str | None) -> tuple[dict[Split, Path], bool]:
+    """Return the folders that a root has for its splits, and whether val is test; itself where its folders are classes.
 
-    Without one for test, val is what the user tests on. `judged` names the folder that is, or that the whole root is;
+    `judged` names the folder that is, or that the whole root is;
     what else there is of val and train goes with it.
     """
     if judged == EVERYTHING:
-        return {"test": root}
+        return {"test": root}, False
     found, others = _find_splits(root)
     every = [folder for there in found.values() for folder in there]
     if judged is None and (not every or (len(every) == 1 and others and _holds_images_alone(every[0]))):
-        return {}  # one folder of images among others may be a class called "train"
+        return {"train": root}, False  # one folder of images among others may be a class called "train"
     for split, there in found.items():
         if len(there) > 1 and (judged is None or judged not in [folder.name for folder in there]):
             names = " and ".join(repr(folder.name) for folder in there)
@@ -93,16 +92,17 @@ def _splits(root: Path, judged: str | None) -> dict[Split, Path]:
                 f"{str(root)!r} has no folder {judged!r} to judge (dataset.split): "
                 f"{did_you_mean(judged, [*(folder.name for folder in [*every, *others]), EVERYTHING])}"
             )
-        return {split: splits[split] for split in ("train", "val") if splits.get(split, named[0]) != named[0]} | {
-            "test": named[0]
+        rest: dict[Split, Path] = {
+            split: folder for split, folder in splits.items() if split != "test" and folder != named[0]
         }
+        return {**rest, "test": named[0]}, False
     if "train" not in found:
         names = " and ".join(repr(folder.name) for folder in every)
         raise DataError(
             f"{str(root)!r} has {names} and no 'train': expected ROOT/train/CLASS/ beside them, or class folders alone "
             f"(to judge one without training images: --set dataset.split={every[0].name})"
         )
-    return splits if "test" in splits or "val" not in splits else {"train": splits["train"], "test": splits["val"]}
+    return let_val_stand_in(splits)
 
 
 def _find_splits(root: Path) -> tuple[dict[Split, list[Path]], list[Path]]:

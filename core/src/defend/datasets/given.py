@@ -116,6 +116,7 @@ class GivenDataset(ImageDataset):
         parts: which of them each split has.
         classes: as for `gather`.
         missing: what to do about a split that there is not.
+        stands_in: whether the images of test are those that were val's, as there were none for test.
 
     Raises:
         DataError: images of different shapes, labels that no class name stands for, or names that do not match.
@@ -128,7 +129,9 @@ class GivenDataset(ImageDataset):
         parts: Mapping[Split, Part],
         classes: int | Sequence[str] | None = None,
         missing: Mapping[Split, str] = CURES,
+        stands_in: bool = False,
     ) -> None:
+        self._stands_in = stands_in
         self.name, self._missing, self._sources, self._parts = name, missing, dict(sources), dict(parts)
         self.typed = None
         first, source = next(iter(sources.items()))
@@ -206,7 +209,8 @@ class GivenDataset(ImageDataset):
         if isinstance(source, SplitOf) and len(part.places) == len(source.labels):
             return source.dataset.origin(source.split)
         cut = part.source == "train" and part.seed is not None
-        return Origin("", len(part.places), len(source.labels), part.seed, given=not cut)
+        replaces = self._stands_in and split == "test"
+        return Origin("", len(part.places), len(source.labels), part.seed, stands_in=replaces, given=not cut)
 
     @functools.cache  # noqa: B019
     def duplicates(self) -> Duplicates | None:

@@ -44,7 +44,7 @@ def build(config: HubOptions) -> GivenDataset:
         raise DataError("hf needs a name: --dataset hf:NAME, for example hf:ylecun/mnist")
     what = f"hf:{config.data_dir}"
     loaded = _load(config.data_dir, config.subset, what)
-    own: dict[Split, Any] = choose_splits(loaded, config.split, what)
+    own, stands_in = choose_splits(loaded, config.split, what)
     first = next(iter(own.values()))
     image = config.image_column or _find_images(first.features, what)
     label = config.label_column or _find_labels(first.features, image, what)
@@ -62,7 +62,7 @@ def build(config: HubOptions) -> GivenDataset:
         sources[split] = Items(pictures, f"{what}, {split}", workers=config.workers, known_as=known_as)
     labels = {split: source.labels for split, source in sources.items()}
     parts = share_out(labels, USUAL_SHARES if config.hold_out else {})
-    return GivenDataset("hf", sources, parts, classes or None, missing=MISSING)
+    return GivenDataset("hf", sources, parts, classes or None, missing=MISSING, stands_in=stands_in)
 
 
 def _identify(rows: Any, image: str, side: int, channels: int) -> str:

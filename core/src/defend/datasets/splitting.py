@@ -47,11 +47,21 @@ def name_split(name: str) -> Split | None:
     return next((split for split, words in SPLIT_NAMES.items() if name.lower() in words), None)
 
 
-def choose_splits(found: Mapping[str, T], judged: str | None, what: str) -> dict[Split, T]:
-    """Return what each split is, of parts by the names that a file or a hub has for them.
+def let_val_stand_in(own: Mapping[Split, T]) -> tuple[dict[Split, T], bool]:
+    """Return what each split is, and whether val's became test: it does beside train, where there is no test.
 
-    A lone part that is of no split by its name is train, which others are held out of; with "all" for `judged`, test.
-    One without a name, beside others, is train too.
+    A share of train for test would be judged by images beside which the user set others aside.
+    """
+    if "test" in own or not {"train", "val"} <= set(own):
+        return dict(own), False
+    return {"train": own["train"], "test": own["val"]}, True
+
+
+def choose_splits(found: Mapping[str, T], judged: str | None, what: str) -> tuple[dict[Split, T], bool]:
+    """Return what each split is, of parts by the names that a file or a hub has for them, and whether val is test.
+
+    Without test, val is (`let_val_stand_in`). A lone part that is of no split by its name is train, which others are
+    held out of; with "all" for `judged`, test. One without a name, beside others, is train too.
 
     Args:
         found: the parts by name.
@@ -68,14 +78,14 @@ def choose_splits(found: Mapping[str, T], judged: str | None, what: str) -> dict
             known = [name for name in found if name] or [EVERYTHING]
             raise DataError(f"{what} has no split {judged!r} (dataset.split): {did_you_mean(judged, known)}")
         others = {name: part for name, part in found.items() if name and name != chosen and name_split(name) != "test"}
-        return {**_by_split(others, what), "test": found[chosen]}
+        return {**_by_split(others, what), "test": found[chosen]}, False
     own = _by_split(found, what)
     if not own and lone is not None:
-        return {"train": found[lone]}
+        return {"train": found[lone]}, False
     if not {"train", "test"} & set(own):
         listed = ", ".join(name or "one without a name" for name in found)
         raise DataError(f"{what} has the splits {listed}: say which is judged with --set dataset.split=NAME")
-    return own
+    return let_val_stand_in(own)
 
 
 def _by_split(found: Mapping[str, T], what: str) -> dict[Split, T]:
