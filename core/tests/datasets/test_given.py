@@ -23,9 +23,10 @@ from torch.utils.data import (
     random_split,
 )
 
-from defend.assembly.load import as_dataset, open_dataset
+from defend.assembly.load import as_dataset, open_dataset, open_whole
 from defend.assembly.stage import build_stage
 from defend.datasets.base import MemoryDataset
+from defend.datasets.given import gather_held_out, gather_training
 from defend.datasets.given_sources import said_labels
 from defend.errors import ConfigError, DataError, DefendError
 from defend.evaluation.provenance import describe
@@ -213,6 +214,43 @@ def test_one_of_ours_is_left_as_it_is():
     assert as_dataset(only) is only and only.task().mean == only.statistics()[0] and not only.has("train")
     with pytest.raises(DataError, match="data set only has no train images: it has test"):
         only.labels("train")
+
+
+@pytest.mark.parametrize("form", ["npz", "folders"])
+def test_a_path_for_val_is_its_own_val_where_it_has_splits(form, tmp_path):
+    for split, start, count in (("train", 0, 20), ("val", 20, 10), ("test", 30, 30)):
+        some = {f"x_{split}": BYTES[start : start + count].numpy(), f"y_{split}": LABELS[start : start + count].numpy()}
+        np.savez(tmp_path / f"{split}.npz", **some)
+        for place in range(start, start + count):
+            (tmp_path / "folders" / split / f"{LABELS[place]}").mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 8), (place,) * 3).save(
+                tmp_path / "folders" / split / f"{LABELS[place]}" / f"{place}.png"
+            )
+    np.savez(
+        tmp_path / "npz.npz",
+        **{k: v for split in ("train", "val", "test") for k, v in np.load(tmp_path / f"{split}.npz").items()},
+    )
+    path = tmp_path / ("npz.npz" if form == "npz" else "folders")
+    held = gather_held_out(open_whole(path))
+    assert len(held.labels("val")) == 10 and held.classes == tuple("01234")
+    assert len(gather_held_out(open_whole(tmp_path / "test.npz")).labels("val")) == 30
+
+
+@pytest.mark.parametrize("splits", ["train", "train test", "train val", "train val test"])
+def test_only_what_a_data_set_lacks_is_cut_off_its_training_images(splits):
+    images = {split: BYTES[20 * at : 20 * at + 20] for at, split in enumerate(splits.split())}
+    ours = MemoryDataset("mine", list("abcde"), images, {split: LABELS[: len(each)] for split, each in images.items()})
+    made = gather_training(ours, val=(FLOATS[:5], LABELS[:5]), seed=3)
+    assert made.sha256("test") == (ours if "test" in images else gather_training(ours, classes=5)).sha256("test")
+    assert len(made.labels("val")) == 5 and len(made.labels("train")) == (20 if "test" in images else 16)
+    kept = gather_training(ours, classes=list("vwxyz"))
+    assert {split: kept.sha256(split) for split in images if split != "train"} == {
+        split: ours.sha256(split) for split in images if split != "train"
+    }
+    tests = MemoryDataset("mine", list("abcde"), {"test": BYTES}, {"test": LABELS})
+    with pytest.raises(DataError, match="has no train images"):
+        gather_training(tests, val=(FLOATS[:5], LABELS[:5]))
+    assert len(gather_held_out(tests).labels("val")) == 60
 
 
 def test_the_same_images_twice_are_told():

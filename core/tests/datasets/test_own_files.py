@@ -95,6 +95,15 @@ def test_everything_may_be_judged_but_what_is_held_out(tmp_path):
     assert greys(whole, "test")[0] == list(range(20)) and not whole.has("val")
 
 
+def test_everything_is_one_split_and_no_folder_of_one_is_a_class(tmp_path):
+    fill(tmp_path / "train", 5)
+    images = open_dataset(str(tmp_path), options=options(split="all", hold_out=False))
+    assert images.classes == ("cat", "dog") and greys(images, "test")[0] == list(range(10))
+    fill(tmp_path / "test", 5)
+    said = "has 'train' and 'test': expected one of them to judge, --set dataset.split=NAME"
+    assert said in refusal(str(tmp_path), options=options(split="all"))
+
+
 def test_a_sub_folder_is_judged_by_name(tmp_path):
     for first, name in ((0, "train"), (50, "test"), (100, "hard")):
         fill(tmp_path / name, 5, first=first)

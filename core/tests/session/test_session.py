@@ -6,6 +6,7 @@ import functools
 import attrs
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 import defend
@@ -258,6 +259,39 @@ def test_a_detector_is_calibrated_on_images_that_are_given(model, data):
     assert said.n == 40
     rejected = ~whole.judge(data[0]).accepted
     assert float(rejected.double().mean()) == said.measured <= 0.1
+
+
+@pytest.fixture
+def folders(tmp_path):
+    for name, count in (("a", 200), ("b", 100)):
+        for place in range(count):
+            path = tmp_path / name / "xy"[place % 2] / f"{place}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 8), (place, len(name), 0)).save(path)
+    return tmp_path
+
+
+def test_a_path_is_given_as_its_arrays_would_be(folders, monkeypatch):
+    seen = {}
+
+    def stop(stage, name, images, **_):
+        seen.update({split: len(images.labels(split)) for split in ("train", "val", "test")})
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("defend.session.prepare.train_stage", stop)
+    for data in (str(folders / "a"), folders / "a", defend.dataset(folders / "a", options={"hold_out": False})):
+        with pytest.raises(KeyboardInterrupt):
+            defend.train("purifier", "dae", data, val=folders / "b", progress=False)
+        assert seen == {"train": 160, "val": 100, "test": 40}
+    with pytest.raises(KeyboardInterrupt):
+        defend.train("purifier", "dae", str(folders / "a"), progress=False)
+    assert seen == {"train": 144, "val": 16, "test": 40}
+
+
+def test_a_detector_is_calibrated_on_all_images_of_a_folder(folders):
+    whole = Defence(TinyVictim(attrs.evolve(TASK, channels=3, classes=2)).eval(), Blur(), Score())
+    said = defend.calibrate(whole, folders / "b", fpr=0.2)
+    assert (said.n, said.measured) == (100, 0.2) and said.dataset.startswith("imagefolder-")
 
 
 def test_registries_of_sessions_are_their_own(model, data):

@@ -13,9 +13,10 @@ import torch
 from defend.assembly.calibrate import warn_of_threshold
 from defend.assembly.composition import Composition
 from defend.assembly.stage import Built
-from defend.datasets.base import ImageDataset
+from defend.datasets.base import SPLITS, ImageDataset
 from defend.datasets.bounded import ensure_bounded
 from defend.datasets.given import gather
+from defend.datasets.plugin import EVERYTHING
 from defend.defence import Defence
 from defend.errors import ConfigError, ContractError, WeightsError
 from defend.options import describe
@@ -30,6 +31,8 @@ from defend.weights.card import has_card, read_card
 from defend.weights.find import available, locate
 
 MOST_SOURCES = 2
+ALONE: Mapping[str, Any] = {"hold_out": False}
+"""The option of folders and files with which a data set has the splits alone that came with images."""
 
 
 @attrs.frozen
@@ -105,8 +108,8 @@ def as_dataset(
     Args:
         data: a name ("cifar10"), a folder or a file, as `--dataset` takes them; or objects, see
             `defend.datasets.given.gather`: what is given is the test split.
-        val, train: held-out images and training images, likewise; of a folder or a file, all images in it. Without val,
-            a seeded part of `data` is held out; without train, nothing can be trained on it.
+        val, train: held-out images and training images, likewise; of a folder or a file, see `open_whole`. Without
+            val, a seeded part of `data` is held out; without train, nothing can be trained on it.
         classes, name, seed: see `gather`.
 
     Raises:
@@ -114,14 +117,22 @@ def as_dataset(
     """
     if isinstance(data, (str, os.PathLike)):
         data = open_dataset(data)
-    parts = [_open_whole(each) if isinstance(each, (str, os.PathLike)) else each for each in (val, train)]
+    parts = [open_whole(each) for each in (val, train)]
     return ensure_bounded(gather(data, val=parts[0], train=parts[1], classes=classes, name=name, seed=seed))
 
 
-def _open_whole(name: str | os.PathLike[str]) -> ImageDataset:
-    """Open a data set whose images are all of one split; one that has a name of its own keeps its splits."""
-    named = name_source(name)[0] == name
-    return open_dataset(name, options=None if named else {"split": "all", "hold_out": False})
+def open_whole(data: Any) -> Any:
+    """Open what was given for one split by its name or path; objects and None are left as they are.
+
+    A folder or a file without splits of its own is test with all its images, which `gather` and its like take for any
+    split. One that has several keeps them, as a data set with a name does.
+    """
+    if not isinstance(data, (str, os.PathLike)):
+        return data
+    if name_source(data)[0] == data:
+        return open_dataset(data)
+    came_apart = sum(map(open_dataset(data, options=ALONE).has, SPLITS)) > 1
+    return open_dataset(data, options={} if came_apart else {**ALONE, "split": EVERYTHING})
 
 
 def find_task(composition: Composition, source: DataSource) -> tuple[Task, tuple[str, ...]]:

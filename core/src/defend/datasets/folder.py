@@ -74,10 +74,14 @@ def _splits(root: Path, judged: str | None) -> tuple[dict[Split, Path], bool]:
     `judged` names the folder that is, or that the whole root is;
     what else there is of val and train goes with it.
     """
-    if judged == EVERYTHING:
-        return {"test": root}, False
     found, others = _find_splits(root)
     every = [folder for there in found.values() for folder in there]
+    if judged == EVERYTHING:
+        parts = [folder for folder in every if not _holds_images_alone(folder)]  # others are classes
+        if len(parts) > 1:
+            known = " and ".join(repr(folder.name) for folder in parts)
+            raise DataError(f"{str(root)!r} has {known}: expected one of them to judge, --set dataset.split=NAME")
+        return {"test": parts[0] if parts and not others else root}, False
     if judged is None and (not every or (len(every) == 1 and others and _holds_images_alone(every[0]))):
         return {"train": root}, False  # one folder of images among others may be a class called "train"
     for split, there in found.items():

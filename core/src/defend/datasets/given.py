@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from defend.datasets.base import SPLITS, Batch, ImageDataset, Origin, Split
+from defend.datasets.base import SPLIT_SEED, SPLITS, Batch, ImageDataset, Origin, Split
 from defend.datasets.digests import SIZE
 from defend.datasets.given_sources import CPU, Source, SplitOf, find_source
 from defend.datasets.splitting import USUAL_SHARES, Part, share_out
@@ -79,30 +79,38 @@ def gather_training(
     """Return what a user has as a data set to train on: a fifth is held out to measure by, and a tenth for val.
 
     Args:
-        data: what is trained on, see `gather`; an `ImageDataset` keeps its splits.
+        data: what is trained on, see `gather`; an `ImageDataset` keeps its splits, and what it lacks is held out.
         val: images held out for thresholds and selection, likewise, in the place of a part of `data`.
-        classes, name, seed: see `gather`.
+        classes, name, seed: see `gather`; a data set's images are held out by the same seed in every run.
 
     Raises:
         DataError, ConfigError: as `gather`.
     """
     if isinstance(data, ImageDataset) and val is None and classes is None:
         return data
-    sources: dict[Split, Source] = {"train": find_source(data, "train", f"data set {name}")}
+    whole = isinstance(data, ImageDataset)
+    if whole:
+        data.labels("train")  # or there is no such split
+    own: list[Split] = [split for split in SPLITS if data.has(split)] if whole else ["train"]
+    sources: dict[Split, Source] = {split: find_source(data, split, f"data set {name}") for split in own}
     if val is not None:
         sources["val"] = find_source(val, "val", f"data set {name}, val")
     labels = {split: source.labels for split, source in sources.items()}
-    return GivenDataset(name, sources, share_out(labels, USUAL_SHARES, seed), classes)
+    return GivenDataset(name, sources, share_out(labels, USUAL_SHARES, SPLIT_SEED if whole else seed), classes)
 
 
 def gather_held_out(data: Any, name: str = "given") -> ImageDataset:
     """Return what a user has as a data set whose val split is all of it; an `ImageDataset` keeps its own.
 
+    Of one with test alone that is val: it is all that was given.
+
     Raises:
         DataError, ConfigError: as `gather`.
     """
     if isinstance(data, ImageDataset):
-        return data
+        if data.fitted_on() != "test":
+            return data
+        name = data.name
     source = find_source(data, "val", f"data set {name}")
     return GivenDataset(name, {"val": source}, {"val": Part("val", torch.arange(len(source.labels)))})
 

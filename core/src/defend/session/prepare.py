@@ -13,7 +13,7 @@ from torch import nn
 from defend.assembly.calibrate import DEFAULT_FPR
 from defend.assembly.calibrate import calibrate as set_threshold
 from defend.assembly.composition import Composition
-from defend.assembly.load import open_dataset
+from defend.assembly.load import ALONE, open_dataset, open_whole
 from defend.datasets.bounded import ensure_bounded
 from defend.datasets.given import gather_held_out, gather_training
 from defend.defence import Defence
@@ -26,6 +26,7 @@ from defend.training.missing import prepare_training
 from defend.training.stage import train_stage
 from defend.util.processes import resolve_device
 from defend.values.report import Calibration
+from defend.values.sources import name_source
 
 ARGUMENTS = {"victim": "victim", "purifier": "purifier", "detector": "detector", "finetuner": "finetune"}
 """What `Composition.of` calls a part of a stage."""
@@ -53,7 +54,8 @@ def train(
         data: the training images, see `defend.evaluate`.
         victim: the model whose gradients or losses the training uses, or that is fine-tuned: a module or a name.
         purifier: of a fine-tuner: what stands before the victim, a module or a name.
-        val: held-out images, like `data`; None holds a seeded part of `data` out, beside another to measure by.
+        val: held-out images, like `data`, of a folder or a file all (or its own val); None holds a seeded part of
+            `data` out. Another part, to measure by, is held out where `data` has no test.
         classes: class names by label, or how many there are, where the data does not say.
         options: of the stage and of its recipe, for example {"epochs": 10}.
         out: the weights file; None keeps the weights in the returned module alone.
@@ -67,7 +69,8 @@ def train(
     Raises:
         DefendError: what is wrong, in one line.
     """
-    images = ensure_bounded(gather_training(_opened(data), val=_opened(val), classes=classes, seed=seed))
+    opened = _open_training(data, hold_out=val is None)
+    images = ensure_bounded(gather_training(opened, val=open_whole(val), classes=classes, seed=seed))
     names, plugins = find_names({"victim": victim, "purifier": purifier}, images)
     parts: dict[str, Any] = {ARGUMENTS[stage]: name}
     with using(plugins), tempfile.TemporaryDirectory() as folder:
@@ -105,7 +108,8 @@ def calibrate(
 
     Args:
         defence: with a detector, whose threshold is changed.
-        data: clean images that nothing was trained on and nothing will be judged by, see `defend.evaluate`.
+        data: clean images that nothing was trained on and nothing will be judged by, see `defend.evaluate`; of a folder
+            or a file all, or its own val where it has splits.
         fpr: the false-positive rate, in (0,1).
         batch_size: images at a time.
         seed: of a random defence's draws.
@@ -114,11 +118,13 @@ def calibrate(
     Raises:
         ConfigError: there is no detector, or a rate that so few images cannot show.
     """
-    images = ensure_bounded(gather_held_out(_opened(data)))
+    images = ensure_bounded(gather_held_out(open_whole(data)))
     where = resolve_device(device)
     return set_threshold(defence.to(where), images, fpr, device=where, batch_size=batch_size, seed=seed)
 
 
-def _opened(data: Any) -> Any:
-    """Return a data set by its name or path, and all else as it is."""
-    return open_dataset(data) if isinstance(data, (str, os.PathLike)) else data
+def _open_training(data: Any, hold_out: bool) -> Any:
+    """Return a data set by its name or path, and all else as it is; `hold_out` is whether it is to have a val."""
+    if not isinstance(data, (str, os.PathLike)):
+        return data
+    return open_dataset(data, options={} if hold_out or name_source(data)[0] == data else ALONE)
