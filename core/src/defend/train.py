@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import abc
+import copy
 import importlib
 import sys
 import types
@@ -101,6 +102,18 @@ class Training(abc.ABC):
     def finish(self, dataset: ImageDataset, device: torch.device) -> dict[str, float]:
         """Calibrate and measure once training has ended (modules in eval mode); return figures for the card."""
         return {}
+
+
+def copy_to_tune(victim: nn.Module) -> nn.Module:
+    """Return a copy of a victim for a fine-tuner to train: what its owner froze, normalisation constants too, stays so.
+
+    Where every parameter is frozen, as a victim that is only asked may be, all those of a float type learn.
+    """
+    tuned = copy.deepcopy(victim)
+    if not any(parameter.requires_grad for parameter in tuned.parameters()):
+        for parameter in tuned.parameters():
+            parameter.requires_grad_(parameter.is_floating_point())
+    return tuned
 
 
 class _Page(types.ModuleType):

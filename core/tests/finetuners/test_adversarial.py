@@ -360,6 +360,34 @@ def test_what_holds_the_weights_is_a_copy_that_learns():
     assert not any(parameter.requires_grad for parameter in victim.parameters())
 
 
+class Owned(Normed):
+    """A victim whose owner keeps its normalisation, its backbone and a table of whole numbers as they are."""
+
+    def __init__(self):
+        super().__init__()
+        self.mean = nn.Parameter(torch.tensor(0.5), requires_grad=False)
+        self.order = nn.Parameter(torch.arange(4), requires_grad=False)
+        self.layers[0].requires_grad_(False)
+
+    def forward(self, batch):
+        return self.layers(batch - self.mean)[:, self.order]
+
+
+@pytest.mark.parametrize("options", [{}, {"mode": "trades", "awp": 0.01}, {"mode": "free"}, {"ema": 0.5}])
+def test_what_the_victims_owner_froze_is_not_trained(tiny, options):
+    victim = Owned()
+    training = train(None, make(AdversarialRecipe, {**QUICK, **options}, "r"), TASK, victim, None)
+    before = {name: value.clone() for name, value in training.stage.named_parameters()}
+    flags = {name: value.requires_grad for name, value in victim.named_parameters()}
+    run(training, tiny)
+    moved = {name for name, value in training.stage.named_parameters() if not torch.equal(value, before[name])}
+    assert {"layers.5.weight", "layers.1.weight"} <= moved
+    assert not moved & {"mean", "order", "layers.0.weight", "layers.0.bias"}
+    assert {name: value.requires_grad for name, value in training.stage.named_parameters()} == flags
+    every = build(None, TASK, victim.requires_grad_(False))
+    assert {name for name, value in every.named_parameters() if not value.requires_grad} == {"order"}
+
+
 # ---- behind a purifier ----
 
 

@@ -147,6 +147,16 @@ def test_the_tuned_victim_has_the_shape_of_the_victim():
     assert tuned(torch.rand(2, 1, 14, 14)).shape == (2, 4)
 
 
+def test_what_the_victims_owner_froze_is_not_trained(tiny):
+    victim = Small()
+    victim.layers[0].requires_grad_(False)
+    training = train(None, FineTuneRecipe(**{**QUICK, "lr": 1e-2}), None, victim, None)
+    before = {name: value.clone() for name, value in training.stage.named_parameters()}
+    run(training, tiny)
+    still = {name for name, value in training.stage.named_parameters() if torch.equal(value, before[name])}
+    assert still == {"layers.0.weight", "layers.0.bias"}
+
+
 @pytest.mark.parametrize("purifier", [None, Fade()])
 def test_figures_before_and_after(tiny, purifier):
     training = prepare(purifier, schedule="mix", repeats=8, lr=1e-2)

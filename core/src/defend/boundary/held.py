@@ -119,6 +119,8 @@ def _content(module: nn.Module, closely: bool) -> tuple[list[int], list[float]]:
     versions = [-1 if weight.is_inference() else weight._version for weight in weights]
     if not closely or not weights:
         return versions, []
+    # of whole numbers torch knows no length
+    weights = [weight if weight.is_floating_point() or weight.is_complex() else weight.double() for weight in weights]
     sums = torch.stack([part for weight in weights for part in (weight.sum().float(), weight.norm().float())])
     # a NaN is unlike itself, and would look like a change
     return versions, sums.nan_to_num().tolist()

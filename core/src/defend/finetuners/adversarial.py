@@ -41,7 +41,7 @@ from defend.finetuners.rules import (
 from defend.options import NoOptions, make
 from defend.randomness import keyed, normal_like
 from defend.stages import Task
-from defend.train import Loss, Optimiser, Training
+from defend.train import Loss, Optimiser, Training, copy_to_tune
 from defend.victims.training import augment
 
 TRADES_START = 1e-3  # deviation of the normal noise that TRADES starts from: at the image itself KL has no slope
@@ -392,7 +392,7 @@ def _accuracy(logits: Tensor, labels: Tensor) -> Tensor:
 
 def build(_: NoOptions, __: Task, victim: nn.Module) -> nn.Module:
     """Build what will hold the tuned weights: a copy of the victim."""
-    return copy.deepcopy(victim).requires_grad_(True)
+    return copy_to_tune(victim)
 
 
 def train(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 
 import attrs
@@ -13,7 +12,7 @@ from torch.nn import functional as F
 from defend import Task
 from defend.datasets.base import SPLITS, Batch, ImageDataset
 from defend.options import NoOptions
-from defend.train import Loss, Optimiser, Training
+from defend.train import Loss, Optimiser, Training, copy_to_tune
 from defend.victims.training import augment
 from defend_dae_finetune.config import FineTuneRecipe
 from defend_dae_finetune.sets import CRAFTED, PURIFIED, Sets, make_sets
@@ -117,7 +116,7 @@ class FineTuning(Training):
 
 def build(_: NoOptions, __: Task, victim: nn.Module) -> nn.Module:
     """Build what will hold the tuned weights: a copy of the victim."""
-    return copy.deepcopy(victim).requires_grad_(True)
+    return copy_to_tune(victim)
 
 
 def train(
