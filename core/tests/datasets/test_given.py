@@ -318,6 +318,22 @@ def test_class_names_come_along():
     )
 
 
+def test_a_number_of_classes_leaves_labels_as_they_are():
+    names = sorted(map(str, range(12)))  # as torchvision's ImageFolder sorts folders: 0, 1, 10, 11, 2, ...
+    twelve = torch.arange(60) % 12
+    data = Pairs(lambda at: (FLOATS[at], int(twelve[at])), classes=names)
+    for classes in (12, 20, None):
+        made = as_dataset(data, classes=classes)
+        assert torch.equal(made.labels("test"), as_dataset((FLOATS, twelve)).labels("test"))
+    by_name = as_dataset(data, classes=list(map(str, range(12))))
+    assert [by_name.classes[label] for label in by_name.labels("test")] == [
+        names[label] for label in made.labels("test")
+    ]
+    # a source with classes too few for the labels of another says nothing of theirs
+    few = Subset(Pairs(lambda at: (FLOATS[at], int(twelve[at]) % 11), classes=sorted(map(str, range(11)))), range(11))
+    assert as_dataset((FLOATS, twelve), val=few).labels("val").tolist() == list(range(11))
+
+
 @pytest.mark.parametrize(
     ("data", "options", "said"),
     [

@@ -46,7 +46,8 @@ def gather(
             part of `data` (`splitting.hold_out_of_given`), which is then not judged.
         train: what is trained on, likewise; without it nothing can be.
         classes: class names by label, or how many there are. Labels that came with names are found by these where all
-            of them are known. None takes the names that came with `data`, else "0", "1", ...
+            of them are known; a number leaves labels as they are. None takes the names that came with `data`, else
+            "0", "1", ...
         name: what it is called.
         seed: of what is held out.
 
@@ -150,8 +151,11 @@ class GivenDataset(ImageDataset):
                     f"{list(source.shape)}: scale and crop them to one size"
                 )
         self.shape = source.shape
-        self.classes = _name_classes(name, sources, classes)
-        numbers = {split: _renumber(f"data set {name}, {split}", each, self.classes) for split, each in sources.items()}
+        self.classes, counted = _name_classes(name, sources, classes)
+        numbers = {
+            split: _renumber(f"data set {name}, {split}", each, self.classes, counted)
+            for split, each in sources.items()
+        }
         self._labels: dict[Split, Tensor] = {
             split: numbers[part.source][part.places] for split, part in self._parts.items()
         }
@@ -234,8 +238,11 @@ class GivenDataset(ImageDataset):
         return None if whole is None else b"".join(whole[SIZE * at : SIZE * at + SIZE] for at in part.places.tolist())
 
 
-def _name_classes(name: str, sources: Mapping[Split, Source], wanted: int | Sequence[str] | None) -> tuple[str, ...]:
-    """Return the class names: those that are wanted, else those that came with the images, else numbers."""
+def _name_classes(
+    name: str, sources: Mapping[Split, Source], wanted: int | Sequence[str] | None
+) -> tuple[tuple[str, ...], bool]:
+    """Return the class names, those that are wanted or came with the images, else numbers; and whether numbers."""
+    counted = isinstance(wanted, int)
     highest = max(int(source.labels.max()) for source in sources.values())
     if isinstance(wanted, int):
         names = tuple(map(str, range(wanted)))
@@ -251,23 +258,26 @@ def _name_classes(name: str, sources: Mapping[Split, Source], wanted: int | Sequ
         names = said.pop() if len(said) == 1 else ()
         if len(said):
             raise DataError(f"data set {name}: its splits have other class names: pass classes=")
+        counted = not names
         names = names or tuple(map(str, range(highest + 1)))
     if len(names) < 2:
         raise DataError(
             f"data set {name} has one class: a classifier needs two or more; pass classes= with the names of all, or "
             "how many they are"
         )
-    return names
+    return names, counted
 
 
-def _renumber(who: str, source: Source, classes: tuple[str, ...]) -> Tensor:
+def _renumber(who: str, source: Source, classes: tuple[str, ...], counted: bool) -> Tensor:
     """Return a source's labels by the class names: by name where it has these names too, else as they are.
+
+    Classes that are only `counted` have no names: a folder "10" may be of any label.
 
     Raises:
         DataError: a label without a name, or only some of the names.
     """
     said, labels = source.classes, source.labels
-    known = [name for name in said if name in classes]
+    known = [] if counted else [name for name in said if name in classes]
     if known and len(said) > int(labels.max()):
         if len(known) < len(said):
             strange = next(name for name in said if name not in classes)
