@@ -243,7 +243,9 @@ def test_only_what_a_data_set_lacks_is_cut_off_its_training_images(splits):
     made = gather_training(ours, val=(FLOATS[:5], LABELS[:5]), seed=3)
     assert made.sha256("test") == (ours if "test" in images else gather_training(ours, classes=5)).sha256("test")
     assert len(made.labels("val")) == 5 and len(made.labels("train")) == (20 if "test" in images else 16)
+    ours.flips = True
     kept = gather_training(ours, classes=list("vwxyz"))
+    assert kept.flips and not made.flips
     assert {split: kept.sha256(split) for split in images if split != "train"} == {
         split: ours.sha256(split) for split in images if split != "train"
     }

@@ -125,6 +125,21 @@ def test_without_train_the_way_out_is_named(tmp_path):
     assert open_dataset(str(tmp_path), options=options(split="test")).origin("test").folder == "test"
 
 
+# Mirroring
+
+
+def test_folders_are_mirrored_in_training_only_where_that_is_asked(tmp_path):
+    fill(tmp_path)
+    lines = [f"cat/{at:03d}.png,{'ab'[at % 2]}" for at in range(10)]
+    (tmp_path / "list.csv").write_text("\n".join(["path,label", *lines]))
+    for path in (tmp_path, tmp_path / "list.csv"):
+        assert not open_dataset(str(path), options=options()).task().flips
+        assert open_dataset(str(path), options=options(flips=True)).task().flips
+    fill(tmp_path / "net" / "train")
+    fill(tmp_path / "net" / "val")
+    assert open_dataset("imagenet", str(tmp_path / "net"), options(resize=8, image_size=8)).task().flips
+
+
 # Classes
 
 

@@ -483,6 +483,23 @@ def test_the_card_tells_how_the_weights_were_made(tmp_path, monkeypatch):
     assert set(card.figures) == {"val_accuracy", "test_accuracy"}
 
 
+def test_a_training_with_flips_does_not_go_on_with_one_without(tmp_path, monkeypatch):
+    monkeypatch.setenv("DEFEND_CACHE_DIR", str(tmp_path))
+    folders = []
+
+    def stop(training, dataset, settings, *_):
+        folders.append(settings.folder)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stage, "fit_in_course", stop)
+    for flips in (False, True, False):
+        dataset = tiny_dataset()
+        dataset.flips = flips
+        with pytest.raises(KeyboardInterrupt):
+            train_stage("victim", "resnet10t", dataset)
+    assert folders[0] == folders[2] != folders[1]
+
+
 TWO_PROCESSES = """
 import json, os, sys, torch
 sys.path.insert(0, sys.argv[2])

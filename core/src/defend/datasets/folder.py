@@ -49,10 +49,14 @@ def build(config: FolderOptions) -> FolderDataset:
         if config.split not in (None, EVERYTHING):
             raise DataError(f"table {str(root)!r} has no split {config.split!r}: expected dataset.split={EVERYTHING}")
         own: dict[Split, Listing] = {"test" if config.split else "train": list_table(root, names)}
-        return FolderDataset(root.parent, own, config.image_size, config.workers, shares=shares, what=root)
+        return FolderDataset(
+            root.parent, own, config.image_size, config.workers, shares=shares, flips=config.flips, what=root
+        )
     folders, stands_in = _splits(check_root(root), config.split)
     own = {split: list_images(folder, root, names) for split, folder in folders.items()}
-    return FolderDataset(root, own, config.image_size, config.workers, shares=shares, stands_in=stands_in)
+    return FolderDataset(
+        root, own, config.image_size, config.workers, shares=shares, flips=config.flips, stands_in=stands_in
+    )
 
 
 def check_root(root: Path) -> Path:
@@ -170,6 +174,7 @@ class FolderDataset(ImageDataset):
         workers: processes that decode, no more than there are cores to run on; 0 decodes in this process.
         resize: the shorter side in pixels before the crop, if not `image_size`.
         shares: which splits are held out, and one in how many of train; the class's own if None.
+        flips: whether a mirrored image is still of its class; the class's own if None.
         stands_in: whether the images of test are those of a folder for val, as there is none for test.
         what: what messages name, if not `root`.
 
@@ -178,7 +183,6 @@ class FolderDataset(ImageDataset):
     """
 
     name = "imagefolder"
-    flips = True
     shares: Mapping[Split, int] = USUAL_SHARES
 
     def __init__(
@@ -190,9 +194,11 @@ class FolderDataset(ImageDataset):
         resize: int | None = None,
         *,
         shares: Mapping[Split, int] | None = None,
+        flips: bool | None = None,
         stands_in: bool = False,
         what: Path | None = None,
     ) -> None:
+        self.flips = type(self).flips if flips is None else flips
         first = next(iter(own))
         self.classes, self._what = own[first].classes, str(what or root)
         for listing in own.values():
@@ -323,6 +329,7 @@ class ImageNetDataset(FolderDataset):
     """ImageNet as torchvision and timm lay it out; its classes, sorted by WNID, are in timm's order."""
 
     name = "imagenet"
+    flips = True
     published_apart = True  # 1.3 million files need not be read to know it
     shares: Mapping[Split, int] = {"val": 50}
 

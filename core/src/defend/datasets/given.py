@@ -142,7 +142,8 @@ class GivenDataset(ImageDataset):
     ) -> None:
         self._stands_in = stands_in
         self.name, self._missing, self._sources, self._parts = name, missing, dict(sources), dict(parts)
-        self.typed = None
+        self.typed, learnt_of = None, sources.get("train")
+        self.flips = isinstance(learnt_of, SplitOf) and learnt_of.dataset.flips
         first, source = next(iter(sources.items()))
         for split, other in sources.items():
             if other.shape != source.shape:

@@ -17,6 +17,11 @@ CLASS_NAMES_HELP = (
     "a file of the model's classes in its own order, one name a line, or how many there are; one may have no images"
 )
 
+FLIPS_HELP = (
+    "train victims and adversarial fine-tuners on mirrored images too: for photographs whose mirror image is of the "
+    "same class; not for digits, text or signs to the left"
+)
+
 
 @options
 class FolderOptions:
@@ -31,6 +36,7 @@ class FolderOptions:
     split: str | None = option(None, help=SPLIT_HELP)
     hold_out: bool = option(True, help=HOLD_OUT_HELP)
     class_names: str | None = option(None, help=CLASS_NAMES_HELP)
+    flips: bool = option(False, help=FLIPS_HELP)
     workers: int = option(2, help="processes that decode images", at_least=0)
 
 

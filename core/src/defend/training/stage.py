@@ -108,6 +108,7 @@ def train_stage(
         "stage": stage,
         "name": found.name,
         "dataset": dataset.sha256("train"),
+        "flips": task.flips,
         "seed": how.seed,
         "precision": how.precision,
         "config": attrs.asdict(config),
