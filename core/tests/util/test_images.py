@@ -87,6 +87,27 @@ def test_float_images_keep_their_values(store, grey):
     assert torch.equal(read_image(path, channels=1), planes(grey))
 
 
+@pytest.mark.parametrize("kind", [np.int32, np.uint32, np.int16])
+def test_whole_numbers_of_no_known_depth_are_refused(store, kind):
+    path = store(np.arange(256).reshape(16, 16).clip(0, 252).astype(kind), "image.tif")
+    with pytest.raises(DataError, match=r"image\.tif' holds whole numbers of 32 bits \(0 to 252\).* 8 or 16 bits"):
+        read_image(path, channels=1)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 126), (0, 252), (-1, 1)])
+def test_floats_that_are_not_within_0_and_1_are_refused(store, low, high):
+    path = store(np.linspace(low, high, 256, dtype=np.float32).reshape(16, 16), "image.tif")
+    with pytest.raises(DataError, match=rf"image\.tif' holds floats from {low} to {high}, expected 0 to 1"):
+        read_image(path, channels=1)
+
+
+@pytest.mark.parametrize("name", ["image.png", "image.tif", "image.pgm"])
+def test_dark_images_of_16_bits_stay_dark(store, name):
+    dark = np.arange(256).reshape(16, 16).astype(np.uint16) * 20
+    expected = torch.from_numpy((dark / 257).round().astype(np.uint8))[None]
+    assert torch.equal(read_image(store(dark, name), channels=1), expected)
+
+
 def test_a_palette_is_looked_up(tmp_path, colour):
     few = Image.fromarray(colour).quantize(8)
     few.save(tmp_path / "image.png")

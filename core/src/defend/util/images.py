@@ -27,6 +27,7 @@ UPRIGHT = {
 """What undoes a camera's orientation, by the value of its EXIF tag."""
 ORIENTATION = 0x0112
 GREY = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N", "F")
+SIXTEEN = ("PNG", "PPM")  # formats of 16 bits at most, which Pillow may hand out in 32
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 SPARE = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")  # chunks of a PNG that hold no pixels
 
@@ -37,8 +38,8 @@ def read_image(path: Path, channels: int) -> Tensor:
     A camera's orientation is undone where it can be read; text and colour profiles are not looked at.
 
     Raises:
-        DataError: a file that is missing, empty, no image, under 4 pixels a side, holds numbers that are not finite, or
-            is refused by its decoder for whatever reason; the message names the file.
+        DataError: a file that is missing, empty, no image, under 4 pixels a side, holds numbers of which nothing says
+            what is white (see `to_pixels`), or is refused by its decoder for whatever reason; the message names it.
     """
     try:
         return _read(path, channels)
@@ -73,21 +74,32 @@ def _read(path: Path, channels: int) -> Tensor:
 def to_pixels(image: Image.Image, what: str, channels: int | None = None) -> Tensor:
     """Turn a decoded image into uint8 [channels,H,W]; 16-bit is scaled, transparency laid over white.
 
+    White is 255, 65535 of 16-bit grey, 1 of floats; never an image's own maximum, which differs from image to image.
+
     Args:
         what: what an error calls the image.
         channels: 1 or 3; None takes the image's own, 1 where it is grey.
 
     Raises:
-        DataError: it holds numbers that are not finite.
+        DataError: it holds floats that are not finite or outside [0,1], or whole numbers of 32 bits.
     """
     grey = image.mode in GREY if channels is None else channels == 1
     if image.mode.startswith(("I", "F")):  # 16-bit grey and wider
         values = np.asarray(image, dtype=np.float64)
         if not np.isfinite(values).all():
             raise DataError(f"{what} holds values that are not finite (NaN or infinity)")
-        # floats have no range of their own: from 0 to 1, or to the largest of them
-        top = 65535.0 if image.mode.startswith("I") else max(float(values.max()), 1.0)
-        image = Image.fromarray((values.clip(0, top) * (255 / top)).round().astype(np.uint8))
+        low, high = float(values.min()), float(values.max())
+        if image.mode == "I" and image.format not in SIXTEEN:
+            raise DataError(
+                f"{what} holds whole numbers of 32 bits ({low:.0f} to {high:.0f}), and nothing says what is white: "
+                "expected 8 or 16 bits; scale all images alike"
+            )
+        if image.mode == "F" and (low < 0 or high > 1):
+            raise DataError(
+                f"{what} holds floats from {low:.4g} to {high:.4g}, expected 0 to 1, or whole numbers of 8 or 16 bits: "
+                "scale all images alike"
+            )
+        image = Image.fromarray((values * (255.0 if image.mode == "F" else 255 / 65535)).round().astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -115,7 +127,9 @@ def _upright(opened: Image.Image) -> Image.Image:
     except Exception:  # a damaged description says nothing of the pixels
         turn = None
     opened.load()
-    return opened.copy() if turn is None else opened.transpose(turn)
+    image = opened.copy() if turn is None else opened.transpose(turn)
+    image.format = opened.format  # a copy has none
+    return image
 
 
 def _without_spare(content: bytes) -> bytes:
