@@ -1,5 +1,6 @@
 """Thresholds, ROC figures, calibration through the whole defence, and McNemar's test behind the label-leak check."""
 
+import attrs
 import hypothesis.strategies as st
 import pytest
 import torch
@@ -8,12 +9,13 @@ from scipy.stats import binomtest
 from sklearn.metrics import roc_auc_score, roc_curve
 from torch import nn
 
-from defend.assembly.calibrate import calibrate, is_calibrated, set_threshold
+from defend.assembly.calibrate import calibrate, clean_scores, is_calibrated, set_threshold
 from defend.assembly.load import open_dataset
 from defend.checks import label_leak
 from defend.defence import Defence, PurifierSequence
 from defend.errors import ConfigError, ContractError
 from defend.records.rows import ArmRecord, Example, PlannedRow, RowRecord
+from defend.report.text import calibration_in_words
 from defend.util.metrics import auroc, threshold_at, tpr_at
 from defend.util.statistics import mcnemar
 from defend.values.threats import DEFENDED, UNDEFENDED, Threat
@@ -95,6 +97,28 @@ def test_calibration_goes_through_the_purifier():
     assert is_calibrated(bare.detector) and float(bare.detector.threshold) == pytest.approx(found[0].threshold)
     images, _ = dataset.tensors("val")
     assert float((~bare.judge(images).accepted).float().mean()) == pytest.approx(0.05)
+
+
+class Saturating(Brightness):
+    """A score that ends at 1, as one in six of the images has."""
+
+    def forward(self, images, purified):
+        bright = super().forward(images, purified)
+        return torch.sigmoid(1e3 * (bright - 0.33))
+
+
+def test_a_threshold_that_rejects_no_clean_image_is_told():
+    dataset, cpu = open_dataset("digits"), torch.device("cpu")
+    defence = Defence(nn.Flatten(), None, Saturating())
+    top = int((clean_scores(defence, dataset, device=cpu) == 1).sum())
+    assert 20 < top < 100
+    said = f"Saturating rejects none of 200 held-out clean images, .* 5 %: {top} of them have the highest score, 1;"
+    with pytest.warns(UserWarning, match=said):
+        found = calibrate(defence, dataset, 0.05, device=cpu)
+    assert (found.measured, found.blunt) == (0, True)
+    assert "for at most 5 %, and rejects none of them" in calibration_in_words(attrs.asdict(found))
+    whole = calibrate(defence, dataset, 0.55, device=cpu)
+    assert whole.measured > 0 and "none" not in calibration_in_words(attrs.asdict(whole))
 
 
 def test_what_cannot_be_calibrated_says_so():

@@ -375,6 +375,8 @@ def test_a_kept_threshold_is_held_to_what_it_was_set_for():
     assert found.status == "warn"
     assert "set behind blur, and the detector stands behind no purifier: calibrate it there" in found.detail
     assert judged(loose, behind="blur").status == "fail"
+    found = judged(fits, measured=0.0)
+    assert found.status == "warn" and "rejects none of these: their highest scores are alike" in found.detail
     assert judged(loose, n=0).status == "pass"  # an old file does not say on how many
 
 

@@ -51,6 +51,8 @@ def calibrate(
 ) -> Calibration:
     """Set the threshold of a defence's detector so that it rejects at most a share `fpr` of clean images.
 
+    Warns where it rejects none of them (`Calibration.blunt`).
+
     Args:
         defence: on `device`; its detector scores images as it will when it judges them.
         dataset: whose validation split, which no weights were trained on, is scored.
@@ -68,7 +70,7 @@ def calibrate(
     set_threshold(detector, threshold_at(together, fpr))
     threshold = float(threshold_of(detector))  # as it is kept
     measured = float((together >= threshold).double().mean())
-    return Calibration(
+    found = Calibration(
         threshold=threshold,
         fpr=fpr,
         measured=measured,
@@ -77,6 +79,15 @@ def calibrate(
         dataset=dataset.filed_as,
         behind=say_behind(defence),
     )
+    if found.blunt:
+        top = together.max()
+        warnings.warn(
+            f"the threshold {threshold:.8g} of detector {name_of(detector)} rejects none of {found.n} held-out clean "
+            f"images, and was to reject at most {100 * fpr:g} %: {int((together == top).sum())} of them have the "
+            f"highest score, {float(top):.6g}; attacked images with that score are accepted too",
+            stacklevel=2,
+        )
+    return found
 
 
 def say_behind(defence: Defence) -> str | None:

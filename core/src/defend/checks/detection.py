@@ -58,6 +58,8 @@ def _hold_to_rate(case: Case, clean: RowRecord, found: Findings) -> None:
         text += ": more or fewer than chance explains"
     if elsewhere := set_on.say_elsewhere(case.subject.behind):
         found.add("fail" if off else "warn", f"{text}; {elsewhere}: calibrate it there")
+    elif set_on.blunt:
+        found.add("warn", f"{text}; the threshold rejects none of these: their highest scores are alike")
     elif off:
         found.add("warn", f"{text}; calibrate on images like these")
     else:

@@ -73,6 +73,8 @@ def calibration_in_words(set_on: Mapping[str, Any] | None) -> str:
     if set_on is None:
         return "came with its weights"
     rate = f"for at most {100 * set_on['fpr']:g} %"
+    if set_on.get("measured") == 0:
+        rate += ", and rejects none of them"
     if not set_on.get("kept"):  # older reports say nothing of what is kept
         return f"was set here on {set_on['n']} held-out clean images {rate}"
     many = f" on {set_on['n']}" if set_on["n"] else ""

@@ -106,6 +106,8 @@ def calibrate(
 ) -> Calibration:
     """Set the threshold of a defence's detector so that it rejects at most a share `fpr` of clean images.
 
+    Warns where it rejects none of them, as too many have the highest score.
+
     Args:
         defence: with a detector, whose threshold is changed.
         data: clean images that nothing was trained on and nothing will be judged by, see `defend.evaluate`; of a folder

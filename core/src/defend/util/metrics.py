@@ -33,15 +33,15 @@ def check_rate(fpr: float, n: int) -> None:
 def threshold_at(scores: Tensor, fpr: float) -> float:
     """Return the smallest threshold that rejects at most a share `fpr` of clean images' scores.
 
-    A score at the threshold or above is rejected, so it stands just above the highest score that may stay.
+    A score at the threshold or above is rejected, so it stands just above the highest score that may stay. Where more
+    than that share have the highest score of all, as of a detector that saturates, that rejects none.
 
     Args:
         scores: of held-out clean images, [N].
         fpr: the false-positive rate to keep to, in (0,1).
 
     Raises:
-        ConfigError: too few images to tell such a rate from zero (fewer than 1/fpr), or scores so equal that
-            no threshold comes near it.
+        ConfigError: too few images to tell such a rate from zero (fewer than 1/fpr), or all scores equal.
     """
     n = len(scores)
     check_rate(fpr, n)

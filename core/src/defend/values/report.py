@@ -219,6 +219,11 @@ class Calibration:
         then, now = (each or "no purifier" for each in (self.behind, behind))
         return f"the threshold was set behind {then}, and the detector stands behind {now}"
 
+    @property
+    def blunt(self) -> bool:
+        """Whether it rejects none of these images: too many have the highest score, or it is kept too coarsely."""
+        return self.measured == 0
+
 
 def _as_tuple(values: Iterable[int]) -> tuple[int, ...]:
     return tuple(values)  # a journal's lists
