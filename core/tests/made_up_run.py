@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 
 from defend.records.document import to_json
 from defend.util.statistics import wilson
-from defend.values.report import ArmResult, Calibration, Check, Cost, DatasetInfo, Report, Row, WorstCase
+from defend.values.report import ArmResult, Calibration, Check, Cost, DatasetInfo, LeastRow, Report, Row, WorstCase
 from defend.values.run_config import RunConfig
 from defend.values.toml import to_toml
 
@@ -168,6 +168,7 @@ def write(
             else None,
             steps=20,
             gradients=1040,
+            least_row=_least([row for row in rows if row.headline]) if parts else None,
         ),
         detector=_detector(rows, scores) if detector else None,
         checks=tuple(_check(number, status, parts) for number, status in enumerate(checks, start=1)),
@@ -185,6 +186,11 @@ def write(
     if parts:
         save_file(tensors, folder / "examples.safetensors")
     return folder
+
+
+def _least(rows):
+    row = min(rows, key=lambda row: row.defended.accuracy)
+    return LeastRow(row.key, row.defended.accuracy, row.defended.ci95, row.n)
 
 
 def _answers(draw, labels, accuracy):

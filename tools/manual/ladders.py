@@ -9,7 +9,7 @@ from defend.report.text import BOUND, bound, percent, row_title
 from defend.values.report import is_loose, row_key
 from defend.values.threats import THREATS, USUAL
 from tools import ladder
-from tools.manual.markdown import cell, code, figure, table
+from tools.manual.markdown import cell, code, figure, table, undercut_of
 
 WEAKEST_FIRST = ("none", *THREATS)
 ALONE = "`none` is the victim alone, with nothing to adapt to: its `adaptive` rows have its own gradient."
@@ -46,7 +46,7 @@ def ladder_of(group: str) -> str:
 
 def _headline(worst: Mapping[str, Any], failed: bool) -> str:
     """Return a worst case: bold, struck out where a check failed."""
-    said = bound(worst["rising"]) + figure(worst)
+    said = bound(worst["rising"]) + figure(worst) + undercut_of(worst)
     return f"~~{said}~~" if failed else f"**{said}**"
 
 

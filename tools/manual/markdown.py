@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from defend.report import readme
-from defend.report.text import interval, percent
+from defend.report.text import beside, interval, percent
+from defend.values.report import LeastRow, undercut
 
 
 def cell(value: object) -> str:
@@ -23,6 +24,12 @@ def code(value: object) -> str:
 def figure(one: Mapping[str, Any]) -> str:
     """Return an accuracy and its interval, which stay on one line."""
     return f"{percent(one['accuracy'])} {interval(one['ci95'])}".replace(" ", "\N{NO-BREAK SPACE}")
+
+
+def undercut_of(worst: Mapping[str, Any], name: str = "least_row") -> str:
+    """Return what stands behind a kept worst case that a row undercuts; older ones do not say."""
+    least = worst.get(name)
+    return beside(undercut(worst["accuracy"], LeastRow(**least))) if least else ""
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -15,7 +15,7 @@ from defend.report import catalogue
 from defend.report import recipe as recipe_report
 from defend.report.reproduction import markdown as table_markdown
 from defend.report.reproduction import say_standings
-from defend.report.text import bound, with_interval
+from defend.report.text import beside, bound, with_interval
 from defend.reproduce import ladders, results
 from defend.stages import Paper
 from tools.manual.included import ROOT, include, plugin_folders
@@ -166,7 +166,7 @@ def all_recipes() -> str:
 def said_worst(kept: ladders.Ladder) -> str:
     """Return a ladder's worst case, struck out where a check failed."""
     worst = kept.worst_case
-    said = f"{bound(worst.rising)}{with_interval(worst.accuracy, worst.ci95)}, n={worst.n:,}"
+    said = f"{bound(worst.rising)}{with_interval(worst.accuracy, worst.ci95)}{beside(worst.undercut_by)}, n={worst.n:,}"
     return f"~~{said}~~ (a check failed)" if kept.failed else said
 
 

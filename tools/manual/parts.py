@@ -23,7 +23,7 @@ from tools.manual import papers
 from tools.manual.bars import bars
 from tools.manual.included import ROOT
 from tools.manual.ladders import ladder_of
-from tools.manual.markdown import cell, code, figure, table
+from tools.manual.markdown import cell, code, figure, table, undercut_of
 
 FIRST_RUN = ROOT / "docs/results/first-run.json"
 PLACE = re.compile(r"^\{\{ *(\w+)(?: +([^}]*?))? *\}\}$", re.MULTILINE)
@@ -67,7 +67,7 @@ def first_run() -> str:
         bare = "" if knows_the_defence(row["threat"]) else figure(row["undefended"])
         rows.append((*title, str(row["steps"] or ""), str(row["n"]), bare, loose + figure(row["defended"])))
     worst = kept["worst_case"]
-    last = f"{'at most ' if worst['rising'] else ''}{figure(worst)}"
+    last = f"{'at most ' if worst['rising'] else ''}{figure(worst)}{undercut_of(worst)}"
     last = f"~~{last}~~ (a check failed: {', '.join(failed)})" if (failed := kept["failed"]) else f"**{last}**"
     rows.append(("**worst case per image**", "", "", "", str(worst["n"]), percent(worst["undefended"]), last))
     return table(("attack", "threat", "eps", "steps", "n", "undefended", "defended"), rows).strip()

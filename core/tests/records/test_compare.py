@@ -117,6 +117,18 @@ def test_the_worst_case_is_over_what_all_have():
     assert (difference.n, difference.only_first, difference.only_second) == (4, 1, 0)
 
 
+def test_a_row_that_leaves_less_of_more_images_stands_beside_the_worst_case():
+    first = run("a", {CLEAN: "11111111", FGSM: "11110000", PGD: "1100"})
+    second = run("b", {CLEAN: "11111111", FGSM: "11100000", PGD: "1110"})
+    comparison = compare([first, second])
+    assert [cell.accuracy for cell in comparison.worst_case.cells] == [0.5, 0.75]
+    one, other = (cell.undercut_by for cell in comparison.worst_case.cells)
+    assert one is None and (other.row, other.accuracy, other.n) == (str(FGSM), 0.375, 8)
+    text = printed(comparison)
+    assert len(lines(text, "worst case", "75.0", ", ≤ 37.5")) == 1 and "≤: what one row alone leaves" in text
+    assert to_dict(comparison)["worst_case"]["runs"]["b"]["undercut_by"]["accuracy"] == 0.375
+
+
 @pytest.mark.parametrize(
     "second", [{CLEAN: "11", PGD: "11"}, {CLEAN: "11", FGSM: {7: True}}], ids=["one row in common", "no image"]
 )

@@ -1,6 +1,7 @@
 """The report page: what stands in it, that it needs nothing else, and that its figures are the report's."""
 
 import importlib.util
+import io
 import json
 import re
 import subprocess
@@ -13,12 +14,14 @@ import attrs
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 from defend.cli import main
 from defend.errors import ConfigError, DataError
 from defend.records.compare import compare
 from defend.records.reading import read_results, run_folders
 from defend.records.run import Examples, Surface, row_name
+from defend.report import terminal
 from defend.report.figures import strips
 from defend.report.figures.board import board
 from defend.report.figures.curves import curves
@@ -33,6 +36,7 @@ from defend.report.leaderboard import leaderboard
 from defend.report.page import Section, render, write_page
 from defend.report.text import chance_in_words, spent
 from defend.util.metrics import auroc
+from defend.values.report import LeastRow
 
 spec = importlib.util.spec_from_file_location("made_up_run", Path(__file__).parents[1] / "made_up_run.py")
 made_up_run = importlib.util.module_from_spec(spec)
@@ -452,6 +456,31 @@ def test_the_source_and_the_steps_that_leave_least_are_said(full):
     )
     told = attrs.evolve(results, report=attrs.evolve(results.report, worst_case=worst))
     assert said in Page(render([Section(told)], None, [])).words.replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
+
+
+def test_a_row_that_leaves_less_of_more_images_stands_beside_the_worst_case(full):
+    results = read_results(full)
+    worst = attrs.evolve(
+        results.report.worst_case,
+        accuracy=0.68,
+        weakest_accuracy=0.72,
+        least_row=LeastRow("fgsm/oblivious", 0.63, (0.5, 0.75), 80),
+    )
+    report = attrs.evolve(results.report, worst_case=worst)
+    told = attrs.evolve(results, report=report)
+    words = Page(render([Section(told)], None, [])).words.replace("\xa0", " ")
+    assert "68.0, ≤ 63.0 % worst-case accuracy" in words
+    assert "≤ 63.0 % [50.0, 75.0], n=80: what fgsm/oblivious alone leaves of all its images." in words
+    assert f"; {worst.weakest} alone leaves least, 72.0 % of these" in words
+    bars = [mark.text for mark in ladder(told).marks if isinstance(mark, Text)]
+    assert any(bar.startswith("68.0") and bar.endswith(", ≤ 63.0") for bar in bars)
+    console = Console(file=io.StringIO(), width=200)
+    terminal.render(report, console)
+    assert "68.0 %, ≤ 63.0 %  [" in console.file.getvalue()
+    assert "\n≤ 63.0 % [50.0, 75.0], n=80: what fgsm/oblivious" in console.file.getvalue()
+    older = attrs.evolve(results, report=attrs.evolve(report, worst_case=attrs.evolve(worst, weakest_accuracy=None)))
+    least = f"{100 * older.least.defended.accuracy:.1f} % of its {older.least.n}"
+    assert f"alone leaves least, {least}" in Page(render([Section(older)], None, [])).words.replace("\xa0", " ")
 
 
 def test_bars_are_as_long_as_the_figures(full):

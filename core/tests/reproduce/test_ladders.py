@@ -460,6 +460,19 @@ def test_what_the_attacks_of_each_norm_leave_is_said(cli, served):
         assert any(f" {own} " in line and " 50.0 " in line for line in held.splitlines())
 
 
+def test_a_row_that_leaves_less_of_more_images_stands_beside_the_worst_case(cli, served):
+    ladder = kept_in(served)
+    ladder["worst_case"]["accuracy"] = 0.75
+    ladder["worst_case"]["least_row"] = {"row": "fgsm/oblivious", "accuracy": 0.5, "ci95": [0.25, 0.75], "n": 80}
+    served.write_text(json.dumps(ladder))
+    out = cli("soup")[1]
+    assert "≤ 50.0 % [25.0, 75.0], n=80: what fgsm/oblivious alone leaves of all its images" in out
+    assert ", ≤ 50.0" in out[out.index("Held against") :]
+    assert "], ≤ 50.0 n=8" in cli("--list")[1]
+    assert json.loads(cli("--list", "--json")[1])[-1]["worst_case"]["undercut_by"]["n"] == 80
+    assert "], ≤ 50.0 (a check failed) |" in markdown(find("soup"), find_kept(find("soup")))
+
+
 def test_what_must_not_be_trusted_is_said(cli, served):
     ladder = kept_in(served)
     ladder["checks"] = [{"name": "eps sweep", "status": "pass"}, {"name": "attack order", "status": "fail"}]

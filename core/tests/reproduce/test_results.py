@@ -16,6 +16,7 @@ from defend.report.reproduction_page import page_name, render_page, write_page
 from defend.reproduce.results import AdaptiveResult, Cell, TableResult, find_kept, restate, standing
 from defend.stages import Paper
 from defend.tables import Adaptive, Reason, Table, TableArm, TableAttack, choose_tables, grid
+from defend.values.report import LeastRow
 
 ARMS = (
     TableArm(name="None", reference=True),
@@ -406,6 +407,17 @@ def test_markdown_has_the_paper_in_brackets():
         "\n"
         f"{HEAD}"
     )
+
+
+def test_a_row_that_leaves_less_than_the_adaptive_figure_stands_beside_it():
+    one = table(misses={"None": GUESS})
+    (adaptive,) = measured(one).adaptive
+    below = attrs.evolve(adaptive, undercut_by=LeastRow("pgd/oblivious", 0.1, (0.05, 0.2), 90))
+    result = attrs.evolve(measured(one), adaptive=(below,))
+    assert "| **12.5, ≤ 10.0** [5.0, 20.0], n=40" in reproduction.markdown(one, result)
+    text = printed(lambda console: reproduction.render(one, result, console))
+    assert "12.5 [5.0, 20.0], ≤ 10.0 ✗ 40" in text and "≤: what one row alone leaves" in text
+    assert "≤ 10.0" in render_page(one, result)
 
 
 def test_markdown_with_the_attacks_across():

@@ -2,12 +2,13 @@
 
 from types import SimpleNamespace
 
+import attrs
 import pytest
 
 from defend.errors import ConfigError
 from defend.session import evaluate
 from defend.testing import assert_robust
-from defend.values.report import Check, WorstCase
+from defend.values.report import Check, LeastRow, WorstCase
 
 
 def found(left=0.5, failed=(), partial=False, rising=(), caveats=()):
@@ -53,6 +54,14 @@ def test_enough_by_a_figure_that_is_known_to_be_loose_is_told(measured):
     measured(result := found(0.5, rising=("pgd/oblivious",)))
     with pytest.warns(UserWarning, match=r"leaves at most 50\.0 % .* at least 40\.0 % .*: an attack was still fooling"):
         assert assert_robust("model", "data", at_least=0.4) is result
+
+
+def test_a_row_that_leaves_less_of_more_images_is_less(measured):
+    result = found(0.6)
+    result.worst_case = attrs.evolve(result.worst_case, least_row=LeastRow("fgsm/oblivious", 0.4, (0.3, 0.5), 40))
+    measured(result)
+    with pytest.raises(AssertionError, match=r"leaves at most 40\.0 % .*fgsm/oblivious alone"):
+        assert_robust("model", "data", at_least=0.5)
 
 
 def test_enough_of_attackers_who_knew_nothing_of_the_defence_is_told(measured):

@@ -1,15 +1,19 @@
 """Figures computed from records: intervals, accuracies with and without credit, the worst case."""
 
+from types import SimpleNamespace
+
+import attrs
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from defend.evaluation.assemble import arm
+from defend.evaluation.assemble import _worst_case, arm
 from defend.records.rows import ArmRecord, Example, PlannedRow, RowRecord, worst_case
 from defend.util.metrics import round_up
 from defend.util.statistics import wilson
+from defend.values.report import LeastRow
 from defend.values.threats import DEFENDED, UNDEFENDED, Threat
 
 
@@ -108,6 +112,11 @@ def record(keys, right, accepted=None):
     )
 
 
+def attacked(row):
+    """The same row, of an attack."""
+    return attrs.evolve(row, plan=attrs.evolve(row.plan, attack=object()))
+
+
 def worst(*records, arm=DEFENDED):
     keys, alive = worst_case(list(records), arm)
     return dict(zip(keys.tolist(), alive.tolist(), strict=True))
@@ -134,6 +143,31 @@ def test_only_images_that_every_row_judged_count():
     everything = record([1, 2, 3, 4], [True, True, True, False])
     some = record([4, 2], [True, True])
     assert worst(everything, some) == {2: True, 4: False}
+
+
+def of_rows(records, screened=False):
+    """What a report says of the worst case of these rows, by name."""
+    rows = [SimpleNamespace(key=key, threat="oblivious", steps=None, gradients=None, rising=False) for key in records]
+    return _worst_case(records, rows, screened)
+
+
+def test_a_row_that_leaves_less_of_more_images_is_told_beside_the_worst_case():
+    many = record([1, 2, 3, 4], [True, True, False, False])
+    few = record([1, 2], [True, True])
+    told = of_rows({"many": many, "few": few})
+    assert (told.accuracy, told.n, told.weakest_accuracy) == (1.0, 2, 1.0)
+    assert told.least_row == told.undercut_by == LeastRow("many", 0.5, wilson(2, 4), 4)
+    assert told.least_row_with_credit is None
+    same = of_rows({"many": few, "few": record([1, 2], [True, False])})
+    assert (same.least_row.row, same.least_row.accuracy, same.undercut_by) == ("few", 0.5, None)
+    assert (same.weakest, same.weakest_accuracy) == ("few", 0.5)
+
+
+def test_so_is_one_that_leaves_less_with_credit():
+    many = attacked(record([1, 2, 3, 4], [True, True, False, False], [True, True, True, False]))
+    told = of_rows({"many": many, "few": attacked(record([1, 2], [True, True]))}, screened=True)
+    assert told.with_credit["accuracy"] == 1.0
+    assert told.undercut_with_credit == LeastRow("many", 0.75, wilson(3, 4), 4)
 
 
 def test_each_arm_has_its_own_worst_case():

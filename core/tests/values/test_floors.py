@@ -7,7 +7,7 @@ import pytest
 from defend.errors import ConfigError
 from defend.report.verdicts import checks_of
 from defend.values.floors import Floor, parse_floors, share_out
-from defend.values.report import ArmResult
+from defend.values.report import ArmResult, LeastRow, WorstCase
 
 
 def row(attack, threat, accuracy, loose=False):
@@ -20,7 +20,7 @@ def row(attack, threat, accuracy, loose=False):
 REPORT = SimpleNamespace(
     failed=(),
     rows=(row("none", "none", 0.9), row("pgd", "oblivious", 0.6), row("pgd", "adaptive", 0.2)),
-    worst_case=SimpleNamespace(accuracy=0.15, ci95=(0.0, 1.0), n=5, rising=()),
+    worst_case=WorstCase(0.15, (0.0, 1.0), 5, ("none/none", "pgd/adaptive"), 0.0),
     checks=(),
     partial=False,
     defended=True,
@@ -71,6 +71,14 @@ def test_a_row_among_those_of_a_name_that_is_a_loose_bound_is_told(text, status)
     report = SimpleNamespace(**{**vars(REPORT), "rows": rows})
     (check,) = checks_of(report, parse_floors([text]))
     assert check.status == status and ("at most" in check.detail) == (status == "warn")
+
+
+def test_a_row_that_leaves_less_of_all_its_images_than_the_worst_case_of_fewer_decides():
+    worst = WorstCase(0.68, (0.5, 0.8), 25, (), 0.0, least_row=LeastRow("fgsm/oblivious", 0.63, (0.53, 0.72), 100))
+    report = SimpleNamespace(**{**vars(REPORT), "worst_case": worst})
+    enough, less = (checks_of(report, parse_floors([text]))[-1] for text in ("0.63", "0.65"))
+    assert (enough.status, less.status) == ("pass", "fail")
+    assert "leaves at most 63.0 % [53.0, 72.0], n=100 (fgsm/oblivious alone, of all its images)" in less.detail
 
 
 def test_a_run_without_a_worst_case_keeps_to_no_floor():

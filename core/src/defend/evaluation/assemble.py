@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -22,7 +22,7 @@ from defend.util.distributions import version_of
 from defend.util.metrics import auroc, proportion, share, tpr_at
 from defend.util.statistics import mcnemar, paired_interval, wilson
 from defend.util.tensors import hash_state
-from defend.values.report import ArmResult, Calibration, Certified, Check, Cost, Report, Row, WorstCase
+from defend.values.report import ArmResult, Calibration, Certified, Check, Cost, LeastRow, Report, Row, WorstCase
 from defend.values.run_config import RunConfig
 from defend.values.threats import DEFENDED, RATES, UNDEFENDED, is_harmless
 
@@ -162,13 +162,14 @@ def _worst_case(counted: Mapping[str, RowRecord], rows: Sequence[Row], screened:
         )
         for key, record in counted.items()
     }
+    weakest = min(alone, key=alone.__getitem__)
     return WorstCase(
         accuracy=float(held.double().mean()),
         ci95=wilson(int(held.sum()), len(held)),
         n=len(held),
         over=tuple(counted),
         undefended=float(bare.double().mean()),
-        weakest=min(alone, key=alone.__getitem__),
+        weakest=weakest,
         with_credit=proportion(credited) if screened else None,
         passes=sum_passes(records, find_clean(records)),
         norms=_of_norms(records, kept),
@@ -176,7 +177,17 @@ def _worst_case(counted: Mapping[str, RowRecord], rows: Sequence[Row], screened:
         gradients=_most_looks(counted, rows, kept),
         rising=tuple(row.key for row in rows if row.rising),
         by_threat=_weakest_of(rows, alone),
+        weakest_accuracy=alone[weakest] / len(held),
+        least_row=_least(counted, right),
+        least_row_with_credit=_least(counted, _credit) if screened else None,
     )
+
+
+def _least(counted: Mapping[str, RowRecord], judged: Callable[[RowRecord, str], Tensor]) -> LeastRow:
+    """Return the row that leaves least of all its own images."""
+    held = {key: judged(record, DEFENDED) for key, record in counted.items()}
+    row = min(held, key=lambda key: share(held[key]))
+    return LeastRow(row, **proportion(held[row]), n=len(held[row]))
 
 
 def _weakest_of(rows: Sequence[Row], alone: Mapping[str, int]) -> dict[str, str]:

@@ -17,7 +17,7 @@ import attrs
 from defend.errors import ConfigError
 from defend.records.run import Right, RowKey, Run, RunRow
 from defend.util.statistics import holm, mcnemar, paired_interval, wilson
-from defend.values.report import is_loose
+from defend.values.report import LeastRow, is_loose, undercut
 from defend.values.threats import THREATS, is_harmless, rank
 
 
@@ -25,7 +25,8 @@ from defend.values.threats import THREATS, is_harmless, rank
 class RunAccuracy:
     """One run's accuracy on a row, a fraction, with its Wilson 95 % interval.
 
-    `loose`: more steps would plainly lower it, see `defend.values.report.is_loose`.
+    `loose`: more steps would plainly lower it, see `defend.values.report.is_loose`. `undercut_by`: of a worst case, the
+    row that leaves less of all its own images, see `defend.values.report.undercut`.
     """
 
     accuracy: float
@@ -34,6 +35,7 @@ class RunAccuracy:
     steps: int | None = None
     partial: bool = False
     loose: bool = False
+    undercut_by: LeastRow | None = None
 
 
 @attrs.frozen
@@ -112,6 +114,14 @@ def _rate_row(run: Run, row: RunRow) -> RunAccuracy:
     return _rate(row.right, row.steps, row.partial, is_loose(row.rising, row.key.threat, not _is_bare(run)))
 
 
+def _bound(worst: RunAccuracy, rows: Sequence[RunRow]) -> RunAccuracy:
+    """Return a run's worst case with the row among `rows` that undercuts it, if one does."""
+    rated = {str(row.key): _rate(row.right) for row in rows}
+    name = min(rated, key=lambda key: rated[key].accuracy)
+    least = LeastRow(name, rated[name].accuracy, rated[name].ci95, rated[name].n)
+    return attrs.evolve(worst, undercut_by=undercut(worst.accuracy, least))
+
+
 def compare(runs: Sequence[Run]) -> Comparison:
     """Compare runs, the first of which is what the others are measured against.
 
@@ -144,7 +154,10 @@ def compare(runs: Sequence[Run]) -> Comparison:
             left_out=tuple(
                 key for key in keys if key not in shared and any(key in rows and rows[key].headline for rows in found)
             ),
-            cells=tuple(_rate(right, None, *said) for right, *said in zip(worst, cut, loose, strict=True)),
+            cells=tuple(
+                _bound(_rate(right, None, *said), rows)
+                for right, rows, *said in zip(worst, having, cut, loose, strict=True)
+            ),
             differences=worst_differences,
         )
     return Comparison(labels, tuple(runs), compared, worst_case, tuple(_notes(runs, labels, compared, worst_case)))

@@ -90,6 +90,9 @@ def recount(report: Mapping[str, Any], records: Mapping[Name, Answers], path: Pa
     worst = report.get("worst_case")
     if worst is not None and len(counted) > 1:
         _hold(path, "worst_case", worst, _worst_case(counted))
+        if worst.get("least_row"):
+            least = [_arm(answers[DEFENDED], attacked=True) | {"n": len(answers[DEFENDED])} for answers in counted]
+            _hold(path, "worst_case.least_row", worst["least_row"], min(least, key=lambda one: one["accuracy"]))
 
 
 def check_digests(report: Mapping[str, Any], path: Path) -> None:

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from defend.records.compare import ComparedRow, ComparedWorstCase, Comparison, Difference, RunAccuracy
 from defend.records.run import RowKey
-from defend.report.text import BOUND, bound, interval, percent, row_title, with_interval
+from defend.report.text import BESIDE, BOUND, beside, bound, interval, percent, row_title, with_interval
 
 SCHEMA = 1
 ALPHA = 0.05
@@ -69,7 +69,7 @@ def _figures(row: ComparedRow | ComparedWorstCase, labels: Sequence[str]) -> dic
 
 
 def _plain(value: RunAccuracy | Difference) -> dict[str, Any]:
-    return {**attrs.asdict(value), "ci95": list(value.ci95)}
+    return {key: list(each) if isinstance(each, tuple) else each for key, each in attrs.asdict(value).items()}
 
 
 def render(comparison: Comparison, console: Console) -> None:
@@ -96,6 +96,8 @@ def render(comparison: Comparison, console: Console) -> None:
     lines.append(Text(f"accuracy in %{WILSON if wilson else ''}; a rejected image counts as wrong", "dim"))
     if _has_loose(comparison):
         lines.append(Text(BOUND, "dim"))
+    if comparison.worst_case and any(cell.undercut_by for cell in comparison.worst_case.cells):
+        lines.append(Text(BESIDE, "dim"))
     if comparison.tests:
         lines += [Text(), _differences(comparison, names, wald), Text(_explain(comparison, names, wald), "dim")]
     lines += [Text(f"Note: {note}", "yellow") for note in comparison.notes]
@@ -194,7 +196,9 @@ def _span(values: Sequence[int]) -> Text:
 def _accuracy(cell: RunAccuracy, intervals: bool, best: bool) -> Text:
     star = "*" if cell.partial else ""
     said = f" {interval(cell.ci95)}" if intervals else ""
-    return Text.assemble(bound(cell.loose), (f"{percent(cell.accuracy)}{star}", "bold" if best else ""), said)
+    return Text.assemble(
+        bound(cell.loose), (f"{percent(cell.accuracy)}{star}", "bold" if best else ""), said, beside(cell.undercut_by)
+    )
 
 
 def _p(p: float) -> Text:

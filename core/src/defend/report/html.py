@@ -6,7 +6,7 @@ import jinja2
 
 from defend.report.figures.scene import MINUS, NOTHING
 from defend.report.figures.svg import to_svg
-from defend.report.text import BOUND, bound, interval, percent, points
+from defend.report.text import BESIDE, BOUND, beside, bound, interval, percent, points
 
 
 def environment() -> jinja2.Environment:
@@ -25,5 +25,5 @@ def environment() -> jinja2.Environment:
         interval=interval,
         svg=to_svg,
     )
-    made.globals.update(BOUND=BOUND, bound=bound)
+    made.globals.update(BESIDE=BESIDE, BOUND=BOUND, beside=beside, bound=bound)
     return made

@@ -46,6 +46,7 @@ from defend.report.text import (
     distances_in_words,
     sources_in_words,
     spent,
+    undercut_in_words,
 )
 from defend.util.files import make_folder, place_under, write_text
 from defend.values.commands import say_command
@@ -295,6 +296,7 @@ def _environment() -> jinja2.Environment:
         certified_in_words=certified_in_words,
         distances_in_words=distances_in_words,
         sources_in_words=sources_in_words,
+        undercut_in_words=undercut_in_words,
         chance_in_words=chance_in_words,
         spark=spark,
         spent=spent,

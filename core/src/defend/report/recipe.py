@@ -17,7 +17,19 @@ from defend.recipes import Recipe, composition
 from defend.report import readme
 from defend.report.fitting import choose_fitting
 from defend.report.terminal import of_norms
-from defend.report.text import BOUND, NORMS, UNKNOWN_BOUND, bound, over_passes, percent, row_title, with_interval
+from defend.report.text import (
+    BESIDE,
+    BOUND,
+    NORMS,
+    UNKNOWN_BOUND,
+    beside,
+    bound,
+    over_passes,
+    percent,
+    row_title,
+    undercut_in_words,
+    with_interval,
+)
 from defend.reproduce.ladders import Compared, Figure, Ladder, LadderRow
 from defend.util.distributions import install
 from defend.values.commands import say_command
@@ -222,13 +234,16 @@ def _ladder(ladder: Ladder, console: Console) -> list[Text | Grid]:
     )
     lines += [Text(said, "dim") for said in _bound_notes(ladder)]
     lines += [Text(f"{kind}: left out, {why}", "dim") for kind, why in ladder.left_out.items()]
+    if worst.undercut_by:
+        lines.append(Text(undercut_in_words(worst.undercut_by)))
     if worst.weakest:
         lines.append(Text(f"Least is left by {worst.weakest}"))
     if worst.norms:
         lines.append(Text(of_norms(worst.norms, worst.rising)))
     if worst.with_credit:
         share = with_interval(worst.with_credit["accuracy"], worst.with_credit["ci95"], between=" % ")
-        lines.append(Text(f"With credit for rejected attacks {share}"))
+        below = undercut_in_words(worst.undercut_with_credit)
+        lines.append(Text("; ".join(filter(None, [f"With credit for rejected attacks {share}", below]))))
     if worst.passes:
         lines.append(Text(over_passes(worst.passes)))
     if ladder.failed:
@@ -305,14 +320,15 @@ def _worst_of(each: Compared) -> str:
 def _bound_notes(ladder: Ladder) -> list[str]:
     """Say what marks an upper bound, or that nobody knows which figures are."""
     attacked = [row for row in ladder.rows if row.threat != "none"]
+    below = [BESIDE] * any(each.worst_case.undercut_by for each in _rank(ladder))
     if any(row.rising is None for row in attacked):
-        return [UNKNOWN_BOUND]
+        return [UNKNOWN_BOUND, *below]
     compared = any(each.rising for each in ladder.compared)
-    return [BOUND] * (compared or any(row.rising for row in attacked))
+    return [BOUND] * (compared or any(row.rising for row in attacked)) + below
 
 
 def _figure(one: ArmResult | Figure | WorstCase) -> str:
-    return with_interval(one.accuracy, one.ci95)
+    return with_interval(one.accuracy, one.ci95) + ("" if isinstance(one, ArmResult) else beside(one.undercut_by))
 
 
 def _is_outdated(recipe: Recipe, ladder: Ladder | None) -> bool:

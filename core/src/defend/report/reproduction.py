@@ -14,7 +14,7 @@ from rich.text import Text
 
 from defend.report import readme
 from defend.report.fitting import choose_fitting
-from defend.report.text import BOUND, UNKNOWN_BOUND, bound, interval, percent, points, with_interval
+from defend.report.text import BESIDE, BOUND, UNKNOWN_BOUND, beside, bound, interval, percent, points, with_interval
 from defend.reproduce.results import AdaptiveResult, Cell, Standing, TableResult, count_standings, find_kept
 from defend.tables import Table
 
@@ -66,6 +66,7 @@ def render(table: Table, result: TableResult, console: Console) -> None:
     lines += [Text("\nNot the paper's figures:")] * bool(why) + [Text(f"- {line}") for line in why]
     lines += [Text(BOUND, "dim")] * any(one.rising for one in result.adaptive)
     lines += [Text(UNKNOWN_BOUND, "dim")] * any(one.rising is None for one in result.adaptive)
+    lines += [Text(BESIDE, "dim")] * any(one.undercut_by for one in result.adaptive)
     failed = [one for one in result.adaptive if one.failed]
     lines += [
         Text(
@@ -188,7 +189,7 @@ def _adaptive(one: AdaptiveResult | None, whole: bool) -> str:
     if one is None:
         return ""
     figure = bound(one.rising) + with_interval(one.accuracy, one.ci95 if whole else None)
-    return f"{figure}{' ✗' * bool(one.failed)} {one.n:,}{', with credit' * one.credit}"
+    return f"{figure}{beside(one.undercut_by)}{' ✗' * bool(one.failed)} {one.n:,}{', with credit' * one.credit}"
 
 
 def explanations(result: TableResult) -> list[str]:
@@ -234,7 +235,8 @@ def markdown(table: Table, result: TableResult | None) -> str | None:
         if one is None:
             return ""
         mark = ", rejected counts as right" * one.credit + " (a check failed)" * bool(one.failed)
-        return f"**{bound(one.rising)}{percent(one.accuracy)}** {interval(one.ci95)}, n={one.n:,}{mark}"
+        left = f"{bound(one.rising)}{percent(one.accuracy)}{beside(one.undercut_by)}"
+        return f"**{left}** {interval(one.ci95)}, n={one.n:,}{mark}"
 
     def cell(attack: str, arm: str) -> str:
         one = result.cell(attack, arm)
@@ -260,6 +262,8 @@ def markdown(table: Table, result: TableResult | None) -> str | None:
         lines[-1] += (
             ". Blind: the share of images at which the attack had a gradient of exactly zero, at a step or more"
         )
+    if any(one.undercut_by for one in result.adaptive):
+        lines[-1] += f". {BESIDE}"
     lines += ["", f"{tally(count_standings(table, result))}."]
     why = explanations(result)
     if why:

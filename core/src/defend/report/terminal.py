@@ -13,6 +13,7 @@ from rich.text import Text
 from defend.report.fitting import choose_fitting
 from defend.report.text import (
     NORMS,
+    beside,
     bound,
     calibration_in_words,
     certified_in_words,
@@ -24,6 +25,7 @@ from defend.report.text import (
     row_title,
     sources_in_words,
     spent,
+    undercut_in_words,
     with_interval,
 )
 from defend.values.commands import say_command, type_settings
@@ -115,7 +117,7 @@ def render(report: Report, console: Console) -> None:
 def _headline(report: Report) -> Text:
     worst = report.worst_case
     assert worst is not None
-    figure = f"{percent(worst.accuracy)} %"
+    figure, below = f"{percent(worst.accuracy)} %", worst.undercut_by
     blocked = ", ".join(f"{check.number} {check.name}" for check in report.failed)
     return Text.assemble(
         ("\nNot to be trusted, a check failed (", "bold red") if blocked else "\n",
@@ -123,10 +125,12 @@ def _headline(report: Report) -> Text:
         f"{'worst' if blocked else 'Worst'} case per image, {'defended' if report.defended else 'undefended'}: ",
         "at most " if worst.rising else "",
         (figure, "strike" if blocked else "bold"),
+        (f"{beside(below)} %" if below else "", "strike" if blocked else "bold"),
         f"  {interval(worst.ci95)}  n={worst.n}, {basis(worst)}",
         f"  (undefended {percent(worst.undefended)} %)" if report.defended else "",
+        f"\n{undercut_in_words(below)}" if below else "",
         f"\n{of_norms(worst.norms, worst.rising)}" if worst.norms else "",
-        _with_credit(worst.with_credit, worst.rising) if worst.with_credit else "",
+        _with_credit(worst),
         f"\nLeast is left by {'the clean row' if worst.weakest.endswith('/none') else worst.weakest}"
         if worst.weakest
         else "",
@@ -163,9 +167,12 @@ def of_norms(figures: Mapping[str, Any], loose: object) -> str:
     return f"The attacks of one norm alone leave: {said}"
 
 
-def _with_credit(figures: Mapping[str, Any], loose: object) -> str:
-    said = f"With credit for rejected attacks {bound(loose)}{_share(figures)}"
-    return f"\n{said}: no attack on these images was accepted and misclassified"
+def _with_credit(worst: WorstCase) -> str:
+    if not worst.with_credit:
+        return ""
+    said = f"With credit for rejected attacks {bound(worst.rising)}{_share(worst.with_credit)}"
+    said += ": no attack on these images was accepted and misclassified"
+    return "\n" + "; ".join(filter(None, [said, undercut_in_words(worst.undercut_with_credit)]))
 
 
 def _share(figures: Mapping[str, Any]) -> str:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from defend.values.report import STILL_FOOLING, Certified, Row, WorstCase
+from defend.values.report import STILL_FOOLING, Certified, LeastRow, Row, WorstCase
 from defend.values.threats import THREATS
 
 NORMS = {"linf": "L-inf", "l2": "L2"}
 BOUND = f"≤: {STILL_FOOLING}, so the figure is an upper bound"
+BESIDE = "After a comma, ≤: what one row alone leaves of all its own images, where that is less"
 UNKNOWN_BOUND = "Not recorded then: whether attacks were still fooling images when their steps ended"
 
 
@@ -36,6 +37,19 @@ def with_interval(value: float, ci95: Sequence[float] | None, form: str = ".1f",
 def bound(loose: object) -> str:
     """Return what stands before a figure which more steps of the attack would plainly lower: it is an upper bound."""
     return "≤ " if loose else ""
+
+
+def beside(below: LeastRow | None) -> str:
+    """Return what stands behind a worst case that a row undercuts: ", ≤ 63.0"; "" where none does."""
+    return "" if below is None else f", {bound(True)}{percent(below.accuracy)}"
+
+
+def undercut_in_words(below: LeastRow | None) -> str:
+    """Say which row undercuts a worst case, `WorstCase.undercut_by`; "" where none does."""
+    if below is None:
+        return ""
+    share = with_interval(below.accuracy, below.ci95, between=" % ")
+    return f"{bound(True)}{share}, n={below.n:,}: what {below.row} alone leaves of all its images"
 
 
 def row_title(attack: str, threat: str, variant: str, eps: float | None) -> tuple[str, str, str]:

@@ -160,5 +160,6 @@ def _adaptive(table: Table, job: Job, report: Report) -> AdaptiveResult:
         credit=bool(credit),
         failed=tuple(check.name for check in report.failed),
         rising=worst.rising,
+        undercut_by=worst.undercut_with_credit if credit else worst.undercut_by,
         declared=table.declare_adaptive(job.arm.name),
     )

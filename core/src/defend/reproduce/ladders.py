@@ -15,7 +15,7 @@ from defend.plugins import registry
 from defend.recipes import Recipe, choose_recipe
 from defend.reproduce.kept import SCHEMA, Kept
 from defend.util.files import write_text
-from defend.values.report import ArmResult, WorstCase
+from defend.values.report import ArmResult, LeastRow, WorstCase
 from defend.values.run_config import RunConfig
 from defend.values.toml import to_toml
 
@@ -42,16 +42,25 @@ class LadderRow:
 
 @attrs.frozen(kw_only=True)
 class Figure:
-    """An accuracy, a fraction, with its Wilson 95 % interval and the number of images."""
+    """An accuracy, a fraction, with its Wilson 95 % interval and the number of images.
+
+    `undercut_by` as of a `defend.values.report.WorstCase`.
+    """
 
     accuracy: float
     ci95: tuple[float, float]
     n: int
+    undercut_by: LeastRow | None = None
 
     @classmethod
     def of(cls, one: ArmResult | WorstCase, n: int) -> Self:
         """Return what an arm leaves of `n` images."""
-        return cls(accuracy=one.accuracy, ci95=one.ci95, n=n)
+        return cls(
+            accuracy=one.accuracy,
+            ci95=one.ci95,
+            n=n,
+            undercut_by=one.undercut_by if isinstance(one, WorstCase) else None,
+        )
 
 
 @attrs.frozen(kw_only=True)

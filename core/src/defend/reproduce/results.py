@@ -9,6 +9,7 @@ import attrs
 
 from defend.reproduce.kept import SCHEMA, Kept
 from defend.tables import TOLERANCE, Table
+from defend.values.report import LeastRow
 
 DIGITS = 4  # that are kept of a fraction
 Standing = Literal["same", "better", "stronger", "explained", "guessed", "off", "beside", "open"]
@@ -60,6 +61,7 @@ class AdaptiveResult:
         failed: the sanity checks that failed; where there are any the figure is not to be trusted.
         rising: the rows whose attack was still fooling images when its steps ended, as in
             `defend.values.report.WorstCase`; None where that was not recorded.
+        undercut_by: the row that leaves less of all its own images, as there, if one does.
         declared: what the table had it measured with, as `Table.declare_adaptive` says it; "" where not recorded.
     """
 
@@ -72,6 +74,7 @@ class AdaptiveResult:
     credit: bool = False
     failed: tuple[str, ...] = ()
     rising: tuple[str, ...] | None = None
+    undercut_by: LeastRow | None = None
     declared: str = ""
 
 

@@ -59,22 +59,28 @@ def parse_floors(texts: Iterable[str]) -> tuple[Floor, ...]:
 class Left:
     """What a run leaves of a row or its worst case: a fraction, its Wilson 95 % interval, of so many images.
 
-    `loose`: more steps would plainly lower it, as an attack was still fooling images when its steps ended.
+    `loose`: more steps would plainly lower it, as an attack was still fooling images when its steps ended. `row`: of a
+    worst case, the row that leaves so much of all its images, and so bounds it (`defend.values.report.undercut`).
     """
 
     accuracy: float
     ci95: tuple[float, float]
     n: int
     loose: bool = False
+    row: str = ""
 
     def __str__(self) -> str:
         """Return it as what follows "leaves"."""
         low, high = (100 * end for end in self.ci95)
-        return f"{'at most ' if self.loose else ''}{100 * self.accuracy:.1f} % [{low:.1f}, {high:.1f}], n={self.n}"
+        most = "at most " if self.loose or self.row else ""
+        alone = f" ({self.row} alone, of all its images)" if self.row else ""
+        return f"{most}{100 * self.accuracy:.1f} % [{low:.1f}, {high:.1f}], n={self.n}{alone}"
 
 
 def left_of_worst(worst: WorstCase) -> Left:
-    """Return what a run's worst case leaves."""
+    """Return what a run's worst case leaves; what a row leaves of all its images, where that is less."""
+    if (below := worst.undercut_by) is not None:
+        return Left(below.accuracy, below.ci95, below.n, bool(worst.rising), below.row)
     return Left(worst.accuracy, worst.ci95, worst.n, bool(worst.rising))
 
 

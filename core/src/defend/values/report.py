@@ -135,6 +135,23 @@ def is_loose(rising: bool, threat: str, has_defence: bool) -> bool:
 
 
 @attrs.frozen
+class LeastRow:
+    """What the row that leaves least leaves of all the images that it judged itself, a fraction.
+
+    Attributes:
+        row: its name, by `Row.key`.
+        accuracy: the share of its images that are right.
+        ci95: its Wilson 95 % interval.
+        n: how many images it judged.
+    """
+
+    row: str
+    accuracy: float
+    ci95: tuple[float, float]
+    n: int
+
+
+@attrs.frozen
 class WorstCase:
     """Per-image worst case of the defended arm: right under every row named in `over`.
 
@@ -145,6 +162,7 @@ class WorstCase:
         over: the rows, by `Row.key`.
         undefended: the same of the bare victim.
         weakest: the row that alone leaves least, on the images that all rows judged.
+        weakest_accuracy: the share of these images that it leaves; None where that was not recorded.
         with_credit: with a detector, "accuracy" and "ci95" of the same where a rejected attacked image counts as
             right: no attack was accepted and misclassified (Wester 2020). A rejected clean one is wrong.
         passes: of a random defence, as in `Row.passes`, over all rows: "worst" is right in every pass of every row.
@@ -154,6 +172,9 @@ class WorstCase:
         gradients: what all rows took of the image that they looked at most, draws counted; null where unknown.
         rising: the rows among them whose curve has not flattened (`Row.curve`).
         by_threat: of each threat with several rows among them, the row that alone leaves least.
+        least_row: the row among them that leaves least of all its own images, which may be more than `n`; None where
+            that was not recorded.
+        least_row_with_credit: the same where a rejected attacked image counts as right.
     """
 
     accuracy: float
@@ -169,6 +190,27 @@ class WorstCase:
     gradients: int | None = None
     rising: tuple[str, ...] = ()
     by_threat: Mapping[str, str] = attrs.field(factory=dict)
+    weakest_accuracy: float | None = None
+    least_row: LeastRow | None = None
+    least_row_with_credit: LeastRow | None = None
+
+    @property
+    def undercut_by(self) -> LeastRow | None:
+        """The row that leaves less of all its own images than this, which bounds it from above, see `undercut`."""
+        return undercut(self.accuracy, self.least_row)
+
+    @property
+    def undercut_with_credit(self) -> LeastRow | None:
+        """The same of `with_credit`."""
+        return undercut(self.with_credit["accuracy"], self.least_row_with_credit) if self.with_credit else None
+
+
+def undercut(accuracy: float, least: LeastRow | None) -> LeastRow | None:
+    """Return a worst case's least row where it leaves less than the worst case, None elsewhere.
+
+    A row may have judged more images than all rows did: over all of these the worst case can only be lower still.
+    """
+    return least if least is not None and least.accuracy < accuracy else None
 
 
 @attrs.frozen

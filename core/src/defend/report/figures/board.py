@@ -24,6 +24,7 @@ def board(places: Sequence[Place], name: str, narrow: bool = False) -> Scene | N
                     ci95=place.worst.ci95,
                     role="defended" if place.rank else "bare",
                     loose=place.loose,
+                    undercut_by=place.worst.undercut_by,
                 ),
             ),
         )

@@ -19,7 +19,7 @@ from defend.report.figures.scene import (
     percent_ticks,
     text_width,
 )
-from defend.report.text import bound, percent
+from defend.report.text import beside, bound, percent
 from defend.reproduce.results import AdaptiveResult, Cell, Standing, TableResult
 
 ROLES: Mapping[Standing, str] = {
@@ -121,7 +121,7 @@ def _adaptive(plot: Plot, one: AdaptiveResult, y: float, width: float) -> Iterat
     yield Text(
         x=width,
         y=y,
-        text=f"{bound(one.rising)}{percent(one.accuracy)}{' ✗' * bool(one.failed)}",
+        text=f"{bound(one.rising)}{percent(one.accuracy)}{beside(one.undercut_by)}{' ✗' * bool(one.failed)}",
         anchor="end",
         bold=True,
     )
@@ -138,6 +138,8 @@ def _said(groups: Mapping[str, Sequence[Cell]], result: TableResult) -> str:
         adaptive = result.against(arm)
         if adaptive is not None:
             doubt = ", not to be trusted: a check failed" if adaptive.failed else ""
-            said.append(f"adaptive {bound(adaptive.rising)}{percent(adaptive.accuracy)}{doubt}")
+            said.append(
+                f"adaptive {bound(adaptive.rising)}{percent(adaptive.accuracy)}{beside(adaptive.undercut_by)}{doubt}"
+            )
         lines.append(f"{arm}: {', '.join(said)}")
     return f"Chart of accuracy in percent, ours and the paper's. {'; '.join(lines)}."

@@ -22,8 +22,8 @@ from defend.report.figures.scene import (
     rectangle,
     text_width,
 )
-from defend.report.text import bound, percent, with_interval
-from defend.values.report import Row
+from defend.report.text import beside, bound, percent, with_interval
+from defend.values.report import LeastRow, Row
 from defend.values.threats import knows_the_defence
 
 WIDE, NARROW = 720.0, 344.0
@@ -35,17 +35,21 @@ LABELS = (90.0, 290.0)  # the column of names at the left: at least and at most
 
 @attrs.frozen(kw_only=True)
 class Bar:
-    """One accuracy, a fraction, with its 95 % interval where it has one; `loose` as of a row, `Row.is_loose`."""
+    """One accuracy, a fraction, with its 95 % interval where it has one; `loose` as of a row, `Row.is_loose`.
+
+    `undercut_by` as of a worst case.
+    """
 
     accuracy: float
     ci95: tuple[float, float] | None
     role: str
     loose: bool = False
+    undercut_by: LeastRow | None = None
 
     @property
     def text(self) -> str:
         """The figure in percent."""
-        return bound(self.loose) + with_interval(self.accuracy, self.ci95)
+        return bound(self.loose) + with_interval(self.accuracy, self.ci95) + beside(self.undercut_by)
 
 
 @attrs.frozen(kw_only=True)
@@ -99,7 +103,14 @@ def _groups(results: Results, place: int) -> Iterator[Group]:
     if worst is not None:
         blocked = " (blocked)" if results.report.failed else ""
         role = "defended" if results.defended else "bare"
-        shown = [Bar(accuracy=worst.accuracy, ci95=worst.ci95, role=role, loose=bool(worst.rising))]
+        held = Bar(
+            accuracy=worst.accuracy,
+            ci95=worst.ci95,
+            role=role,
+            loose=bool(worst.rising),
+            undercut_by=worst.undercut_by,
+        )
+        shown = [held]
         if results.defended:
             shown.insert(0, Bar(accuracy=worst.undefended, ci95=None, role="bare"))
         name = f"worst case{blocked}"
@@ -118,7 +129,7 @@ def _said(results: Results) -> str:
     ]
     worst = results.report.worst_case
     if worst is not None:
-        rows.append(f"worst case: {bound(worst.rising)}{percent(worst.accuracy)}")
+        rows.append(f"worst case: {bound(worst.rising)}{percent(worst.accuracy)}{beside(worst.undercut_by)}")
     return "Bar chart of accuracy in percent. " + "; ".join(rows) + "."
 
 
