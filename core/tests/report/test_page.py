@@ -458,6 +458,20 @@ def test_the_source_and_the_steps_that_leave_least_are_said(full):
     assert said in Page(render([Section(told)], None, [])).words.replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
 
 
+def test_a_share_near_the_end_is_not_said_to_be_there(full):
+    results = read_results(full)
+    report = attrs.evolve(
+        results.report, worst_case=attrs.evolve(results.report.worst_case, accuracy=0.9996, undefended=0.0004)
+    )
+    console = Console(file=io.StringIO(), width=200)
+    terminal.render(report, console)
+    for text in (
+        console.file.getvalue(),
+        Page(render([Section(attrs.evolve(results, report=report))], None, [])).words,
+    ):
+        assert "99.96" in text and "0.04" in text
+
+
 def test_a_row_that_leaves_less_of_more_images_stands_beside_the_worst_case(full):
     results = read_results(full)
     worst = attrs.evolve(

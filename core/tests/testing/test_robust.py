@@ -37,7 +37,7 @@ def test_enough_is_left(measured):
 @pytest.mark.parametrize(
     ("result", "why"),
     [
-        (found(0.49), r"leaves 49\.0 % \[0\.0, 100\.0\], n=10, and at least 50\.0 %"),
+        (found(0.49), r"leaves 49\.0 % \[0\.0, 100\.0\], n=10; at least 50\.0 %"),
         (found(0.49, rising=("pgd/oblivious",)), r"leaves at most 49\.0 %"),
         (found(None), "no attack was run"),
         (found(0.9, partial=True), "cut off"),

@@ -81,6 +81,13 @@ def test_a_row_that_leaves_less_of_all_its_images_than_the_worst_case_of_fewer_d
     assert "leaves at most 63.0 % [53.0, 72.0], n=100 (fgsm/oblivious alone, of all its images)" in less.detail
 
 
+def test_what_closes_a_gate_never_looks_like_what_was_asked_for():
+    worst = WorstCase(0.29996, (0.29, 0.31), 10_000, (), 0.0)
+    (check,) = checks_of(SimpleNamespace(**{**vars(REPORT), "worst_case": worst}), parse_floors(["0.3"]))
+    assert check.status == "fail"
+    assert check.detail.endswith("leaves 29.996 % [29.0, 31.0], n=10000; at least 30.000 % was asked for")
+
+
 def test_a_run_without_a_worst_case_keeps_to_no_floor():
     nothing = SimpleNamespace(**{**vars(REPORT), "rows": (), "worst_case": None})
     (check,) = checks_of(nothing, parse_floors(["0"]))

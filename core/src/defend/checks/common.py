@@ -19,6 +19,7 @@ from defend.defence import Defence
 from defend.randomness import keyed, open_keys
 from defend.records.rows import RowRecord, find_clean
 from defend.values.report import Calibration, Certified
+from defend.values.shares import in_percent
 from defend.values.threats import DEFENDED, THREATS, UNDEFENDED, ThreatKind
 
 Level = Literal["basic", "full"]
@@ -211,8 +212,8 @@ def plain(value: Any) -> Any:
 
 
 def percent(share: float) -> str:
-    """Return "12.5 %"."""
-    return f"{100 * share:.1f} %"
+    """Return "12.5 %", see `in_percent`."""
+    return f"{in_percent(share)} %"
 
 
 def title(record: RowRecord) -> str:

@@ -18,6 +18,7 @@ from defend.checks.common import Status, lead
 from defend.checks.guessing import find_guessing
 from defend.datasets.normalisation import MEANS, STDS
 from defend.errors import DefendError
+from defend.values.shares import in_percent
 
 USUAL = {name: (MEANS[name], STDS[name]) for name in ("imagenet", "cifar10", "half")}
 PLAINLY = 0.15  # more of the images right: no chance at a hundred images
@@ -102,7 +103,9 @@ def _scale(victim: nn.Module, images: Tensor, labels: Tensor, logits: Tensor) ->
 def _accuracy(victim: nn.Module, images: Tensor, labels: Tensor, logits: Tensor) -> Iterator[Finding]:
     stands = find_guessing(logits.argmax(1), labels)
     right = stands.accuracy
-    said = f"right on {100 * right:.0f} % of {len(images)} clean images; chance is {100 * stands.chance:.0f} %"
+    said = (
+        f"right on {in_percent(right, 0)} % of {len(images)} clean images; chance is {in_percent(stands.chance, 0)} %"
+    )
     channels = images.shape[1]
     best, share = "", right
     with torch.no_grad():
@@ -117,7 +120,7 @@ def _accuracy(victim: nn.Module, images: Tensor, labels: Tensor, logits: Tensor)
         if other > share:
             best, share = "images from 0 to 255: multiply by 255 inside its forward", other
     if share > right + PLAINLY:
-        yield Finding("accuracy", "fail", f"{said}; {100 * share:.0f} % with {best}", f"take {best}")
+        yield Finding("accuracy", "fail", f"{said}; {in_percent(share, 0)} % with {best}", f"take {best}")
     elif stands.status == "fail":
         yield Finding(
             "accuracy",

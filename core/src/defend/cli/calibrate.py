@@ -23,6 +23,7 @@ from defend.cli.flags import (
 from defend.cli.say import say
 from defend.cli.usage import OUTPUT, command, option
 from defend.report.progress import open_console, show_count, show_waiting
+from defend.values.shares import in_percent
 
 
 @command(
@@ -93,7 +94,7 @@ def calibrate_command(
         print_json({"path": str(path), **attrs.asdict(calibration)})
         return
     say(
-        f"Threshold {calibration.threshold:.5g}: rejects {100 * calibration.measured:.2f} % of {calibration.n} "
+        f"Threshold {calibration.threshold:.5g}: rejects {in_percent(calibration.measured, 2)} % of {calibration.n} "
         f"held-out clean images (asked: at most {100 * fpr:g} %). Written to {path}"
     )
     if not is_found(composition, path, images.filed_as):

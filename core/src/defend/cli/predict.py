@@ -12,6 +12,7 @@ from defend.cli.flags import DEVICE, FPR, JSON, ONE_VICTIM, PARTS, PATH, SET, pr
 from defend.cli.say import say
 from defend.cli.usage import OUTPUT, command, option
 from defend.report.progress import open_console, show_count, show_waiting
+from defend.values.shares import in_percent
 
 SAVE = option("--save DIR", "Write the purified images here.", type=PATH)
 INVERT = option("--invert", "Invert the images first: dark on light to light on dark.")
@@ -72,8 +73,8 @@ def _print_table(rows: Iterable[Mapping[str, Any]]) -> None:
         rejected = "" if row["defended"]["accepted"] else "  REJECTED"
         table.add_row(
             row["image"],
-            f"{row['undefended']['label']} ({100 * row['undefended']['confidence']:.1f} %)",
-            f"{row['defended']['label']} ({100 * row['defended']['confidence']:.1f} %){flipped}{rejected}",
+            f"{row['undefended']['label']} ({in_percent(row['undefended']['confidence'])} %)",
+            f"{row['defended']['label']} ({in_percent(row['defended']['confidence'])} %){flipped}{rejected}",
             f"mean {row['changed']['mean']:.4f}, most {row['changed']['most']:.3f}",
         )
     open_console().print(table, highlight=False)

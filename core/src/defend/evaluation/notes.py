@@ -11,6 +11,7 @@ from defend.plugins import Registry
 from defend.records.rows import PlannedRow, RowRecord, right
 from defend.util.metrics import share
 from defend.values.run_config import RunConfig
+from defend.values.shares import in_percent
 from defend.values.threats import UNDEFENDED, knows_the_defence
 from defend.weights.card import READ
 from defend.weights.origin import warn_of
@@ -54,9 +55,8 @@ def _note_weights(built: Mapping[str, Built], records: Sequence[RowRecord]) -> l
         if clean is not None:
             accuracy, n = share(right(clean, UNDEFENDED)), len(clean.labels)
             chance = "" if beats_chance(clean, UNDEFENDED) else f", which is chance. Usual causes: {CAUSES}"
-            note += (
-                f". Their accuracy was not known before; here it is {100 * accuracy:.1f} % of {n} clean images{chance}"
-            )
+            found = f"{in_percent(accuracy)} % of {n} clean images"
+            note += f". Their accuracy was not known before; here it is {found}{chance}"
         notes.append(note)
     return notes
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from defend.util.distributions import version_of
 from defend.util.statistics import exact_interval
+from defend.values.shares import in_percent
 from defend.values.threats import UNDEFENDED
 
 FIGURES = ("test_accuracy", "val_accuracy")  # of a victim's card, the first that it has
@@ -38,9 +39,9 @@ def _of_the_victim(report: Mapping[str, Any]) -> Iterator[str]:
         same = report["dataset"].get("seen", {}).get("victim") in ("no", "some")
         whose = "" if same else ", which may be of other images"
         yield (
-            f"the bare victim is right on {100 * accuracy:.1f} % of {n} clean images, and its weights' card says "
-            f"{name} {100 * promised:.1f} %{whose}: outside the exact 99 % interval, {100 * low:.1f} to "
-            f"{100 * high:.1f} %; "
+            f"the bare victim is right on {in_percent(accuracy)} % of {n} clean images, and its weights' card says "
+            f"{name} {in_percent(promised)} %{whose}: outside the exact 99 % interval, {in_percent(low)} to "
+            f"{in_percent(high)} %; "
             "the weights, the images or what is done to them are not those of the card"
         )
 

@@ -154,7 +154,7 @@ def _differences(comparison: Comparison, names: Sequence[str], intervals: bool) 
                 Text(str(found.n)),
                 Text(str(found.only_second)),
                 Text(str(found.only_first)),
-                Text(with_interval(found.difference, found.ci95 if intervals else None, "+.1f")),
+                Text(with_interval(found.difference, found.ci95 if intervals else None, "+")),
                 _p(found.p_holm),
             )
     return table

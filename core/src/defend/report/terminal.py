@@ -293,4 +293,4 @@ def _cells(row: Row, arms: Sequence[str], intervals: Sequence[str]) -> list[Text
 
 def _arm(arm: ArmResult, whole: bool, loose: bool = False) -> Text:
     said = f" {interval(arm.ci95)}" if whole else ""
-    return Text.assemble(bound(loose), (f"{100 * arm.accuracy:5.1f}", "bold"), said)
+    return Text.assemble(bound(loose), (percent(arm.accuracy).rjust(5), "bold"), said)

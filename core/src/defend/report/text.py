@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from defend.values.report import STILL_FOOLING, Certified, LeastRow, Row, WorstCase
+from defend.values.shares import in_percent
 from defend.values.threats import THREATS
 
 NORMS = {"linf": "L-inf", "l2": "L2"}
@@ -15,23 +16,23 @@ UNKNOWN_BOUND = "Not recorded then: whether attacks were still fooling images wh
 
 
 def percent(share: float | None, nothing: str = "-") -> str:
-    """Return a fraction in percent, such as "61.2"; `nothing` where there is none."""
-    return nothing if share is None else f"{100 * share:.1f}"
+    """Return a fraction in percent, such as "61.2", see `in_percent`; `nothing` where there is none."""
+    return nothing if share is None else in_percent(share)
 
 
 def points(difference: float | None) -> str:
     """Return a difference of fractions in points, with its sign, such as "-3.4"; "" where there is none."""
-    return "" if difference is None else f"{100 * difference:+.1f}"
+    return "" if difference is None else in_percent(difference, sign="+")
 
 
-def interval(ci95: Sequence[float] | None, form: str = ".1f") -> str:
+def interval(ci95: Sequence[float] | None, sign: str = "") -> str:
     """Return an interval of fractions in percent, such as "[57.0, 65.2]"; "" where there is none."""
-    return "" if ci95 is None else f"[{100 * ci95[0]:{form}}, {100 * ci95[1]:{form}}]"
+    return "" if ci95 is None else f"[{', '.join(in_percent(end, sign=sign) for end in ci95)}]"
 
 
-def with_interval(value: float, ci95: Sequence[float] | None, form: str = ".1f", between: str = " ") -> str:
+def with_interval(value: float, ci95: Sequence[float] | None, sign: str = "", between: str = " ") -> str:
     """Return a fraction in percent and its interval, such as "61.2 [57.0, 65.2]"; alone where it has none."""
-    return f"{100 * value:{form}}" + ("" if ci95 is None else f"{between}{interval(ci95, form)}")
+    return in_percent(value, sign=sign) + ("" if ci95 is None else f"{between}{interval(ci95, sign)}")
 
 
 def bound(loose: object) -> str:

@@ -11,6 +11,7 @@ from defend import __version__
 from defend.util.printable import escape
 from defend.values.floors import BOUND, CLEAN, WORST, Floor, find_left
 from defend.values.report import Check, Report
+from defend.values.shares import in_percent
 
 Suites = Mapping[str, Sequence[Check]]
 """Checks by what they were made of: a defence, or a victim."""
@@ -35,11 +36,10 @@ def checks_of(report: Report, floors: Sequence[Floor] = ()) -> list[Check]:
         found.append(Check("complete", "fail", "the run was interrupted: rows are missing"))
     for floor in floors:
         left, what = find_left(report, floor), "the worst case" if floor.row == WORST else floor.row
-        said = f"{what}: no attack was run that counts"
+        said = f"{what}: no attack was run that counts; at least {in_percent(floor.share)} % was asked for"
         if left is not None:
-            said = f"{what} leaves {left}"
+            said = f"{what} leaves {left.against(floor.share)}"
         enough = left is not None and left.accuracy >= floor.share
-        said = f"{said}; at least {100 * floor.share:.1f} % was asked for"
         # clean images were not attacked, so no check of the attacks says anything of them
         doubts = [check for check in report.failed if floor.row != CLEAN or check.name in OF_CLEAN_IMAGES]
         if enough and doubts:

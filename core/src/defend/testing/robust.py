@@ -50,7 +50,7 @@ def assert_robust(model: Any, data: Any, *, at_least: float, **settings: Any) ->
         why = "no attack was run that counts"
     else:
         left = left_of_worst(worst)
-        said = f"the worst case leaves {left}, and at least {100 * at_least:.1f} % was asked for"
+        said = f"the worst case leaves {left.against(at_least)}"
         if left.accuracy < at_least:
             why = said
         elif doubts := [*[BOUND] * left.loose, *found.report.caveats]:

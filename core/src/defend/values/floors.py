@@ -8,6 +8,7 @@ import attrs
 
 from defend.errors import ConfigError, did_you_mean
 from defend.values.report import STILL_FOOLING, Report, Row, WorstCase
+from defend.values.shares import in_percent, tell_apart
 from defend.values.threats import threat
 
 BOUND = f"{STILL_FOOLING}, so that more of them may leave less"
@@ -69,12 +70,13 @@ class Left:
     loose: bool = False
     row: str = ""
 
-    def __str__(self) -> str:
-        """Return it as what follows "leaves"."""
-        low, high = (100 * end for end in self.ci95)
+    def against(self, asked: float) -> str:
+        """Return it as what follows "leaves", beside the least share that was asked for: the two never look equal."""
+        share, least = tell_apart(self.accuracy, asked)
+        low, high = map(in_percent, self.ci95)
         most = "at most " if self.loose or self.row else ""
         alone = f" ({self.row} alone, of all its images)" if self.row else ""
-        return f"{most}{100 * self.accuracy:.1f} % [{low:.1f}, {high:.1f}], n={self.n}{alone}"
+        return f"{most}{share} % [{low}, {high}], n={self.n}{alone}; at least {least} % was asked for"
 
 
 def left_of_worst(worst: WorstCase) -> Left:
