@@ -1,5 +1,7 @@
 """Rows of attacks that minimise the distance: each image's smallest change, and the accuracy at any eps from it."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -69,6 +71,15 @@ def test_a_row_at_eps_says_what_the_smallest_changes_say():
     at = dict(zip(said["curve"]["eps"], said["curve"]["accuracy"], strict=True))
     assert at[0.0] == 0.8 and at[0.1 - 1e-4] == right(made, DEFENDED).double().mean() == 0.6 and min(at.values()) == 0.4
     assert [line.split(",")[-1] for line in to_csv([made]).splitlines()[1:6]] == ["0.06", "inf", "0.2", "inf", "0"]
+
+
+def test_what_lies_at_the_budget_is_within_it_in_the_curve_too():
+    far = row(Moved(torch.tensor([0.06])), [115], 0.1).arms[DEFENDED].distance.item()
+    eps = math.nextafter(far, 0)  # the same number in the type of the images
+    made = row(Moved(torch.tensor([0.06])), [115], eps)
+    curve = distances_of(made)["curve"]
+    assert right(made, DEFENDED).tolist() == [False]
+    assert dict(zip(curve["eps"], curve["accuracy"], strict=True))[eps] == 0
 
 
 def test_an_attack_without_a_budget_has_distances_too():

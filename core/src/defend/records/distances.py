@@ -21,12 +21,12 @@ def distances_of(record: RowRecord) -> dict[str, Any] | None:
     far = record.arms[DEFENDED].distance
     if far is None:
         return None
-    far = far.double()
     found, _ = far[far.isfinite()].sort()
     eps = found[torch.linspace(0, len(found) - 1, min(len(found), POINTS)).round().long()] if len(found) else found
     own = [] if record.plan.threat.eps is None else [record.plan.threat.eps]
     at = torch.tensor([0.0, *eps.tolist(), *own], dtype=torch.float64).unique()
-    left = (far[None] > at[:, None]).sum(1).tolist()
+    # in the type in which a row is held to its budget: in doubles what lies at it would lie beyond
+    left = (far[None] > at.to(far.dtype)[:, None]).sum(1).tolist()
     # of an even number the larger of the two in the middle: one of them may be infinite
     median = far.sort().values[len(far) // 2]
     return {
