@@ -2,6 +2,7 @@
 
 import csv
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -9,6 +10,8 @@ from PIL import Image
 
 from defend.errors import ConfigError, DataError
 from defend.evaluation.runner import plan_arms, run, run_arms
+from defend.records.compare import compare
+from defend.records.reading import read_run
 from defend.records.watcher import Watcher
 from defend.testing.toys import TASK, tiny_dataset
 from defend.util import interrupts
@@ -219,3 +222,48 @@ def test_images_are_saved_where_there_is_a_folder(toys):
         run(RunConfig(**SETTINGS, save_images="npz"), plugins=toys)
     with pytest.raises(ConfigError, match="save_images"):
         RunConfig(victim="v", save_images="jpeg")
+
+
+OWN = """
+class Mine:
+    norm, size = "linf", {size}
+
+    def __call__(self, target, images, labels, *, eps, keys):
+        return (images + self.size).clamp(0, 1)
+"""
+
+
+def made_of(report):
+    """The digest of the attack in the run's one attacked row."""
+    (digest,) = {row.made_of for row in report.rows if row.threat != "none"}
+    assert digest and report.rows[0].made_of is None
+    return digest
+
+
+def test_two_files_of_one_name_are_told_apart_by_what_they_hold(toys, tmp_path):
+    found = {}
+    for name, up in (("one", 0.05), ("other", 0.04), ("same", 0.05)):
+        (tmp_path / name).mkdir()
+        path = archive(tmp_path / name, adversarial=(clean_images() + up).clip(0, 1))
+        found[name] = made_of(judged(toys, path, tmp_path / f"run-{name}"))
+        if name == "same":
+            assert made_of(judged(toys, path, tmp_path / "fewer", limit=4, adaptive_limit=4)) == found[name]
+    assert found["one"] == found["same"] != found["other"]
+
+
+def test_an_attack_of_ones_own_is_another_once_it_is_edited(toys, tmp_path, monkeypatch):
+    folders, found, path = [], {}, tmp_path / "my_attack.py"
+    asked = {**SETTINGS, "attacks": (f"{path}:Mine",), "threats": ("oblivious",)}
+    for name, size in (("one", 0.05), ("other", 0.04), ("same", 0.05)):
+        path.write_text(OWN.format(size=size))
+        folders.append(tmp_path / f"run-{name}")
+        with monkeypatch.context() as patch:  # imported anew, as by another process
+            patch.setattr(sys, "path", list(sys.path))
+            patch.setattr(toys, "_custom", {})
+            found[name] = made_of(run(RunConfig(**asked, out=str(folders[-1])), plugins=toys))
+            del sys.modules["my_attack"]
+    assert found["one"] == found["same"] != found["other"]
+    one, other, same = map(read_run, folders)
+    (note,) = [note for note in compare([one, other]).notes if "not the same attack" in note]
+    assert note.startswith("attacks called my_attack.py:Mine/oblivious, eps 0.1 differ (")
+    assert not any("not the same attack" in note for note in compare([one, same]).notes)

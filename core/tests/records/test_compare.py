@@ -5,6 +5,7 @@ import itertools
 import json
 from pathlib import Path
 
+import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -241,6 +242,21 @@ def test_what_makes_runs_less_comparable_is_said(changes, note):
     second.report["partial"] = partial
     (found,) = compare([run("a", ROWS_OF_TWO), second]).notes
     assert note in found and "\n" not in found
+
+
+def made_of(label, digests, **changes):
+    """A run of two rows whose attacks have these digests."""
+    made = run(label, ROWS_OF_TWO, **changes)
+    return attrs.evolve(made, rows=tuple(attrs.evolve(row, made_of=digests.get(row.key)) for row in made.rows))
+
+
+def test_attacks_of_one_name_that_are_not_the_same_are_told():
+    one, other = made_of("a", {FGSM: "aa"}), made_of("b", {FGSM: "bb"})
+    (note,) = compare([one, other]).notes
+    assert note == "attacks called fgsm/oblivious, eps 0.1 differ (aa: a; bb: b): not the same attack"
+    assert compare([one, made_of("b", {FGSM: "aa"})]).notes == compare([one, made_of("b", {})]).notes == ()
+    (note,) = compare([one, made_of("b", {FGSM: "bb"}, steps={FGSM: 40})]).notes
+    assert note.startswith("steps of fgsm/oblivious"), "which says it"
 
 
 def test_a_run_whose_checks_failed_is_no_winner():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,7 @@ class GivenFile(Replay):
 
     Attributes:
         digest: of what was taken.
+        content: a digest of the file's images and their places, however many of them are taken.
     """
 
     digest = ""
@@ -64,6 +66,7 @@ class GivenFile(Replay):
                 if name in archive.files
             }
             self._said = list_members(archive)
+        self.content = _hash([array for name in (ADVERSARIAL, KEYS) if (array := self._arrays.get(name)) is not None])
         norm = config.norm or (str(self._arrays[NORM]) if NORM in self._arrays else "linf")
         if norm not in ("linf", "l2"):
             raise self._fault(f"its norm is {norm!r}: expected linf or l2")
@@ -257,3 +260,10 @@ def build(config: GivenOptions) -> GivenFile:
         DataError: it is missing, damaged or no .npz.
     """
     return GivenFile(config)
+
+
+def _hash(arrays: Sequence[Any]) -> str:
+    found = hashlib.sha256()
+    for array in arrays:
+        found.update(f"{array.dtype}{array.shape}".encode() + array.tobytes())
+    return found.hexdigest()

@@ -262,6 +262,7 @@ def _row(
         gradients=gradients_of(record, own),
         curve=curve_of(record),
         distances=distances_of(record),
+        made_of=record.plan.made_of or None,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -21,6 +22,7 @@ from defend.options import describe
 from defend.plugins import Found, Registry
 from defend.records.rows import PlannedRow
 from defend.stages import Attack, Stage, Task
+from defend.store.fingerprint import batch_key
 from defend.values.run_config import QUICK_ATTACKS, QUICK_STEPS, RunConfig
 from defend.values.threats import (
     DEFENDED,
@@ -40,6 +42,7 @@ QUICK: Mapping[str, int] = {"steps": QUICK_STEPS, "queries": 200}
 USUAL_SOURCES = ("resnet18", "vgg11_bn")
 BATCH = 256  # images at once, where a file of attacked ones is held against them
 STEP_SIZE, STEPS = "step_size", "steps"
+PATH = "path"  # of a file of attacked images
 EARLY_STOP = "early_stop"  # the option of an attack that leaves an image as it is once it is fooled
 
 
@@ -287,6 +290,7 @@ def _rows(
                 facing[0].aim if threat.evades == "score" else None,
                 (f"{found.name}/{kind}/{variant}/{attacked}", defended) if reusable else None,
                 _identify(found, settings, getattr(attack, "digest", "")),
+                _digest(found, settings, attack),
                 forward_passes=count_forward_passes(settings),
             )
     if config.chance_asked and facing[0].random and threat.exact and not threat.evades:
@@ -324,6 +328,7 @@ def _of_chance(
                 variant,
                 headline=variant != KNOWN_DRAWS,
                 identity=_identify(found, settings),
+                made_of=_digest(found, settings, attack),
                 chance=variant,
                 forward_passes=count_forward_passes(settings),
             )
@@ -335,6 +340,22 @@ def _identify(found: Found, settings: Any, digest: str = "") -> str:
     options = attrs.asdict(settings) if attrs.has(type(settings)) else {}
     about = {"attack": found.name, "build": found.spec.build, "options": options}
     return json.dumps(about | ({"images": digest} if digest else {}), sort_keys=True, default=str)
+
+
+def _digest(found: Found, settings: Any, attack: Attack) -> str:
+    """Return `Row.made_of`, "" of code of one's own that holds what cannot be told apart."""
+    content = ""
+    if isinstance(attack, GivenFile):
+        content = attack.content
+    elif isinstance(found.spec, CustomSpec):
+        content = batch_key(built=attack)
+        if content != batch_key(built=attack):
+            return ""
+    options = attrs.asdict(settings) if attrs.has(type(settings)) else {}
+    # a file is what it holds, wherever it lies; and whether an attack may stop early depends on who judges it
+    about = {name: value for name, value in options.items() if name not in (PATH, EARLY_STOP)}
+    named = json.dumps([found.name, found.spec.build, about, content], sort_keys=True, default=str)
+    return hashlib.sha256(named.encode()).hexdigest()[:16]
 
 
 def _budgets(attack: Attack, config: RunConfig, task: Task) -> list[tuple[float | None, bool]]:

@@ -275,6 +275,7 @@ def _options(run: Run, name: str) -> str:
     return " ".join(f"{key}={value}" for key, value in sorted(chosen.items()) if key != "steps")
 
 
+NOT_THE_SAME = "not the same attack"
 _ASPECTS: tuple[tuple[str, Callable[[Run], Any], str], ...] = (
     ("victims", _victim, "oblivious rows are not the same attack"),
     ("eps", lambda run: run.report["config"]["eps"], "rows with another eps are other rows"),
@@ -296,13 +297,19 @@ def _notes(
     everyone = range(len(runs))
     for what, value, consequence in _ASPECTS:
         yield from _differ(what, {place: value(runs[place]) for place in everyone}, labels, consequence)
+    told = set()
     for attack in dict.fromkeys(row.key.attack for row in rows):
         having = [place for place in everyone if any(row.key.attack == attack and row.cells[place] for row in rows)]
         values = {place: _options(runs[place], attack) or "defaults" for place in having}
-        yield from _differ(f"options of {attack}", values, labels, "not the same attack")
+        yield from (said := list(_differ(f"options of {attack}", values, labels, NOT_THE_SAME)))
+        told |= {attack} if said else set()
+    made_of = [{row.key: row.made_of for row in run.rows} for run in runs]
     for row in rows:
         steps = {place: cell.steps for place, cell in enumerate(row.cells) if cell is not None}
-        yield from _differ(f"steps of {row.key}", steps, labels, "not the same attack")
+        yield from (said := list(_differ(f"steps of {row.key}", steps, labels, NOT_THE_SAME)))
+        digests = {place: digest for place in steps if (digest := made_of[place].get(row.key))}
+        if not said and row.key.attack not in told:  # which says what differs
+            yield from _differ(f"attacks called {row.key}", digests, labels, NOT_THE_SAME)
         if len(steps) > 1 and len(row.differences) < math.comb(len(steps), 2):
             yield f"{row.key}: some runs have no image in common there, and are not compared"
     for place in everyone:

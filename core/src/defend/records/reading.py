@@ -222,7 +222,7 @@ def _row(row: Mapping[str, Any], records: Mapping[Name, Right], folder: Path) ->
             f"{accuracy:.4g}, and report.json says {row['n']} with {row['defended']['accuracy']:.4g}"
         )
     rising = not (row.get("curve") or {"flattened": True})["flattened"]
-    return RunRow(key, row["steps"], row["partial"], right, row.get("headline", True), rising)
+    return RunRow(key, row["steps"], row["partial"], right, row.get("headline", True), rising, row.get("made_of"))
 
 
 def _read_records(path: Path) -> dict[Name, dict[str, dict[int, Answer]]]:

@@ -28,8 +28,9 @@ class PlannedRow:
     the score below which an attacker who knows the detector wants to stay. `carry` is what rows of the same attack at
     several budgets have in common, and the arm that says who is fooled: those images are taken over to the next larger
     budget, which holds them too; never where the attacked arm is random. `identity` names the attack with all its
-    options, for the store of adversarial batches; a row without one is never stored. `chance` is what a row that tells
-    the worth of a random defence's draws knows of them: `KNOWN_DRAWS`, `ONE_DRAW`, or "" of any other.
+    options, for the store of adversarial batches; a row without one is never stored. `made_of` is as in a report's
+    `Row`, "" where it cannot be told. `chance` is what a row that tells the worth of a random defence's draws knows of
+    them: `KNOWN_DRAWS`, `ONE_DRAW`, or "" of any other.
     `forward_passes` is what the attack asks of an image at most, by which the time left is told.
     """
 
@@ -45,6 +46,7 @@ class PlannedRow:
     aim: float | None = None
     carry: tuple[str, str] | None = None
     identity: str = ""
+    made_of: str = ""
     chance: str = ""
     forward_passes: int = 1
 

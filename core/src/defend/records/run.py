@@ -46,7 +46,8 @@ class RunRow:
     """One row of a run, per image.
 
     `partial`: it was interrupted, and judged fewer images than planned. `headline`: it counts in the worst case.
-    `rising`: its attack was still fooling images when its steps ended, as of `defend.values.report.Row`.
+    `rising`: its attack was still fooling images when its steps ended, as of `defend.values.report.Row`;
+    so is `made_of`.
     """
 
     key: RowKey
@@ -55,6 +56,7 @@ class RunRow:
     right: Right
     headline: bool = True
     rising: bool = False
+    made_of: str | None = None
 
 
 @attrs.frozen
@@ -89,14 +91,15 @@ class Run:
 def from_records(label: str, report: Report, records: Sequence[RowRecord]) -> Run:
     """Return a run that is still in memory; its rows are those of `records`."""
     rows = []
-    rising = {row_name(row): row.rising for row in report.rows}
+    reported = {row_name(row): row for row in report.rows}
     for record in records:
         plan, said = record.plan, record.arms[DEFENDED]
         right = ((said.predicted == record.labels) & said.accepted).tolist()
         key = RowKey(plan.name, plan.threat.kind, plan.threat.norm, plan.threat.eps, plan.variant)
         judged = dict(zip(record.keys.tolist(), right, strict=True))
-        still = rising.get((key.attack, key.threat, key.variant, key.eps), False)
-        rows.append(RunRow(key, plan.steps, record.partial, judged, plan.headline, still))
+        row = reported.get((key.attack, key.threat, key.variant, key.eps))
+        still, made_of = (row.rising, row.made_of) if row else (False, None)
+        rows.append(RunRow(key, plan.steps, record.partial, judged, plan.headline, still, made_of))
     return Run(label, attrs.asdict(report), tuple(rows))
 
 

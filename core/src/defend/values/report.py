@@ -73,6 +73,8 @@ class Row:
             each, in the order of records.csv: 0 where the arm is wrong without any, null where none was found; their
             "median", null where there is none; how many were "found"; and "curve", the "accuracy" at any "eps" with
             its "ci95": the share whose change is longer. At the row's own eps that is the row's accuracy.
+        made_of: a digest of the attack: its name and options, and what is in it where it is a file of images or code of
+            one's own; None of the clean row, and where it was not recorded.
     """
 
     attack: str
@@ -100,6 +102,7 @@ class Row:
     gradients: Mapping[str, Any] | None = None
     curve: Mapping[str, Any] | None = None
     distances: Mapping[str, Any] | None = None
+    made_of: str | None = None
 
     @property
     def rising(self) -> bool:
