@@ -350,6 +350,11 @@ def changed(key, value):
         (changed("options", {"soften": {"strength": 0.25}}), "its options.pgd.steps is not set, the recipe's is '2'"),
         (changed("weights", {"fade": "a.safetensors"}), "its weights.fade is 'a.safetensors', the recipe's is not set"),
         (changed("threats", ["oblivious"]), "its threats is 'oblivious', the recipe's is 'oblivious,adaptive'"),
+        (changed("chance", True), "its chance is 'true', the recipe's is 'false'; measure it with `defend recipe soup"),
+        (changed("sweep", [0.01]), "its sweep is '0.01', the recipe's is not set"),
+        (changed("checks", "full"), "its checks is 'full', the recipe's is 'basic'"),
+        (changed("limit", 11), "its limit is 11, the recipe's is 12; measure it with `defend recipe soup --run`"),
+        (changed("adaptive_limit", 2), "its adaptive_limit is 2, the recipe's is 8; measure it with"),
         (changed("detector", "smell"), "its detector is 'smell', the recipe's is 'none'"),
         (lambda report: report.update(partial=True), "is not finished: go on with `defend run --resume"),
         (lambda report: report.update(worst_case=None), "has no worst case"),
@@ -364,12 +369,28 @@ def test_the_first_run_must_be_the_recipes(runs, tmp_path, change, said):
     assert not (tmp_path / "soup.json").exists()
 
 
+def test_a_quick_run_is_not_kept_of_a_thorough_recipe(runs, tmp_path):
+    thorough = attrs.evolve(find("soup"), config={**find("soup").config, "thorough": True})
+    with pytest.raises(
+        ConfigError, match="it was quick, and the recipe is thorough; measure it with `defend recipe soup"
+    ):
+        keep(thorough, runs[:1], tmp_path)
+    every = {key: value for key, value in thorough.config.items() if key not in ("limit", "adaptive_limit")}
+    own = edited(runs[0], changed("thorough", True))
+    with pytest.raises(ConfigError, match="its limit is 12, the recipe's is all; measure it with"):
+        keep(attrs.evolve(thorough, config=every), [own], tmp_path)
+    keep(thorough, [own], tmp_path)
+    assert (tmp_path / "soup.json").exists()
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
         (changed("eps", 0.05), "cannot be held against recipe soup: its eps is '0.05'"),
         (changed("attacks", ["noise"]), "its attacks is 'noise', the recipe's is 'pgd'"),
         (changed("options", {"pgd": {"steps": 1}}), "its options.pgd.steps is '1', the recipe's is '2'"),
+        (changed("chance", True), "its chance is 'true', the recipe's is 'false'"),
+        (changed("checks", "full"), "its checks is 'full', the recipe's is 'basic'"),
         (changed("thorough", True), "its thorough is 'true', the recipe's is 'false'"),
         (changed("adaptive_steps", 1), "its adaptive_steps is '1', the recipe's is"),
         (changed("seed", 3), "its seed is '3', the recipe's is"),
@@ -586,18 +607,18 @@ def test_the_contract_knows_a_recipe_from_its_ladder(cli, served, tmp_path):
 
 
 def test_a_recipe_is_run_and_kept(cli, tmp_path):
-    flags = ("--limit", "4", "--adaptive-limit", "2", "--seed", "1", "--device", "cpu", "--quiet")
+    flags = ("--limit", "14", "--adaptive-limit", "9", "--seed", "1", "--device", "cpu", "--quiet")
     code, out, error = cli("soup", "--run", *flags, "--out", tmp_path / "run", "--json")
     assert code == 0, error
     report = json.loads(out)
     written = json.loads((tmp_path / "run" / "report.json").read_text())
     assert written.pop("digests") and written.pop("records") and report == written
-    assert report["config"]["purifier"] == "soften,fade" and report["worst_case"]["n"] == 2 and report["seed"] == 1
+    assert report["config"]["purifier"] == "soften,fade" and report["worst_case"]["n"] == 9 and report["seed"] == 1
     code, out, error = cli("soup", "--keep", tmp_path / "run", "--out", tmp_path / "results", "--json")
     assert code == 0, error
     path = tmp_path / "results" / "soup.json"
     assert json.loads(out) == {"path": str(path)}
-    assert json.loads(path.read_text())["command"].endswith("--run --limit 4 --adaptive-limit 2 --seed 1")
+    assert json.loads(path.read_text())["command"].endswith("--run --limit 14 --adaptive-limit 9 --seed 1")
 
 
 @pytest.mark.parametrize(

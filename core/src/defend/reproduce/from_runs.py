@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePath
@@ -24,9 +25,12 @@ PARTS = ("dataset", "victim", "purifier", "detector", "finetune", "fpr", "option
 """What makes a defence."""
 MEASURED = (
     *("dataset", "eps", "eps_l2", "attacks", "threats", "sources"),
-    *("draws", "passes", "adaptive_steps", "precision"),
+    *("draws", "passes", "chance", "adaptive_steps", "precision", "checks"),
 )
 """What two measurements must share to be held against each other; how many images they took is said beside them."""
+
+
+LIMITS = ("limit", "adaptive_limit")
 
 
 @attrs.frozen
@@ -53,17 +57,19 @@ def keep(recipe: Recipe, runs: Sequence[Path], out: Path) -> Path:
         out: made if it does not exist.
 
     Raises:
-        ConfigError: the first run is of another defence, or a run was made in another way than the recipe's; the
-            message names the field. Or a run was not finished.
+        ConfigError: the first run is of another defence, was less thorough, or judged fewer images; or a run was made
+            in another way than the recipe's; the message names the field. Or a run was not finished.
         DataError: a folder that holds no run, or a damaged one.
     """
     own, *others = [_read(folder) for folder in runs]
-    wanted = recipe.run_config()
+    wanted, again = recipe.run_config(), say_command("recipe", recipe.name, "--run")
     _same(
         f"run {str(own.folder)!r} is not recipe {recipe.name}'s",
-        _flat(own.config, (*PARTS, *MEASURED)),
-        _flat(wanted, (*PARTS, *MEASURED)),
+        _flat(own.config, (*PARTS, *MEASURED, "sweep")),
+        _flat(wanted, (*PARTS, *MEASURED, "sweep")),
+        f"; measure it with `{again}`",
     )
+    _refuse_less(own, recipe, again)
     for each in (own, *others):
         if not each.report.checks and wanted.checks != "none":
             raise ConfigError(f"run {str(each.folder)!r} has no checks: run it again without --checks none")
@@ -136,11 +142,28 @@ def _attacked(config: RunConfig) -> RunConfig:
     return attrs.evolve(config, options={key: value for key, value in config.options.items() if key not in parts})
 
 
-def _same(what: str, ran: Mapping[str, str], wanted: Mapping[str, str]) -> None:
+def _refuse_less(own: _Ran, recipe: Recipe, again: str) -> None:
+    """Refuse a run that was less thorough than its recipe, or judged fewer images; more is welcome."""
+    what, wanted = f"run {str(own.folder)!r} is not recipe {recipe.name}'s", recipe.run_config()
+    if wanted.thorough and not own.config.thorough:
+        raise ConfigError(f"{what}: it was quick, and the recipe is thorough; measure it with `{again}`")
+    for name, ran, asked in zip(LIMITS, _limits(own.config), _limits(wanted), strict=True):
+        if ran < asked:
+            every = "all" if asked == math.inf else asked
+            raise ConfigError(f"{what}: its {name} is {ran}, the recipe's is {every}; measure it with `{again}`")
+
+
+def _limits(config: RunConfig) -> tuple[float, float]:
+    """Return how many images the cheap rows and the adaptive ones take; infinite for all."""
+    cheap = math.inf if config.row_limit is None else config.row_limit
+    return cheap, min(cheap, math.inf if config.adaptive_row_limit is None else config.adaptive_row_limit)
+
+
+def _same(what: str, ran: Mapping[str, str], wanted: Mapping[str, str], then: str = "") -> None:
     for key in dict.fromkeys([*wanted, *ran]):
         if ran.get(key) != wanted.get(key):
-            theirs, ours = (f"{values[key]!r}" if key in values else "not set" for values in (ran, wanted))
-            raise ConfigError(f"{what}: its {key} is {theirs}, the recipe's is {ours}")
+            theirs, ours = (f"{values[key]!r}" if values.get(key) else "not set" for values in (ran, wanted))
+            raise ConfigError(f"{what}: its {key} is {theirs}, the recipe's is {ours}{then}")
 
 
 def _compared(ran: _Ran) -> Compared:
