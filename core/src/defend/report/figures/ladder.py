@@ -48,8 +48,9 @@ class Bar:
 
     @property
     def text(self) -> str:
-        """The figure in percent."""
-        return bound(self.loose) + with_interval(self.accuracy, self.ci95) + beside(self.undercut_by)
+        """The figure in percent; two have no room for an interval, which is drawn."""
+        ci95 = None if self.undercut_by else self.ci95
+        return bound(self.loose) + with_interval(self.accuracy, ci95) + beside(self.undercut_by)
 
 
 @attrs.frozen(kw_only=True)
