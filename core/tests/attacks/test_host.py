@@ -14,9 +14,19 @@ from defend.attacks.balls import clip
 from defend.attacks.cw import CarliniWagner
 from defend.attacks.host import craft
 from defend.attacks.iterated import Bim, Pgd
+from defend.attacks.minimum_norm import FastMinimumNorm
 from defend.attacks.noise import Noise
 from defend.attacks.objectives import scaled_cross_entropy
-from defend.attacks.options import ApgdOptions, BimOptions, CwOptions, FgsmOptions, PgdOptions, RfgsmOptions, bim_steps
+from defend.attacks.options import (
+    ApgdOptions,
+    BimOptions,
+    CwOptions,
+    FgsmOptions,
+    FmnOptions,
+    PgdOptions,
+    RfgsmOptions,
+    bim_steps,
+)
 from defend.attacks.single_step import Fgsm, Rfgsm
 from defend.attacks.target import Target
 from defend.errors import ConfigError, ContractError
@@ -211,7 +221,25 @@ def test_carlini_wagner_fools_and_stays_near():
     assert (victim(found).argmax(1) != labels).all()
     already = victim(pictures).argmax(1) != labels
     length = (found - pictures).flatten(1).norm(dim=1)
-    assert length[already].max() < 1e-3 < length[~already].min(), "what is wrong already needs no perturbation"
+    assert length[already].max() == 0 < length[~already].min(), "what is wrong already needs no perturbation"
+
+
+@pytest.mark.parametrize(("steps", "most"), [(10, 1.2), (100, 1.05)])
+def test_carlini_wagner_finds_its_way_from_pixels_at_0_and_1(steps, most):
+    victim, pictures, labels = victim_and_batch()
+    black_and_white = pictures.round()
+    right = victim(black_and_white).argmax(1) == labels
+    attack = CarliniWagner(CwOptions(clip="none", steps=steps))
+    found = craft(attack, Target(victim), black_and_white, labels, eps=1.0)
+    assert right.any() and (victim(found).argmax(1) != labels).all()
+    nearest = craft(FastMinimumNorm(FmnOptions(), "l2"), Target(victim), black_and_white, labels, eps=1.0)
+    ours, theirs = ((points - black_and_white)[right].flatten(1).norm(dim=1).mean() for points in (found, nearest))
+    assert ours <= most * theirs
+
+
+def test_carlini_wagner_s_rate_is_the_one_given_and_else_goes_as_far_in_fewer_steps():
+    assert [CwOptions(steps=steps).rate for steps in (10, 50, 100, 1000)] == [0.1, 0.02, 0.01, 0.01]
+    assert CwOptions(steps=10, lr=5e-3).rate == 5e-3
 
 
 def test_carlini_wagner_reaches_the_confidence_it_is_asked_for():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -15,7 +17,7 @@ from defend.attacks.target import Target
 
 BETAS = (0.9, 0.999)
 TINY = 1e-8
-INSIDE = 1 - 1e-6  # images are drawn this far into (0,1), where tanh space reaches them
+EDGE = math.tanh(1.5)  # of [-1,1]: beyond it tanh space would hardly slope, and 0 and 1 lie at infinity
 LARGEST_CONST = 1e10  # foolbox's bound too
 USUAL_SPREADS = (0.1, 1e3)  # of an image's leading logits: what the published constants suit
 TYPICAL_SPREAD = 10.0
@@ -52,10 +54,38 @@ def usual_scale(logits: Tensor) -> Tensor:
     return torch.where(usual, torch.ones_like(spread), TYPICAL_SPREAD / spread)
 
 
+class Space:
+    """Tanh space of images [B,C,H,W], in which a pixel at 0 or 1 is not at infinity.
+
+    A pixel beyond `EDGE` stands for one at it, and is as far from it in the image wherever that moves: it begins where
+    tanh has a slope, and with no change at all. Other pixels are as published.
+
+    Attributes:
+        start: [B,C,H,W], where the images are.
+    """
+
+    def __init__(self, images: Tensor) -> None:
+        signed = 2 * images - 1
+        inside = signed.clamp(-EDGE, EDGE)
+        self.start = torch.atanh(inside)
+        self._beyond = (signed - inside) / 2
+        self._low = -torch.atanh(1 - 2 * self._beyond.clamp_max(0).abs())
+        self._high = torch.atanh(1 - 2 * self._beyond.clamp_min(0))
+
+    def place(self, points: Tensor) -> Tensor:
+        """Return the images in [0,1] that points are."""
+        return ((torch.tanh(points) + 1) / 2 + self._beyond).clamp(0, 1)
+
+    def clamp(self, points: Tensor) -> Tensor:
+        """Return points whose images are within [0,1] without being cut there."""
+        return torch.maximum(torch.minimum(points, self._high), self._low)
+
+
 class CarliniWagner:
     """Minimise ||x' - x||^2 + c * margin in tanh space with Adam; c grows tenfold until it works, then bisects.
 
     Where an image's logits are of an unusual size, c begins and ends as much higher or lower (`usual_scale`).
+    Pixels near 0 and 1 are moved from where tanh has a slope (`Space`).
 
     With `clip="linf"` the perturbation found is clipped to eps, which is what Kalaria et al. 2022 report; with
     "none" it is left as it is and no eps applies. Of several draws a point must fool half (by the confidence on
@@ -74,19 +104,19 @@ class CarliniWagner:
         config = self._config
         goal = choose_goal(config, target, images, labels, keys)
         objective = margin(goal, config.confidence)
-        origin = torch.atanh((2 * images - 1) * INSIDE)
+        space = Space(images)
         suited = usual_scale(target.logits(images, keys, "cw/scale")).to(eps.dtype)
         constant = config.initial_const * suited
         low, high = torch.zeros_like(eps), torch.full_like(eps, torch.inf)
         best, best_distance = images.clone(), torch.full_like(eps, torch.inf)
         keeper = Nearest(images) if target.draws > 1 else None
         for search in range(config.binary_search_steps):
-            point = origin.clone()
+            point = space.start.clone()
             first, second = torch.zeros_like(point), torch.zeros_like(point)
             fooled_here = torch.zeros_like(eps, dtype=torch.bool)
             for step in range(1, config.steps + 1):
-                squashed = torch.tanh(point)
-                current = (squashed + 1) / 2
+                # from the image itself, to the bit: one that is wrong as it is comes back as it is
+                current = images if step == 1 else space.place(point)
                 # the smallest distance lies on the boundary, where rounding would decide
                 slope = target.slope(current, goal.labels, keys, f"cw/{search}/{step}", objective, full=True)
                 distance = (current - images).square().flatten(1).sum(1)
@@ -103,11 +133,11 @@ class CarliniWagner:
                 fooled_here |= fooled
                 # the target differentiates by the image; tanh's own slope, the next line, does the rest
                 by_image = 2 * (current - images) + constant.view(-1, 1, 1, 1) * slope.gradient
-                gradient = by_image * (1 - squashed.square()) / 2
+                gradient = by_image * (1 - torch.tanh(point).square()) / 2
                 first.lerp_(gradient, 1 - BETAS[0])
                 second.lerp_(gradient.square(), 1 - BETAS[1])
                 scale = (second / (1 - BETAS[1] ** step)).sqrt_().add_(TINY)
-                point = point - config.lr * (first / (1 - BETAS[0] ** step)) / scale
+                point = space.clamp(point - config.rate * (first / (1 - BETAS[0] ** step)) / scale)
             high = torch.where(fooled_here, torch.minimum(high, constant), high)
             low = torch.where(fooled_here, low, torch.maximum(low, constant))
             # no constant has worked yet where high is infinite, so there is nothing to bisect

@@ -278,7 +278,16 @@ class CwOptions(GoalOptions):
     binary_search_steps: int = option(5, help="how many constants are tried", at_least=1)
     initial_const: float = option(1e-2, help="the first constant", above=0)
     confidence: float = option(0.0, help="margin by which the class must change", at_least=0)
-    lr: float = option(1e-2, help="Adam's learning rate in tanh space", above=0)
+    lr: float | None = option(
+        None,
+        help="Adam's learning rate in tanh space (None: 0.01, or 1 / steps where that is more: fewer steps go as far)",
+        above=0,
+    )
+
+    @property
+    def rate(self) -> float:
+        """The learning rate."""
+        return max(1e-2, 1 / self.steps) if self.lr is None else self.lr
 
     @property
     def forward_passes(self) -> int:
