@@ -185,7 +185,9 @@ class Attack(Protocol):
     `norm` is the norm of its budget, "linf" or "l2"; one that minimises the distance instead has an attribute
     `minimal` that is true, and gets infinite budgets. If `nearest` is true too, its row is at the run's budget: of an
     image that was found further off, the clean one is judged there. One that looks beyond its budget on its way has
-    `strays`: the host takes no such look for a success (`target.sight`). One with `begins_elsewhere` finds held-out
+    `strays`: the host takes no such look for a success (`target.sight`). One that returns an image as it was unless it
+    found something within the budget that fools has `all_or_nothing`: else a row that moved nothing fails a check. One
+    with `begins_elsewhere` finds held-out
     images in `target.others`. An attack that counts how often it asks leaves that in `target.queries`. The host checks
     and clips what comes back, see `defend.attacks.host`.
     """

@@ -266,28 +266,48 @@ def test_rows_that_carry_images_over_say_nothing_of_rising():
     assert short.status == "skip" and "carried over" in short.detail and "before 128/255" in short.detail
 
 
-class Lost:
-    """Looks for the smallest change, and finds none."""
+class Moves:
+    """Moves the first image of a batch or all of them, each pixel by a share of the budget; 0 moves none."""
 
-    norm, minimal, nearest = "linf", True, True
+    norm = "linf"
+
+    def __init__(self, share=0.0, everyone=False):
+        self.share, self.everyone = share, everyone
 
     def __call__(self, target, images, labels, *, eps, keys):
-        return images
+        moved = images + self.share * eps.clamp_max(0.9)[:, None, None, None] * (1 - 2 * images.round())
+        return moved if self.everyone else torch.cat((moved[:1], images[1:]))
+
+
+def convergence_of(attack, threat="adaptive", **said):
+    keys, judges = toy()[0].keys("test", 100, 0), ("undefended", "defended")
+    for name, value in said.items():
+        setattr(attack, name, value)
+    row = PlannedRow("idle", Threat(threat, "linf", EPS), attack, keys, 20, "defended", judges)
+    return gate(Defence(toy()[2]), plans=[row, "adaptive pgd"], level="basic")[4]
 
 
 def test_who_found_no_change_at_all_is_told():
-    keys, judges = toy()[0].keys("test", 100, 0), ("undefended", "defended")
-    row = PlannedRow("lost", Threat("query", "linf", EPS), Lost(), keys, None, "defended", judges)
-    found = gate(Defence(toy()[2]), plans=[row], level="basic")[4]
-    assert found.status == "warn" and "lost/query of " in found.detail and "hardly attacked" in found.detail
+    none = convergence_of(Moves(), "query", minimal=True, nearest=True)
+    assert none.status == "fail" and "idle/query of " in none.detail and "hardly attacked" in none.detail
+    few = convergence_of(Moves(1.0), "query", minimal=True, nearest=True)
+    assert few.status == "warn" and "idle/query of " in few.detail and "hardly attacked" in few.detail
 
 
-def test_an_attack_that_returned_what_it_was_given_is_told():
-    keys, judges = toy()[0].keys("test", 100, 0), ("undefended", "defended")
-    row = PlannedRow("idle", Threat("adaptive", "linf", 1e-12), Pgd(PgdOptions()), keys, 20, "defended", judges)
-    found = gate(Defence(toy()[2]), plans=[row, "adaptive pgd"], level="basic")[4]
-    assert found.status == "warn" and "that it leaves right came back as they were" in found.detail
-    assert found.detail.startswith("idle/adaptive: ") and "pgd/adaptive" not in found.detail
+def test_an_attack_that_moved_nothing_fails_and_one_that_moved_little_is_told():
+    idle = convergence_of(Moves())
+    assert idle.status == "fail" and "that were right before came back as they were" in idle.detail
+    assert idle.detail.startswith("idle/adaptive: all of the ") and "pgd/adaptive" not in idle.detail
+    most = convergence_of(Moves(1.0))
+    assert most.status == "warn" and "that it leaves right came back as they were" in most.detail
+    only_successes = convergence_of(Moves(), all_or_nothing=True)
+    assert only_successes.status == "warn" and "that it leaves right came back as they were" in only_successes.detail
+
+
+def test_an_attack_that_used_a_part_of_its_budget_is_told():
+    timid = convergence_of(Moves(0.2, everyone=True))
+    assert timid.status == "warn" and "none was changed by more than 0.02 of its budget of 0.1" in timid.detail
+    assert "its budget of" not in convergence_of(Moves(1.0, everyone=True)).detail
 
 
 def test_a_budget_that_leaves_more_than_a_smaller_one_is_caught():

@@ -27,7 +27,7 @@ class FabTargeted:
     class, and as many answers; and those of the order `malt`.
     """
 
-    strays = True
+    strays = all_or_nothing = True
 
     def __init__(self, config: FabOptions, norm: str = "linf") -> None:
         self._config, self.norm = config, norm

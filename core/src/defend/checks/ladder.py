@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+import torch
+from torch import Tensor
+
 from defend.attacks.given import Replay
 from defend.checks.common import SAME_EPS, Case, Findings, Status, percent, title
 from defend.checks.outcomes import Outcomes, beyond, compare, find_classified, find_held, share, worst_of
@@ -18,6 +21,7 @@ CHANCE_BY = 128 / 255  # within this budget every image can be made the same gre
 MISSED_SHARE = 0.02
 SQUARE_SHARE = 0.002
 BLIND_SHARE = 0.02  # of a row's images: so many left right and never seen are no accident
+USED = 0.5  # of an L-inf budget: what an attack uses at least of it on some image that it does not fool
 UNMOVED = 0.5  # of the images that a row leaves right: what an attack may return as it was, as it found nothing there
 BLIND = {"absent": "absent", "zero": "zero", "broken": "not finite"}
 
@@ -218,38 +222,89 @@ def lost(case: Case, found: Findings) -> None:
     """Check 4: an attack that looks for the smallest change found one, however long, of every image.
 
     Far enough away every image is fooled: who found nothing never began, or lost the way, and the image that counts as
-    right was not attacked.
+    right was not attacked. One that found nothing of any image that was not wrong as it is does not work.
     """
-    nothing = []
+    told: dict[Status, list[str]] = {"fail": [], "warn": []}
     for row in case.of(lambda threat: threat.whole or case.informed(threat)):
         distances = distances_of(row)
         if distances is not None and distances["found"] < len(row.keys):
-            nothing.append(f"{title(row)} of {len(row.keys) - distances['found']} of {len(row.keys)}")
-    if nothing:
-        found.add(
-            "warn",
-            f"no change, however long, was found after which the defence is wrong ({'; '.join(nothing)}): these images "
-            "count as right and were hardly attacked; more steps or queries, or another attack",
-        )
+            far = row.arms[DEFENDED].distance
+            works = far is not None and bool((far.isfinite() & (far > 0)).any())
+            said = f"{title(row)} of {len(row.keys) - distances['found']} of {len(row.keys)}"
+            told["warn" if works else "fail"].append(said)
+    for status, rows in told.items():
+        if rows:
+            found.add(
+                status,
+                f"no change, however long, was found after which the defence is wrong ({'; '.join(rows)}): these "
+                "images count as right and were hardly attacked; more steps or queries, or another attack",
+            )
 
 
 def unmoved(case: Case, found: Findings) -> None:
-    """Check 4: an attack moved the images that it left right.
+    """Check 4: an attack moved the images that it left right, and by more than half of an L-inf budget.
 
-    Who comes back as it was counts as right and was not attacked: the row is then one of clean images.
+    Who comes back as it was counts as right and was not attacked: the row is then one of clean images. An attack that
+    moved none of the images that were right before does not work, unless it returns only what fools
+    (`Attack.all_or_nothing`), which may be none of them.
     """
     for row in case.of(lambda threat: threat.knows != "nothing"):
-        if row.arms[DEFENDED].distance is not None:  # which `lost` judges
+        eps = row.plan.threat.eps
+        if row.arms[DEFENDED].distance is not None or not eps:  # `lost` judges the first; no budget, no change
             continue
-        left = right(row, DEFENDED)
-        same = int((left & (row.linf == 0)).sum())
-        if same > UNMOVED * int(left.sum()):
+        left, still = right(row, DEFENDED), row.linf == 0
+        same = int((left & still).sum())
+        attackable = _right_before(case, row)
+        if same and bool(still[attackable].all()) and not getattr(row.plan.attack, "all_or_nothing", False):
+            found.numbers.setdefault("unmoved", {})[title(row)] = same
+            found.add(
+                "fail",
+                f"{title(row)}: all of the {int(attackable.sum())} images that were right before came back as they "
+                "were: nothing was attacked, and the row is what the defence makes of clean images; more steps, larger "
+                "ones, or another attack",
+            )
+        elif same > UNMOVED * int(left.sum()):
             found.numbers.setdefault("unmoved", {})[title(row)] = same
             found.add(
                 "warn",
                 f"{title(row)}: {same} of the {int(left.sum())} images that it leaves right came back as they were: "
                 "that is what the defence makes of clean images; more steps, or another attack",
             )
+        _timid(case, row, found)
+
+
+def _timid(case: Case, row: RowRecord, found: Findings) -> None:
+    """Warn where an attack in L-inf used less than half of its budget on each image that it moved and left right."""
+    threat, attacked = row.plan.threat, _attacked_arm(case, row)
+    if threat.norm != "linf" or threat.eps is None or attacked is None or case.threats[threat.kind].evades:
+        return
+    moved = row.linf[right(row, attacked) & (row.linf > 0)]
+    if len(moved) and float(moved.max()) < USED * threat.eps:
+        found.numbers.setdefault("timid", {})[title(row)] = float(moved.max())
+        found.add(
+            "warn",
+            f"{title(row)}: of the {len(moved)} images that it moved and left right none was changed by more than "
+            f"{float(moved.max()):.3g} of its budget of {threat.eps:.3g}: the figure is one of a smaller budget; "
+            "larger steps, or more of them",
+        )
+
+
+def _attacked_arm(case: Case, row: RowRecord) -> str | None:
+    """Return the arm that a row attacks, if that arm is one of those that judge it."""
+    threat = case.threats[row.plan.threat.kind]
+    if threat.whole:
+        return DEFENDED
+    return differentiated_arm(row) if threat.faces == "victim" else None
+
+
+def _right_before(case: Case, row: RowRecord) -> Tensor:
+    """Return bool [N]: which of a row's images what it attacks classified right before, all where nobody knows."""
+    if case.clean is None:
+        return torch.ones_like(row.linf, dtype=torch.bool)
+    arm = _attacked_arm(case, row) or DEFENDED
+    before = right(case.clean, arm if arm in case.clean.arms else DEFENDED)
+    good = set(case.clean.keys[before].tolist())
+    return torch.tensor([key in good for key in row.keys.tolist()], dtype=torch.bool, device=row.linf.device)
 
 
 def blindness(case: Case, found: Findings) -> None:

@@ -26,6 +26,8 @@ class AutoAttack:
     The averages of `rand` take the target's `draws` passes, one a pass as its authors do, not 20 regardless.
     """
 
+    all_or_nothing = True  # some of theirs, and nobody says which
+
     norm = "linf"
 
     def __init__(self, config: AutoAttackOptions) -> None:

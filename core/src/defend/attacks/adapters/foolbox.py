@@ -22,6 +22,8 @@ class Foolbox:
     clipped to it: it succeeds where it found something within. One that may use any distance uses L-inf.
     """
 
+    all_or_nothing = True  # some of theirs, and nobody says which
+
     def __init__(self, config: FoolboxOptions) -> None:
         self._name = f"foolbox:{config.attack}"
         self._foolbox = load("foolbox", "foolbox", self._name)

@@ -27,6 +27,8 @@ class Torchattacks:
     Its norm is that of its argument `norm`, or the one its documentation names.
     """
 
+    all_or_nothing = True  # some of theirs, and nobody says which
+
     def __init__(self, config: TorchattacksOptions) -> None:
         self._name = f"torchattacks:{config.attack}"
         library = load("torchattacks", "torchattacks", self._name)
