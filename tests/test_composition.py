@@ -187,6 +187,7 @@ def test_batch_size_changes_no_record_of_a_real_run(tmp_path):
                 limit=6,
                 batch_size=batch_size,
                 checks="none",
+                precision="fp32",
                 out=str(out),
                 options={"purifier": {"steps": 3}},
             )

@@ -24,6 +24,7 @@ OPTIONS = dict(
     victim="resnet20", purifier="dae", limit=24, adaptive_limit=12, batch_size=6, device="cpu", store=False,
     attacks=("noise", "pgd", "square"), threats=("noise", "oblivious", "query", "adaptive"), sweep=(0.05,),
     options={"pgd": {"steps": 3}, "square": {"queries": 6}}, checks="basic",
+    precision="fp32",  # where bfloat16 is there, its time decides, which is another one each time
 )
 run_arms([RunConfig(out=sys.argv[1], **{**OPTIONS, "limit": 2, "checks": "none"})])  # imports what takes seconds, once
 for line in sys.stdin:  # "out": run it; "resume out": go on; each in a process of its own
