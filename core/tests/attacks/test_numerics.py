@@ -14,6 +14,7 @@ from defend.attacks.goals import Goal
 from defend.attacks.host import craft
 from defend.attacks.objectives import difference_of_logits_ratio, targeted_ratio
 from defend.attacks.options import ApgdOptions, SquareOptions
+from defend.attacks.sight import Halves
 from defend.attacks.square import SquareAttack, share_of_pixels
 from defend.attacks.target import Target
 from defend.defence import Defence
@@ -182,6 +183,44 @@ def test_steps_smaller_than_a_half_precision_number_add_up():
     attack = build("pgd", steps=40, step_size=1e-3, random_start=False, early_stop=False)
     found = craft(attack, Target(victim), pictures, torch.tensor([0]), eps=0.03)
     assert float((found.float() - pictures.float()).abs().min()) > 0.02
+
+
+class Seen(nn.Module):
+    """A small victim that keeps what it was shown."""
+
+    def __init__(self):
+        super().__init__()
+        self.victim, self.shown = TinyVictim(), []
+
+    def forward(self, batch):
+        self.shown.append(batch.detach())
+        return self.victim(batch.float())
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("name", ["pgd", "square", "pgd_l2", "torchattacks:PGD"])
+def test_an_attack_on_half_precision_is_shown_what_comes_back(name, dtype):
+    victim, pictures = Seen(), images(TASK, 12).to(dtype)
+    attack = build(name, **({"random_start": False, "early_stop": False} if name.startswith("pgd") else {}))
+    eps = 0.03 if attack.norm == "linf" else 0.5
+    craft(attack, Target(victim), pictures, victim(pictures).argmax(1), eps=eps)
+    whole = torch.stack([batch for batch in victim.shown if len(batch) == len(pictures)]).double()
+    moved = (whole - pictures.double()).flatten(2)
+    assert (moved.norm(dim=2) if attack.norm == "l2" else moved.abs().amax(2)).max() <= eps + 1e-6
+
+
+def test_an_attack_that_looks_beyond_its_budget_is_shown_what_lies_there_in_half_precision():
+    victim, pictures = Seen(), torch.full((2, 1, 4, 4), 0.5, dtype=torch.bfloat16)
+    keys = torch.arange(2)
+    target = Target(victim)
+    target.watch(keys, keys, halves=Halves(pictures, torch.full((2,), 0.03), "linf"))
+    target.shown = pictures.dtype
+    beyond, within = target.show(torch.full((2, 1, 4, 4), 0.6), keys), target.show(torch.full((2, 1, 4, 4), 0.53), keys)
+    assert (beyond == torch.tensor(0.6).bfloat16()).all() and (within == 0.527343750).all()
+    assert torch.tensor(0.53).bfloat16() == 0.53125  # the nearest, beyond the budget
+    source = torch.full((2, 1, 4, 4), 0.53, requires_grad=True)
+    target.show(source, keys).sum().backward()
+    assert (source.grad == 1).all()
 
 
 # The difference of logits

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from defend.attacks.balls import at_least_float32, clip, measure
-from defend.attacks.sight import Ball
+from defend.attacks.balls import HALVES, at_least_float32, clip, measure
+from defend.attacks.sight import Ball, Halves
 from defend.attacks.target import Target
 from defend.boundary.answers import Answering
 from defend.boundary.calls import Calling
@@ -69,6 +69,10 @@ def craft(
     ball = None
     if getattr(attack, "strays", False) and eps is not None:
         ball = Ball(exact.clone(), as_budgets(eps, exact, name), attack.norm)
+    # R-FGSM as the code of Kalaria et al. 2022 has it goes beyond eps, see `defend.attacks.single_step.Rfgsm`
+    # and images that came as a file are as they were written, whatever float32 makes of their budget
+    allowed = budgets + getattr(attack, "excess", 0.0) + getattr(attack, "slack", 0.0)
+    halves = Halves(images, allowed.float(), attack.norm) if images.dtype in HALVES else None
     # inside inference mode there are no gradients, whatever an attack turns on
     with (
         torch.inference_mode(False),
@@ -79,7 +83,7 @@ def craft(
         if target.classes is not None:
             asked.note_classes(target.classes)
         target.queries, target.shown = None, images.dtype
-        target.watch(identity.clone(), labels.clone(), ball)
+        target.watch(identity.clone(), labels.clone(), ball, halves)
         copies = [value.clone() for value in (exact, labels, budgets, identity)]
         try:
             with compare_labels(asked):
@@ -90,9 +94,6 @@ def craft(
         finally:
             target.shown = None
         target.classes = asked.classes
-    # R-FGSM as the code of Kalaria et al. 2022 has it goes beyond eps, see `defend.attacks.single_step.Rfgsm`
-    # and images that came as a file are as they were written, whatever float32 makes of their budget
-    allowed = budgets + getattr(attack, "excess", 0.0) + getattr(attack, "slack", 0.0)
     adversarial = _check(adversarial, images, name)
     target.overshoot = overshoot(adversarial, exact, allowed, attack.norm)
     return clip(adversarial.to(images.dtype), images, allowed, attack.norm)

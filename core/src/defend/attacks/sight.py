@@ -10,7 +10,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from defend.attacks.balls import measure
+from defend.attacks.balls import clip, measure
 from defend.records.seen import Seen
 
 ROUNDING = 1e-6  # what clipping to a budget leaves beyond it
@@ -29,6 +29,24 @@ class Ball:
         return measure(points - self.images[place], self.norm) <= self.eps[place] + ROUNDING
 
 
+@attrs.frozen
+class Halves:
+    """The images under attack [N,C,H,W] of half precision, to whose type `craft` rounds: within `eps` [N] of them."""
+
+    images: Tensor
+    eps: Tensor
+    norm: str
+
+    def round(self, points: Tensor, place: Tensor, known: Tensor) -> Tensor:
+        """Return points [B,C,H,W] as `craft` would return them, to the nearest if they are beyond the budget already.
+
+        They are of the images at `place` [B]; where those are not `known`, bool [B], nothing says what the budget is.
+        """
+        images, eps = self.images[place], self.eps[place]
+        inside = known & (measure(points - images.float(), self.norm) <= eps + ROUNDING)
+        return clip(points.to(images.dtype), images, torch.where(inside, eps, torch.inf), self.norm)
+
+
 class Sight:
     """Writes an attack's looks down, by the keys of the images that are attacked. It never waits for the device.
 
@@ -36,11 +54,12 @@ class Sight:
         keys: int64 [N], of the images under attack, each once.
         labels: int64 [N], the true ones: who predicts another is fooled.
         ball: where a look has to be for that; None for an attack that keeps to its budget all the way.
+        halves: the images, where they are of half precision and the attack's are not.
     """
 
-    def __init__(self, keys: Tensor, labels: Tensor, ball: Ball | None = None) -> None:
+    def __init__(self, keys: Tensor, labels: Tensor, ball: Ball | None = None, halves: Halves | None = None) -> None:
         self._sorted, self._order = keys.sort()
-        self._labels, self._ball = labels, ball
+        self._labels, self._ball, self._halves = labels, ball, halves
         self.seen = Seen.nothing(len(keys), keys.device)
         self._scale = torch.zeros(len(keys), device=keys.device)
 
@@ -109,6 +128,13 @@ class Sight:
         chosen = torch.where(kept > 0, kept, scale.to(kept.dtype))
         self._scale.scatter_(0, place, torch.where(told, chosen, kept))
         return chosen.to(scale.dtype)
+
+    def round(self, points: Tensor, keys: Tensor) -> Tensor | None:
+        """Return points [B,C,H,W] of the images at `keys` [B] as `craft` would return them, of half precision.
+
+        None where the images are of full precision.
+        """
+        return None if self._halves is None else self._halves.round(points, *self._places(keys))
 
     def labels_of(self, keys: Tensor) -> Tensor:
         """Return the true labels [B] of the images at `keys` [B], which must be under attack."""

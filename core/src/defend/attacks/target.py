@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from defend.attacks.mending import Blindness, differentiate, fill, find_lost, mend
 from defend.attacks.objectives import Objective, Steady, cross_entropy, leading_spread, scale_to_usual
-from defend.attacks.sight import Ball, Sight
+from defend.attacks.sight import Ball, Halves, Sight
 from defend.boundary.answers import ensure_bounded
 from defend.boundary.given import name_of
 from defend.errors import ContractError
@@ -94,7 +94,8 @@ class Target:
             whose attribute `begins_elsewhere` is true.
         differentiated: whether a library's attack has taken a gradient, see `defend.attacks.adapters.library`.
         shown: the float type that the module is shown images in, whatever the attack computes in; None leaves it.
-            `craft` sets it, as attacks on images of half precision compute in float32, where small steps add up.
+            `craft` sets it, as attacks on images of half precision compute in float32, where small steps add up. What
+            is shown is what `craft` would return, or an attack would believe in points that are then rounded away.
 
     Raises:
         ContractError: the module was built inside `torch.inference_mode()`, where nothing can be differentiated.
@@ -138,12 +139,13 @@ class Target:
         named = [f"{name} {name_of(part)}" for name, part in parts if part is not None]
         return ", ".join(named) or f"victim {name_of(self.module)}"
 
-    def watch(self, keys: Tensor, labels: Tensor, ball: Ball | None = None) -> None:
+    def watch(self, keys: Tensor, labels: Tensor, ball: Ball | None = None, halves: Halves | None = None) -> None:
         """Begin to write down what is seen of the images at `keys` [B], whose true labels [B] these are.
 
-        A look that fools outside of the `ball` does not count, where there is one.
+        A look that fools outside of the `ball` does not count, where there is one. `halves` are the images, if they are
+        of half precision.
         """
-        self.sight, self._suspicious, self._looks, self._lost = Sight(keys, labels, ball), False, 0, False
+        self.sight, self._suspicious, self._looks, self._lost = Sight(keys, labels, ball, halves), False, 0, False
 
     def slope(
         self,
@@ -196,7 +198,7 @@ class Target:
         packed, steady = self._repeat(labels), objective if isinstance(objective, Steady) else None
 
         def look(source: Tensor) -> tuple[Tensor, Tensor, list[Tensor | None]]:
-            loss, logits = objective(self.module, self._repeat(source), packed)
+            loss, logits = objective(self.module, self._packed(source, keys), packed)
             loss, logits = loss.float(), logits.float()
             if steady:
                 loss = steady.number(logits * self._usual_scale(keys, logits)[:, None], packed)
@@ -307,7 +309,7 @@ class Target:
             packed = self._repeat(labels)
 
             def look(source: Tensor) -> tuple[Tensor, Tensor, list[Tensor | None]]:
-                logits, scores = self._ask(self._repeat(source))
+                logits, scores = self._ask(self._packed(source, keys))
                 values = aims(logits.float(), scores.float(), packed)
                 gradients = [differentiate(value.sum() / self.draws, source, self._who, more=True) for value in values]
                 return logits.detach().float(), scores.detach().float(), gradients
@@ -326,7 +328,7 @@ class Target:
     def logits(self, images: Tensor, keys: Tensor, step: int | str) -> Tensor:
         """Return logits [B,K], the mean over draws, always in full precision."""
         with self._surroundings(images, keys, step, full=True):
-            return self._mean(self.module(self._repeat(images)).float())
+            return self._mean(self.module(self._packed(images, keys)).float())
 
     @torch.no_grad()
     def judge(
@@ -337,7 +339,7 @@ class Target:
         `noted` is for an attack that ends where it is answered, and takes no gradient there: it is written down.
         """
         with self._surroundings(images, keys, step, full=True):
-            each = self.module(self._repeat(images)).float()
+            each = self.module(self._packed(images, keys)).float()
             said, share = self._mean(each), self._mean((each.argmax(1) != self._repeat(labels)).float())
         if noted and self.sight is not None:
             self.sight.note(keys, logits=said, points=images)
@@ -347,14 +349,14 @@ class Target:
     def votes(self, images: Tensor, keys: Tensor, step: int | str) -> Tensor:
         """Return what is predicted in each of the draws, int64 [D,B], in full precision."""
         with self._surroundings(images, keys, step, full=True):
-            votes: Tensor = self.module(self._repeat(images)).argmax(1).unflatten(0, (self.draws, -1))
+            votes: Tensor = self.module(self._packed(images, keys)).argmax(1).unflatten(0, (self.draws, -1))
             return votes
 
     @torch.no_grad()
     def scores(self, images: Tensor, labels: Tensor, keys: Tensor, step: int | str) -> Slopes:
         """Return what `slopes` does of no aim, from a pass without a graph, in full precision."""
         with self._surroundings(images, keys, step, full=True):
-            logits, scores = (said.float() for said in self._ask(self._repeat(images)))
+            logits, scores = (said.float() for said in self._ask(self._packed(images, keys)))
             share = self._share_fooled(logits, scores, self._repeat(labels))
             return Slopes([], self._mean(logits), self._mean(scores), share)
 
@@ -368,7 +370,7 @@ class Target:
         """
         count = self.draws if draws is None or not self.random else draws
         with self._surroundings(images, keys, step, full=True, draws=count):
-            packed = self._repeat(images, count)
+            packed = self._packed(images, keys, count)
             detector = getattr(self.module, "detector", None)
             if detector is None:
                 logits = self.module(packed)
@@ -413,10 +415,24 @@ class Target:
             stack.enter_context(torch.autocast(images.device.type, self.precision))
         return stack  # type: ignore[return-value]
 
+    def show(self, images: Tensor, keys: Tensor | None) -> Tensor:
+        """Return images [B,C,H,W] in the type that the module is shown; backwards the rounding is passed straight.
+
+        Those at `keys` [B] as `craft` would return them. None are nobody's, and rounded to the nearest.
+        """
+        if self.shown is None:
+            return images
+        nearest = images.to(self.shown)
+        if keys is None or self.sight is None:
+            return nearest
+        returned = self.sight.round(images.detach(), keys)
+        return nearest if returned is None else nearest + (returned - nearest.detach())
+
+    def _packed(self, images: Tensor, keys: Tensor, draws: int | None = None) -> Tensor:
+        return self._repeat(self.show(images, keys), draws)
+
     def _repeat(self, values: Tensor, draws: int | None = None) -> Tensor:
         count = draws or self.draws
-        if self.shown is not None and values.is_floating_point():
-            values = values.to(self.shown)
         return values if count == 1 else values.repeat(count, *(1,) * (values.ndim - 1))
 
     def _mean(self, values: Tensor, draws: int | None = None) -> Tensor:

@@ -40,7 +40,7 @@ class Plain(nn.Module):
     def __init__(self, target: Target, draws: int | None = None, shown: torch.dtype | None = None) -> None:
         """`shown` is the float type of images where the target does not say itself; None leaves it."""
         super().__init__()
-        self.module, self._draws, self._shown = target.module, draws or target.draws, target.shown or shown
+        self.module, self._draws, self._shown = target.module, draws or target.draws, shown
         self.training, self._target, self._asked = False, target, 0
 
     def forward(self, images: Tensor) -> Tensor:
@@ -49,13 +49,16 @@ class Plain(nn.Module):
             self._target.differentiated = True
             if (record := _record.get()) is not None:
                 record.watch(images)
-        images = images if self._shown is None else images.to(self._shown)
-        if not self._target.random:
-            return at_least_float32(self.module(images))
-        record = _record.get()
-        keys = torch.arange(len(images), device=images.device)
+        record, keys = _record.get(), None
         if record is not None and len(record.place) == len(images):
             keys = record.keys[record.place]
+        if self._target.shown is not None:
+            images = self._target.show(images, keys)
+        elif self._shown is not None:
+            images = images.to(self._shown)
+        if not self._target.random:
+            return at_least_float32(self.module(images))
+        keys = torch.arange(len(images), device=images.device) if keys is None else keys
         self._asked += 1
         with self._target.drawing(images, keys, f"library/{self._asked}", self._draws):
             packed = at_least_float32(self.module(images.repeat(self._draws, 1, 1, 1)))
