@@ -215,6 +215,29 @@ def test_steps_of_their_own_size_grow_with_the_budget(name, most, eps):
     assert (far > 0.9 * min(most, 1) * eps).all()
 
 
+@pytest.mark.parametrize("eps", [0.01, 0.3])
+@pytest.mark.parametrize(("name", "least"), [("PIFGSM", 0.99), ("PIFGSMPP", 0.99), ("SPSA", 0.5)])
+def test_a_budget_of_another_name_and_steps_of_another_kind_are_the_runs(name, least, eps):
+    """SPSA's gradient is guessed, so its steps may turn back."""
+
+    class Grey(torch.nn.Module):
+        def forward(self, batch):
+            return victim(batch.mean(1, keepdim=True))
+
+    victim, pictures = TinyVictim(), images(TASK, 2).expand(-1, 3, -1, -1).contiguous()  # two are for three channels
+    arguments = "nb_sample=8" if name == "SPSA" else ""
+    labels = victim(pictures[:, :1]).argmax(1)
+    found = craft(adapter(f"torchattacks:{name}", arguments=arguments), Target(Grey()), pictures, labels, eps=eps)
+    assert ((found - pictures).flatten(1).abs().amax(1) > least * eps).all()
+
+
+def test_steps_that_are_given_are_taken_as_given():
+    victim, pictures, labels = defended(2)
+    attack = adapter("torchattacks:SPSA", arguments="nb_sample=8,lr=0.01,nb_iter=2")
+    found = craft(attack, Target(victim), pictures, labels, eps=0.3)
+    assert float((found - pictures).abs().max()) <= 0.021
+
+
 def test_a_random_target_is_the_mean_over_its_draws():
     victim = Noisy()
     pictures = images(TASK, 2)
@@ -409,6 +432,7 @@ def test_an_attack_that_stands_still_is_refused(text):
         ("foolbox:VirtualAdversarialAttack", {}, "foolbox:VirtualAdversarialAttack: .*'steps'"),
         ("torchattacks:PGD", {"arguments": "step=3"}, "torchattacks:PGD: .*'step'"),
         ("torchattacks:PGD", {"arguments": "eps=0.1"}, "torchattacks:PGD: arguments has eps=0.1.*--eps"),
+        ("torchattacks:PIFGSM", {"arguments": "max_epsilon=0.1"}, "PIFGSM: arguments has max_epsilon=0.1.*--eps"),
         ("torchattacks:APGD", {"arguments": "norm='L1'"}, "torchattacks:APGD: norm 'L1' is not accepted"),
         ("autoattack:rand", {"version": "standard"}, "contradicts"),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import io
+import math
 import re
 from typing import Any
 
@@ -16,13 +17,15 @@ from defend.attacks.adapters.specs import TorchattacksOptions
 from defend.attacks.target import Target
 from defend.errors import ConfigError
 
+BUDGETS = ("eps", "max_epsilon")  # what they call it
+SIZES = ("alpha", "lr")  # of a step, in pixels where there is a budget
 NORMS = {"linf": "linf", "l2": "l2"}
 LEAST_CLASSES = {"APGDT": 4, "AutoAttack": 4}  # of the targeted difference of logits ratio
 LEAST_FOR_RATIO = 3  # of the one that is not targeted
 
 
 class Torchattacks:
-    """One attack of torchattacks, untargeted, with the budget as its eps where it takes one, else clipped to it.
+    """One attack of torchattacks, untargeted, with the budget as its own where it takes one, else clipped to it.
 
     Its norm is that of its argument `norm`, or the one its documentation names.
     """
@@ -38,9 +41,12 @@ class Torchattacks:
         self._given = arguments(config.arguments, self._name)
         signature = inspect.signature(self._kind)
         self._takes_seed = "seed" in signature.parameters and "seed" not in self._given
-        self._takes_eps = "eps" in signature.parameters
-        if "eps" in self._given:
-            raise ConfigError(f"{self._name}: arguments has eps={self._given['eps']!r}: the budget comes from --eps")
+        self._budget = next((name for name in BUDGETS if name in signature.parameters), None)
+        for own in BUDGETS:
+            if own in self._given:
+                raise ConfigError(
+                    f"{self._name}: arguments has {own}={self._given[own]!r}: the budget comes from --eps"
+                )
         try:
             bound = signature.bind(None, **self._given)
         except TypeError as error:
@@ -48,10 +54,14 @@ class Torchattacks:
         self._counts_classes = "n_classes" in signature.parameters and "n_classes" not in self._given
         bound.apply_defaults()
         # theirs is of one budget, 8/255 mostly, and ten such steps do not come to the edge of a larger one
-        size, usual = bound.arguments.get("alpha"), bound.arguments.get("eps")
-        self._step: float | None = None  # the share of the budget that a step has, where nobody said its size
-        if "alpha" not in self._given and isinstance(size, float) and isinstance(usual, float) and usual > 0:
-            self._step = size / usual
+        usual: Any = bound.arguments.get(self._budget or "")
+        self._shares: dict[str, float] = {}  # of the budget, that steps have whose size nobody said
+        for name in SIZES if isinstance(usual, float) and usual > 0 else ():
+            size = bound.arguments.get(name)
+            if name not in self._given and isinstance(size, float):
+                self._shares[name] = size / usual
+        # SPSA has one step by default, of a thirtieth of its budget
+        self._iterations = bound.arguments if {"lr", "nb_iter"} <= signature.parameters.keys() else None
         least = LEAST_FOR_RATIO if bound.arguments.get("loss") == "dlr" else 2
         self._least = LEAST_CLASSES.get(config.attack, least)
         documented = re.search(r"Distance Measure\s*:\s*(\w+)", self._kind.__doc__ or "")
@@ -69,9 +79,11 @@ class Torchattacks:
         model = Plain(target, shown=images.dtype)
 
         def work(some: Tensor, true: Tensor, budget: float) -> Tensor:
-            within: dict[str, Any] = {"eps": budget} if self._takes_eps else {}
-            if self._step is not None:
-                within["alpha"] = self._step * budget
+            within: dict[str, Any] = {} if self._budget is None else {self._budget: budget}
+            within |= {name: share * budget for name, share in self._shares.items()}
+            if self._iterations is not None and "nb_iter" not in self._given:
+                rate: float = within.get("lr") or self._given["lr"]
+                within["nb_iter"] = max(self._iterations["nb_iter"], math.ceil(budget / rate - 1e-6))
             classes = count_classes(model, some, self._name, self._least)
             if self._counts_classes:
                 within["n_classes"] = classes  # they assume 10
