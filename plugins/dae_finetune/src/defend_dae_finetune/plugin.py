@@ -78,7 +78,7 @@ def defend_victims() -> Sequence[StageSpec]:
         StageSpec(
             name="resnet20",
             summary="ResNet-20 for small images, 272,474 parameters",
-            costs={"cifar10": "50 min on one CPU core"},
+            costs={"cifar10": "50 min on one CPU core", "cifar10+long": "50 min on one CPU core in bf16"},
             build="defend_dae_finetune.victims:build_resnet20",
             config=NormalisationOptions,
             paper=RESNET,
