@@ -312,8 +312,13 @@ def test_targeted_dlr_reaches_its_class(classes, share, aim):
     }
     reached = {loss: int((said.argmax(1) == wanted).sum()) for loss, said in found.items()}
     assert reached["ce"] >= 36 and reached["dlr"] >= share * reached["ce"], reached
-    fooled = {loss: int((said.argmax(1) != labels).sum()) for loss, said in found.items()}
-    assert fooled["dlr"] >= fooled["ce"] - 1, fooled
+    still = {
+        loss: left(
+            victim, craft(Apgd(ApgdOptions(steps=25, target=aim), loss), target, pictures, labels, eps=0.2), labels
+        )
+        for loss in ("ce", "dlr")
+    }
+    assert max(still.values()) <= 2, still
 
 
 # Logits of another size, another place and another type

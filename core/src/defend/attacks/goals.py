@@ -60,8 +60,9 @@ def choose_goal(config: GoalOptions, target: Target, images: Tensor, labels: Ten
     if config.target == "none":
         return Goal(own, 1, wrong=wrong)
     aim = logits.argmin(1) if config.target == "least_likely" else (own + 1) % logits.shape[1]
-    # whoever knows the true label has won wherever an image has left it for; a guessed one may have been left for it
-    return Goal(aim, -1, own, wrong, anywhere=config.labels == "true")
+    # whoever knows the true label has won wherever an image has left it for; a guessed one may have been left for it,
+    # and the bare formula makes for its aim
+    return Goal(aim, -1, own, wrong, anywhere=config.labels == "true" and config.keep_wrong)
 
 
 def _draw_labels(logits: Tensor, keys: Tensor, seed: int) -> Tensor:
