@@ -65,9 +65,10 @@ CPU_PLAN: tuple[Item, ...] = (
     _train(1, 50, "victim", "resnet20", edition="long", precision=HALF, measured=True),
     _train(
         2,
-        60,
+        40,
         "purifier",
         "dae",
+        measured=True,
         edition="long",
         needs=("resnet20/cifar10+long",),
         victim="resnet20",

@@ -8,9 +8,10 @@ from defend.testing.contracts import PurifierContract, VictimContract
 
 class TestDae(PurifierContract):
     name = "dae"
-    not_denoising: ClassVar = {
-        "cifar10": "3,795 parameters that halve the image twice are no better than a blur at 8, 15 and 25/255"
-    }
+    not_denoising: ClassVar = dict.fromkeys(
+        ("cifar10", "cifar10+long"),
+        "3,795 parameters that halve the image twice are hardly better than a blur, and worse than nothing at 8/255",
+    )
 
 
 class TestDaeColour(TestDae):

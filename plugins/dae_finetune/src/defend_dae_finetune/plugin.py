@@ -64,6 +64,7 @@ def defend_purifiers() -> Sequence[StageSpec]:
             train="defend_dae_finetune.purifier:train",
             recipe=AutoencoderRecipe,
             recipes={"digits": DIGITS_ATTACKS},
+            costs={"cifar10+long": "40 min on one CPU core"},
             # what the author's Table 3 was made with; ours was measured with the usual weights, and its arms name those
             editions={"se_preresnet56": {"victim": "se_preresnet56"}, LONG: LONG_AUTOENCODER},
             weights="defend_dae_finetune.weights",

@@ -131,7 +131,7 @@ TABLES = (
         (ON_THE_MIX, "the victim trained for 60 epochs, autoencoder and tuning on all 45,000 images (editions long)"),
         {},
         stand_in=True,
-        takes="the editions long of resnet20, of the purifier dae and of the fine-tuner dae, and a quarter of an hour",
+        takes="the edition long of the fine-tuner dae, half an hour of one CPU core in bf16, and a quarter of an hour",
     ),
     _table(
         "3",
