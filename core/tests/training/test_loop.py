@@ -501,7 +501,7 @@ def test_a_training_with_flips_does_not_go_on_with_one_without(tmp_path, monkeyp
 
 
 TWO_PROCESSES = """
-import json, os, sys, torch
+import atexit, json, os, sys, torch
 sys.path.insert(0, sys.argv[2])
 from pathlib import Path
 from test_loop import Denoise, Staged, tiny_dataset
@@ -512,6 +512,8 @@ from defend.training import stage
 from defend.util.tensors import content_hash
 here, rank = Path(sys.argv[1]), int(os.environ["RANK"])
 said = {}
+# whoever registers first is called last
+atexit.register(lambda: (here / f"left{rank}").write_text(str(not torch.distributed.is_initialized())))
 
 def note(what, training):
     said[what] = content_hash(training.stage.state_dict())
@@ -590,8 +592,10 @@ def test_every_training_of_a_process_runs_on_the_device_that_it_was_asked_to(mon
         assert (accelerator.device, processes.world) == (torch.device(name), 1)
 
 
-def test_two_processes_share_the_work_and_agree(launch_two):
+def test_two_processes_share_the_work_and_agree(launch_two, tmp_path):
     first, second = launch_two(TWO_PROCESSES, os.path.dirname(__file__))
+    left = [(tmp_path / f"left{rank}").read_text() for rank in (0, 1)]
+    assert left == ["True", "True"], "what does not part from the others may be aborted by torch as it ends"
     assert first["plain"] == second["plain"], "running statistics too"
     assert first["scored"] == second["scored"] and first["figures"] == second["figures"] == {"rank": 0}
     assert (len(first["saved"]), len(second["saved"])) == (1, 0), "one process writes"

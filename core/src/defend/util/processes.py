@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import datetime
 import signal
@@ -128,6 +129,13 @@ def _noticing_loss() -> Iterator[None]:
         raise ProcessLostError(f"another process of this run is gone ({_first_line(error)})") from None
 
 
+def _leave() -> None:
+    """Part from the other processes: torch may abort one that ends without, after all its work is done."""
+    if torch.distributed.is_initialized():
+        with contextlib.suppress(RuntimeError):
+            torch.distributed.destroy_process_group()
+
+
 def join(device: torch.device) -> tuple[Processes, torch.device]:
     """Meet the other processes, if a launcher started several; return them and this one's device.
 
@@ -145,6 +153,7 @@ def join(device: torch.device) -> tuple[Processes, torch.device]:
 
     try:
         state: Any = PartialState(cpu=device.type == "cpu", timeout=PATIENCE)
+        atexit.register(_leave)
     except (ValueError, RuntimeError) as error:
         raise ConfigError(f"process {rank} of {world} cannot meet the others: {_first_line(error)}") from None
     if (state.process_index, state.num_processes) != (rank, world):
