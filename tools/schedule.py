@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -188,6 +189,10 @@ class Schedule:
             self._say(f"cut off  {name}  {record.said}")
         self._running.clear()
 
+    def _say_left(self) -> str:
+        left = self._deadline - self._clock()
+        return f"; {left:.0f} s left" if math.isfinite(left) else ""
+
     def _say_running(self) -> None:
         what = ", ".join(f"{name} {running.progress()}" for name, running in self._running.items())
-        self._say(f"running  {what or 'nothing: waiting for data'}; {self._deadline - self._clock():.0f} s left")
+        self._say(f"running  {what or 'nothing: waiting for data'}{self._say_left()}")
