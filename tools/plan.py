@@ -149,12 +149,24 @@ def seconds(work: Work, images: int, epochs: int, batch: int, fast: bool) -> flo
     return SETUP + epochs * max(images // batch, 1) * step
 
 
-def name_training(
-    stage: Stage, stage_name: str, dataset: str, edition: str, victim: str | None, purifier: str | None
-) -> str:
-    """Return an item's name: resnet20/cifar10+long, or dae/resnet20/dae/cifar10 of a fine-tuner behind a purifier."""
+def make_training(
+    stage: Stage,
+    stage_name: str,
+    dataset: str,
+    *,
+    edition: str = "",
+    victim: str | None = None,
+    purifier: str | None = None,
+    **more: Any,
+) -> Train:
+    """Return a training under its name: resnet20/cifar10+long, or dae/resnet20/dae/cifar10 of a fine-tuner.
+
+    `more` are the other fields of `Train`.
+    """
     tuned = (part for part in (victim, purifier) if part and stage == "finetuner")
-    return "/".join((stage_name, *tuned, dataset)) + (f"+{edition}" if edition else "")
+    name = "/".join((stage_name, *tuned, dataset)) + (f"+{edition}" if edition else "")
+    own = {"edition": edition, "victim": victim, "purifier": purifier}
+    return Train(name=name, stage=stage, stage_name=stage_name, dataset=dataset, **own, **more)
 
 
 def _train(
@@ -176,18 +188,17 @@ def _train(
 ) -> Train:
     """Describe a training; `kinds` is how many images a training image becomes, `rounds` its epochs if not named."""
     epochs = rounds if rounds is not None else options["epochs"] + options.get("post_epochs", 0)
-    return Train(
-        name=name_training(stage, stage_name, dataset, edition, victim, purifier),
-        dataset=dataset,
-        seconds=seconds(work, round(SIZES[dataset] * kinds), epochs, options["batch_size"], fast),
-        rank=rank,
-        needs=needs,
-        stage=stage,
-        stage_name=stage_name,
-        options=options,
+    return make_training(
+        stage,
+        stage_name,
+        dataset,
         edition=edition,
         victim=victim,
         purifier=purifier,
+        seconds=seconds(work, round(SIZES[dataset] * kinds), epochs, options["batch_size"], fast),
+        rank=rank,
+        needs=needs,
+        options=options,
         weights=weights or {},
         precision="bf16" if fast else "no",
     )

@@ -9,41 +9,11 @@ from __future__ import annotations
 from typing import Any
 
 from defend.stages import Stage
-from tools.plan import HALF, Item, Measure, Train, name_training
+from tools.plan import HALF, Item, Measure, Train, make_training
 
 
-def _train(
-    rank: int,
-    minutes: float,
-    stage: Stage,
-    stage_name: str,
-    dataset: str = "cifar10",
-    *,
-    measured: bool = False,
-    needs: tuple[str, ...] = (),
-    edition: str = "",
-    victim: str | None = None,
-    purifier: str | None = None,
-    weights: dict[str, str] | None = None,
-    precision: str = "no",
-    **options: Any,
-) -> Train:
-    return Train(
-        name=name_training(stage, stage_name, dataset, edition, victim, purifier),
-        dataset=dataset,
-        seconds=60 * minutes,
-        rank=rank,
-        measured=measured,
-        needs=needs,
-        stage=stage,
-        stage_name=stage_name,
-        options=options,
-        edition=edition,
-        victim=victim,
-        purifier=purifier,
-        weights=weights or {},
-        precision=precision,
-    )
+def _train(rank: int, minutes: float, stage: Stage, stage_name: str, dataset: str = "cifar10", **more: Any) -> Train:
+    return make_training(stage, stage_name, dataset, rank=rank, seconds=60 * minutes, **{"options": {}, **more})
 
 
 def _measure(rank: int, minutes: float, table: str, dataset: str, *needs: str, measured: bool = False) -> Measure:
@@ -87,7 +57,7 @@ CPU_PLAN: tuple[Item, ...] = (
         precision=HALF,
     ),
     _measure(4, 12, "dae_finetune/table-2-long", "cifar10", "dae/resnet20/dae/cifar10+long"),
-    _train(5, 60, "purifier", "dae", edition="se_preresnet56", train_subset=10_000),
+    _train(5, 60, "purifier", "dae", edition="se_preresnet56", options={"train_subset": 10_000}),
     # 001, before a victim that a core can train
     _measure(6, 95, "apudae/table-3-resnet20", "cifar10"),
     # 003: the compact network and its victim as long as the paper's reasons want
@@ -104,10 +74,10 @@ CPU_PLAN: tuple[Item, ...] = (
         weights={"victim": "+paper"},
     ),
     # 000 and 001: their own victims
-    _train(10, 240, "victim", "resnet18", precision=HALF, epochs=16),
-    _train(11, 120, "victim", "vgg13_bn", precision=HALF, epochs=12),
+    _train(10, 240, "victim", "resnet18", precision=HALF, options={"epochs": 16}),
+    _train(11, 120, "victim", "vgg13_bn", precision=HALF, options={"epochs": 12}),
     # 003 on CIFAR-10
-    _train(20, 120, "victim", "classifier_b", precision=HALF, epochs=15),
-    _train(21, 240, "purifier", "puvae", needs=("classifier_b/cifar10",), epochs=12),
+    _train(20, 120, "victim", "classifier_b", precision=HALF, options={"epochs": 15}),
+    _train(21, 240, "purifier", "puvae", needs=("classifier_b/cifar10",), options={"epochs": 12}),
     _measure(22, 60, "puvae_detect/table-5", "cifar10", "puvae/cifar10"),
 )
