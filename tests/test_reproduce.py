@@ -740,6 +740,9 @@ def test_cells_of_other_weights_are_open_and_what_does_not_join_is_refused(
     assert defend("train", "victim", "trained", "--dataset", "specks", "--seed", "5", "--quiet").code == 0
     settings = MeasureSettings(out=tmp_path / "later", device="cpu", only_open=True)
     second = reproduce(toys[3], settings)
+    assert list(find_stale_runs(toys[3], settings, registry())) == []
+    assert defend("train", "victim", "trained", "--dataset", "specks", "--seed", "6", "--quiet").code == 0
+    assert len(list(find_stale_runs(toys[3], settings, registry()))) == 1
     assert second.weights != first.weights and second.cell("FGSM", "None").ours is not None
     with pytest.raises(ConfigError, match="--seed 3: the kept result of papers/table-3 is of seed 0"):
         reproduce(toys[3], attrs.evolve(settings, seed=3))

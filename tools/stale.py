@@ -6,12 +6,11 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from defend.assembly.composition import Composition
 from defend.plugins import Registry
 from defend.records.reading import read_report
-from defend.reproduce.jobs import Job, MeasureSettings, find_missing, jobs
+from defend.reproduce.jobs import MeasureSettings, find_missing, hash_job, jobs
+from defend.reproduce.open_cells import find_current
 from defend.tables import Table
-from defend.values.threats import NO_SOURCES
 
 
 def find_stale_runs(table: Table, settings: MeasureSettings, plugins: Registry) -> Iterator[Path]:
@@ -21,16 +20,9 @@ def find_stale_runs(table: Table, settings: MeasureSettings, plugins: Registry) 
     """
     gaps = find_missing(table, plugins, settings.data_dir)
     ready = [arm for arm in table.arms if not arm.absent and not arm.best_of and arm.name not in gaps]
-    for folder, job in {job.folder: job for job in jobs(table, settings, ready, plugins)}.items():
+    kept = find_current(table, settings.seed, gaps, plugins) if settings.only_open else None
+    for folder, job in {job.folder: job for job in jobs(table, settings, ready, plugins, kept)}.items():
         with contextlib.suppress(OSError, ValueError):  # there is none, or it is damaged, as measuring it will say
             then = {part: made["sha256"] for part, made in read_report(folder).weights.items()}
-            if any(then.get(part, value) != value for part, value in _hash_weights(job, plugins)):
+            if any(then.get(part, value) != value for part, value in hash_job(job, plugins).items()):
                 yield folder
-
-
-def _hash_weights(job: Job, plugins: Registry) -> Iterator[tuple[str, str]]:
-    """Yield the content hash of everything that a run would load now, under its name in a report."""
-    yield from Composition.of_config(job.config, plugins).hash_weights(job.config.dataset).items()
-    for name in job.config.sources if job.config.sources not in (None, NO_SOURCES) else ():
-        source = Composition.of(name, plugins=plugins).hash_weights(job.config.dataset)
-        yield from ((f"source {name}", value) for value in source.values())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,34 @@ class Job:
         return Path(str(self.config.out))
 
 
+def compose_arm(table: Table, arm: TableArm, plugins: Registry) -> Composition:
+    """Return what an arm of a table is made of."""
+    return Composition.of(
+        arm.victim or table.victim,
+        arm.purifier,
+        arm.detector,
+        arm.finetune,
+        options=arm.options,
+        weights=arm.weights,
+        plugins=plugins,
+    )
+
+
+def hash_weights(own: Composition, sources: Iterable[str], dataset: str, plugins: Registry) -> dict[str, str]:
+    """Return the hashes of the weights that there are, of a composition and of what transfers from, by part."""
+    found = own.hash_weights(dataset)
+    for name in sources:
+        source = Composition.of(name, plugins=plugins).hash_weights(dataset)
+        found |= {f"source {name}": value for value in source.values()}
+    return found
+
+
+def hash_job(job: Job, plugins: Registry) -> dict[str, str]:
+    """Return the hashes of the weights that a run would be made with now, by part."""
+    sources = () if job.config.sources in (None, NO_SOURCES) else job.config.sources
+    return hash_weights(Composition.of_config(job.config, plugins), sources or (), job.config.dataset, plugins)
+
+
 def find_missing(table: Table, plugins: Registry, data_dir: str | None = None) -> dict[str, list[Missing]]:
     """Return which weights are missing, by arm; `data_dir` is where the commands find the data set."""
     found: dict[str, list[Missing]] = {}
@@ -69,10 +97,7 @@ def find_missing(table: Table, plugins: Registry, data_dir: str | None = None) -
     for arm in table.arms:
         if arm.absent or arm.best_of:
             continue
-        victim = arm.victim or table.victim
-        own = Composition.of(
-            victim, arm.purifier, arm.detector, arm.finetune, options=arm.options, weights=arm.weights, plugins=plugins
-        )
+        own = compose_arm(table, arm, plugins)
         others = [Composition.of(arm.source, plugins=plugins)] if arm.source else []  # a transfer's is taken as it is
         gaps = [gap for each in (own, *others) for gap in each.list_missing(table.dataset, typed=typed)]
         if gaps:

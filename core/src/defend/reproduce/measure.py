@@ -10,7 +10,6 @@ from pathlib import Path
 
 import attrs
 
-from defend.assembly.composition import Composition
 from defend.assembly.load import open_dataset
 from defend.datasets.base import ImageDataset
 from defend.errors import ConfigError, DataError, DefendError, WeightsError
@@ -20,14 +19,13 @@ from defend.records.reading import is_run, read_report
 from defend.records.unfinished import find_unfinished, is_unfinished
 from defend.records.watcher import Watcher
 from defend.reproduce.cells import make_result
-from defend.reproduce.jobs import Job, MeasureSettings, describe_job, find_missing, jobs
+from defend.reproduce.jobs import Job, MeasureSettings, describe_job, find_missing, hash_job, jobs
 from defend.reproduce.open_cells import find_current, join
 from defend.reproduce.results import TableResult
 from defend.tables import Table
 from defend.util.launch import place
 from defend.values.report import Report
 from defend.values.run_config import RunConfig
-from defend.values.threats import NO_SOURCES
 
 
 def reproduce(
@@ -107,10 +105,7 @@ def _find_finished(job: Job, plugins: Registry) -> Report | None:
     report = _read(job.folder)
     if report.partial:
         return None
-    now = Composition.of_config(job.config, plugins).hash_weights(job.config.dataset)
-    for name in job.config.sources if job.config.sources not in (None, NO_SOURCES) else ():
-        source = Composition.of(name, plugins=plugins).hash_weights(job.config.dataset)
-        now |= {f"source {name}": value for value in source.values()}
+    now = hash_job(job, plugins)
     then = {part: made["sha256"] for part, made in report.weights.items()}
     stale = sorted(part for part in now if part in then and now[part] != then[part])
     if stale:

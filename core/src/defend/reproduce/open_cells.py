@@ -6,10 +6,10 @@ from collections.abc import Collection
 
 import attrs
 
-from defend.assembly.composition import Composition
 from defend.errors import ConfigError
 from defend.plugins import Registry
 from defend.reproduce.cells import join_versions
+from defend.reproduce.jobs import compose_arm, hash_weights
 from defend.reproduce.results import Cell, TableResult, find_kept, standing
 from defend.tables import Table
 
@@ -53,18 +53,7 @@ def _is_stale(table: Table, name: str, kept: TableResult, plugins: Registry) -> 
     arm = next((arm for arm in table.arms if arm.name == name), None)
     if arm is None:
         return True
-    now = Composition.of(
-        arm.victim or table.victim,
-        arm.purifier,
-        arm.detector,
-        arm.finetune,
-        options=arm.options,
-        weights=arm.weights,
-        plugins=plugins,
-    ).hash_weights(table.dataset)
-    if arm.source:
-        source = Composition.of(arm.source, plugins=plugins).hash_weights(table.dataset)
-        now |= {f"source {arm.source}": value for value in source.values()}
+    now = hash_weights(compose_arm(table, arm, plugins), filter(None, [arm.source]), table.dataset, plugins)
     return any(now.get(part, value) != value for part, value in kept.weights[name].items())
 
 
