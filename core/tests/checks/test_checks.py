@@ -304,6 +304,26 @@ def test_an_attack_that_moved_nothing_fails_and_one_that_moved_little_is_told():
     assert only_successes.status == "warn" and "that it leaves right came back as they were" in only_successes.detail
 
 
+class Contrary(nn.Module):
+    """A victim that is right of nothing."""
+
+    def __init__(self, victim):
+        super().__init__()
+        self.victim = victim
+
+    def forward(self, batch):
+        return -self.victim(batch)
+
+
+def test_an_attack_that_had_nothing_to_move_does_not_fail():
+    """What it attacks is wrong of every image, and the defence right of most: nothing says that it does not work."""
+    arms = {"undefended": Defence(Contrary(toy()[2])), "defended": Defence(toy()[2])}
+    keys, judges = toy()[0].keys("test", 100, 0), ("undefended", "defended")
+    idle = PlannedRow("idle", Threat("oblivious", "linf", EPS), Moves(), keys, 20, "undefended", judges)
+    found = next(each for each in check_run(evaluated(arms, [idle]), None, "basic") if each.number == 4)
+    assert found.status == "warn" and "that it leaves right came back as they were" in found.detail
+
+
 def test_an_attack_that_used_a_part_of_its_budget_is_told():
     timid = convergence_of(Moves(0.2, everyone=True))
     assert timid.status == "warn" and "none was changed by more than 0.02 of its budget of 0.1" in timid.detail

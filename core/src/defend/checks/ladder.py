@@ -255,7 +255,8 @@ def unmoved(case: Case, found: Findings) -> None:
         left, still = right(row, DEFENDED), row.linf == 0
         same = int((left & still).sum())
         attackable = _right_before(case, row)
-        if same and bool(still[attackable].all()) and not getattr(row.plan.attack, "all_or_nothing", False):
+        idle = bool(attackable.any()) and bool(still[attackable].all())
+        if same and idle and not getattr(row.plan.attack, "all_or_nothing", False):
             found.numbers.setdefault("unmoved", {})[title(row)] = same
             found.add(
                 "fail",
