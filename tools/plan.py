@@ -313,17 +313,18 @@ def _puvae_paper(dataset: str, rank: int) -> Train:
     )
 
 
-def _puvae_compact(dataset: str, rank: int) -> Train:
+def _puvae_compact(dataset: str, rank: int, edition: str = "", marks: str = "", **options: Any) -> Train:
     return _train(
         "purifier",
         "puvae",
         dataset,
         rank,
         [("puvae_compact", LEARN), ("classifier_a", SLOPE)],
-        needs=(f"classifier_a/{dataset}",),
-        epochs=20,
-        batch_size=128,
-        lr=2e-3,
+        needs=(f"classifier_a/{dataset}{marks}",),
+        edition=edition,
+        victim="classifier_a" if marks else None,
+        weights={"victim": marks} if marks else None,
+        **{"epochs": 20, "batch_size": 128, "lr": 2e-3, **options},
     )
 
 
@@ -389,6 +390,8 @@ TRAININGS: tuple[Train, ...] = (
     _victim("classifier_a", "fashion_mnist", 51, epochs=14, batch_size=128, lr=2e-3, schedule="one_cycle"),
     _puvae_compact("mnist", 52),
     _puvae_compact("fashion_mnist", 53),
+    _victim("classifier_a", "mnist", 61, edition="paper", epochs=64, batch_size=128, lr=1e-3, schedule="constant"),
+    _puvae_compact("mnist", 62, "rc-0.01", "+paper", epochs=42, batch_size=64),
     _victim("mlp", "mnist", 56, epochs=3, batch_size=128, lr=2e-3),
     _train("purifier", "apudae", "mnist", 57, [("apudae_grey", LEARN)], epochs=12, batch_size=128),
     _adversarial("mlp", "mnist", 58, "eps-0.1", epochs=5, batch_size=128, steps=10),
@@ -439,6 +442,7 @@ TABLES: tuple[Measure, ...] = (
     _measure("puvae_detect/table-3", "mnist", 4, 55, "classifier_a", "puvae"),
     _measure("puvae_detect/saturation-mnist", "mnist", 2, 56, "classifier_a", "puvae"),
     _measure("puvae_detect/rejection-3", "mnist", 2, 57, "classifier_a", "puvae"),
+    _measure("puvae_detect/training-mnist", "mnist", 2, 63, "classifier_a+paper", "puvae+rc-0.01"),
     _measure("apudae/table-2", "mnist", 3, 59, "mlp", "apudae", "adversarial/mlp+eps-0.1"),
     _measure("apudae/table-5-mnist", "mnist", 3, 60, "mlp", "apudae", "adversarial/mlp+eps-0.1"),
 )

@@ -73,6 +73,7 @@ CPU_PLAN: tuple[Item, ...] = (
         victim="classifier_a",
         weights={"victim": "+paper"},
     ),
+    _measure(9, 30, "puvae_detect/training-mnist", "mnist", "puvae/mnist+rc-0.01"),
     # 000 and 001: their own victims
     _train(10, 240, "victim", "resnet18", precision=HALF, options={"epochs": 16}),
     _train(11, 120, "victim", "vgg13_bn", precision=HALF, options={"epochs": 12}),
