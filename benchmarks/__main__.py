@@ -10,7 +10,7 @@ import math
 import platform
 import statistics
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.contest import PEERS, Result, Scale, find_installed, ratio
+from benchmarks.contest import PEERS, Bar, Result, Scale, Timing, find_installed, ratio
 from defend.errors import ConfigError, DefendError
 from defend.util.files import atomic
 from defend.util.processes import resolve_device
@@ -44,6 +44,7 @@ WORKLOADS = (
 )
 DISTRIBUTIONS = {"art": "adversarial-robustness-toolbox"}
 VERSIONS = ("defend-core", "torch", "torchvision", "timm", "numpy", *(DISTRIBUTIONS.get(peer, peer) for peer in PEERS))
+LEFT_OUT = ": left out"  # of what could not be measured then, and may be now
 FULL, QUICK = {"rounds": 5, "images": 256}, {"rounds": 2, "images": 16}
 
 
@@ -57,22 +58,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except DefendError as error:
         errors.print(f"error: {error}", markup=False)
         return 2
-    about = {**surroundings(scale), "names": list(given.names or WORKLOADS)}
+    names = given.names or WORKLOADS
+    about = {**surroundings(scale), "names": list(names)}
+    try:
+        kept = read_kept(given.json, about) if given.resume else Kept()
+    except DefendError as error:
+        errors.print(f"error: {error}", markup=False)
+        return 2
+    scale = attrs.evolve(scale, kept=frozenset(result.title for result in kept.results))
     said = ", ".join(f"{key} {value}" for key, value in about.items() if isinstance(value, str | int))
     console.print(said, highlight=False)
     if about["left_out"]:
         missing = ", ".join(about["left_out"])
         console.print(f"left out, not installed: {missing} (pip install -r benchmarks/requirements.txt)")
-    done: list[Result] = []
-    for result in results(given.names or WORKLOADS, scale):
-        done.append(result)
-        show(result, console)
-        if given.json:
-            write(given.json, {**about, "complete": False}, done)
-        if given.plot:
-            draw(done, given.plot)
+    if kept.results:
+        console.print(f"kept from {given.json}: {len(kept.results)} results", highlight=False)
+    done, finished = list(kept.results), list(kept.finished)
+    for name in names:
+        if name in finished:
+            continue
+        for result in results(name, scale):
+            done = [one for one in done if (one.workload, one.title) != (result.workload, result.title)] + [result]
+            show(result, console)
+            if given.json:
+                write(given.json, {**about, "complete": False, "finished": finished}, done)
+            if given.plot:
+                draw(done, given.plot)
+        finished.append(name)
     if given.json:
-        write(given.json, {**about, "complete": True}, done)
+        write(given.json, {**about, "complete": True, "finished": finished}, done)
     bars = [bar for result in done for bar in result.bars]
     if bars:
         console.print(f"{sum(bar.met for bar in bars)} of {len(bars)} bars met")
@@ -87,6 +101,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, help="turns of each contender")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda (default %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there, after each result")
+    parser.add_argument("--resume", action="store_true", help="go on with what --json FILE holds of an earlier run")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the ratios there (.png, .svg, .pdf)")
     given = parser.parse_args(arguments)
     for name in given.names:
@@ -98,6 +113,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         path = getattr(given, name)
         if path is not None and not path.resolve().parent.is_dir():
             parser.error(f"--{name} {path}: there is no folder {path.parent}")
+    if given.resume and given.json is None:
+        parser.error("--resume: expected --json FILE, the file that an earlier run wrote")
     return given
 
 
@@ -114,10 +131,60 @@ def choose_scale(quick: bool = False, rounds: int | None = None, device: str = "
     return Scale(rounds or size["rounds"], size["images"], quick, where, find_installed())
 
 
-def results(names: Sequence[str], scale: Scale) -> Iterator[Result]:
-    """Run workloads in the order given; yield what each finds as it finds it."""
-    for name in names:
-        yield from importlib.import_module(f"benchmarks.{name}").run(scale)
+@attrs.frozen
+class Kept:
+    """What an earlier run wrote: its results, and the workloads that it ended."""
+
+    results: tuple[Result, ...] = ()
+    finished: tuple[str, ...] = ()
+
+
+def read_kept(path: Path, about: Mapping[str, Any]) -> Kept:
+    """Return what a run before this one wrote; nothing where there is no file yet.
+
+    Raises:
+        ConfigError: the file is no benchmark's, or was measured elsewhere than `about` says, which would mix figures of
+            two machines, or of two versions, in one file.
+    """
+    if not path.exists():
+        return Kept()
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))
+        for key, value in about.items():
+            if key != "names" and held[key] != value:
+                raise ConfigError(
+                    f"--resume: {path} was measured with {key} {held[key]!r}, here it is {value!r}: give --json "
+                    "another file"
+                )
+        done = [_read_result(one) for one in held["results"] if not one["title"].endswith(LEFT_OUT)]
+        return Kept(tuple(done), tuple(held.get("finished", ())))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, DefendError):
+            raise
+        raise ConfigError(f"--resume: {path} is not what `python -m benchmarks --json` writes ({error!r})") from error
+
+
+def _read_result(held: Mapping[str, Any]) -> Result:
+    """Undo `describe`; a figure that JSON had no number for is NaN again."""
+    bars = (
+        Bar(one["what"], math.nan if one["figure"] is None else one["figure"], one["bound"], one["kind"])
+        for one in held["bars"]
+    )
+    timings = (Timing(one["name"], one["rounds"]) for one in held["timings"])
+    return Result(
+        held["workload"],
+        held["title"],
+        held["unit"],
+        tuple(timings),
+        tuple(bars),
+        held["figures"],
+        tuple(held["notes"]),
+    )
+
+
+def results(name: str, scale: Scale) -> Iterator[Result]:
+    """Run a workload; yield what it finds as it finds it."""
+    yield from importlib.import_module(f"benchmarks.{name}").run(scale)
 
 
 def surroundings(scale: Scale) -> dict[str, Any]:

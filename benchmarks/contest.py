@@ -104,6 +104,7 @@ class Scale:
         quick: whether to leave out what takes long.
         device: where contenders run.
         peers: which other libraries are installed, by the names they are imported by.
+        kept: the titles of results that an earlier run has, which a workload whose results take long leaves out.
     """
 
     rounds: int
@@ -111,6 +112,7 @@ class Scale:
     quick: bool
     device: torch.device
     peers: tuple[str, ...]
+    kept: frozenset[str] = frozenset()
 
 
 def compete(

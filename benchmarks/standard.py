@@ -53,6 +53,13 @@ def run(scale: Scale) -> Iterator[Result]:
     for setting in SETTINGS:
         count = 6 if scale.quick else setting.images
         title = f"{setting.victim}, {setting.dataset}, n={count}, L-inf {setting.eps:.3g}"
+        whole, reached, circled = (
+            f"standard, {title}",
+            f"images left by {STEPS} steps, {title}",
+            f"PGD-{CIRCLES}, steps of {STEP:g} eps, {title}",
+        )
+        if {whole, reached, circled} <= scale.kept:
+            continue
         try:
             victim = defend.load(setting.victim, dataset=setting.dataset).to(scale.device).requires_grad_(False)
             images, labels = (
@@ -61,10 +68,13 @@ def run(scale: Scale) -> Iterator[Result]:
         except DefendError as error:
             yield Result(WORKLOAD, f"{title}: left out", "", notes=(str(error),))
             continue
-        yield contest(f"standard, {title}", victim, images, labels, setting.eps, scale)
-        figures = reach(victim, images, labels, setting.eps, TARGETS[:2] if scale.quick else TARGETS)
-        yield Result(WORKLOAD, f"images left by {STEPS} steps, {title}", "", figures=figures)
-        yield circles(f"PGD-{CIRCLES}, steps of {STEP:g} eps, {title}", victim, images, labels, setting.eps)
+        if whole not in scale.kept:
+            yield contest(whole, victim, images, labels, setting.eps, scale)
+        if reached not in scale.kept:
+            figures = reach(victim, images, labels, setting.eps, TARGETS[:2] if scale.quick else TARGETS)
+            yield Result(WORKLOAD, reached, "", figures=figures)
+        if circled not in scale.kept:
+            yield circles(circled, victim, images, labels, setting.eps)
 
 
 def contest(title: str, victim: nn.Module, images: Tensor, labels: Tensor, eps: float, scale: Scale) -> Result:

@@ -4,6 +4,7 @@ import io
 import json
 import math
 
+import attrs
 import pytest
 import torch
 from benchmarks import __main__ as command
@@ -92,7 +93,7 @@ def test_a_process_of_its_own_returns_what_it_prints_last(tmp_path):
 
 
 def test_the_command_prints_writes_and_draws(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(command, "results", lambda names, scale: iter([MADE_UP]))
+    monkeypatch.setattr(command, "results", lambda name, scale: iter([MADE_UP]))
     monkeypatch.setattr(command, "find_installed", lambda: ("foolbox",))
     json_file, plot = tmp_path / "all.json", tmp_path / "all.png"
     assert command.main(["pgd", "--quick", "--device", "cpu", "--json", str(json_file), "--plot", str(plot)]) == 0
@@ -117,14 +118,69 @@ def test_the_command_prints_writes_and_draws(tmp_path, monkeypatch, capsys):
 def test_json_is_whole_after_every_result(tmp_path, monkeypatch):
     path, seen = tmp_path / "all.json", []
 
-    def results(names, scale):
+    def results(name, scale):
         yield MADE_UP
         seen.append(len(json.loads(path.read_text())["results"]))
-        yield MADE_UP
+        yield attrs.evolve(MADE_UP, title="three sleepers")
 
     monkeypatch.setattr(command, "results", results)
-    assert command.main(["--device", "cpu", "--json", str(path)]) == 0
+    assert command.main(["pgd", "--device", "cpu", "--json", str(path)]) == 0
     assert seen == [1] and len(json.loads(path.read_text())["results"]) == 2
+
+
+def test_a_run_goes_on_with_what_an_earlier_one_wrote(tmp_path, monkeypatch, capsys):
+    path, asked = tmp_path / "all.json", []
+
+    def results(name, scale):
+        asked.append((name, scale.kept))
+        if MADE_UP.title not in scale.kept:
+            yield attrs.evolve(MADE_UP, workload=name)
+        if name == "others" and len(asked) == 2:
+            yield attrs.evolve(MADE_UP, workload=name, title="five sleepers: left out")
+            raise KeyboardInterrupt
+        yield attrs.evolve(MADE_UP, workload=name, title=f"the rest of {name}")
+
+    monkeypatch.setattr(command, "results", results)
+    request = ["pgd", "others", "cw", "--device", "cpu", "--quick", "--json", str(path), "--resume"]
+    with pytest.raises(KeyboardInterrupt):
+        command.main(request)
+    cut = json.loads(path.read_text())
+    assert cut["finished"] == ["pgd"] and not cut["complete"] and len(cut["results"]) == 4
+    assert command.main(request) == 0
+    assert "kept from" in capsys.readouterr().out
+    assert [name for name, _ in asked] == ["pgd", "others", "others", "cw"], "what had ended is not begun again"
+    assert asked[0][1] == set() and asked[2][1] == {MADE_UP.title, "the rest of pgd"}
+    whole = json.loads(path.read_text())
+    assert whole["complete"] and whole["finished"] == ["pgd", "others", "cw"]
+    assert [one["title"] for one in whole["results"]] == [
+        MADE_UP.title,
+        "the rest of pgd",
+        MADE_UP.title,
+        "the rest of others",
+        "the rest of cw",
+    ]
+    assert whole["results"][0] == cut["results"][0], "a kept result is written as it was"
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ({"threads": 999}, "was measured with threads 999"),
+        ({"versions": {"torch": "1.0"}}, "was measured with versions"),
+        ({"results": [{"title": "half"}]}, "is not what `python -m benchmarks --json` writes"),
+        (None, "is not what `python -m benchmarks --json` writes"),
+    ],
+)
+def test_what_was_measured_elsewhere_is_not_gone_on_with(written, said, tmp_path, monkeypatch, capsys):
+    path = tmp_path / "all.json"
+    monkeypatch.setattr(command, "results", lambda name, scale: iter([MADE_UP]))
+    request = ["pgd", "--device", "cpu", "--json", str(path)]
+    assert command.main(request) == 0
+    path.write_text(json.dumps({**json.loads(path.read_text()), **written}) if written else "no JSON")
+    before = path.read_text()
+    assert command.main([*request, "--resume"]) == 2
+    error = capsys.readouterr().err
+    assert said in " ".join(error.split()) and path.read_text() == before
 
 
 @pytest.mark.parametrize(
@@ -134,6 +190,7 @@ def test_json_is_whole_after_every_result(tmp_path, monkeypatch):
         (["--rounds", "0"], "--rounds 0"),
         (["--device", "abacus"], "abacus"),
         (["--json", "nowhere/all.json"], "no folder nowhere"),
+        (["--resume"], "--resume: expected --json FILE"),
     ],
 )
 def test_a_wrong_request_is_one_line_and_exit_code_2(arguments, said, capsys):
