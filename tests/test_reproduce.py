@@ -1,6 +1,7 @@
 """A published table measured again, from its declaration to its page: with a toy paper, and with the installed ones."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ from tools.stale import find_stale_runs
 from defend.errors import ConfigError, DataError, DefendError, WeightsError
 from defend.evaluation.runner import run
 from defend.plugins import registry
+from defend.records.reading import read_report
 from defend.records.unfinished import seal
 from defend.records.watcher import Watcher
 from defend.report import reproduction
@@ -559,6 +561,70 @@ def test_missing_weights_are_trained_and_replaced_ones_noticed(toys, measure, tm
         measure(toys[3])
 
 
+@pytest.fixture
+def train(defend):
+    """Train the toy victim with a seed: `train(5)`; with None only what is there of it goes."""
+
+    def train_it(seed):
+        for path in (cache_dir() / "weights").glob("victim-trained-*"):
+            path.unlink()
+        if seed is not None:
+            answer = defend("train", "victim", "trained", "--dataset", "specks", "--seed", seed, "--quiet")
+            assert answer.code == 0, answer.error
+
+    return train_it
+
+
+@pytest.fixture
+def two(toys):
+    """A table of one arm whose victim is trained, in two runs."""
+    return attrs.evolve(toys[3], attacks=toys[1].attacks, cells={("FGSM", "None"): 50.0, ("PGD", "None"): 50.0})
+
+
+def test_a_table_is_not_finished_with_another_training_than_it_was_begun_with(two, measure, train, tmp_path):
+    train(5)
+    first = measure(two)
+    train(None)
+    assert measure(two, train_missing=True) == first, "what is complete needs no weights"
+    shutil.rmtree(next((tmp_path / "out").glob("specks-trained-*")))
+    said = "with weights of the victim that are not there any more, and what --train-missing trains may be others"
+    with pytest.raises(DataError, match=said):
+        measure(two, train_missing=True)
+    assert not list((cache_dir() / "weights").glob("victim-*")), "nothing was trained for it"
+
+
+def test_weights_that_are_replaced_meanwhile_are_noticed(two, measure, train, keep, tmp_path):
+    train(5)
+    whole = reproduce(two, MeasureSettings(out=tmp_path / "whole", device="cpu"))
+    without = tuple(attrs.evolve(cell, ours=None) if cell.attack == "PGD" else cell for cell in whole.cells)
+    keep(attrs.evolve(whole, cells=without))
+    with pytest.raises(DataError, match="with other weights of the victim than the kept result: the same command"):
+        measure(two, announce=lambda line: train(6), only_open=True)
+    shutil.rmtree(tmp_path / "out")
+    train(5)
+    with pytest.raises(DataError, match="with other weights of the victim than the other runs of 'None': delete the f"):
+        measure(two, announce=lambda line: train(6) if "run 2 of 2" in line else None)
+
+
+def test_an_arm_keeps_the_hashes_of_all_that_its_runs_were_made_with(toys, measure, train, keep):
+    """Its transfer alone has a source, and is not its last run."""
+    arm = attrs.evolve(toys[5].arm("Exposed"), source="trained")
+    attacks = tuple(toys[5].attack(name) for name in ("T", "PGD"))
+    table = attrs.evolve(
+        toys[5],
+        name="papers/table-8",
+        arms=(arm,),
+        attacks=attacks,
+        cells={(one.name, arm.name): 50.0 for one in attacks},
+    )
+    train(5)
+    whole = measure(table)
+    assert list(whole.weights["Exposed"]) == ["source trained"]
+    without = tuple(attrs.evolve(cell, ours=None) if cell.attack == "PGD" else cell for cell in whole.cells)
+    keep(attrs.evolve(whole, cells=without))
+    assert measure(table, only_open=True).weights == whole.weights
+
+
 def test_a_source_that_was_trained_anew_is_noticed(toys, defend, tmp_path):
     """What transfers comes from it: half a table from the one and half from the other is of two attackers."""
     transfer = {"attacks": ("fgsm",), "threats": ("transfer",), "sources": ("trained",)}
@@ -752,6 +818,22 @@ def test_cells_of_other_weights_are_open_and_what_does_not_join_is_refused(
     assert "--open is of a measurement, and --kept measures nothing" in refused(
         "reproduce", "papers", "--kept", "--open"
     )
+
+
+def test_what_is_trained_for_open_cells_opens_the_others_of_its_arms(two, measure, train, keep, tmp_path):
+    train(5)
+    whole = measure(two)
+    keep(whole)
+    train(None)
+    settings = MeasureSettings(out=tmp_path / "later", device="cpu", only_open=True, train_missing=True)
+    assert reproduce(two, settings).weights == whole.weights, "nothing is open, and nothing is trained"
+    without = tuple(attrs.evolve(cell, ours=None) if cell.attack == "PGD" else cell for cell in whole.cells)
+    keep(attrs.evolve(whole, cells=without))
+    later = reproduce(two, settings)
+    runs = [read_report(path.parent) for path in (tmp_path / "later").glob("*/report.json")]
+    made = {run.weights["victim"]["sha256"] for run in runs}
+    assert len(runs) == 2 and later.weights == {"None": {"victim": made.pop()}} != whole.weights and not made
+    assert all(cell.ours is not None for cell in later.cells)
 
 
 def test_the_list_imports_no_torch_and_answers_at_once():

@@ -54,11 +54,17 @@ def make_result(
         device="; ".join(dict.fromkeys(report.device for report in reports.values())),
         seed=settings.seed,
         seconds=sum(report.seconds for report in {job.folder: report for job, report in made}.values()),
-        weights={job.arm.name: {part: one["sha256"] for part, one in report.weights.items()} for job, report in made},
+        weights={name: hash_arm(name, every, reports) for name in dict.fromkeys(job.arm.name for job, _ in made)},
         missing=tuple(dict.fromkeys(str(gap) for each in gaps.values() for gap in each)),
         failed={name: str(error) for name, error in failed.items()},
         partial=partial,
     )
+
+
+def hash_arm(arm: str, every: Iterable[Job], reports: Mapping[Path, Report]) -> dict[str, str]:
+    """Return the hashes of the weights that an arm's runs were made with, by part: one may have what others lack."""
+    mine = [reports[job.folder] for job in every if job.arm.name == arm and job.folder in reports]
+    return {part: made["sha256"] for report in mine for part, made in report.weights.items()}
 
 
 def join_versions(every: Iterable[Mapping[str, str]]) -> dict[str, str]:

@@ -116,8 +116,7 @@ def jobs(
 
     What is `kept` needs none.
     """
-    cells = table.cells if kept is None else find_open(table, kept)
-    wanted = {(attack, owner) for attack, arm in cells for owner in _owners(table, arm)}
+    wanted = _list_wanted(table, kept)
     for arm in arms:
         mine = [attack for attack in table.attacks if (attack.name, arm.name) in wanted]
         for group in _groups(table, arm, mine):
@@ -126,9 +125,32 @@ def jobs(
             for eps in budgets:
                 yield _job(table, settings, arm, group, eps)
     for arm in arms:
-        there = kept is not None and kept.against(arm.name) is not None
-        if table.adaptive is not None and _faces_adaptive(arm) and _has_cells(table, arm) and not there:
+        if table.adaptive is not None and _wants_adaptive(table, arm, kept):
             yield _adaptive_job(table, settings, arm, table.adaptive, plugins)
+
+
+def find_unmeasured(table: Table, kept: TableResult | None) -> set[str]:
+    """Return the names of the arms that have to be run for what a result lacks, whether their weights are there or not.
+
+    An arm that is absent, or the best of others, is never run.
+    """
+    wanted = {arm for _, arm in _list_wanted(table, kept)}
+    return {
+        arm.name
+        for arm in table.arms
+        if not arm.absent and not arm.best_of and (arm.name in wanted or _wants_adaptive(table, arm, kept))
+    }
+
+
+def _list_wanted(table: Table, kept: TableResult | None) -> set[tuple[str, str]]:
+    """Return what has to be attacked with what, (attack, arm), for the cells that a result lacks."""
+    cells = table.cells if kept is None else find_open(table, kept)
+    return {(attack, owner) for attack, arm in cells for owner in _owners(table, arm)}
+
+
+def _wants_adaptive(table: Table, arm: TableArm, kept: TableResult | None) -> bool:
+    there = kept is not None and kept.against(arm.name) is not None
+    return table.adaptive is not None and _faces_adaptive(arm) and _has_cells(table, arm) and not there
 
 
 def _faces_adaptive(arm: TableArm) -> bool:

@@ -5,11 +5,12 @@ Images attacked on a bare victim are shared through the store.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import attrs
 
+from defend.assembly.composition import Missing
 from defend.assembly.load import open_dataset
 from defend.datasets.base import ImageDataset
 from defend.errors import ConfigError, DataError, DefendError, WeightsError
@@ -18,7 +19,7 @@ from defend.plugins import Registry, registry
 from defend.records.reading import is_run, read_report
 from defend.records.unfinished import find_unfinished, is_unfinished
 from defend.records.watcher import Watcher
-from defend.reproduce.cells import make_result
+from defend.reproduce.cells import hash_arm, make_result
 from defend.reproduce.jobs import Job, MeasureSettings, describe_job, find_missing, hash_job, jobs
 from defend.reproduce.open_cells import find_current, join
 from defend.reproduce.results import TableResult
@@ -41,20 +42,26 @@ def reproduce(
     Raises:
         WeightsError: no arm has its weights; the message names the commands.
         ConfigError: a distribution that offers a part of it is not installed; the message says which.
-        DataError: a run that is there was made with other weights, or with other images than the others.
+        DataError: a run that is there was made with other weights than there are now, or than are trained now for
+            others; or one with other weights or images than the others.
         DefendError: as `defend.run`, where all runs fail.
     """
     if place()[1] > 1:
         raise ConfigError("a table is measured in one process: start it without torchrun")
     table.require()
     plugins = plugins or registry()
-    gaps = {} if settings.train_missing else find_missing(table, plugins, settings.data_dir)
+    lacking = find_missing(table, plugins, settings.data_dir)
+    gaps = {} if settings.train_missing else lacking
     ready = [arm for arm in table.arms if not arm.absent and not arm.best_of and arm.name not in gaps]
     if not ready:
         commands = "; ".join(dict.fromkeys(str(gap) for each in gaps.values() for gap in each))
         raise WeightsError(f"table {table.name} needs weights that are not there: run {commands}, or --train-missing")
-    kept = find_current(table, settings.seed, gaps, plugins) if settings.only_open else None
+    trains, kept = settings.train_missing, None
+    if settings.only_open:
+        kept = find_current(table, settings.seed, lacking, plugins, trains)
     every = list(jobs(table, settings, ready, plugins, kept))
+    if trains:
+        _check_replaced(every, lacking, plugins)
     reports: dict[Path, Report] = {}
     path = settings.out / f"{table.name.replace('/', '-')}.json"
     dataset: ImageDataset | None = None
@@ -90,6 +97,7 @@ def reproduce(
                     return result
         if report is not None:
             _check_images(job, report, reports, kept)
+            _check_weights(job, report, hash_arm(job.arm.name, every, reports), kept)
             reports[job.folder] = report
         result = collect(partial=number < len(every))
         result.save(path)
@@ -116,6 +124,22 @@ def _find_finished(job: Job, plugins: Registry) -> Report | None:
     return report
 
 
+def _check_replaced(every: Sequence[Job], lacking: Mapping[str, Sequence[Missing]], plugins: Registry) -> None:
+    """Refuse runs whose weights are gone, where those are trained now for others: they may come to other ones."""
+    there = {job.folder: _find_finished(job, plugins) for job in every}
+    trained = {str(gap) for job in every if there[job.folder] is None for gap in lacking.get(job.arm.name, ())}
+    for job in every:
+        report = there[job.folder]
+        if report is None or not any(str(gap) in trained for gap in lacking.get(job.arm.name, ())):
+            continue
+        if gone := sorted(set(report.weights) - set(hash_job(job, plugins))):
+            raise DataError(
+                f"{str(job.folder)!r} was measured with weights of the {gone[0]} that are not there any more, and what "
+                "--train-missing trains may be others: put them back, delete the folder to measure it again, or name "
+                "another with --out"
+            )
+
+
 def _as_begun(job: Job) -> RunConfig:
     """Return a run's config; one that goes on keeps its batch size, as its finished batches are counted in it."""
     if not is_unfinished(job.folder):
@@ -135,6 +159,22 @@ def _check_images(job: Job, report: Report, others: Mapping[Path, Report], kept:
             f"{str(job.folder)!r} was measured on other images of {job.config.dataset} than the table's other runs: "
             "delete the folders of either to measure them again, or name another with --out"
         )
+
+
+def _check_weights(job: Job, report: Report, others: Mapping[str, str], kept: TableResult | None) -> None:
+    """Refuse a run of other weights than an arm's `others`: they were replaced while the table was measured."""
+    then = {} if kept is None else kept.weights.get(job.arm.name, {})
+    for part, made in report.weights.items():
+        if then.get(part, made["sha256"]) != made["sha256"]:
+            raise DataError(
+                f"{str(job.folder)!r} was measured with other weights of the {part} than the kept result: the same "
+                "command measures anew what is of those"
+            )
+        if others.get(part, made["sha256"]) != made["sha256"]:
+            raise DataError(
+                f"{str(job.folder)!r} was measured with other weights of the {part} than the other runs of "
+                f"{job.arm.name!r}: delete the folders of either to measure them again, or name another with --out"
+            )
 
 
 def _read(folder: Path) -> Report:

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Mapping, Sequence
 
 import attrs
 
+from defend.assembly.composition import Missing
 from defend.errors import ConfigError
 from defend.plugins import Registry
 from defend.reproduce.cells import join_versions
-from defend.reproduce.jobs import compose_arm, hash_weights
+from defend.reproduce.jobs import compose_arm, find_unmeasured, hash_weights
 from defend.reproduce.results import Cell, TableResult, find_kept, standing
 from defend.tables import Table
 
 
-def find_current(table: Table, seed: int, gaps: Collection[str], plugins: Registry) -> TableResult | None:
-    """Return what came with a table's plugin, less what was measured with other weights than there are now.
+def find_current(
+    table: Table, seed: int, gaps: Mapping[str, Sequence[Missing]], plugins: Registry, train_missing: bool = False
+) -> TableResult | None:
+    """Return what came with a table's plugin, less what was measured with other weights than a run would have.
 
     Args:
         table: whose result it is.
         seed: of what is to be measured beside it.
-        gaps: the arms whose weights are missing: their figures stay.
+        gaps: what is missing, by arm: their figures stay.
         plugins: what is installed.
+        train_missing: whether that is trained where a run needs it. As it may come to other weights, the figures of
+            all arms that it is part of are open then.
 
     Returns:
         None where nothing came.
@@ -38,14 +43,29 @@ def find_current(table: Table, seed: int, gaps: Collection[str], plugins: Regist
             f"--seed {seed}: the kept result of {table.name} is of seed {kept.seed}, and what it lacks is measured "
             f"with the same: give --seed {kept.seed}, or measure all of it, without --open"
         )
-    stale = {name for name in kept.weights if name not in gaps and _is_stale(table, name, kept, plugins)}
-    stale |= {arm.name for arm in table.arms if stale & set(arm.best_of)}
-    cells = tuple(_open(table, cell) if cell.arm in stale else cell for cell in kept.cells)
+    kept = _open_arms(
+        table, kept, {name for name in kept.weights if name not in gaps and _is_stale(table, name, kept, plugins)}
+    )
+    # an arm that is opened may have more trained, which others have too
+    while train_missing and (stale := _list_replaced(table, kept, gaps)):
+        kept = _open_arms(table, kept, stale)
+    return kept
+
+
+def _list_replaced(table: Table, kept: TableResult, gaps: Mapping[str, Sequence[Missing]]) -> set[str]:
+    """Return the arms whose figures are of weights that are missing, and trained for what is to be run."""
+    trained = {str(gap) for name in find_unmeasured(table, kept) for gap in gaps.get(name, ())}
+    return {name for name in kept.weights if any(str(gap) in trained for gap in gaps.get(name, ()))}
+
+
+def _open_arms(table: Table, kept: TableResult, stale: set[str]) -> TableResult:
+    """Return a result without the figures of some arms, and of those that are the best of them."""
+    opened = stale | {arm.name for arm in table.arms if stale & set(arm.best_of)}
     return attrs.evolve(
         kept,
-        cells=cells,
-        adaptive=tuple(one for one in kept.adaptive if one.arm not in stale),
-        weights={name: then for name, then in kept.weights.items() if name not in stale},
+        cells=tuple(_open(table, cell) if cell.arm in opened else cell for cell in kept.cells),
+        adaptive=tuple(one for one in kept.adaptive if one.arm not in opened),
+        weights={name: then for name, then in kept.weights.items() if name not in opened},
     )
 
 
@@ -82,5 +102,8 @@ def join(table: Table, kept: TableResult, new: TableResult) -> TableResult:
         plugins=join_versions((kept.plugins, new.plugins)),
         device="; ".join(dict.fromkeys(device for device in (kept.device, new.device) if device)),
         seconds=kept.seconds + new.seconds,
-        weights={**kept.weights, **new.weights},
+        weights={
+            name: {**kept.weights.get(name, {}), **new.weights.get(name, {})}
+            for name in (*kept.weights, *(name for name in new.weights if name not in kept.weights))
+        },
     )
