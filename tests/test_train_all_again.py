@@ -13,6 +13,7 @@ from tools.plan import PLAN
 
 import defend.report.reproduction_page
 import defend.reproduce.measure
+from defend.errors import DefendError
 from defend.plugins import registry
 from defend.weights.card import Card
 from defend.weights.files import save
@@ -163,7 +164,28 @@ def test_a_table_alone_does_not_take_the_weights_of_a_trial(settings, capsys):
     assert settings.product(VICTIM).is_file()
 
 
-def test_a_table_is_measured_as_by_its_command_and_says_which_weights_were_not_trained(settings, monkeypatch, tmp_path):
+@pytest.fixture
+def measuring(settings, monkeypatch, tmp_path):
+    """Measure the table with `reproduce` as it is told: `measuring(reproduce)`; return what `_measure` does.
+
+    What is written of it is listed under `measuring.pages`.
+    """
+
+    def measure(reproduce):
+        monkeypatch.setattr(defend.reproduce.measure, "reproduce", reproduce)
+        return perform._measure(TABLE, attrs.evolve(settings, threads=torch.get_num_threads()), tmp_path / "progress")
+
+    measure.pages = []
+    monkeypatch.setattr(tools.held, "hold", lambda *_: None)
+    monkeypatch.setattr(tools.held, "HeldRegistry", registry)
+    monkeypatch.setattr(defend.report.reproduction_page, "write_page", lambda *page: measure.pages.append(page))
+    monkeypatch.setenv("DEFEND_CACHE_DIR", str(settings.work / "cache"))
+    return measure
+
+
+def test_a_table_is_measured_as_by_its_command_and_says_which_weights_were_not_trained(
+    settings, measuring, monkeypatch
+):
     """What `defend reproduce` does not set is not set; shipped weights in the place of the plan's leave it open."""
     finish(VICTIM, settings)
     asked = []
@@ -172,15 +194,15 @@ def test_a_table_is_measured_as_by_its_command_and_says_which_weights_were_not_t
         asked.append((torch.get_float32_matmul_precision(), torch.backends.cudnn.benchmark))
         return SimpleNamespace(partial=False, cells=(), missing=(), failed={})
 
-    monkeypatch.setattr(tools.held, "hold", lambda *_: None)
-    monkeypatch.setattr(tools.held, "HeldRegistry", registry)
-    monkeypatch.setattr(defend.reproduce.measure, "reproduce", reproduce)
-    monkeypatch.setattr(defend.report.reproduction_page, "write_page", lambda *_: None)
     torch.set_float32_matmul_precision("highest")  # as it is where nobody sets it
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
-    monkeypatch.setenv("DEFEND_CACHE_DIR", str(settings.work / "cache"))
-    said, whole = perform._measure(
-        TABLE, attrs.evolve(settings, threads=torch.get_num_threads()), tmp_path / "progress"
-    )
+    said, whole = measuring(reproduce)
     assert asked == [("highest", False)]
     assert said.endswith(f"; not trained here: {PURIFIER.name}, {TUNED.name}") and not whole
+
+
+def test_a_table_of_which_an_arm_failed_is_written_and_has_failed(measuring):
+    result = SimpleNamespace(partial=False, cells=(), missing=(), failed={"APuDAE": "no room"})
+    with pytest.raises(DefendError, match=r"^1 of [0-9]+ arms failed, for example APuDAE: no room$"):
+        measuring(lambda *_: result)
+    assert [page[1] for page in measuring.pages] == [result]

@@ -346,6 +346,9 @@ def _measure(item: Item, settings: Settings, progress: Path) -> tuple[str, bool]
     """Measure a table; return how much of it there is, and whether every arm had the weights that are trained for it.
 
     Nothing is set that `defend reproduce` does not set, but the threads: a GPU's products keep all their digits.
+
+    Raises:
+        DefendError: runs of some arms failed; what the others came to is written.
     """
     import torch
 
@@ -388,8 +391,11 @@ def _measure(item: Item, settings: Settings, progress: Path) -> tuple[str, bool]
     write_page(table, result, settings.tables / page_name(table))
     if result.partial:
         raise KeyboardInterrupt
+    if result.failed:
+        arm, why = next(iter(result.failed.items()))
+        raise DefendError(f"{len(result.failed)} of {len(table.arms)} arms failed, for example {arm}: {why}")
     measured = [cell for cell in result.cells if cell.ours is not None]
     fine = sum(cell.standing in ("same", "better") for cell in measured)
     said = f"{len(measured)} of {len(result.cells)} cells measured, {fine} as the paper's or better"
     said += f"; not trained here: {', '.join(absent)}" if absent else ""  # there may be shipped ones in their place
-    return said, not result.missing and not result.failed and not absent
+    return said, not result.missing and not absent
