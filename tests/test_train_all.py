@@ -9,6 +9,7 @@ import tarfile
 import time
 from pathlib import Path
 
+import attrs
 import pytest
 from tools import pack_data, parcels, train_all
 from tools.parcels import Limits, pack, unpack
@@ -22,6 +23,7 @@ from defend.errors import ConfigError, DataError, WriteError
 from defend.options import describe, make
 from defend.plugins import registry
 from defend.reproduce.jobs import find_missing
+from defend.reproduce.results import find_kept
 from defend.util.files import cache_dir
 
 PART = 128 * 1024
@@ -67,10 +69,11 @@ def test_names_and_files_are_unique_and_needs_go_first():
 
 
 def test_what_a_cpu_makes_that_ships_is_not_made_again(tmp_path, capsys):
-    shipped = find_shipped(CPU_PLAN)
+    cache = tmp_path / "cache"
+    shipped = find_shipped(CPU_PLAN, cache)
     assert all(name in CPU_NAMES for name in shipped)
-    assert find_shipped(TRAININGS)["resnet20/cifar10"] == "ships in defend_dae_finetune.weights"
-    assert "resnet18/cifar10" not in find_shipped(TRAININGS), "no weights of it ship"
+    assert find_shipped(TRAININGS, cache)["resnet20/cifar10"] == "ships in defend_dae_finetune.weights"
+    assert "resnet18/cifar10" not in find_shipped(TRAININGS, cache), "no weights of it ship"
     settings = ("--profile", "cpu", "--work", str(tmp_path))
     assert train_all.main([*settings, "--list"]) == 0
     *lines, last = capsys.readouterr().out.splitlines()
@@ -79,6 +82,23 @@ def test_what_a_cpu_makes_that_ships_is_not_made_again(tmp_path, capsys):
     if shipped:  # nothing is opened, imported or trained for it
         assert train_all.main([*settings, "--only", *shipped]) == 0
         assert "ships in" in capsys.readouterr().out and not list((tmp_path / "logs").iterdir())
+
+
+@pytest.mark.parametrize("lack", ["nothing", "adaptive", "ours", "weights"])
+def test_a_table_ships_only_where_nothing_of_it_would_be_measured(tmp_path, monkeypatch, lack):
+    name = "apudae/table-3-resnet20"
+    kept = find_kept(registry().tables[name])
+    unmeasured = (attrs.evolve(cell, ours=None) if cell.paper is None else cell for cell in kept.cells)
+    others = {arm: dict.fromkeys(parts, "0" * 64) for arm, parts in kept.weights.items()}
+    changed = {
+        "nothing": {},
+        "adaptive": {"adaptive": ()},
+        "ours": {"cells": tuple(unmeasured)},
+        "weights": {"weights": others},
+    }
+    for module in ("tools.ships", "defend.reproduce.open_cells"):
+        monkeypatch.setattr(f"{module}.find_kept", lambda table: attrs.evolve(kept, **changed[lack]))
+    assert (name in find_shipped([CPU_NAMES[name]], tmp_path)) is (lack == "nothing")
 
 
 def test_a_precision_that_is_the_machine_s_is_done_in_either(tmp_path, monkeypatch):

@@ -69,6 +69,11 @@ class Settings:
         """The folder of runs and results."""
         return self.work / "tables"
 
+    @property
+    def cache(self) -> Path:
+        """The cache of its own that the items have: weights, checkpoints, attacked images."""
+        return self.work / "cache"
+
     def log(self, item: Item) -> Path:
         """The file that takes what an item prints."""
         return self.work / "logs" / f"{slug(item)}.txt"
@@ -80,7 +85,7 @@ class Settings:
     def product(self, item: Item) -> Path:
         """The file that an item makes."""
         if isinstance(item, Train):
-            return self.work / "cache" / "weights" / item.file
+            return self.cache / "weights" / item.file
         assert isinstance(item, Measure)
         return self.tables / item.file
 
@@ -219,7 +224,7 @@ def perform(item: Item, settings: Settings, progress: Path) -> None:
         os.dup2(file.fileno(), 2)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    os.environ["DEFEND_CACHE_DIR"] = str(settings.work / "cache")
+    os.environ["DEFEND_CACHE_DIR"] = str(settings.cache)
     began = time.time()
     made_with = hash_weights(item, settings)
     try:

@@ -181,7 +181,7 @@ def choose(patterns: Sequence[str] | None, plan: Sequence[Item] = PLAN) -> list[
 def listing(plan: Sequence[Item], settings: Settings, profile: Profile) -> Iterator[str]:
     """Yield the plan as lines."""
     done, _ = find_done(plan, settings)
-    shipped = find_shipped(plan) if profile.plan is CPU_PLAN else {}
+    shipped = find_shipped(plan, settings.cache) if profile.plan is CPU_PLAN else {}
     for item in plan:
         state = "done" if item.name in done else "ships" if item.name in shipped else ""
         mark = " " if item.measured else "~"
@@ -235,12 +235,12 @@ def carry_out(plan: Sequence[Item], settings: Settings, budget: float | None, jo
 
     check_others(plan, settings)
     done, stale = find_done(plan, settings)
-    if settings.plan is CPU_PLAN:
-        done = find_shipped(plan) | done
     for item in stale:
         if put_away(item, settings):
             tell(f"aside    {item.name}  was made otherwise than it would be now: moved to {settings.aside}")
     _import_now()
+    if settings.plan is CPU_PLAN:
+        done = find_shipped(plan, settings.cache) | done
     broken: set[str] = set()
 
     def available(dataset: str) -> bool:

@@ -136,7 +136,7 @@ def test_a_reason_explains_what_is_worse_and_goes_with_what_is_better():
     assert standing(one, "Clean", "Soft", 0.5) == ("explained", "trained for less long")
     assert standing(one, "Clean", "Soft", 0.99) == ("better", "trained for less long")
     assert standing(one, "Clean", "Soft", 0.91) == ("same", "")
-    assert standing(one, "CW", "Soft", 0.5)[0] == "beside"
+    assert standing(one, "CW", "Soft", 0.5)[0] == "beside" and standing(one, "CW", "Soft", None)[0] == "unmeasured"
 
 
 def test_more_under_attack_is_no_merit_and_takes_a_reason_of_its_own():
@@ -537,17 +537,19 @@ def test_the_listing_counts_how_figures_stand():
         "off": 1,
         "beside": 1,
         "open": 2,
+        "unmeasured": 0,
     }
     entry = reproduction.entry(other, None)
     assert (entry["standings"]["open"], entry["takes"]) == (5, "an hour of training")
+    assert (entry["standings"]["beside"], entry["standings"]["unmeasured"]) == (0, 1), "the paper has none, nor have we"
 
 
 def test_where_nothing_is_measured_the_readme_says_what_it_takes():
     assert reproduction.markdown(table(), None) is None
     said = reproduction.markdown(table(takes="an hour of training"), None)
     assert said == (
-        "digits, eps 0.1. 5 cells of the paper: 5 open; 1 of ours, which the paper has not: not measured yet: it takes "
-        "an hour of training.\n"
+        "digits, eps 0.1. 5 cells of the paper: 5 open; 1 of ours, which the paper has not, 1 open: not measured yet: "
+        "it takes an hour of training.\n"
     )
 
 

@@ -27,6 +27,7 @@ STYLES: dict[Standing, str] = {
     "off": "red",
     "open": "dim",
     "beside": "dim",
+    "unmeasured": "dim",
 }
 SAID: dict[Standing, str] = {
     "same": "within 3 points",
@@ -37,6 +38,7 @@ SAID: dict[Standing, str] = {
     "off": "off",
     "open": "open",
     "beside": "not in the paper",
+    "unmeasured": "open, not in the paper",
 }
 WHY: dict[Standing, str] = {
     "stronger": "a stronger baseline than the paper's",
@@ -44,7 +46,7 @@ WHY: dict[Standing, str] = {
     "guessed": "a guess, not measured",
     "off": "no reason is known yet",
     "open": "open",
-    "beside": "not measured",
+    "unmeasured": "not measured",
 }
 """What stands before a reason."""
 
@@ -159,10 +161,12 @@ def print_listing(console: Console, listed: Sequence[tuple[Table, TableResult | 
 
 def tally(counts: Mapping[Standing, int]) -> str:
     """Say how many cells stand in each way: "30 cells of the paper: 12 within 3 points, 18 open"."""
-    papers = {name: counts[name] for name in STYLES if name != "beside" and counts[name]}
+    own = counts["beside"] + counts["unmeasured"]
+    papers = {name: counts[name] for name in STYLES if name not in ("beside", "unmeasured") and counts[name]}
     stand = ", ".join(f"{count} {SAID[name]}" for name, count in papers.items())
     said = [f"{sum(papers.values())} cells of the paper: {stand}"] * bool(papers)
-    return "; ".join([*said, *([f"{counts['beside']} of ours, which the paper has not"] * bool(counts["beside"]))])
+    still_open = f", {counts['unmeasured']} open" if counts["unmeasured"] else ""
+    return "; ".join([*said, *([f"{own} of ours, which the paper has not{still_open}"] * bool(own))])
 
 
 def say_standings(table: Table, result: TableResult | None) -> str:

@@ -24,6 +24,7 @@ SIGNS: Mapping[Standing, str] = {
     "off": "✗",
     "open": "",
     "beside": "",
+    "unmeasured": "",
 }
 HOUR = 3600
 

@@ -12,7 +12,7 @@ from defend.tables import TOLERANCE, Table
 from defend.values.report import LeastRow
 
 DIGITS = 4  # that are kept of a fraction
-Standing = Literal["same", "better", "stronger", "explained", "guessed", "off", "beside", "open"]
+Standing = Literal["same", "better", "stronger", "explained", "guessed", "off", "beside", "open", "unmeasured"]
 STILL_TO_RUN = "it is still to be run"
 
 
@@ -26,8 +26,8 @@ class Cell:
         ours: ours, with its Wilson 95 % interval and the number of images; None where it was not measured.
         standing: "same" (within `TOLERANCE`), "better" (more accurate than that on clean images), "stronger" (a
             baseline that is, which speaks against the paper's claim), "explained" by a measurement, "guessed" (by a
-            reason that nobody measured) or "off" (none of these, without a reason), "open" (not measured), "beside"
-            (the paper has no figure here).
+            reason that nobody measured) or "off" (none of these, without a reason), "open" (not measured). Where the
+            paper has no figure, "beside", or "unmeasured" where we have none either.
         why: the reason, where there is one.
         details: of the row that was measured: threat, eps, steps, the run's folder name; of several arms, the "best";
             "blind", the share of images at which the attack ever had a gradient of exactly zero, where that happened;
@@ -126,7 +126,7 @@ def standing(table: Table, attack: str, arm: str, ours: float | None) -> tuple[S
     paper, who, reason = table.cells.get((attack, arm)), table.arm(arm), table.miss(attack, arm)
     why = "" if reason is None else reason.text
     if ours is None or paper is None:
-        return ("open" if ours is None and paper is not None else "beside"), why
+        return ("beside" if ours is not None else "unmeasured" if paper is None else "open"), why
     difference = round(ours, DIGITS) - paper / 100  # as a kept result has it, so that it stands there as it did here
     if abs(difference) <= TOLERANCE + 1e-9:  # figures are printed to a tenth of a point
         return "same", ""
@@ -205,7 +205,7 @@ def find_open(table: Table, result: TableResult) -> set[tuple[str, str]]:
 
 
 def count_standings(table: Table, result: TableResult | None) -> dict[Standing, int]:
-    """Return how many of a table's cells stand in each way; all are open that have no result."""
+    """Return how many of a table's cells stand in each way; without a result none is measured."""
     figures = [(place, result.cell(*place) if result else None) for place in table.cells]
     stands = [standing(table, *place, cell.ours if cell else None)[0] for place, cell in figures]
     return {name: stands.count(name) for name in get_args(Standing)}

@@ -31,6 +31,7 @@ ROLES: Mapping[Standing, str] = {
     "off": "wrong",
     "beside": "defended",
     "open": "muted",
+    "unmeasured": "muted",
 }
 ADAPTIVE = "s4"
 PITCH, GAP = 16.0, 8.0
