@@ -904,6 +904,10 @@ def assert_of(table, result: TableResult):
             assert cell.why == why, (table.name, cell)
             assert cell.ci95[0] <= cell.ours <= cell.ci95[1]
             assert cell.n > 0
+            declared = table.declare(cell.attack, cell.arm)
+            assert cell.details.get("declared") == declared, f"python -m tools.restate --stamp: {table.name}, {cell}"
+    for one in result.adaptive:
+        assert one.declared == table.declare_adaptive(one.arm), f"python -m tools.restate --stamp: {table.name}, {one}"
     assert {one.arm for one in result.adaptive} <= {arm.name for arm in table.arms if arm.protected}
 
 
@@ -915,6 +919,7 @@ def test_a_result_of_another_table_would_be_noticed(toys, measure):
         attrs.evolve(result, partial=True),
         attrs.evolve(result, cells=result.cells[1:]),
         attrs.evolve(result, cells=(wrong, *result.cells[1:])),
+        attrs.evolve(result, cells=(attrs.evolve(result.cells[0], details={}), *result.cells[1:])),
     ):
         with pytest.raises(AssertionError):
             assert_of(toys[2], changed)

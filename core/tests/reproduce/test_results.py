@@ -13,7 +13,7 @@ from defend.errors import ConfigError, DataError
 from defend.report import reproduction
 from defend.report.figures.dumbbell import dumbbell
 from defend.report.reproduction_page import page_name, render_page, write_page
-from defend.reproduce.results import AdaptiveResult, Cell, TableResult, find_kept, restate, standing
+from defend.reproduce.results import AdaptiveResult, Cell, TableResult, find_kept, restate, stamp, standing
 from defend.stages import Paper
 from defend.tables import Adaptive, Reason, Table, TableArm, TableAttack, choose_tables, grid
 from defend.values.report import LeastRow
@@ -237,6 +237,19 @@ def test_what_a_cell_was_measured_with_is_kept_and_a_table_that_has_it_otherwise
         cell = after.cell(attack, "Soft")
         assert (cell.ours is not None) is (attack in same), attack
         assert cell.ours is not None or cell.why == "it was measured otherwise than the table has it now"
+
+
+def test_figures_that_do_not_say_what_they_were_measured_with_are_stamped():
+    """They count as the table's; once stamped, an arm that is another opens them as those that always said it."""
+    now, longer = table(), table(arms=(ARMS[0], attrs.evolve(ARMS[1], weights={"purifier": "+long"}), ARMS[2]))
+    assert restate(longer, measured()).cell("PGD", "Soft").ours is not None
+    stamped = stamp(now, measured())
+    assert [cell.ours for cell in stamped.cells] == [cell.ours for cell in measured().cells]
+    assert stamp(now, stamped) == restate(now, stamped) == stamped
+    opened = restate(longer, stamped)
+    assert opened.cell("PGD", "Soft").ours is None and not opened.adaptive
+    assert opened.cell("Clean", "None").ours is not None
+    assert stamp(longer, stamped) == opened, "what is of another arm is not stamped as of this one"
 
 
 def test_what_an_adaptive_attacker_left_of_an_arm_that_is_another_now_is_gone():

@@ -32,7 +32,7 @@ class Cell:
         details: of the row that was measured: threat, eps, steps, the run's folder name; of several arms, the "best";
             "blind", the share of images at which the attack ever had a gradient of exactly zero, where that happened;
             "rejected", the share that the detector rejected, where there is one; "declared", what the table had it
-            measured with, as `Table.declare` says it.
+            measured with, as `Table.declare` says it (of figures from before that was recorded, see `stamp`).
     """
 
     attack: str
@@ -62,7 +62,8 @@ class AdaptiveResult:
         rising: the rows whose attack was still fooling images when its steps ended, as in
             `defend.values.report.WorstCase`; None where that was not recorded.
         undercut_by: the row that leaves less of all its own images, as there, if one does.
-        declared: what the table had it measured with, as `Table.declare_adaptive` says it; "" where not recorded.
+        declared: what the table had it measured with, as `Table.declare_adaptive` says it; "" where not recorded;
+            see `stamp`.
     """
 
     arm: str
@@ -155,10 +156,30 @@ def restate(table: Table, result: TableResult) -> TableResult:
 
 
 def _is_current(table: Table, one: AdaptiveResult) -> bool:
-    if not one.declared:  # kept before that was recorded
-        return True
     there = table.adaptive is not None and any(arm.name == one.arm for arm in table.arms)
-    return there and one.declared == table.declare_adaptive(one.arm)
+    # "": kept before that was recorded
+    return there and one.declared in ("", table.declare_adaptive(one.arm))
+
+
+def stamp(table: Table, result: TableResult) -> TableResult:
+    """Return a result that stands to its table as it is now, with what the table declares wherever that is not said.
+
+    Such figures were kept before it was recorded, and count as the table's. A stamp says what the table declared when
+    it was stamped, not when they were measured: it tells of changes from then on.
+    """
+    now = restate(table, result)
+    return attrs.evolve(
+        now,
+        cells=tuple(
+            attrs.evolve(cell, details={**cell.details, "declared": table.declare(cell.attack, cell.arm)})
+            if cell.ours is not None and "declared" not in cell.details
+            else cell
+            for cell in now.cells
+        ),
+        adaptive=tuple(
+            attrs.evolve(one, declared=one.declared or table.declare_adaptive(one.arm)) for one in now.adaptive
+        ),
+    )
 
 
 def _restated(table: Table, result: TableResult, attack: str, arm: str) -> Cell:
