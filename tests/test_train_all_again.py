@@ -75,7 +75,8 @@ def test_what_was_made_with_other_weights_is_not_done(settings):
     assert set(done) == {VICTIM.name, PURIFIER.name} and stale == [TUNED, TABLE]
 
 
-def test_a_table_is_measured_again_once_more_weights_are_there(settings):
+def test_a_table_is_measured_again_once_more_weights_are_there(settings, monkeypatch):
+    monkeypatch.setattr(perform, "find_shipped_file", lambda item: None)
     finish(VICTIM, settings)
     finish(TABLE, settings)
     assert find_finished(TABLE, settings, whole=True) == "fine"
@@ -83,6 +84,29 @@ def test_a_table_is_measured_again_once_more_weights_are_there(settings):
     assert find_finished(TABLE, settings, whole=True) is None
     done, stale = find_done([VICTIM, PURIFIER, TABLE], settings)
     assert TABLE.name not in done and stale == []  # the cells it has are as they would be now
+
+
+def test_shipped_weights_are_known_where_the_plan_s_are_not_there(settings, monkeypatch, tmp_path):
+    elsewhere = Settings(work=tmp_path / "shipped")
+
+    def ship(value):
+        make(VICTIM, elsewhere, value)
+
+    monkeypatch.setattr(
+        perform, "find_shipped_file", lambda item: (elsewhere.product(item), "toys") if item is VICTIM else None
+    )
+    ship(1.0)
+    before = attrs.evolve(PURIFIER, needs=(VICTIM.name,))
+    of_shipped = attrs.evolve(settings, plan=(VICTIM, before))
+    finish(before, of_shipped)
+    assert find_done([before], of_shipped) == ({before.name: "fine"}, [])
+    ship(2.0)
+    assert find_done([before], of_shipped) == ({}, [before])
+    record = json.loads(settings.record(before).read_text())
+    settings.record(before).write_text(json.dumps({**record, "made_with": {}}))
+    assert find_done([before], of_shipped) == ({before.name: "fine"}, []), "a record from before that was written down"
+    finish(VICTIM, settings, value=2.0)
+    assert find_done([before], of_shipped) == ({}, []), "the plan's own have come since"
 
 
 class Failing:
@@ -93,7 +117,8 @@ class Failing:
     def __init__(self, item, settings):
         self._item, self._settings = item, settings
         if item is TABLE:
-            Failing.seen = (*Failing.seen, sorted(hash_weights(item, settings)))
+            made = [one for one in (VICTIM, PURIFIER, TUNED) if settings.product(one).is_file()]
+            Failing.seen = (*Failing.seen, [one.name for one in made])
 
     def poll(self):
         return (self._item not in (PURIFIER, TUNED)), "exit code 1"

@@ -24,6 +24,7 @@ from defend.util.files import write_text
 from defend.weights.card import read_card
 from tools.aside import set_aside
 from tools.plan import HALF, PLAN, Item, Measure, Train
+from tools.ships import find_shipped_file
 
 PATIENCE = 15.0  # seconds for an interrupted item to end
 PROGRESS_EVERY = 1.0
@@ -116,7 +117,7 @@ def find_finished(item: Item, settings: Settings, whole: bool = False) -> str | 
     then, now = kept.get("made_with"), hash_weights(item, settings)
     if then is None or any(now.get(name) != value for name, value in then.items()):
         return None
-    if whole and not (kept["whole"] and then == now):
+    if whole and not (kept["whole"] and all(name in then for name in _list_trained(item, settings))):
         return None
     return str(kept["figure"])
 
@@ -150,16 +151,32 @@ def put_away(item: Item, settings: Settings) -> list[Path]:
 
 
 def hash_weights(item: Item, settings: Settings) -> dict[str, str]:
-    """Return the content hashes of the weights that an item is made with, of those that are there, by their items."""
-    found, trained = {}, settings.trained
+    """Return the content hashes of the weights that an item is made with, of those that are there, by their items.
+
+    Where the plan's are not there, shipped ones stand in for them.
+    """
+    made, found = _list_trained(item, settings), {}
     for name in (*item.needs, *item.after):
-        path = settings.product(trained[name]) if name in trained else None
-        if path is not None and path.is_file():
+        path = made.get(name)
+        if path is None and (other := settings.trained.get(name)) is not None:
+            path = next(iter(find_shipped_file(other) or ()), None)
+        if path is not None:
             try:
                 found[name] = read_card(path).content_sha256
             except WeightsError:
                 found[name] = "damaged"
     return found
+
+
+def _list_trained(item: Item, settings: Settings) -> dict[str, Path]:
+    """Return the files of the weights that an item is made with and the plan has made, by their items.
+
+    Every record says of these; of shipped ones, those from before they were written down do not.
+    """
+    files = {
+        name: settings.product(one) for name, one in settings.trained.items() if name in (*item.needs, *item.after)
+    }
+    return {name: path for name, path in files.items() if path.is_file()}
 
 
 class Process:
