@@ -289,6 +289,80 @@ def test_crafting_raises_the_objective_beyond_its_random_start(mode):
         assert F.cross_entropy(far, batch.labels) > 2 * F.cross_entropy(near, batch.labels)
 
 
+class Times(nn.Module):
+    """A victim whose logits are multiplied: of 1e4 a softmax says 0 and 1."""
+
+    def __init__(self, victim, factor):
+        super().__init__()
+        self.victim, self.factor = victim, factor
+
+    def forward(self, batch):
+        return self.factor * self.victim(batch)
+
+
+@pytest.mark.parametrize("mode", ["pgd", "trades", "mart", "fgsm"])
+def test_what_is_crafted_is_what_the_literal_objective_says_where_it_says_anything(mode, monkeypatch):
+    batch, found = batch_of(16), []
+    for literal in (False, True):
+        if literal:
+            monkeypatch.setattr(adversarial, "steady_divergence", divergence)
+            away = partial(partial, F.cross_entropy, reduction="none")
+            monkeypatch.setattr(adversarial, "away_from", lambda labels, away=away: away(target=labels))
+        torch.manual_seed(0)
+        found.append(prepare(mode=mode, l2_share=0.5).craft(batch.images, batch.labels))
+    torch.testing.assert_close(*found, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("mode", ["pgd", "mart", "fgsm"])
+def test_a_saturated_victims_images_are_crafted_as_an_unsaturated_ones(mode):
+    # of two classes the steps are along the difference of logits, whatever it is multiplied by
+    weight = torch.randn(2, 196, generator=torch.Generator().manual_seed(0)).tolist()
+    pictures, found = images(TASK, 8, 0), []
+    labels = Linear(weight)(pictures).argmax(1)
+    for factor in (1.0, 1e4):
+        torch.manual_seed(0)
+        found.append(prepare(Times(Linear(weight), factor), mode=mode, l2_share=0.5).craft(pictures, labels))
+    torch.testing.assert_close(*found, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("mode", ["pgd", "trades", "mart", "fgsm"])
+def test_a_saturated_victims_images_are_attacked(mode):
+    batch, victim = batch_of(32), TinyVictim(TASK)
+    training = prepare(Times(victim, 1e5), mode=mode, l2_share=0.5, eps=0.2)
+    training._look(batch.images, batch.labels)
+    crafted = training.craft(batch.images, batch.labels)
+    with torch.no_grad():
+        before, after = (
+            F.cross_entropy(victim(some), batch.labels, reduction="none") for some in (batch.images, crafted)
+        )
+    assert (after > before).all()
+
+
+def test_the_card_judges_a_saturated_victim_as_another(tiny):
+    victim = Linear((0.2 * torch.randn(4, 196, generator=torch.Generator().manual_seed(0))).tolist())
+    with torch.no_grad():
+        victim.weight += F.interpolate(torch.eye(4).view(4, 1, 2, 2), scale_factor=7).flatten(1) * 0.2
+    plain, saturated = (
+        adversarial.accuracies(Defence(Times(victim, factor)), tiny, 0.08, 48, CPU, 0.6, True) for factor in (1, 1e5)
+    )
+    assert plain["clean"] == 1 and max(plain["fgsm"], plain["pgd_l2"]) < 0.7
+    assert all(saturated[kind] < plain[kind] + 0.1 for kind in plain)
+
+
+def test_free_training_of_a_saturated_victim_is_refused_or_told_of():
+    def take_two_steps(factor):
+        training, batch = prepare(Times(TinyVictim(TASK), factor), mode="free"), batch_of(24)
+        for _ in range(2):
+            next(iter(training.losses(batch)))
+
+    told = "mode=free needs the gradient of the cross-entropy itself, and float32 rounds that to zero at "
+    with pytest.raises(ConfigError, match=f"{told}every image, .* take mode=fgsm, or divide the logits"):
+        take_two_steps(1e6)
+    with pytest.warns(UserWarning, match=rf"{told}\d\d of 24 images"):
+        take_two_steps(150.0)
+    take_two_steps(1.0)
+
+
 @pytest.mark.parametrize(("given_size", "sizes"), [(None, [0.0125, 0.025, 0.025]), (0.04, [0.02, 0.04, 0.04])])
 def test_eps_and_step_grow_together_while_training(tiny, monkeypatch, given_size, sizes):
     seen = []
@@ -330,8 +404,8 @@ def test_crafting_sees_eval_mode_and_frozen_weights_the_loss_train_mode(tiny):
             seen.append((self.training, self.head.weight.requires_grad, len(batch)))
             return super().forward(batch)
 
-    # the first pass looks for a gradient; trades has one for the reference, and both kinds in its loss
-    for mode, passes, size in (("pgd", 4, 8), ("trades", 5, 16)):
+    # the first pass looks for a gradient; trades has one for each reference, and both kinds in its loss
+    for mode, passes, size in (("pgd", 4, 8), ("trades", 6, 16)):
         seen = []
         list(prepare(Watching(TASK), mode=mode).losses(batch_of(8)))
         assert seen == [(False, False, 8)] * passes + [(True, True, size)]
@@ -422,7 +496,7 @@ def test_the_loss_is_of_the_purified_images_and_leaves_the_purifier_alone(mode, 
 def test_a_random_purifier_draws_anew_for_every_step_and_for_the_loss(mode, passes):
     purifier = Jitter()
     list(prepare(purifier=purifier, mode=mode).losses(batch_of(8)))
-    others = purifier.draws[1:]  # the first says whether there is a gradient at all
+    others = purifier.draws[-passes:]  # the first say whether there is a gradient at all
     assert len(others) == passes
     assert len({draws[:8].sum().item() for draws in others}) == passes
 

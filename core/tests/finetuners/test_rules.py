@@ -15,7 +15,16 @@ from defend.errors import ConfigError
 from defend.finetuners import adversarial
 from defend.finetuners.adversarial import train
 from defend.finetuners.plugin import AdversarialRecipe
-from defend.finetuners.rules import Overfitting, Perturbation, average_weights, mart, misleads, raise_weights
+from defend.finetuners.rules import (
+    Overfitting,
+    Perturbation,
+    average_weights,
+    divergence,
+    mart,
+    misleads,
+    raise_weights,
+    steady_divergence,
+)
 from defend.options import make
 from defend.stages import Task
 from defend.testing.toys import TinyVictim, images
@@ -76,6 +85,34 @@ class Wordy(TinyVictim):
 def test_a_victim_that_answers_more_while_it_trains_is_tuned(recipe):
     figures = fit(prepare(Wordy(TASK), **recipe), quadrants(), FitSettings(), {"what": "test"})
     assert 0 <= figures["val_pgd_after"] <= 1
+
+
+# ---- TRADES ----
+
+
+def slope_of(loss, reference, logits):
+    source = logits.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(loss(reference, source).sum(), source)
+    return F.normalize(slope.double(), dim=1)
+
+
+@pytest.mark.parametrize("factor", [0.01, 1.0, 5.0])
+def test_the_steady_divergence_climbs_as_the_divergence(factor):
+    torch.manual_seed(0)
+    reference = factor * torch.randn(50, 5)
+    near, far = reference + 0.1 * torch.randn(50, 5), factor * torch.randn(50, 5)
+    for logits in (near, far):
+        expected = slope_of(divergence, reference.double(), logits.double())
+        torch.testing.assert_close(slope_of(steady_divergence, reference, logits), expected, atol=1e-3, rtol=0)
+
+
+def test_of_a_certain_reference_the_steady_divergence_climbs_as_the_cross_entropy():
+    # away from class 1: up by what the others share, which float32 rounds to zero in p - q
+    reference = torch.tensor([[0.0, 600.0, 30.0]] * 2)
+    logits = torch.tensor([[math.log(3.0), 600.0, 0.0], [0.0, 1.0, 600.0]])
+    expected = F.normalize(torch.tensor([[0.75, -1.0, 0.25], [0.0, -1.0, 1.0]]).double(), dim=1)
+    torch.testing.assert_close(slope_of(steady_divergence, reference, logits), expected, atol=1e-4, rtol=0)
+    assert not slope_of(divergence, reference, logits)[0].any()
 
 
 # ---- MART ----

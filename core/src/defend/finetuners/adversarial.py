@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from defend.attacks.balls import clip, random_start, steepest, usual_l2
 from defend.attacks.host import craft
 from defend.attacks.iterated import Pgd
-from defend.attacks.objectives import measure_margin
+from defend.attacks.objectives import log_odds
 from defend.attacks.options import PgdOptions
 from defend.attacks.target import Target
 from defend.boundary.answers import unwrap
@@ -37,6 +37,7 @@ from defend.finetuners.rules import (
     mart,
     misleads,
     raise_weights,
+    steady_divergence,
 )
 from defend.options import NoOptions, make
 from defend.randomness import keyed, normal_like
@@ -50,19 +51,29 @@ JUDGE_STEPS = 10  # of the PGD that epochs are compared and the card is filled w
 SCORED, MEASURED = 256, 1000  # validation images, after an epoch and for the card
 JUDGE_BATCH = 250
 
+BLIND_SHARE = 0.5  # of a batch: more images without a gradient than that are told, and all of them refused
 NO_GRADIENT = (
     "adversarial training needs a gradient, and victim or purifier lets none through to the images: leave the purifier "
     "out, or take one that is differentiable"
 )
 BLIND = (
-    "adversarial training needs a gradient, and that of victim and purifier is zero at every image: what it would "
+    "adversarial training needs a gradient, and that of victim and purifier is zero at {where}: what it would "
     "learn and measure are unattacked images; leave the purifier out, or take one that is differentiable"
+)
+SATURATED = (
+    "mode=free needs the gradient of the cross-entropy itself, and float32 rounds that to zero at {where}, as the "
+    "victim's logits lie so far apart: they would stay unattacked; take mode=fgsm, or divide the logits"
 )
 BLIND_STEPS = 2  # a network that begins with zeros in its last layer has a gradient from its second step on
 PAIRED = ("trades", "mart")  # modes that learn from every image, clean and as it was crafted
 
 Raised = Callable[[Tensor], Tensor]
 """Logits [B,K] to the numbers [B] that crafting raises."""
+
+
+def away_from(labels: Tensor) -> Raised:
+    """Return what rises with the cross-entropy of labels [B], and has its sign steps, but saturates nowhere."""
+    return lambda logits: log_odds(logits.float(), labels)
 
 
 def default_step(eps: float, steps: int) -> float:
@@ -153,7 +164,7 @@ def accuracies(
         def ball(norm: str, radius: float, steps: int, size: float, some: Batch = batch) -> Tensor:
             with keyed(some.keys, seed=0, stream=f"adversarial/judge/{norm}"), torch.enable_grad():
                 start = random_start(some.images, radius, norm)
-                away = partial(F.cross_entropy, target=some.labels, reduction="none")
+                away = away_from(some.labels)
                 return climb(model, some.images, start, away, eps=radius, steps=steps, step_size=size, norm=norm)
 
         shown = {"clean": batch.images}
@@ -239,15 +250,24 @@ class AdversarialTraining(Training):
         steps = recipe.steps
         if recipe.mode == "fgsm":
             steps, step_size = 1, SINGLE_STEP * eps
+        objective = self._objective(images, labels)
         if recipe.mode == "trades":
-            with torch.no_grad():
-                reference = self._learning(images)
             start = images + TRADES_START * normal_like(images)
-            objective: Raised = partial(divergence, reference)
         else:
             start = random_start(images, eps, norm)
-            objective = partial(F.cross_entropy, target=labels, reduction="none")
         return climb(self._learning, images, start, objective, eps=eps, steps=steps, step_size=step_size, norm=norm)
+
+    def _objective(self, images: Tensor, labels: Tensor) -> Raised:
+        """Return what crafting from these images raises, in a form whose gradient no softmax hides.
+
+        That of mode "free" is literal, as its gradient is the loss's own.
+        """
+        if self._recipe.mode == "trades":
+            with torch.no_grad():
+                return partial(steady_divergence, self._learning(images))
+        if self._recipe.mode == "free":
+            return partial(F.cross_entropy, target=labels, reduction="none")
+        return away_from(labels)
 
     def _share(self) -> float:
         """Return the share of the full eps at this step; the schedule's count survives a resume."""
@@ -260,23 +280,38 @@ class AdversarialTraining(Training):
                 average_weights(self.stage, self._learner, self._recipe.ema, self._cycle.last_epoch)
 
     def _look(self, images: Tensor, labels: Tensor) -> None:
-        """Refuse, in the first steps, what lets no gradient through; of the margin, which saturates nowhere.
+        """Refuse, in the first steps, what hides the gradient of what crafting raises; tell of what hides most of it.
 
         Raises:
-            ConfigError: there is none, or it was zero at all images of `BLIND_STEPS` steps.
+            ConfigError: there is none, or it was zero at all images of a batch after more than half of one before.
         """
         if self._sees:
             return
+        count = len(images)
         with still(self._learner), torch.random.fork_rng([images.device] if images.is_cuda else []):
-            source = images.detach().requires_grad_()
-            margin = measure_margin(self._learning(source), labels).sum()
-            (slope,) = torch.autograd.grad(margin, source, allow_unused=True) if margin.requires_grad else (None,)
+            objective = self._objective(images, labels)
+        blind = self._count_blind(images, objective)
+        self._sees = blind <= BLIND_SHARE * count
+        self._blind_steps += not self._sees
+        if self._blind_steps < BLIND_STEPS:
+            return
+        self._sees = True  # it is told once
+        hidden = self._recipe.mode == "free" and self._count_blind(images, away_from(labels)) < blind
+        where = "every image" if blind == count else f"{blind} of {count} images"
+        said = (SATURATED if hidden else BLIND).format(where=where)
+        if blind == count:
+            raise ConfigError(said)
+        warnings.warn(said, stacklevel=2)
+
+    def _count_blind(self, images: Tensor, objective: Raised) -> int:
+        """Return for how many images the objective's gradient is zero; in the ball, as TRADES' is at its centre."""
+        with still(self._learner), torch.random.fork_rng([images.device] if images.is_cuda else []):
+            source = random_start(images, self._recipe.eps, "linf").clamp(0, 1).requires_grad_()
+            raised = objective(self._learning(source)).sum()
+            (slope,) = torch.autograd.grad(raised, source, allow_unused=True) if raised.requires_grad else (None,)
         if slope is None:
             raise ConfigError(NO_GRADIENT)
-        self._sees = bool(slope.any())
-        self._blind_steps += not self._sees
-        if self._blind_steps == BLIND_STEPS:
-            raise ConfigError(BLIND)
+        return int((slope.flatten(1) == 0).all(1).sum())
 
     def _learn(self, batch: Batch) -> Iterator[Loss]:
         labels, recipe = batch.labels, self._recipe

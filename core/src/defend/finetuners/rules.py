@@ -7,6 +7,7 @@ misclassified examples" (ICLR) and its code; [AW] Wu, Xia and Wang 2020, arXiv:2
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import attrs
@@ -24,6 +25,25 @@ def divergence(reference: Tensor, logits: Tensor) -> Tensor:
     """Return KL(softmax(reference) || softmax(logits)) of logits [B,K], in nats: [B]."""
     pair = logits.log_softmax(1), reference.log_softmax(1)
     return F.kl_div(*pair, log_target=True, reduction="none").sum(1)
+
+
+def steady_divergence(reference: Tensor, logits: Tensor) -> Tensor:
+    """Return numbers [B] whose gradient by logits [B,K] is that of `divergence`, of another length an image.
+
+    That gradient is q - p with p, q the softmax of reference and logits, and float32 rounds it to zero where both are
+    certain of a class. Here both are divided by the largest probability of the other classes, and the entry of that
+    class is what makes the sum zero, as it is in q - p. Where p itself is certain to rounding it is that class alone,
+    so what is raised is the cross-entropy with it. The numbers themselves mean nothing.
+    """
+    before, after = reference.detach().float().log_softmax(1), logits.detach().float().log_softmax(1)
+    own = F.one_hot(before.argmax(1), before.shape[1]).bool()
+    before, after = before.masked_fill(own, -torch.inf), after.masked_fill(own, -torch.inf)
+    certain = before.logsumexp(1, keepdim=True) < math.log(torch.finfo(before.dtype).eps / 2)
+    before = before.masked_fill(certain, -torch.inf)
+    largest = torch.maximum(before, after).amax(1, keepdim=True)
+    slope = (after - largest).exp() - (before - largest).exp()
+    slope = torch.where(own, -slope.sum(1, keepdim=True), slope)
+    return (slope * logits.float()).sum(1)
 
 
 def mart(clean: Tensor, robust: Tensor, labels: Tensor, weight: float) -> Tensor:
