@@ -49,6 +49,8 @@ class Training(abc.ABC):
         frozen: networks that the losses use and nothing trains, by name: `fit` brings them to the device, in
             eval mode and without parameter gradients.
 
+    `records` are modules, by name, of what `score` and `losses` remember of the training's course, in buffers: kept on
+    the CPU and in checkpoints, and not taken back to the best epoch. One that a checkpoint lacks stays as it is.
     `fpr` is the false-positive rate that `finish` calibrates for, None where it calibrates nothing: too few held-out
     images to show it are told before the first step.
     `replays` is how often `losses` yields each of its losses for a batch, where that is more than once: what is logged
@@ -69,6 +71,7 @@ class Training(abc.ABC):
         self.stage, self.modules, self.frozen = stage, modules, frozen or {}
         self.epochs, self.batch_size = epochs, batch_size
         self.epoch, self.replays = 0, 1
+        self.records: dict[str, nn.Module] = {}
         self.fpr: float | None = None
         self.making: Callable[[int, int], None] = lambda done, total: None
 

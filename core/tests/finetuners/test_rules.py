@@ -234,6 +234,36 @@ def test_overfitting_is_told_in_a_warning_and_in_the_card(monkeypatch, mode, sel
     assert figures["overfitted_in_epoch"] == 2 and figures["val_fgsm_after"] == kept[1]
 
 
+@pytest.mark.parametrize("select", ["best", "last"])
+@pytest.mark.filterwarnings("ignore:(catastrophic|the weights that are kept)")
+def test_overfitting_is_remembered_whenever_a_training_is_resumed(monkeypatch, tmp_path, select):
+    course, known = [(0.5, 0.55), (0.05, 0.95), (0.02, 0.97)], {}
+
+    def judged(model, dataset, eps, limit, device, eps_l2=None, single=False):
+        at = training.epoch if limit == adversarial.SCORED else -1
+        if at == known.get("stop"):
+            raise KeyboardInterrupt
+        return {"clean": 1.0, "pgd": course[at][0], "fgsm": course[at][1]}
+
+    def run(folder, stop=None, records=True):
+        nonlocal training
+        known["stop"], training = stop, prepare(mode="fgsm", epochs=3, select=select)
+        if not records:  # as what older code kept
+            training.records = {}
+        settings = FitSettings(folder=tmp_path / folder, checkpoint_seconds=0.0)
+        return fit(training, quadrants(), settings, {"what": "test"}).get("overfitted_in_epoch")
+
+    training = None
+    monkeypatch.setattr(adversarial, "accuracies", judged)
+    assert [run("whole"), run("whole")] == [2.0, 2.0]
+    with pytest.raises(KeyboardInterrupt):
+        run("cut", stop=2)
+    assert run("cut") == 2.0
+    with pytest.raises(KeyboardInterrupt):
+        run("old", stop=2, records=False)
+    assert run("old") is None, "of epochs that nobody knows, never is not said"
+
+
 def test_a_training_on_single_steps_measures_one_step_too_and_others_do_not():
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -220,6 +220,8 @@ class AdversarialTraining(Training):
         usual = usual_l2(recipe.eps, task.channels * task.height * task.width)
         self._eps_l2 = usual if recipe.eps_l2 is None else recipe.eps_l2
         self._overfitting, self._blind_steps, self._sees = Overfitting(), 0, False
+        if recipe.mode in SINGLE_STEPS:
+            self.records["overfitting"] = self._overfitting
         self._before, self._after = Defence(victim, purifier), Defence(tuned, purifier)
         self._learning = Defence(self._learner, purifier)
 
@@ -400,14 +402,16 @@ class AdversarialTraining(Training):
         """Measure up to 1,000 validation images, clean and under PGD of the full eps, before and after the training.
 
         Behind the purifier where there is one; what PGD attacks is what it is judged by. Of a training on single
-        steps also under one, and in which epoch it was overfitted to them, from 1; 0 for never.
+        steps also under one, and in which epoch it was overfitted to them, from 1; 0 for never, and nothing where
+        epochs were not watched, as a checkpoint of older code does not say what they saw.
         """
         figures = {"val_images": float(min(len(dataset.labels("val")), MEASURED))}
         for when, model in (("before", self._before), ("after", self._after)):
             found = self._judge(model, dataset, MEASURED, device)
             figures |= {f"val_{kind}_{when}": value for kind, value in found.items()}
         if self._recipe.mode in SINGLE_STEPS:
-            figures["overfitted_in_epoch"] = float(self._overfitting.since)
+            if self._overfitting.since or self._overfitting.noted == self.epochs:
+                figures["overfitted_in_epoch"] = float(self._overfitting.since)
             if misleads(found["pgd"], found["fgsm"]):
                 warnings.warn(
                     f"the weights that are kept stand one step and not PGD: {found['fgsm']:.0%} and {found['pgd']:.0%} "

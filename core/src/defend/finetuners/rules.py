@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-import attrs
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -118,26 +117,46 @@ class Perturbation(nn.Module):
         some.add_(gradient.sign(), alpha=eps).clamp_(-eps, eps)
 
 
-@attrs.define
-class Overfitting:
+class Overfitting(nn.Module):
     """Watches for catastrophic overfitting to one step: PGD wins again while one step still does not [F].
 
-    Attributes:
-        best: accuracies under PGD and under one step, of the epoch that stood PGD best so far.
-        since: the epoch, from 1, in which it was first seen; 0 for never.
-
-    A training that is resumed knows no earlier epochs: what falls is then held against those that follow.
+    In buffers, so that a training that is resumed knows its earlier epochs; as numbers of double precision, which come
+    back from them as they were.
     """
 
-    best: tuple[float, float] = (0.0, 0.0)
-    since: int = 0
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("figures", torch.zeros(2, dtype=torch.float64))
+        self.register_buffer("epochs", torch.zeros(2, dtype=torch.int64))
 
+    figures: Tensor
+    epochs: Tensor
+
+    @property
+    def best(self) -> tuple[float, float]:
+        """Accuracies under PGD and under one step, of the epoch that stood PGD best so far."""
+        pgd, single = self.figures.tolist()
+        return pgd, single
+
+    @property
+    def since(self) -> int:
+        """The epoch, from 1, in which it was first seen; 0 for never."""
+        return int(self.epochs[0])
+
+    @property
+    def noted(self) -> int:
+        """How many epochs were looked at."""
+        return int(self.epochs[1])
+
+    @torch.no_grad()
     def note(self, epoch: int, pgd: float, single: float) -> bool:
         """Take an epoch's accuracies, of as many images each time; return whether it is the first that overfits."""
-        first = not self.since and pgd < self.best[0] - FALL and single > self.best[1] - STAYS
+        best = self.best
+        first = not self.since and pgd < best[0] - FALL and single > best[1] - STAYS
         if first:
-            self.since = epoch
-        self.best = max(self.best, (pgd, single))
+            self.epochs[0] = epoch
+        self.epochs[1] += 1
+        self.figures.copy_(torch.tensor(max(best, (pgd, single)), dtype=torch.float64))
         return first
 
 

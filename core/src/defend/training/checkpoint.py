@@ -92,10 +92,15 @@ class OtherTrainingError(WeightsError):
 
 
 class Checkpoint:
-    """Modules, optimisers and schedules as one safetensors file with a JSON header."""
+    """Modules, optimisers, schedules and records as one safetensors file with a JSON header."""
 
-    def __init__(self, modules: Mapping[str, nn.Module], optimisers: Mapping[str, Optimiser]) -> None:
-        self._modules, self._optimisers = modules, optimisers
+    def __init__(
+        self,
+        modules: Mapping[str, nn.Module],
+        optimisers: Mapping[str, Optimiser],
+        records: Mapping[str, nn.Module] | None = None,
+    ) -> None:
+        self._modules, self._optimisers, self._records = modules, optimisers, records or {}
 
     def save(
         self,
@@ -111,6 +116,8 @@ class Checkpoint:
         groups, schedules = {}, {}
         for name, module in self._modules.items():
             tensors |= {f"module/{name}/{key}": value for key, value in module.state_dict().items()}
+        for name, record in self._records.items():
+            tensors |= {f"record/{name}/{key}": value for key, value in record.state_dict().items()}
         for name, optimiser in self._optimisers.items():
             state = optimiser.optimizer.state_dict()
             groups[name] = state["param_groups"]
@@ -155,8 +162,12 @@ class Checkpoint:
                 f"this training was begun in {begun.said}, and takes {begun.steps} steps so, but {wanted.steps} in "
                 f"{wanted.said}: use as many as before, or remove {str(path.parent)!r} to begin anew"
             )
-        for name, module in self._modules.items():
-            kept = _under(f"module/{name}/", tensors)
+        held = {f"module/{name}/": module for name, module in self._modules.items()}
+        held |= {f"record/{name}/": record for name, record in self._records.items()}
+        for prefix, module in held.items():
+            kept = _under(prefix, tensors)
+            if not kept and prefix.startswith("record/"):  # what older code kept has none
+                continue
             if {key: value.shape for key, value in module.state_dict().items()} != {
                 key: value.shape for key, value in kept.items()
             }:
@@ -168,6 +179,8 @@ class Checkpoint:
     ) -> tuple[int, dict[str, Tensor], Best, Code]:
         """Load what `read` returned; return its step, sums, best weights and the code that made it."""
         load_modules(self._modules, _under("module/", tensors))
+        kept = _under("record/", tensors)
+        load_modules({name: one for name, one in self._records.items() if _under(f"{name}/", kept)}, kept)
         for name, optimiser in self._optimisers.items():
             state: dict[int, dict[str, Tensor]] = {}
             for key, value in tensors.items():

@@ -257,7 +257,7 @@ class _Course:
         self._shared = {
             name: _average_gradients(module, processes, accelerator.device) for name, module in self._networks.items()
         }
-        state = Checkpoint(self._networks, self._optimisers)
+        state = Checkpoint(self._networks, self._optimisers, training.records)
         # not the schedules: accelerate would step them once a process, and their length is counted in batches
         self._prepared = {name: accelerator.prepare(each.optimizer) for name, each in self._optimisers.items()}
         length = Length(processes.world, self._pace.total)
