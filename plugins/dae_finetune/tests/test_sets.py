@@ -7,7 +7,8 @@ from torch import nn
 
 from defend.attacks.host import craft
 from defend.attacks.iterated import Pgd
-from defend.attacks.options import PgdOptions
+from defend.attacks.options import FgsmOptions, PgdOptions
+from defend.attacks.single_step import Fgsm
 from defend.attacks.target import Target
 from defend.datasets.base import MemoryDataset
 from defend.options import make
@@ -117,6 +118,33 @@ def test_attacks_in_bfloat16_hurt_as_much_and_leave_the_victim_as_it_was(tiny, v
 
 def test_attacks_hurt_the_victim(sets, victim):
     assert sets.accuracy(victim, "train", "pgd", CPU) < sets.accuracy(victim, "train", "clean", CPU)
+
+
+class Times(nn.Module):
+    def __init__(self, victim, factor):
+        super().__init__()
+        self.victim, self.factor = victim, factor
+
+    def forward(self, batch):
+        return self.factor * self.victim(batch)
+
+
+def test_a_saturated_victims_fgsm_images_are_attacked_too(tiny, victim, sets):
+    made = make_sets(tiny, ("train",), RECIPE, Times(victim, 1e5), CPU)
+    assert (pixels(made, "train", "fgsm") != pixels(made, "train", "clean")).flatten(1).any(1).all()
+    assert made.accuracy(victim, "train", "fgsm", CPU) <= sets.accuracy(victim, "train", "fgsm", CPU) + 0.1
+
+
+def test_fgsm_images_are_those_of_the_literal_cross_entropy_where_that_sees_anything(tiny, victim, sets):
+    clean, labels = tiny.pixels("train", CPU) / 255, tiny.labels("train")
+    literal = craft(Fgsm(FgsmOptions()), Target(victim), clean, labels, eps=RECIPE.eps)
+    assert torch.equal(pixels(sets, "train", "fgsm"), within(to_bytes(literal), to_bytes(clean), RECIPE.eps))
+
+
+def test_a_kind_that_is_clean_is_told_of(tiny, victim):
+    told = r"fgsm on the victim \(train images\) left 20 of 20 images as they were.*take another victim"
+    with pytest.warns(UserWarning, match=told):
+        make_sets(tiny, ("train",), RECIPE, Times(victim, 0.0), CPU)
 
 
 def test_pgd_takes_all_its_steps_from_a_random_start(tiny, victim, sets):

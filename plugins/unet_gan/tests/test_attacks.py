@@ -104,6 +104,18 @@ def test_fgsm_is_core_s():
     torch.testing.assert_close(attack(batch, labels, [victim], assignment(6, 0.05)), expected)
 
 
+@pytest.mark.parametrize("first", [0.0, 0.1])
+def test_a_saturated_source_is_attacked_as_another(first):
+    # label 0 leads by 2e4 or so, and the cross-entropy's gradient is zero in float32
+    weights, found = torch.tensor([1.0, -2.0, 3.0, 4.0]).view(1, 2, 2), []
+    for factor in (1.0, 1e4):
+        torch.manual_seed(0)
+        batch = torch.full((8, 1, 2, 2), 0.5)
+        source = Linear(factor * weights)
+        found.append(attack(batch, torch.zeros(8, dtype=torch.int64), [source], assignment(8, 0.2, first=first)))
+    assert torch.equal(*found) and (found[0] != batch).flatten(1).any(1).all()
+
+
 def test_rfgsm_by_hand():
     # label 1: the loss rises along +w, so every pixel ends a +- a + (eps - a) away, 0 or eps with a = eps/2
     torch.manual_seed(0)

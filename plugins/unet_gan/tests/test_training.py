@@ -47,6 +47,16 @@ def batch(count=4):
     return Batch(torch.rand(count, 1, 28, 28), torch.arange(count), torch.arange(count))
 
 
+def test_a_source_without_a_gradient_is_told_of_once():
+    own, flat = training(clean_share=0.0), TinyVictim()
+    with torch.no_grad():
+        flat.head.weight.zero_()
+    own = UnetGanTraining(own.stage, own.modules["discriminator"], {"source flat": flat}, TinyVictim(), own._recipe)
+    with pytest.warns(UserWarning, match=r"FGSM on flat left 4 of 4 images as they were.*name other sources"):
+        next(own.losses(batch(8)))
+    next(own.losses(batch(8)))
+
+
 def test_lsgan_by_hand():
     real, painted = torch.tensor([1.0, 0.5]), torch.tensor([0.0, 0.2])
     assert float(discriminator_loss(real, painted)) == pytest.approx((0.125 + 0.02) / 2)

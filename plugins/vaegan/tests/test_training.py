@@ -72,22 +72,37 @@ def expected(gamma, pixel_weight=0.0, fakes="samples"):
 class Brightness(torch.nn.Module):
     """Class 1 the brighter an image is, so that FGSM darkens images of class 1 and lightens those of class 0."""
 
+    def __init__(self, factor=1.0):
+        super().__init__()
+        self.factor = factor
+
     def forward(self, images):
-        bright = images.flatten(1).mean(1)
+        bright = self.factor * images.flatten(1).mean(1)
         return torch.stack([-bright, bright], 1)
 
 
-def test_attacked_images_are_encoded_and_clean_ones_are_what_is_decoded():
+@pytest.mark.parametrize("factor", [1.0, -1e4])
+def test_attacked_images_are_encoded_and_clean_ones_are_what_is_decoded(factor):
     own = training()
-    attacked = VaeganTraining(own.stage, VaeganRecipe(batch_size=8, eps=0.25), Brightness().eval())
+    attacked = VaeganTraining(own.stage, VaeganRecipe(batch_size=8, eps=0.25), Brightness(factor).eval())
     networks, given, compared = own.stage.networks, [], []
     networks.encoder.register_forward_hook(lambda _, inputs, __: given.append(inputs[0]))
     networks.discriminator.register_forward_hook(lambda _, inputs, __: compared.append(inputs[0]))
     attacked.optimisers(1)
     images = batch()
     next(attacked.losses(images))
-    torch.testing.assert_close(given[0], networks.pad((images.images + 0.25).clamp(0, 1)))
+    # of -1e4 the label leads so far that the cross-entropy and its gradient are zero in float32
+    change = 0.25 if factor > 0 else -0.25
+    torch.testing.assert_close(given[0], networks.pad((images.images + change).clamp(0, 1)))
     assert torch.equal(compared[0][:8], networks.pad(images.images))
+
+
+def test_a_source_without_a_gradient_is_told_of_once():
+    attacked = VaeganTraining(training().stage, VaeganRecipe(batch_size=8, source="flat"), Brightness(0.0).eval())
+    attacked.optimisers(1)
+    with pytest.warns(UserWarning, match=r"FGSM on flat left 8 of 8 images as they were.*name another source"):
+        next(attacked.losses(batch()))
+    next(attacked.losses(batch()))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor, nn
 
@@ -97,6 +99,26 @@ def craft(
     adversarial = _check(adversarial, images, name)
     target.overshoot = overshoot(adversarial, exact, allowed, attack.norm)
     return clip(adversarial.to(images.dtype), images, allowed, attack.norm)
+
+
+UNMOVED_SHARE = 0.5  # of the images that were to be attacked: more than that are told of
+
+
+def warn_of_unmoved(attacked: Tensor, images: Tensor, what: str, instead: str) -> None:
+    """Warn where more than half of what is to be learned from as attacked images [B,...] are the images themselves.
+
+    Args:
+        attacked, images: of the same shape and type.
+        what: which attack on which victim, for the message.
+        instead: what to do.
+    """
+    left = int((attacked == images).flatten(1).all(1).sum())
+    if left > UNMOVED_SHARE * len(images):
+        warnings.warn(
+            f"{what} left {left} of {len(images)} images as they were, so what learns from them learns of no attack: "
+            f"the victim's gradient is zero there, or eps is below a grey level; {instead}",
+            stacklevel=3,
+        )
 
 
 @torch.no_grad()

@@ -25,6 +25,16 @@ def cross_entropy(module: nn.Module, images: Tensor, labels: Tensor) -> tuple[Te
     return F.cross_entropy(logits, labels, reduction="none"), logits
 
 
+def unscaled_odds(module: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The log-odds against the label: the cross-entropy's signs and directions, however saturated the softmax is.
+
+    For crafting that is to be the literal attack wherever that sees anything; `steady_cross_entropy` differs from it
+    where logits are of unusual size, as `Target.slope` scales them. Of one draw: a mean over several is no loss's.
+    """
+    logits = module(images)
+    return log_odds(logits.float(), labels), logits
+
+
 @attrs.frozen
 class Steady:
     """A loss for attacks of many steps: the same ascent, and never zero because a softmax is saturated.

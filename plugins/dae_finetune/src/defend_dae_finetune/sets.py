@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from defend.attacks.host import craft
+from defend.attacks.host import craft, warn_of_unmoved
 from defend.attacks.iterated import Pgd
+from defend.attacks.objectives import unscaled_odds
 from defend.attacks.options import FgsmOptions, PgdOptions
 from defend.attacks.single_step import Fgsm
 from defend.attacks.target import Target
@@ -122,7 +123,10 @@ def _make(
     tell: Callable[[int], None],
 ) -> dict[str, Tensor]:
     steps = {"steps": recipe.pgd_steps, "step_size": recipe.pgd_step_size, "early_stop": False}
-    attacks: dict[str, Attack] = {"fgsm": Fgsm(FgsmOptions()), "pgd": Pgd(make(PgdOptions, steps, "pgd"))}
+    attacks: dict[str, Attack] = {
+        "fgsm": Fgsm(FgsmOptions(), unscaled_odds),
+        "pgd": Pgd(make(PgdOptions, steps, "pgd")),
+    }
     reduced = recipe.craft_precision == "bf16"
     if reduced:  # without that layout bfloat16 gains little
         victim = copy.deepcopy(victim).to(memory_format=torch.channels_last)
@@ -142,7 +146,10 @@ def _make(
         for name, images in kinds.items():
             parts.setdefault(name, []).append(images.cpu())
         tell(len(batch.labels))
-    return {name: torch.cat(images) for name, images in parts.items()}
+    made = {name: torch.cat(images) for name, images in parts.items()}
+    for name in attacks:
+        warn_of_unmoved(made[name], made["clean"], f"{name} on the victim ({split} images)", "take another victim")
+    return made
 
 
 def _keys(dataset: ImageDataset, split: Split, recipe: CraftRecipe) -> Tensor:

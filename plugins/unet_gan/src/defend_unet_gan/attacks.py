@@ -11,9 +11,9 @@ from collections.abc import Sequence
 import attrs
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from defend.attacks.balls import project_linf
+from defend.attacks.objectives import log_odds
 from defend.randomness import sign_like
 from defend_unet_gan.config import LARGEST, UnetGanRecipe
 
@@ -66,7 +66,7 @@ def attack(
 
 
 def _slope(source: nn.Module, images: Tensor, labels: Tensor, leave: str) -> Tensor:
-    """The gradient of each image's own cross-entropy, [B,C,H,W]."""
+    """A gradient with the signs of each image's own cross-entropy's, [B,C,H,W], also where the softmax is saturated."""
     point = images.detach().requires_grad_()
     with torch.enable_grad():
         logits = source(point)
@@ -74,5 +74,5 @@ def _slope(source: nn.Module, images: Tensor, labels: Tensor, leave: str) -> Ten
             labels = logits.argmax(1)
         elif leave == "random":
             labels = torch.randint(logits.shape[1], labels.shape, device=labels.device)
-        (gradient,) = torch.autograd.grad(F.cross_entropy(logits, labels, reduction="sum"), point)
+        (gradient,) = torch.autograd.grad(log_odds(logits.float(), labels).sum(), point)
     return gradient

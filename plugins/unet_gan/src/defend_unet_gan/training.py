@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from defend import Task, build_stage
+from defend.attacks.host import warn_of_unmoved
 from defend.datasets.base import Batch, ImageDataset
 from defend.errors import ConfigError
 from defend.train import Loss, Optimiser, Training
@@ -77,6 +78,7 @@ class UnetGanTraining(Training):
             frozen={"classifier": TopFeatures(classifier), **sources},
         )
         self._recipe, self._sources = recipe, tuple(sources.values())
+        self._looked = False
 
     def optimisers(self, steps: int) -> dict[str, Optimiser]:
         recipe = self._recipe
@@ -100,6 +102,7 @@ class UnetGanTraining(Training):
         recipe, clean = self._recipe, batch.images
         assigned = assign(len(clean), len(self._sources), recipe, clean.device)
         attacked = attack(clean, batch.labels, self._sources, assigned, recipe.labels)
+        self._look(attacked, clean, assigned)
         painted = self.modules["generator"](attacked)
         post = self.epoch >= recipe.epochs
         fooling = clean.new_zeros(())
@@ -116,6 +119,14 @@ class UnetGanTraining(Training):
             apart, confused = F.l1_loss(painted, clean), F.cross_entropy(logits, batch.labels)
             total = recipe.l1 * apart + fooling + recipe.cross_entropy * confused
             yield Loss("generator", total, {"l1": apart, "cross_entropy": confused, **right})
+
+    def _look(self, attacked: Tensor, clean: Tensor, assigned: Assignment) -> None:
+        """Look once whether FGSM moves what it should; R-FGSM moves whatever its victim's gradient is."""
+        if not self._looked:
+            self._looked, one_step = True, (assigned.eps > 0) & (assigned.first == 0)
+            names = ", ".join(name.removeprefix("source ") for name in self.frozen if name != "classifier")
+            instead = "name other sources (--set sources=...)"
+            warn_of_unmoved(attacked[one_step], clean[one_step], f"FGSM on {names}", instead)
 
     def _verdicts(self, clean: Tensor, painted: Tensor) -> tuple[Tensor, Tensor]:
         """Judge both halves in one pass: a network wrapped for several processes may run forward only once a step."""

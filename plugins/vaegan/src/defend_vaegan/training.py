@@ -10,7 +10,8 @@ from accelerate.utils import reduce
 from torch import Tensor, nn
 
 from defend import Task, build_stage
-from defend.attacks.host import craft
+from defend.attacks.host import craft, warn_of_unmoved
+from defend.attacks.objectives import unscaled_odds
 from defend.attacks.options import FgsmOptions
 from defend.attacks.single_step import Fgsm
 from defend.attacks.target import Target
@@ -50,6 +51,7 @@ class VaeganTraining(Training):
         super().__init__(purifier, parts, epochs=recipe.epochs, batch_size=recipe.batch_size, frozen=frozen)
         self._networks, self._recipe, self._source = networks, recipe, source
         self._chosen: dict[str, Optimiser] = {}
+        self._looked = False
 
     def data(self, dataset: ImageDataset, device: torch.device) -> ImageDataset:
         """Choose what is trained on: of fewer images every class has its share, as folders are sorted by class."""
@@ -108,7 +110,12 @@ class VaeganTraining(Training):
 
     def _attacked(self, batch: Batch) -> Tensor:
         target = Target(self.frozen["source"], seed=0)  # FGSM draws nothing
-        return craft(Fgsm(FgsmOptions()), target, batch.images, batch.labels, eps=self._recipe.eps, keys=batch.keys)
+        fgsm = Fgsm(FgsmOptions(), unscaled_odds)
+        attacked = craft(fgsm, target, batch.images, batch.labels, eps=self._recipe.eps, keys=batch.keys)
+        if not self._looked:
+            self._looked, what = True, f"FGSM on {self._recipe.source or 'the source'}"
+            warn_of_unmoved(attacked, batch.images, what, "name another source (--set source=...)")
+        return attacked
 
     def _llike(self, x: Tensor, decoded: Tensor, features: Tensor) -> Tensor:
         """L_llike, and the pixels' if asked for; `decoded` and `features` begin with Dec(z), and with x and Dec(z)."""
