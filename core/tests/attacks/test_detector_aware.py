@@ -164,19 +164,21 @@ def test_draws_come_first_then_misclassified_then_the_score_then_the_loss():
     best = _Best(torch.zeros(1, 1, 1, 1))
     right, wrong = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 2.0]])
     story = [
-        (1.0, right, 0.5, 0.0, 1.0),  # the first of all
-        (2.0, right - torch.tensor([[1.0, 0.0]]), 0.9, 0.0, 2.0),  # a higher loss
-        (3.0, right, 0.1, 0.0, 2.0),  # a lower one
-        (4.0, wrong, 0.8, 0.0, 4.0),  # misclassified
-        (5.0, wrong, 0.9, 0.0, 4.0),  # a higher score
-        (6.0, wrong, 0.3, 0.0, 6.0),  # a lower one
-        (7.0, right, 0.0, 0.0, 6.0),  # right again
-        (8.0, right, 0.9, 0.25, 8.0),  # right on the average, and a quarter of the draws are fooled
-        (9.0, wrong, 0.1, 0.0, 8.0),  # misclassified on the average, and no draw accepted
-        (10.0, wrong, 0.4, 0.75, 10.0),
+        (1.0, right, 0.5, 0.0, 0.0, 1.0),  # the first of all
+        (2.0, right - torch.tensor([[1.0, 0.0]]), 0.9, 0.0, 0.0, 2.0),  # a higher loss
+        (3.0, right, 0.1, 0.0, 0.0, 2.0),  # a lower one
+        (4.0, wrong, 0.8, 0.0, 0.0, 4.0),  # misclassified
+        (5.0, wrong, 0.9, 0.0, 0.0, 4.0),  # a higher score
+        (6.0, wrong, 0.3, 0.0, 0.0, 6.0),  # a lower one
+        (7.0, right, 0.0, 0.0, 0.0, 6.0),  # right again
+        (8.0, right, 0.9, 0.25, 0.0, 8.0),  # right on the average, and a quarter of the draws are fooled
+        (9.0, wrong, 0.1, 0.0, 0.0, 8.0),  # misclassified on the average, and no draw accepted
+        (10.0, wrong, 0.4, 0.75, 0.0, 10.0),
+        (11.0, wrong, 0.1, 0.5, 0.5, 10.0),  # fewer draws as it is judged, more at the stricter threshold
+        (12.0, right, 0.6, 0.75, 0.25, 12.0),  # as many as it is judged, more at the stricter threshold
     ]
-    for value, logits, score, share, kept in story:
-        said = Slopes([], logits, torch.tensor([score]), torch.tensor([share]))
+    for value, logits, score, share, strict, kept in story:
+        said = Slopes([], logits, *(torch.tensor([number]) for number in (score, share, strict)))
         best.record(torch.tensor([0]), torch.full((1, 1, 1, 1), value), said, torch.tensor([0]))
         assert best.images.item() == kept
 
@@ -282,6 +284,33 @@ def test_what_fools_a_random_detector_by_luck_is_not_kept(name):
     found = craft(attacks(steps=30)[name], Target(defence, draws=5), pictures, labels, eps=0.05)
     unmoved = (found - pictures).abs().amax((1, 2, 3)) <= 1e-6
     assert unmoved.all()
+
+
+class Shifting(nn.Module):
+    """A purifier that makes each image as a whole brighter or darker by chance."""
+
+    random = True
+
+    def forward(self, batch):
+        return batch + uniform_like(batch[:, :, :1, :1], -0.1, 0.1)
+
+
+class Bright(nn.Module):
+    """Says class 1 of images that are brighter than grey by a twentieth."""
+
+    def forward(self, batch):
+        brighter = 100 * (batch.flatten(1).mean(1) - 0.55)
+        return torch.stack((torch.zeros_like(brighter), brighter), 1)
+
+
+@pytest.mark.parametrize("name", ["joint", "selective"])
+def test_a_random_defence_is_fooled_as_it_is_judged_whatever_else_is_wanted(name):
+    """The brighter an image, the more draws are fooled: two in three below 0.09, one in three at most below 0.02."""
+    grey, labels, keys = torch.full((8, 1, 4, 4), 0.5), torch.zeros(8, dtype=torch.long), torch.arange(8)
+    defence = Defence(Bright(), Shifting(), Detector(lambda batch: (batch.flatten(1).mean(1) - 0.5).abs(), 0.09))
+    target = Target(defence, draws=20, threshold=0.02)
+    found = craft(attacks(steps=10)[name], target, grey, labels, eps=0.1)
+    assert Target(defence, seed=1, draws=100).scores(found, labels, keys, "judge").share.mean() > 0.5
 
 
 def test_a_random_defence_accepts_what_most_draws_accept():

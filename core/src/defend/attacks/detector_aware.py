@@ -23,12 +23,12 @@ class DetectorAware(abc.ABC):
     """Projected sign steps in directions made of the classifier's and the detector's gradient.
 
     Of all points seen, the image itself among them, it keeps the one that fools most draws of a random defence
-    (misclassified, with a score below what the attacker wants); else the misclassified one with the lowest score; while
-    there is none, the one with the highest loss: the log-odds against the label
-    (`defend.attacks.objectives.log_odds`), which rise as the cross-entropy does and never lose their gradient. It is
-    left alone once misclassified with a score below what the attacker wants (`target.threshold`, else the detector's
-    own), but never against a random defence. There the best point of each pass, and the one that it ended in, are asked
-    about again with draws that chose none of them.
+    (misclassified and accepted, as it is judged; of equals with a score below what the attacker wants); else the
+    misclassified one with the lowest score; while there is none, the one with the highest loss: the log-odds against
+    the label (`defend.attacks.objectives.log_odds`), which rise as the cross-entropy does and never lose their
+    gradient. It is left alone once misclassified with a score below what the attacker wants (`target.threshold`, else
+    the detector's own), but never against a random defence. There the best point of each pass, and the one that it
+    ended in, are asked about again with draws that chose none of them.
     """
 
     norm = "linf"
@@ -124,37 +124,52 @@ class DetectorAware(abc.ABC):
 class _Best:
     """The best candidate of every image so far.
 
-    One that fools more draws is better. Of two that fool as many, any misclassified one is better than one that is not,
-    of two misclassified ones the one with the lower score, and of two others that with the higher loss.
+    One that fools more draws at the detector's own threshold is better, as there it is judged; of two that fool as many
+    there, one that fools more below the stricter one that the attacker wants. Of two alike in both, any misclassified
+    one is better than one that is not, of two misclassified ones the one with the lower score, and of two others that
+    with the higher loss.
     """
 
     def __init__(self, images: Tensor) -> None:
         self.images = images.clone()
         self.wrong = torch.zeros(len(images), dtype=torch.bool, device=images.device)
         self.share = torch.full((len(images),), -1.0, device=images.device)
+        self.strict = torch.full((len(images),), -1.0, device=images.device)
         self.score = torch.full((len(images),), torch.inf, device=images.device)
         self.loss = torch.full((len(images),), -torch.inf, device=images.device)
 
     def record(self, place: Tensor, images: Tensor, said: Slopes, labels: Tensor) -> None:
         """Take candidates for the images at `place` [n] in, where they are better."""
         loss, wrong = log_odds(said.logits, labels), said.logits.argmax(1) != labels
-        self._take(place, images, wrong, said.share, said.scores, loss)
+        self._take(place, images, wrong, said.share, said.strict, said.scores, loss)
 
     def merge(self, place: Tensor, other: _Best) -> None:
         """Take the best of another pass over the images at `place` in."""
-        self._take(place, other.images, other.wrong, other.share, other.score, other.loss)
+        self._take(place, other.images, other.wrong, other.share, other.strict, other.score, other.loss)
 
     def open(self, wanted: Tensor) -> Tensor:
         """Return the places of those not yet misclassified with a score below `wanted`."""
         return (~(self.wrong & (self.score < wanted))).nonzero()[:, 0]
 
-    def _take(self, place: Tensor, images: Tensor, wrong: Tensor, share: Tensor, score: Tensor, loss: Tensor) -> None:
-        was, most, lowest, highest = self.wrong[place], self.share[place], self.score[place], self.loss[place]
-        alike = torch.where(wrong & was, score < lowest, torch.where(wrong | was, wrong, loss > highest))
-        better = torch.where(share == most, alike, share > most)
+    def _take(
+        self,
+        place: Tensor,
+        images: Tensor,
+        wrong: Tensor,
+        share: Tensor,
+        strict: Tensor,
+        score: Tensor,
+        loss: Tensor,
+    ) -> None:
+        was, most, strictest = self.wrong[place], self.share[place], self.strict[place]
+        lowest, highest = self.score[place], self.loss[place]
+        better = torch.where(wrong & was, score < lowest, torch.where(wrong | was, wrong, loss > highest))
+        better = torch.where(strict == strictest, better, strict > strictest)
+        better = torch.where(share == most, better, share > most)
         self.images[place] = torch.where(better.view(-1, 1, 1, 1), images, self.images[place])
         self.wrong[place] = torch.where(better, wrong, was)
         self.share[place] = torch.where(better, share, most)
+        self.strict[place] = torch.where(better, strict, strictest)
         self.score[place] = torch.where(better, score, lowest)
         self.loss[place] = torch.where(better, loss, highest)
 

@@ -58,13 +58,15 @@ Of two the first is of the class and the second of the detector's score.
 class Slopes:
     """One gradient [B,C,H,W] an aim; logits [B,K] and detector scores [B] of the same pass (means over draws).
 
-    `share` is in how many of the draws the image was misclassified with a score below `Target.wanted`, [B] in [0,1].
+    `share` is in how many of the draws the image was misclassified with a score below the detector's own threshold,
+    and `strict` with one below `Target.wanted`, [B] in [0,1] each.
     """
 
     gradients: list[Tensor]
     logits: Tensor
     scores: Tensor
     share: Tensor
+    strict: Tensor
 
 
 class Target:
@@ -318,11 +320,13 @@ class Target:
             said, scored = self._mean(logits), self._mean(scores)
             wrong, accepted = said.argmax(1) != labels, scored < self.wanted
             self._note(keys, found, blind, fooled=wrong & accepted, points=images, needed=(~wrong, ~accepted))
-        share = self._share_fooled(logits, scores, packed)
-        return Slopes([fill(gradient, images) for gradient in found], said, scored, share)
+        shares = self._shares_fooled(logits, scores, packed)
+        return Slopes([fill(gradient, images) for gradient in found], said, scored, *shares)
 
-    def _share_fooled(self, logits: Tensor, scores: Tensor, labels: Tensor) -> Tensor:
-        return self._mean(((logits.argmax(1) != labels) & (scores < self.wanted)).float())
+    def _shares_fooled(self, logits: Tensor, scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        wrong = logits.argmax(1) != labels
+        own, wanted = (self._mean((wrong & (scores < bound)).float()) for bound in (self._own, self.wanted))
+        return own, wanted
 
     @torch.no_grad()
     def logits(self, images: Tensor, keys: Tensor, step: int | str) -> Tensor:
@@ -357,8 +361,8 @@ class Target:
         """Return what `slopes` does of no aim, from a pass without a graph, in full precision."""
         with self._surroundings(images, keys, step, full=True):
             logits, scores = (said.float() for said in self._ask(self._packed(images, keys)))
-            share = self._share_fooled(logits, scores, self._repeat(labels))
-            return Slopes([], self._mean(logits), self._mean(scores), share)
+            shares = self._shares_fooled(logits, scores, self._repeat(labels))
+            return Slopes([], self._mean(logits), self._mean(scores), *shares)
 
     @torch.no_grad()
     def answer(self, images: Tensor, keys: Tensor, step: int | str, draws: int | None = None) -> tuple[Tensor, Tensor]:
@@ -387,8 +391,11 @@ class Target:
     @property
     def wanted(self) -> Tensor:
         """The score below which an attacker who knows the detector wants an image to end; infinite without one."""
-        own = torch.as_tensor(getattr(getattr(self.module, "detector", None), "threshold", torch.inf)).float()
-        return own if self.threshold is None else torch.full_like(own, self.threshold)
+        return self._own if self.threshold is None else torch.full_like(self._own, self.threshold)
+
+    @property
+    def _own(self) -> Tensor:
+        return torch.as_tensor(getattr(getattr(self.module, "detector", None), "threshold", torch.inf)).float()
 
     def _ask(self, images: Tensor) -> tuple[Tensor, Tensor]:
         module: Any = self.module
