@@ -17,7 +17,8 @@ from torch import Tensor, nn
 import defend
 from benchmarks.contest import Bar, Result, Scale, compete, ratio
 from defend.assembly.matrices import WholeMap
-from defend.assembly.prepare import copy_module, prepare
+from defend.assembly.prepare import prepare
+from defend.boundary.copies import copy_module
 from defend.defence import Defence
 
 WORKLOAD = "12 small maps"

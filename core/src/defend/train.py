@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import abc
-import copy
 import importlib
 import sys
 import types
@@ -17,6 +16,7 @@ import attrs
 import torch
 from torch import Tensor, nn
 
+from defend.boundary.copies import copy_module
 from defend.datasets.base import Batch, ImageDataset
 from defend.randomness import permutation
 
@@ -112,7 +112,7 @@ def copy_to_tune(victim: nn.Module) -> nn.Module:
 
     Where every parameter is frozen, as a victim that is only asked may be, all those of a float type learn.
     """
-    tuned = copy.deepcopy(victim)
+    tuned = copy_module(victim)
     if not any(parameter.requires_grad for parameter in tuned.parameters()):
         for parameter in tuned.parameters():
             parameter.requires_grad_(parameter.is_floating_point())

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from defend.assembly.prepare import copy_module, fold_sequences, prepare
+from defend.assembly.prepare import fold_sequences, prepare
 from defend.boundary.answers import Answering
+from defend.boundary.copies import copy_module
 from defend.custom.drawing import Drawing
 from defend.defence import Defence, PurifierSequence
 from defend.errors import ContractError

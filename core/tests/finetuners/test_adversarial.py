@@ -25,7 +25,7 @@ from defend.errors import ConfigError
 from defend.finetuners import adversarial
 from defend.finetuners.adversarial import build, climb, divergence, still, train, warm
 from defend.finetuners.plugin import AdversarialRecipe
-from defend.options import make
+from defend.options import NoOptions, make
 from defend.plugins import Registry
 from defend.randomness import uniform_like
 from defend.stages import Task
@@ -432,6 +432,26 @@ def test_what_holds_the_weights_is_a_copy_that_learns():
     assert content_hash(tuned.state_dict()) == content_hash(victim.state_dict())
     assert all(parameter.requires_grad for parameter in tuned.parameters())
     assert not any(parameter.requires_grad for parameter in victim.parameters())
+
+
+@pytest.mark.parametrize("ema", [False, True])
+@pytest.mark.filterwarnings("ignore:.*torch.jit", "ignore:.*weight_norm")
+def test_victims_of_any_kind_are_copied_with_what_was_set_on_them(ema):
+    layer = nn.Linear(TASK.height * TASK.width, TASK.classes)
+    layer.bias.requires_grad_(False)
+    plain = nn.Sequential(nn.Flatten(), layer)
+    script = torch.jit.script(plain.eval())
+    weighed = nn.Sequential(nn.Flatten(), torch.nn.utils.weight_norm(nn.Linear(layer.in_features, TASK.classes)))
+    for victim in (script, weighed):
+        victim.random, before = True, victim(images(TASK, 2)).detach()
+        tuned = build(NoOptions(), TASK, victim)
+        training = train(NoOptions(), AdversarialRecipe(ema=0.9 if ema else 0.0), TASK, tuned, None)
+        for copied in (tuned, training._learner):
+            assert copied is not victim and copied.random
+            torch.testing.assert_close(copied(images(TASK, 2)), before)
+            flags = [parameter.requires_grad for parameter in copied.parameters()]
+            assert flags == [parameter.requires_grad for parameter in victim.parameters()]
+            assert not {id(one) for one in copied.parameters()} & {id(one) for one in victim.parameters()}
 
 
 class Owned(Normed):

@@ -6,8 +6,6 @@ In fp32, on the shipped victim, none of 2,000 predictions (500 digits, four rows
 from __future__ import annotations
 
 import contextlib
-import copy
-import io
 import random
 import warnings
 from collections import Counter
@@ -21,9 +19,8 @@ from torch import Tensor, nn
 from defend.assembly.matrices import find_small_maps, multiply_small_maps
 from defend.boundary.answers import ask, unwrap
 from defend.boundary.calls import Calling, say_cause
+from defend.boundary.copies import copy_module
 from defend.boundary.given import name_of
-from defend.boundary.scripted import python_attributes
-from defend.boundary.trial import complete_modes
 from defend.defence import Defence, PurifierSequence
 from defend.errors import StageError
 from defend.randomness import keyed
@@ -84,51 +81,6 @@ def _frozen(defence: Defence) -> tuple[Defence, str]:
     except Exception as error:  # classes refuse in many ways
         ready, why = defence, cause_of(error)
     return ready.eval().requires_grad_(False), why
-
-
-def copy_module(module: M) -> M:
-    """Return a deep copy of a module; tensors that it computed from parameters, and keeps, are copied as values.
-
-    Such are the weights of `torch.nn.utils.weight_norm`, which are computed anew before every pass. Modules of
-    TorchScript are copied as their files are, with what was set on them from Python: in a deep copy their parameters
-    are none.
-    """
-    memo: dict[int, object] = {}
-    reloaded: list[tuple[torch.jit.ScriptModule, torch.jit.ScriptModule]] = []
-    scripted: set[nn.Module] = set()
-    for part in module.modules():
-        if isinstance(part, torch.jit.ScriptModule) and part not in scripted:
-            scripted.update(part.modules())  # what is within it is copied with it
-            with Calling(f"stage {name_of(module)}", "a copy of it"):
-                reloaded.append((part, _reload(part)))
-                memo[id(part)] = reloaded[-1][1]
-        if part in scripted:
-            continue
-        for value in vars(part).values():
-            if isinstance(value, Tensor) and not value.is_leaf:
-                memo[id(value)] = value.detach().clone()
-    with Calling(f"stage {name_of(module)}", "a copy of it"):
-        for part, loaded in reloaded:
-            _set_attributes(loaded, copy.deepcopy(python_attributes(part), memo))
-        return copy.deepcopy(module, memo)
-
-
-def _reload(module: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
-    """Return what a file of a TorchScript module would give."""
-    file = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that TorchScript is old is no news to who brings such a module
-        torch.jit.save(module, file)
-        file.seek(0)
-        loaded: torch.jit.ScriptModule = torch.jit.load(file)
-    complete_modes(loaded)
-    return loaded
-
-
-def _set_attributes(module: nn.Module, attributes: Mapping[str, Mapping[str, Any]]) -> None:
-    for name, part in module.named_modules():
-        for key, value in attributes.get(name, {}).items():
-            setattr(part, key, value)
 
 
 def cause_of(error: Exception) -> str:

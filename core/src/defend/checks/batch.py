@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import copy
-
 import attrs
 import torch
 from torch import Tensor
 
+from defend.boundary.copies import copy_module
 from defend.boundary.held import find_moved_buffers
 from defend.checks.common import Case, Findings, Subject, lead, percent
 from defend.defence import Defence
@@ -88,7 +87,7 @@ def _judge(found: Findings, subject: Subject, defence: Defence, who: str) -> Non
 def _in_float64(subject: Subject, defence: Defence, places: list[int]) -> _Apart | None:
     """Compare again in float64; None where the defence cannot be asked in it."""
     try:
-        exact = copy.deepcopy(defence).double()
+        exact = copy_module(defence).double()
         finer = attrs.evolve(subject, images=subject.images.double())
         return _alone(finer, exact, _ask(finer, exact), places)
     except Exception:  # a stage may be written for float32 alone, and fail in any way

@@ -15,8 +15,9 @@ import attrs
 import torch
 from torch import Tensor
 
-from defend.assembly.prepare import cause_of, copy_module, fold_victim
+from defend.assembly.prepare import cause_of, fold_victim
 from defend.boundary.answers import threshold_of
+from defend.boundary.copies import copy_module
 from defend.defence import Defence
 from defend.deploy.tracing import Answers, explain, quiet, trace
 from defend.errors import ConfigError, ContractError

@@ -8,7 +8,6 @@ are in `rules`.
 from __future__ import annotations
 
 import contextlib
-import copy
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -25,6 +24,7 @@ from defend.attacks.objectives import log_odds
 from defend.attacks.options import PgdOptions
 from defend.attacks.target import Target
 from defend.boundary.answers import unwrap
+from defend.boundary.copies import copy_module
 from defend.datasets.base import Batch, ImageDataset
 from defend.defence import Defence
 from defend.errors import ConfigError
@@ -207,7 +207,7 @@ class AdversarialTraining(Training):
         self, tuned: nn.Module, recipe: AdversarialRecipe, task: Task, victim: nn.Module, purifier: nn.Module | None
     ) -> None:
         frozen = {"victim": victim} if purifier is None else {"victim": victim, "purifier": purifier}
-        self._learner = copy.deepcopy(tuned) if recipe.ema else tuned
+        self._learner = copy_module(tuned) if recipe.ema else tuned
         networks = {"victim": self._learner}
         if recipe.ema:
             networks["average"] = tuned

@@ -18,7 +18,7 @@ from rich.console import Console
 from torch import nn
 
 from defend.assembly.load import as_dataset
-from defend.assembly.prepare import copy_module
+from defend.boundary.copies import copy_module
 from defend.datasets.base import ImageDataset
 from defend.defence import Defence
 from defend.errors import ConfigError, DefendError, did_you_mean

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from defend.assembly.prepare import cause_of, copy_module
+from defend.assembly.prepare import cause_of
+from defend.boundary.copies import copy_module
 from defend.randomness import keyed
 from defend.stages import Task
 from defend.util.tensors import device_of
