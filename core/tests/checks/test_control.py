@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from defend.checks import Subject
 from defend.checks.common import Case, Findings
 from defend.checks.control import forget, noise, untrained
-from defend.defence import Defence
+from defend.defence import Defence, PurifierSequence
 from defend.records.rows import ArmRecord
 from defend.testing import rigged
 from defend.values.threats import Threat
@@ -139,3 +139,50 @@ def test_only_the_detectors_own_weights_are_forgotten():
     assert not torch.equal(blank.detector.own.weight, other.detector.own.weight)
     assert blank.detector.alone.tolist() == [2.0] * 3 and not torch.equal(blank.detector.spread, detector.spread)
     assert detector.spread.tolist() == [1.0, 5.0, 9.0] and blank.detector.threshold == 1
+
+
+class Restorer(nn.Module):
+    """A purifier: what a network makes of an image."""
+
+    random = False
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, images):
+        return self.network(images.flatten(1)).sigmoid().view_as(images)
+
+
+class Missed(Restorer):
+    """A detector that scores what the purifier, of the same network, has made of an image."""
+
+    def __init__(self, network):
+        super().__init__(network)
+        self.register_buffer("threshold", torch.tensor(float("inf")))
+
+    def forward(self, images, purified):
+        return (images - purified).square().flatten(1).mean(1)
+
+
+@pytest.mark.parametrize("chain", [False, True])
+def test_a_network_that_the_purifier_shares_is_random_in_both(chain):
+    network, images = nn.Linear(64, 64), torch.rand(3, 1, 8, 8)
+    purifier = PurifierSequence([nn.Identity(), Restorer(network)]) if chain else Restorer(network)
+    defence = Defence(victim(), purifier, Missed(network))
+    before, said = network.weight.clone(), defence.screen(images).score
+    blank, again = forget(defence, 0), forget(defence, 0)
+    own = blank.purifier.purifiers[1] if chain else blank.purifier
+    assert own.network is blank.detector.network is not network
+    assert (blank.screen(images).score - said).abs().max() > 1e-3
+    assert torch.equal(blank.screen(images).score, again.screen(images).score)
+    assert torch.equal(network.weight, before) and torch.equal(defence.screen(images).score, said)
+
+
+def test_a_purifier_that_shares_nothing_with_the_detector_is_the_same():
+    apart = Defence(victim(), Restorer(nn.Linear(64, 64)), Missed(nn.Linear(64, 64)))
+    assert forget(apart, 0).purifier is apart.purifier
+    alone = Defence(victim(), None, Missed(nn.Linear(64, 64)))
+    assert forget(alone, 0).purifier is None
+    judges = Defence(victim(), Restorer(victim()), Missed(victim()))  # the victim is known, and nobody's own
+    assert forget(judges, 0) is None

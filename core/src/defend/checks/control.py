@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import math
 
 import torch
 from torch import Tensor, nn
 
+from defend.boundary.copies import copy_module
 from defend.checks.climbs import climb
 from defend.checks.common import Case, Findings, Subject, title
 from defend.checks.detection import rank_deviate
@@ -88,22 +88,34 @@ def forget(defence: Defence, seed: int) -> Defence | None:
     """Return a defence whose detector has random weights; victim and purifier are the same. None if it has no weights.
 
     Layers draw as they do when they are built; a parameter that stands alone is drawn from a normal distribution of its
-    own mean and deviation.
+    own mean and deviation. What the purifier shares with the detector is random in it too: a detector may score the
+    purifier's own reconstruction.
     """
     assert defence.detector is not None
     # what a detector shares with the victim is not the detector's
-    shared = {id(part): part for part in defence.victim.modules()}
-    detector = copy.deepcopy(defence.detector, dict(shared))
-    parts = [part for part in detector.modules() if id(part) not in shared]
+    shared = [defence.victim]
+    if defence.purifier is not None and not _overlap(defence.purifier, defence.detector, defence.victim):
+        shared.append(defence.purifier)
+    blank = copy_module(defence, shared)
+    assert blank.detector is not None
+    kept = set(defence.victim.modules())
+    parts = [part for part in blank.detector.modules() if part not in kept]
     if not any(True for part in parts for _ in part.parameters(recurse=False)):
         return None
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         for part in parts:
             _draw(part)
-    blank = Defence(defence.victim, defence.purifier)
-    blank.detector = detector.eval()
     return blank
+
+
+def _overlap(first: nn.Module, second: nn.Module, known: nn.Module) -> bool:
+    """Whether two modules hold the same part or parameter, other than those of a third that is known."""
+    # with the objects, as those that TorchScript hands out live no longer than they are held
+    one, other, third = (
+        {id(each): each for each in (*module.modules(), *module.parameters())} for module in (first, second, known)
+    )
+    return not (one.keys() & other.keys()).issubset(third)
 
 
 def _draw(part: nn.Module) -> None:
