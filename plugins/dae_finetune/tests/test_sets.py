@@ -116,6 +116,15 @@ def test_attacks_in_bfloat16_hurt_as_much_and_leave_the_victim_as_it_was(tiny, v
         assert reduced.accuracy(victim, "train", kind, CPU) <= exact + 0.1
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm")
+def test_attacks_in_bfloat16_take_a_victim_whose_weights_are_computed(tiny):
+    images, _ = tiny.tensors("train", limit=2)
+    victim = nn.Sequential(nn.Flatten(), nn.utils.weight_norm(nn.Linear(images[0].numel(), len(tiny.classes)))).eval()
+    victim(images)
+    made = make_sets(tiny, ("train",), attrs.evolve(RECIPE, craft_precision="bf16"), victim, CPU)
+    assert not torch.equal(pixels(made, "train", "pgd"), pixels(made, "train", "clean"))
+
+
 def test_attacks_hurt_the_victim(sets, victim):
     assert sets.accuracy(victim, "train", "pgd", CPU) < sets.accuracy(victim, "train", "clean", CPU)
 

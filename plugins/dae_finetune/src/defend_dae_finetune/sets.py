@@ -5,7 +5,6 @@ Kinds are clean, FGSM and PGD, and the purifier's output for each of the three.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -21,6 +20,7 @@ from defend.datasets.base import ImageDataset, MemoryDataset, Split
 from defend.options import make
 from defend.randomness import keyed, permutation
 from defend.stages import Attack
+from defend.train import copy_to_tune
 from defend_dae_finetune.config import CraftRecipe
 
 CRAFTED = ("clean", "fgsm", "pgd")
@@ -128,8 +128,8 @@ def _make(
         "pgd": Pgd(make(PgdOptions, steps, "pgd")),
     }
     reduced = recipe.craft_precision == "bf16"
-    if reduced:  # without that layout bfloat16 gains little
-        victim = copy.deepcopy(victim).to(memory_format=torch.channels_last)
+    if reduced:  # without that layout bfloat16 gains little; the copy is only asked
+        victim = copy_to_tune(victim).requires_grad_(False).to(memory_format=torch.channels_last)
     target = Target(victim, seed=SEED, precision=torch.bfloat16 if reduced else None)
     layout = torch.channels_last if reduced else torch.contiguous_format
     parts: dict[str, list[Tensor]] = {}
