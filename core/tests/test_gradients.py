@@ -197,3 +197,35 @@ def test_what_a_step_closes_over_is_refused_where_it_depends_on_the_images():
 
     (end,) = unroll(step, (images,), 8, attached=True, segment=3)
     assert torch.autograd.grad(end.sum(), images)[0].flatten().tolist() == pytest.approx([0.5**8] * 4)
+
+
+def seek(images, start, steps, carried):
+    """Descend from a latent to the one whose decoding is nearest to the images, which are carried or closed over."""
+    with inner_gradients(images) as (x, outer):
+
+        def step(number, state, attached):
+            z, target = state if carried else (*state, x)
+            at = z if attached else z.detach().requires_grad_()
+            loss = (at.sigmoid() - target).square().sum()
+            (slope,) = torch.autograd.grad(loss, at, create_graph=attached)
+            return (z - slope / 2, target) if carried else (z - slope / 2,)
+
+        return unroll(step, (start, x) if carried else (start,), steps, attached=outer)[0].sigmoid()
+
+
+@pytest.mark.parametrize("learned", [True, False])
+@pytest.mark.parametrize("carried", [True, False])
+@pytest.mark.parametrize("steps", [5, 6, 50])
+def test_a_start_that_does_not_depend_on_the_images_has_the_whole_gradient(steps, carried, learned):
+    images, start = torch.linspace(0, 1, 8).view(2, 1, 2, 2).requires_grad_(), torch.zeros(2, 1, 2, 2)
+    start.requires_grad_(learned)
+    with whole_graph():
+        (expected,) = torch.autograd.grad(seek(images, start, steps, carried).sum(), images)
+    (found,) = torch.autograd.grad(seek(images, start, steps, carried).sum(), images)
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_latent_that_begins_at_what_an_encoder_made_does_not_let_the_step_close_over_the_images():
+    images = torch.full((1, 1, 2, 2), 0.5, requires_grad=True)
+    with pytest.raises(ContractError, match="carry it in the state"):
+        torch.autograd.grad(seek(images, images.logit() / 2, 20, carried=False).sum(), images)

@@ -24,6 +24,7 @@ Step = Callable[[int, State, bool], State]
 """(number of the step, state, whether to stay differentiable) to the next state; draws through `defend.randomness`."""
 
 _naive: contextvars.ContextVar[list[int] | None] = contextvars.ContextVar("defend_whole_graph", default=None)
+_images: contextvars.ContextVar[State] = contextvars.ContextVar("defend_images", default=())
 
 
 @contextlib.contextmanager
@@ -37,7 +38,11 @@ def inner_gradients(images: Tensor) -> Iterator[tuple[Tensor, bool]]:
     outer = torch.is_grad_enabled() and images.requires_grad
     with torch.inference_mode(False), torch.enable_grad():
         start = images.clone() if images.is_inference() else images
-        yield (start if outer else start.detach()), outer
+        token = _images.set((start,) if outer else ())
+        try:
+            yield (start if outer else start.detach()), outer
+        finally:
+            _images.reset(token)
 
 
 def unroll(step: Step, state: State, steps: int, *, attached: bool, segment: int = SEGMENT) -> State:
@@ -50,24 +55,40 @@ def unroll(step: Step, state: State, steps: int, *, attached: bool, segment: int
     the state alone, not to parameters that `step` closes over. Whatever depends on the images belongs into the state,
     the images themselves too: `step` gets back what it returned for it.
 
-    Masks and counts may be part of the state; they have no gradient.
+    Where nothing that the steps start from depends on the images, as a latent at zeros, the graph of all steps is kept,
+    so that images which `step` closes over have their gradient; with the images in the state it takes the memory of a
+    few steps. Every floating-point value that an attached step is given requires a gradient. Masks and counts may be
+    part of the state; they have none.
 
     Raises:
-        ContractError: in the backward pass, where `step` closes over a tensor that depends on the images, or gives
-            another result when it is computed again, as it keeps numbers elsewhere: its share of the gradient would be
-            lost, and what an attacker cannot see looks like robustness. A step that begins to do so later has a
-            gradient that is not a number.
+        ContractError: in the backward pass, where the state depends on the images, and `step` closes over another
+            tensor that does, or gives another result when it is computed again, as it keeps numbers elsewhere: its
+            share of the gradient would be lost, and what an attacker cannot see looks like robustness. A step that
+            begins to do so later has a gradient that is not a number.
     """
     calls = _naive.get()
     if calls is not None:
         calls.append(steps)
-    # the last segment keeps its graph: the backward pass begins there and would only make it again
-    early = max(steps - segment, 0) if attached and calls is None else 0
+    early = 0
+    if attached and calls is None and steps > segment:
+        source = _find_leaves(_images.get() or state)
+        known = {id(leaf) for leaf in source}
+        # else no backward pass to the images would come by, and see what the step closes over
+        if any(id(leaf) in known for leaf in _find_leaves(state)):
+            # the last segment keeps its graph: the backward pass begins there and would only make it again
+            early = steps - segment
     if early:
-        state = _Segments.apply(step, early, segment, _find_leaves(state), *state)
+        state = _Segments.apply(step, early, segment, source, *state)
+    elif attached:
+        state = tuple(_differentiable(value) for value in state)
     for number in range(early, steps):
         state = step(number, state, attached)
     return state
+
+
+def _differentiable(value: Tensor) -> Tensor:
+    """Return a value that a step can differentiate with respect to; masks and counts as they are."""
+    return value if value.requires_grad or not value.is_floating_point() else value.detach().requires_grad_()
 
 
 @contextlib.contextmanager
@@ -130,9 +151,7 @@ class _Segments(torch.autograd.Function):
         strayed = torch.zeros((), dtype=torch.bool, device=ctx.saved_tensors[0].device)
         for place in reversed(range(len(marks))):
             with torch.enable_grad(), resumed(marks[place]):
-                kept = (value.detach() for value in ctx.saved_tensors[place * width :][:width])
-                # masks and counts have no gradient
-                given = [value.requires_grad_() if value.is_floating_point() else value for value in kept]
+                given = [_differentiable(value.detach()) for value in ctx.saved_tensors[place * width :][:width]]
                 state: State = tuple(given)
                 for number in range(place * segment, min((place + 1) * segment, steps)):
                     state = step(number, state, True)
