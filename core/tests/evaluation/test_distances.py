@@ -2,6 +2,7 @@
 
 import math
 
+import attrs
 import pytest
 import torch
 from torch import nn
@@ -11,6 +12,7 @@ from defend.attacks.options import FmnOptions
 from defend.datasets.base import SPLITS, MemoryDataset
 from defend.defence import Defence
 from defend.evaluation.evaluate import EvaluationSettings, Evaluator
+from defend.randomness import normal_like
 from defend.records.distances import distances_of
 from defend.records.looks import curve_of
 from defend.records.per_image import to_csv
@@ -49,8 +51,17 @@ def dataset(levels):
     return MemoryDataset("flat", classes, dict.fromkeys(SPLITS, pixels), dict.fromkeys(SPLITS, labels))
 
 
-def row(attack, levels, eps):
-    arms = {UNDEFENDED: Defence(Brightness()), DEFENDED: Defence(Brightness())}
+class Darkness(nn.Module):
+    """Rejects what is darker than a third."""
+
+    random, threshold = False, -1 / 3
+
+    def forward(self, batch, purified):
+        return -batch.flatten(1).mean(1)
+
+
+def row(attack, levels, eps, detector=None):
+    arms = {UNDEFENDED: Defence(Brightness()), DEFENDED: Defence(Brightness(), detector=detector)}
     plan = PlannedRow(
         "it", Threat("adaptive", attack.norm, eps), attack, torch.arange(len(levels)), 9, DEFENDED, tuple(arms)
     )
@@ -86,6 +97,34 @@ def test_an_attack_without_a_budget_has_distances_too():
     made = row(Moved(torch.tensor(FAR)), LEVELS, None)
     assert made.arms[DEFENDED].distance.isfinite().tolist() == [True, False, True, False, True]
     assert distances_of(made)["curve"]["accuracy"][-1] == 0.4 == right(made, DEFENDED).double().mean()
+
+
+@pytest.mark.parametrize("eps", [0.31, None])
+def test_an_arm_that_rejects_the_clean_image_needs_no_attack(eps):
+    """But of an image that the row leaves right: the accuracy at its eps stays what the row says."""
+    made = row(Moved(torch.tensor([0.06, 0.3, 0.1])), [115, 76, 76], eps, Darkness())
+    assert right(made, DEFENDED).tolist() == [False, False, True]
+    torch.testing.assert_close(made.arms[DEFENDED].distance, torch.tensor([0.06, 0, torch.inf]))
+    torch.testing.assert_close(made.arms[UNDEFENDED].distance, torch.tensor([0.06, 0.3, torch.inf]))
+    curve = distances_of(made)["curve"]
+    assert curve["accuracy"][0] == pytest.approx(2 / 3)
+    assert curve["accuracy"][-1] == right(made, DEFENDED).double().mean()
+
+
+def test_a_random_arm_is_asked_about_the_clean_image_with_the_draws_of_its_clean_row():
+    class Shaken(nn.Module):
+        random = True
+
+        def forward(self, batch):
+            return (batch + 0.2 * normal_like(batch[:, :, :1, :1])).clamp(0, 1)
+
+    levels, arms = [115] * 24, {UNDEFENDED: Defence(Brightness()), DEFENDED: Defence(Brightness(), Shaken())}
+    plan = PlannedRow("it", Threat("adaptive", "linf", 0.5), None, torch.arange(24), 9, DEFENDED, tuple(arms))
+    evaluator = Evaluator(arms, dataset(levels), EvaluationSettings(device=torch.device("cpu")))
+    clean = right(evaluator.row(plan), DEFENDED)
+    made = evaluator.row(attrs.evolve(plan, attack=Moved(torch.full((24,), 0.4))))
+    assert 0 < clean.sum() < 24 and not right(made, DEFENDED)[~clean].any()
+    assert (made.arms[DEFENDED].distance > 0).tolist() == clean.tolist()
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])

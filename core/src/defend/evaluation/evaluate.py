@@ -72,17 +72,23 @@ class EvaluationSettings:
 
 @attrs.frozen
 class Nearest:
-    """What an attack that minimises the distance found: how `far` [B], `beyond` the budget or not, which arms stand."""
+    """What an attack that minimises the distance found: how `far` [B], `beyond` the budget or not.
+
+    Also which arms stand there, `stands`, where some lie beyond, and which do without any change, `clean`, where some
+    lie within.
+    """
 
     far: Tensor
     beyond: Tensor
     stands: Mapping[str, Tensor]
+    clean: Mapping[str, Tensor]
 
     def of(self, arm: str, now: Tensor) -> Tensor:
         """Return an arm's `ArmRecord.distance` [B]; `now` [B] is where it stands in the row, within the budget."""
         found = torch.where(self.stands.get(arm, now), torch.inf, self.far)
-        # in the row stands the clean image there: an arm that fails on it needs no attack
-        return torch.where(self.beyond & ~now, 0, found)
+        # an arm that fails on the clean image, which stands in the row for what lies beyond, needs no attack
+        already = self.beyond | ~self.clean.get(arm, now)
+        return torch.where(already & ~now, 0, found)
 
 
 class Evaluator:
@@ -268,14 +274,17 @@ class Evaluator:
         )
 
     def _measure(self, plan: PlannedRow, batch: Batch, found: Tensor) -> Nearest:
-        """Measure how far off an attack found its images, and ask all arms there, also beyond the budget."""
+        """Measure how far off an attack found its images; ask all arms there, beyond the budget, and unattacked."""
         assert plan.attack is not None
         far, eps = measure(found - batch.images, plan.attack.norm), plan.threat.eps
         beyond = torch.zeros_like(far, dtype=torch.bool) if eps is None else far > eps
-        said: dict[str, Verdict] = {}
-        if bool(beyond.any()):
-            said, _ = self._verdicts(plan.judges, found, batch.keys)
-        return Nearest(far, beyond, {name: _stands(one, batch.labels) for name, one in said.items()})
+
+        def find_standing(images: Tensor) -> dict[str, Tensor]:
+            said, _ = self._verdicts(plan.judges, images, batch.keys)
+            return {name: _stands(one, batch.labels) for name, one in said.items()}
+
+        there = find_standing(found) if bool(beyond.any()) else {}
+        return Nearest(far, beyond, there, {} if bool(beyond.all()) else find_standing(batch.images))
 
     def _verdicts(
         self, names: tuple[str, ...], attacked: Tensor, keys: Tensor

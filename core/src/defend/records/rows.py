@@ -57,7 +57,8 @@ class ArmRecord:
 
     `passes` is what a random arm predicted in each of several passes, [N,P], `REJECTED` where it rejected; the first
     is `predicted`. None where it was asked once. `distance` is, of an attack that minimises it, the smallest one found
-    at which the arm fails: 0 where it fails on the clean image, infinite where nothing was found.
+    at which the arm fails: 0 where it fails on the clean image already, infinite where nothing was found. An arm that
+    is right about what was found within the row's eps has none, whatever it makes of the clean image.
     """
 
     predicted: Tensor

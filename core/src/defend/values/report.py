@@ -70,9 +70,10 @@ class Row:
             second half of them still fooled, "late"; and whether it has "flattened": at most one in fifty, or none is
             left.
         distances: of an attack that minimises the distance, in the row's norm: "images", the smallest change found of
-            each, in the order of records.csv: 0 where the arm is wrong without any, null where none was found; their
-            "median", null where there is none; how many were "found"; and "curve", the "accuracy" at any "eps" with
-            its "ci95": the share whose change is longer. At the row's own eps that is the row's accuracy.
+            each, in the order of records.csv: 0 where the arm is wrong without any, or rejects, null where none
+            was found; their "median", null where there is none; how many were "found"; and "curve", the "accuracy" at
+            any "eps" with its "ci95": the share whose change is longer. At the row's own eps that is the row's
+            accuracy, so that what it leaves right is not at 0.
         made_of: a digest of the attack: its name and options, and what is in it where it is a file of images or code of
             one's own; None of the clean row, and where it was not recorded.
     """
