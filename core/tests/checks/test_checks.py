@@ -12,6 +12,7 @@ from scipy.stats import betabinom, binom
 from torch import nn
 
 from defend.attacks.detector_aware import joint
+from defend.attacks.given import Replay
 from defend.attacks.iterated import Pgd
 from defend.attacks.noise import Noise
 from defend.attacks.options import FgsmOptions, JointOptions, PgdOptions, RfgsmOptions, SquareOptions
@@ -275,7 +276,8 @@ class Moves:
         self.share, self.everyone = share, everyone
 
     def __call__(self, target, images, labels, *, eps, keys):
-        moved = images + self.share * eps.clamp_max(0.9)[:, None, None, None] * (1 - 2 * images.round())
+        size = 1 if self.norm == "linf" else images[0].numel() ** 0.5
+        moved = images + self.share / size * eps.clamp_max(0.9)[:, None, None, None] * (1 - 2 * images.round())
         return moved if self.everyone else torch.cat((moved[:1], images[1:]))
 
 
@@ -283,7 +285,7 @@ def convergence_of(attack, threat="adaptive", **said):
     keys, judges = toy()[0].keys("test", 100, 0), ("undefended", "defended")
     for name, value in said.items():
         setattr(attack, name, value)
-    row = PlannedRow("idle", Threat(threat, "linf", EPS), attack, keys, 20, "defended", judges)
+    row = PlannedRow("idle", Threat(threat, attack.norm, EPS), attack, keys, 20, "defended", judges)
     return gate(Defence(toy()[2]), plans=[row, "adaptive pgd"], level="basic")[4]
 
 
@@ -328,6 +330,25 @@ def test_an_attack_that_used_a_part_of_its_budget_is_told():
     timid = convergence_of(Moves(0.2, everyone=True))
     assert timid.status == "warn" and "none was changed by more than 0.02 of its budget of 0.1" in timid.detail
     assert "its budget of" not in convergence_of(Moves(1.0, everyone=True)).detail
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("threat", ["adaptive", "transfer"])
+def test_a_part_of_a_budget_is_told_in_both_norms_and_of_images_made_elsewhere(threat, norm):
+    timid = convergence_of(Moves(0.2, everyone=True), threat, norm=norm)
+    assert timid.status == "warn" and "none was changed by more than 0.02 of its budget of 0.1" in timid.detail
+    assert "its budget of" not in convergence_of(Moves(1.0, everyone=True), threat, norm=norm).detail
+    nearest = convergence_of(Moves(0.2, everyone=True), threat, norm=norm, strays=True)
+    assert ("its budget of" in nearest.detail) == (threat == "adaptive"), "elsewhere nobody knows what is left right"
+
+
+def test_a_file_made_for_a_smaller_budget_is_told():
+    batch = next(toy()[0].batches("test", toy()[0].keys("test", 100, 0), 100, torch.device("cpu")))
+    found = convergence_of(Replay("linf", batch.keys, (batch.images + 1 / 255).clamp_max(1)), "given")
+    assert found.status == "warn" and "idle/given: of the 100 images that it moved none was changed by more" in (
+        found.detail
+    )
+    assert "give the one they were made with" in found.detail
 
 
 def test_a_budget_that_leaves_more_than_a_smaller_one_is_caught():

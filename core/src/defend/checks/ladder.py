@@ -21,7 +21,7 @@ CHANCE_BY = 128 / 255  # within this budget every image can be made the same gre
 MISSED_SHARE = 0.02
 SQUARE_SHARE = 0.002
 BLIND_SHARE = 0.02  # of a row's images: so many left right and never seen are no accident
-USED = 0.5  # of an L-inf budget: what an attack uses at least of it on some image that it does not fool
+USED = 0.5  # of a budget: what an attack uses at least of it on some image that it does not fool
 UNMOVED = 0.5  # of the images that a row leaves right: what an attack may return as it was, as it found nothing there
 BLIND = {"absent": "absent", "zero": "zero", "broken": "not finite"}
 
@@ -242,7 +242,7 @@ def lost(case: Case, found: Findings) -> None:
 
 
 def unmoved(case: Case, found: Findings) -> None:
-    """Check 4: an attack moved the images that it left right, and by more than half of an L-inf budget.
+    """Check 4: an attack moved the images that it left right, and by more than half of its budget.
 
     Who comes back as it was counts as right and was not attacked: the row is then one of clean images. An attack that
     moved none of the images that were right before does not work, unless it returns only what fools
@@ -275,19 +275,28 @@ def unmoved(case: Case, found: Findings) -> None:
 
 
 def _timid(case: Case, row: RowRecord, found: Findings) -> None:
-    """Warn where an attack in L-inf used less than half of its budget on each image that it moved and left right."""
-    threat, attacked = row.plan.threat, _attacked_arm(case, row)
-    if threat.norm != "linf" or threat.eps is None or attacked is None or case.threats[threat.kind].evades:
+    """Warn where an attack used less than half of its budget on each image that it moved and left right.
+
+    Of images made against something else than what judges them nobody knows which fooled that: there all that were
+    moved count. An attack that looks for the nearest ones is not asked for more there.
+    """
+    plan, attacked = row.plan, _attacked_arm(case, row)
+    eps, threat = plan.threat.eps, case.threats[plan.threat.kind]
+    if eps is None or threat.evades:
         return
-    moved = row.linf[right(row, attacked) & (row.linf > 0)]
-    if len(moved) and float(moved.max()) < USED * threat.eps:
-        found.numbers.setdefault("timid", {})[title(row)] = float(moved.max())
-        found.add(
-            "warn",
-            f"{title(row)}: of the {len(moved)} images that it moved and left right none was changed by more than "
-            f"{float(moved.max()):.3g} of its budget of {threat.eps:.3g}: the figure is one of a smaller budget; "
-            "larger steps, or more of them",
-        )
+    far = row.linf if plan.threat.norm == "linf" else row.l2
+    left = (far > 0) & right(row, attacked or DEFENDED)
+    moved = far[left if attacked else far > 0]
+    nearest = any(getattr(plan.attack, name, False) for name in ("strays", "all_or_nothing"))
+    if not bool(left.any()) or (attacked is None and nearest) or float(moved.max()) >= USED * eps:
+        return
+    found.numbers.setdefault("timid", {})[title(row)] = float(moved.max())
+    found.add(
+        "warn",
+        f"{title(row)}: of the {len(moved)} images that it moved{' and left right' if attacked else ''} none was "
+        f"changed by more than {float(moved.max()):.3g} of its budget of {eps:.3g}: the figure is one of a smaller "
+        f"budget; {'give the one they were made with' if threat.knows == 'unknown' else 'larger or more steps'}",
+    )
 
 
 def _attacked_arm(case: Case, row: RowRecord) -> str | None:
