@@ -438,7 +438,11 @@ def test_a_kept_threshold_is_held_to_what_it_was_set_for():
     assert judged(loose, behind="blur").status == "fail"
     found = judged(fits, measured=0.0)
     assert found.status == "warn" and "rejects none of these: their highest scores are alike" in found.detail
-    assert judged(loose, n=0).status == "pass"  # an old file does not say on how many
+    # an old file does not say on how many: not on fewer than can show the rate
+    assert judged(fits, n=0).status == "pass"
+    found = judged(loose, n=0)
+    assert found.status == "warn" and "set for 5.0 % of mine: more or fewer than chance explains" in found.detail
+    assert judged(fits, n=0, fpr=0.0).status == "pass", "nothing follows from a rate of none"
 
 
 def test_what_an_attack_with_true_labels_leaves_is_compared_with_clean_and_predicted_ones():

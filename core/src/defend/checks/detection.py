@@ -43,7 +43,11 @@ def separation(case: Case, found: Findings) -> None:
 
 
 def _hold_to_rate(case: Case, clean: RowRecord, found: Findings) -> None:
-    """Compare the clean images rejected with the rate that the threshold was set for, in this run or before."""
+    """Compare the clean images rejected with the rate that the threshold was set for, in this run or before.
+
+    A rate that is not kept is a warning, as the clean row shows what it costs. It fails where the threshold was also
+    set behind other purifiers, which explains it.
+    """
     set_on = case.subject.calibration if case.subject is not None else None
     if case.subject is None or set_on is None:
         return
@@ -52,8 +56,10 @@ def _hold_to_rate(case: Case, clean: RowRecord, found: Findings) -> None:
     text = f"{rejected} of {n} clean images rejected, set for {percent(set_on.fpr)}"
     text += f" on {set_on.n}" if set_on.n else ""
     text += f" of {set_on.dataset}" if set_on.kept and set_on.dataset else ""
-    # how many it was set on is not known of old weights, and nothing follows from a rate of none
-    off = set_on.n > 0 and min(rejections(rejected, n, set_on.fpr, set_on.n)) < TAIL
+    # old weights do not say how many it was set on: at least as many as can show such a rate
+    held_out = set_on.n or (math.ceil(1 / set_on.fpr) if set_on.fpr > 0 else 0)
+    # nothing follows from a rate of none
+    off = held_out > 0 and min(rejections(rejected, n, set_on.fpr, held_out)) < TAIL
     if off:
         text += ": more or fewer than chance explains"
     if elsewhere := set_on.say_elsewhere(case.subject.behind):
