@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import struct
 import sys
 import types
@@ -38,6 +39,7 @@ from defend.util.images import read_image
 
 CPU = torch.device("cpu")
 VICTIM = "mobilenetv3_small_050"
+NONE_TWICE = {"n": 0, "pairs": [], "val": {"n": 0, "pairs": []}}
 
 
 def draw(path, grey, side=12):
@@ -331,6 +333,10 @@ def test_a_picture_in_train_and_test_is_named_twice(tmp_path):
     twin.write_bytes((tmp_path / "train" / "dog" / "004.png").read_bytes())
     found = opened(tmp_path).duplicates()
     assert (found.n, found.pairs) == (1, (("test/cat/copy of it.png", "train/dog/004.png"),))
+    assert found.n_val == 0
+    shutil.copytree(tmp_path / "train", tmp_path / "val")
+    found = opened(tmp_path).duplicates()
+    assert (found.n, found.n_val, found.pairs_val[0]) == (1, 20, ("val/cat/000.png", "train/cat/000.png"))
 
 
 # Weights and whose images they are for
@@ -583,7 +589,7 @@ def test_a_report_says_which_images_were_tested_on(victims, tmp_path):
     }
     assert shown["images"]["said"].startswith("the 8 images of the folder 'valid', as there is no 'test'; what is held")
     assert f"test images: {shown['images']['said']}" in text
-    assert (shown["seen"], shown["duplicates"], shown["warnings"]) == ({}, {"n": 0, "pairs": []}, [])
+    assert (shown["seen"], shown["duplicates"], shown["warnings"]) == ({}, NONE_TWICE, [])
     (tmp_path / "valid").rename(tmp_path / "others")
     shown, text = written(run(tmp_path, "honest", victims))
     assert shown["images"] == {
@@ -605,7 +611,8 @@ def test_a_report_names_pictures_that_training_had(victims, tmp_path):
     shown, text = written(report)
     said = "1 test image stands in train or val too: 'test/c0/copy.png' is 'train/c0/7.png'"
     assert shown["warnings"] == [said] and said in text
-    assert shown["duplicates"] == {"n": 1, "pairs": [["test/c0/copy.png", "train/c0/7.png"]]}
+    twins = {"n": 1, "pairs": [["test/c0/copy.png", "train/c0/7.png"]]}
+    assert shown["duplicates"] == NONE_TWICE | twins
     page = write_page([tmp_path / "out"]).page.read_text(encoding="utf-8")
     assert "1 test image stands in train or val too" in page and "the 9 images of the folder" in page
 

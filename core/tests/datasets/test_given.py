@@ -23,7 +23,7 @@ from torch.utils.data import (
     random_split,
 )
 
-from defend.assembly.load import as_dataset, open_dataset, open_whole
+from defend.assembly.load import ALONE, as_dataset, open_dataset, open_whole
 from defend.assembly.stage import build_stage
 from defend.datasets.base import MemoryDataset
 from defend.datasets.given import gather_held_out, gather_training
@@ -280,6 +280,33 @@ def test_the_same_images_in_another_form_are_told(form):
 def test_images_that_differ_by_less_than_a_pixel_are_no_twins():
     near = (FLOATS[:3] + 0.1 / 255).clamp(0, 1)
     assert as_dataset((FLOATS, LABELS), val=(near, LABELS[:3])).duplicates().n == 0
+
+
+def test_what_is_trained_on_is_not_held_out_too(tmp_path):
+    same = (FLOATS, LABELS)
+    for refused in (
+        lambda: gather_training(same, val=same),
+        lambda: as_dataset((FLOATS, LABELS), train=same, val=same),
+    ):
+        with pytest.raises(ConfigError, match=r"val= is what is trained on: pass other images, or leave it out$"):
+            refused()
+    twins = gather_training(same, val=(FLOATS, LABELS)).duplicates()
+    assert (twins.n, twins.n_val) == (12, 48) and len(twins.sentences()) == 2
+    assert "48 val images stand in train too, " in twins.sentences()[1] and "; and 43 more" in twins.sentences()[1]
+    for place, label in enumerate(LABELS.tolist()):
+        (tmp_path / str(label)).mkdir(exist_ok=True)
+        picture(place).resize((32, 32)).save(tmp_path / str(label) / f"{place}.png")
+    folder = gather_training(open_dataset(tmp_path, options=ALONE), val=open_whole(tmp_path)).duplicates()
+    assert (folder.n, folder.n_val) == (12, 48)
+
+
+def test_val_images_that_stand_in_train_are_told_without_test_ones():
+    images = {"train": BYTES, "val": torch.cat([255 - BYTES[:1], BYTES[2:4]])}
+    dataset = MemoryDataset("mine", list("abcde"), images, {"train": LABELS, "val": LABELS[:3]})
+    twins = dataset.duplicates()
+    assert (twins.n, twins.n_val, twins.pairs_val[0]) == (0, 2, ("val image 1", "train image 2"))
+    (said,) = twins.sentences()
+    assert said.startswith("2 val images stand in train too, so that thresholds and selection are by images that were")
 
 
 def test_a_data_set_in_memory_knows_its_twins():

@@ -483,6 +483,24 @@ def test_the_card_tells_how_the_weights_were_made(tmp_path, monkeypatch):
     assert set(card.figures) == {"val_accuracy", "test_accuracy"}
 
 
+def test_held_out_images_that_are_trained_on_are_told_before_the_first_step(tmp_path, monkeypatch):
+    monkeypatch.setenv("DEFEND_CACHE_DIR", str(tmp_path))
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stage, "fit_in_course", stop)
+    whole = tiny_dataset()
+    images = {split: whole.pixels(split, torch.device("cpu")) for split in SIZES}
+    images |= {"val": images["train"][:6], "test": torch.cat([images["train"][:1], images["test"][1:]])}
+    twice = MemoryDataset("twice", whole.classes, images, {split: whole.labels(split) for split in SIZES})
+    with pytest.raises(KeyboardInterrupt), pytest.warns(UserWarning, match="in train") as told:
+        train_stage("victim", "resnet10t", twice)
+    test, val = (str(each.message) for each in told)
+    assert test.startswith("1 test image stands in train or val too: ")
+    assert val.startswith("6 val images stand in train too, so that thresholds and selection are by images that were")
+
+
 def test_a_training_with_flips_does_not_go_on_with_one_without(tmp_path, monkeypatch):
     monkeypatch.setenv("DEFEND_CACHE_DIR", str(tmp_path))
     folders = []

@@ -125,12 +125,10 @@ def train_command(
         around.check_keys("options", (key for key in others if others[key]), {"dataset"}, "this training")
         around.check_keys("weights", weights, (), "this training")
         images = open_dataset(dataset, data_dir, others.get("dataset"))
-        twins = images.duplicates()
     known = {option.name for option in describe(found.spec.config)}
     note = found.note(found.config({key: value for key, value in options.items() if key in known})) if found.tag else ""
-    for said in (note, twins.sentence() if twins is not None and twins.n else ""):
-        if said:
-            say(f"warning: {said}", err=True)
+    if note:
+        say(f"warning: {note}", err=True)
     how = FitSettings(device=device or "auto", **given(values))
     log = Log(loggers, f"train-{stage}-{plain(name)}-{dataset}", log_dir, {"stage": stage, "name": name, **options})
     try:

@@ -122,8 +122,16 @@ class ImageDataset(abc.ABC):
         """Return where a split's images come from, None where they are the data set's own official ones."""
         return None
 
+    def contents(self, split: Split) -> bytes | None:
+        """Return a SHA-256 of each image of a split, see `twins.pixel_digests`; None where that would take too long."""
+        return None
+
+    def files(self, split: Split) -> bytes | None:
+        """Return the SHA-256 of the file of each image of a split, 32 bytes each; None where there are none to read."""
+        return None
+
     def duplicates(self) -> Duplicates | None:
-        """Return the test images that training may have seen under another name; None where nobody looked."""
+        """Return the test and val images that training may have seen under another name; None where nobody looked."""
         return None
 
     def keys(self, split: Split, limit: int | None = None, seed: int = 0) -> Tensor:
@@ -226,9 +234,7 @@ class MemoryDataset(ImageDataset):
         return pixel_digests(self._images[self._need(split)])
 
     @functools.cache  # noqa: B019 - a data set lives as long as the process
-    def duplicates(self) -> Duplicates | None:
-        if not self.has("test"):
-            return None
+    def duplicates(self) -> Duplicates:
         return find_twins({split: self.contents(split) for split in SPLITS if self.has(split)}, "{} image {}".format)
 
     @functools.cache  # noqa: B019 - a data set lives as long as the process

@@ -302,16 +302,17 @@ class FolderDataset(ImageDataset):
             self._digests[split] = digests_of([self._names.path(place) for place in places])
         return self._digests[split]
 
+    def files(self, split: Split) -> bytes | None:
+        return self.digests(split)
+
     def origin(self, split: Split) -> Origin:
         return self._origins[split]
 
     def duplicates(self) -> Duplicates | None:
-        if self._duplicates is None and self.has("test"):
-            self._duplicates = self._twins()
+        if self._duplicates is None:
+            digests = {split: self.digests(split) for split in SPLITS if self.has(split)}
+            self._duplicates = find_twins(digests, self._show)
         return self._duplicates
-
-    def _twins(self) -> Duplicates:
-        return find_twins({split: self.digests(split) for split in SPLITS if self.has(split)}, self._show)
 
     def _show(self, split: Split, place: int) -> str:
         # a file's name may be no UTF-8, and a report is
@@ -338,5 +339,8 @@ class ImageNetDataset(FolderDataset):
         """The name alone, but for other classes or another size than ImageNet's."""
         return self.name if (len(self.classes), self.shape[1]) == STANDARD else super().filed_as
 
-    def duplicates(self) -> Duplicates | None:
+    def files(self, split: Split) -> bytes | None:
         return None  # a run does not read 1.3 million training images for it
+
+    def duplicates(self) -> Duplicates | None:
+        return None

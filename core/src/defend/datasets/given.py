@@ -60,6 +60,8 @@ def gather(
         return data
     others: dict[Split, Any] = {"val": val, "train": train}
     sources: dict[Split, Source] = {"test": find_source(data, "test", f"data set {name}")}
+    if train is not None and val is train and not isinstance(train, ImageDataset):
+        raise ConfigError("val= is what is trained on: pass other images, or leave it out")
     for split, given in others.items():
         if given is data and not isinstance(data, ImageDataset):
             raise ConfigError(f"{split}= is what is judged: pass other images, or leave it out")
@@ -94,6 +96,8 @@ def gather_training(
         data.labels("train")  # or there is no such split
     own: list[Split] = [split for split in SPLITS if data.has(split)] if whole else ["train"]
     sources: dict[Split, Source] = {split: find_source(data, split, f"data set {name}") for split in own}
+    if val is data and not whole:
+        raise ConfigError("val= is what is trained on: pass other images, or leave it out")
     if val is not None:
         sources["val"] = find_source(val, "val", f"data set {name}, val")
     labels = {split: source.labels for split, source in sources.items()}
@@ -227,16 +231,24 @@ class GivenDataset(ImageDataset):
 
     @functools.cache  # noqa: B019
     def duplicates(self) -> Duplicates | None:
-        if not self.has("test"):
-            return None
-        contents = {split: self._contents(split) for split in SPLITS if split in self._parts}
-        known = {split: each for split, each in contents.items() if each is not None}
-        return find_twins(known, "{} image {}".format) if len(known) == len(contents) else None
+        for find in (self.files, self.contents):
+            contents = {split: find(split) for split in SPLITS if split in self._parts}
+            known = {split: each for split, each in contents.items() if each is not None}
+            if len(known) == len(contents):
+                return find_twins(known, "{} image {}".format)
+        return None
 
-    def _contents(self, split: Split) -> bytes | None:
+    def contents(self, split: Split) -> bytes | None:
         part = self._parts[split]
-        whole = self._sources[part.source].contents()
-        return None if whole is None else b"".join(whole[SIZE * at : SIZE * at + SIZE] for at in part.places.tolist())
+        return _take(self._sources[part.source].contents(), part)
+
+    def files(self, split: Split) -> bytes | None:
+        part = self._parts[split]
+        return _take(self._sources[part.source].files(), part)
+
+
+def _take(digests: bytes | None, part: Part) -> bytes | None:
+    return digests and b"".join(digests[SIZE * at : SIZE * at + SIZE] for at in part.places.tolist())
 
 
 def _name_classes(

@@ -28,7 +28,7 @@ from torch.utils.data import (
 )
 
 from defend.boundary.calls import say_cause
-from defend.datasets.base import ImageDataset, MemoryDataset, Split
+from defend.datasets.base import ImageDataset, Split
 from defend.datasets.bounded import ensure_bounded
 from defend.datasets.decoding import Decoders
 from defend.datasets.digests import SIZE, remember
@@ -68,6 +68,10 @@ class Source(abc.ABC):
 
     def contents(self) -> bytes | None:
         """Return a SHA-256 of each image as `twins.pixel_digests` makes it; None where that would take too long."""
+        return None
+
+    def files(self) -> bytes | None:
+        """Return the SHA-256 of each image's file; None where there are none, or they are not read for it."""
         return None
 
     def sha256(self, places: Tensor) -> str:
@@ -124,8 +128,10 @@ class SplitOf(Source):
             yield batch.images
 
     def contents(self) -> bytes | None:
-        # of others it would decode all files
-        return self.dataset.contents(self.split) if isinstance(self.dataset, MemoryDataset) else None
+        return self.dataset.contents(self.split)
+
+    def files(self) -> bytes | None:
+        return self.dataset.files(self.split)
 
     def sha256(self, places: Tensor) -> str:
         whole = self.dataset.sha256(self.split)

@@ -1,4 +1,4 @@
-"""Test images that stand in another split too: which images are the same, whatever form they came in."""
+"""Held-out images that stand in another split too: which images are the same, whatever form they came in."""
 
 from __future__ import annotations
 
@@ -22,17 +22,38 @@ ROUNDED = 1e-3
 
 @attrs.frozen
 class Duplicates:
-    """Test images that stand in train or val too: how many, and a few with their twins, by name."""
+    """Images that are to be held out and stand in another split too: how many, and a few with their twins, by name.
+
+    Attributes:
+        n, pairs: test images that stand in train or val too.
+        n_val, pairs_val: val images that stand in train too.
+    """
 
     n: int
     pairs: tuple[tuple[str, str], ...] = ()
+    n_val: int = 0
+    pairs_val: tuple[tuple[str, str], ...] = ()
 
-    def sentence(self) -> str:
-        """Say how many they are, and which."""
-        named = "; ".join(f"{test!r} is {other!r}" for test, other in self.pairs)
-        more = f"; and {self.n - len(self.pairs)} more" if self.n > len(self.pairs) else ""
-        what = "test images stand" if self.n > 1 else "test image stands"
-        return f"{self.n} {what} in train or val too: {named}{more}"
+    def sentences(self) -> tuple[str, ...]:
+        """Say how many they are, and which: a sentence for test and one for val, none where there are none."""
+        said = (
+            _say("test", self.n, self.pairs, "in train or val too"),
+            _say(
+                "val",
+                self.n_val,
+                self.pairs_val,
+                "in train too, so that thresholds and selection are by images that were trained on",
+            ),
+        )
+        return tuple(filter(None, said))
+
+
+def _say(split: Split, n: int, pairs: tuple[tuple[str, str], ...], where: str) -> str:
+    if not n:
+        return ""
+    named = "; ".join(f"{image!r} is {other!r}" for image, other in pairs)
+    more = f"; and {n - len(pairs)} more" if n > len(pairs) else ""
+    return f"{n} {split} {'images stand' if n > 1 else 'image stands'} {where}: {named}{more}"
 
 
 def pixel_digests(images: Tensor) -> bytes:
@@ -55,17 +76,20 @@ def pixel_digests(images: Tensor) -> bytes:
 
 
 def find_twins(contents: Mapping[Split, bytes], show: Callable[[Split, int], str]) -> Duplicates:
-    """Return the test images whose content stands in train or val too.
+    """Return the test images whose content stands in train or val too, and the val images whose content is in train.
 
     Args:
         contents: by split, a SHA-256 of each image's content, 32 bytes each.
         show: names an image by its split and place.
     """
     digests = {split: [each[at : at + SIZE] for at in range(0, len(each), SIZE)] for split, each in contents.items()}
-    known: dict[bytes, tuple[Split, int]] = {}
-    others: tuple[Split, ...] = ("val", "train")
-    for split in others:
-        for at, digest in enumerate(digests.get(split, ())):
-            known.setdefault(digest, (split, at))
-    found = [(at, known[digest]) for at, digest in enumerate(digests.get("test", ())) if digest in known]
-    return Duplicates(len(found), tuple((show("test", at), show(*other)) for at, other in found[:MOST_NAMED]))
+
+    def find(split: Split, *others: Split) -> tuple[int, tuple[tuple[str, str], ...]]:
+        known: dict[bytes, tuple[Split, int]] = {}
+        for other in others:
+            for at, digest in enumerate(digests.get(other, ())):
+                known.setdefault(digest, (other, at))
+        found = [(at, known[digest]) for at, digest in enumerate(digests.get(split, ())) if digest in known]
+        return len(found), tuple((show(split, at), show(*twin)) for at, twin in found[:MOST_NAMED])
+
+    return Duplicates(*find("test", "val", "train"), *find("val", "train"))

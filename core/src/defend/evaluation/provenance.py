@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from defend.assembly.stage import Built
 from defend.custom.build import Function
 from defend.datasets.base import ImageDataset, Origin, Split
+from defend.datasets.twins import Duplicates
 from defend.store.fingerprint import globals_read
 from defend.values.report import DatasetInfo
 
@@ -54,10 +55,10 @@ def describe(name: str, dataset: ImageDataset, judged: int, built: Mapping[str, 
         if not dataset.has("train"):
             known = f"do not say on which, and this {name} has no training split"
         warnings.append(f"training could have seen the test images: the weights of {', '.join(others)} {known}")
-    if twins is not None and twins.n:
-        # weights trained on the training split saw the copies that stand there too
-        seen = {part: "some" if said == "no" else said for part, said in seen.items()}
-        warnings.append(twins.sentence())
+    if twins is not None:
+        if twins.n:  # weights trained on the training split saw the copies that stand there too
+            seen = {part: "some" if said == "no" else said for part, said in seen.items()}
+        warnings += twins.sentences()
     return DatasetInfo(
         name=name,
         split=SPLIT,
@@ -65,9 +66,14 @@ def describe(name: str, dataset: ImageDataset, judged: int, built: Mapping[str, 
         sha256=dataset.sha256(SPLIT),
         images=_images(n, origin, dataset.origin("val"), bool(seen) and set(seen.values()) == {"no"}),
         seen=seen,
-        duplicates=None if twins is None else {"n": twins.n, "pairs": [list(pair) for pair in twins.pairs]},
+        duplicates=None if twins is None else _list_twins(twins),
         warnings=tuple(warnings),
     )
+
+
+def _list_twins(twins: Duplicates) -> dict[str, Any]:
+    pairs, of_val = ([list(pair) for pair in each] for each in (twins.pairs, twins.pairs_val))
+    return {"n": twins.n, "pairs": pairs, "val": {"n": twins.n_val, "pairs": of_val}}
 
 
 def _images(n: int, origin: Origin | None, val: Origin | None, unseen: bool) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import platform
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,8 @@ def train_stage(
 ) -> tuple[Path, Card]:
     """Train a stage and write its weights; a training that was cut off goes on where it was.
 
+    Warns of held-out images that are trained on.
+
     Args:
         stage, name: for example "purifier", "apudae".
         dataset: what to train on; its train split, with val for what is calibrated.
@@ -91,6 +94,9 @@ def train_stage(
         dataset.labels(split)  # a split that it lacks is told now, and not when hours later its figures are measured
 
     processes, device = join(resolve_device(how.device))
+    if processes.first and (twins := dataset.duplicates()) is not None:
+        for said in twins.sentences():
+            warnings.warn(said, stacklevel=2)
     # before anything is built: the first weights are drawn from it
     torch.manual_seed(how.seed)
     task = dataset.task()

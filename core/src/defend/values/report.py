@@ -358,8 +358,8 @@ class DatasetInfo:
         seen: for each part with weights whether these were trained on images that are judged here: "no" where they
             were trained on this data set's training split, "some" where that has copies of them, "unknown" where they
             were trained on other images, or nothing says on which.
-        duplicates: how many test images stand in train or val too ("n"), and a few "pairs" of names; None where nobody
-            looked.
+        duplicates: how many test images stand in train or val too ("n"), and a few "pairs" of names; and the same of
+            "val" images that stand in train; None where nobody looked.
         warnings: what a reader must know of these images, a sentence each.
     """
 
