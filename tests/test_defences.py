@@ -9,6 +9,7 @@ from pathlib import Path
 
 import attrs
 import pytest
+import torch
 
 import defend
 import defend as package
@@ -23,6 +24,7 @@ from defend.util.images import write_image
 from defend.values.run_config import RunConfig
 from defend.values.toml import alternatives
 from defend.weights.card import read_card
+from defend.weights.files import save
 from defend.weights.find import cached_path, find_shipped, locate
 
 HOOKS = """
@@ -308,6 +310,42 @@ def test_a_threshold_used_behind_another_purifier_is_not_predicted_or_exported_w
     assert (told["fpr"], told["behind"], told["dataset"], told["n"]) == (0.2, "soften", "digits", 200)
     again = defend(*export, *flags, "round", "--fpr", "0.1").json["card"]["calibration"]
     assert (again["fpr"], again["behind"], again["dataset"], again["n"]) == (0.1, "round", "digits", 200)
+
+
+def test_a_threshold_used_behind_other_options_or_weights_is_doubted(defend, refused, digits, tmp_path):
+    behind = ("--purifier", "soften", "--detector", "change")
+    assert defend("calibrate", *behind, "--fpr", "0.2", "--set", "purifier.strength=1", "--quiet").code == 0
+    predict = ("predict", *digits[:2], "--victim", "resnet20")
+    said = "the threshold was set where purifier soften had strength=1.0, and here it has strength=0.5"
+    assert f"{said}: add --fpr 0.2" in refused(*predict, *behind)
+    assert defend(*predict, *behind, "--set", "purifier.strength=1").code == 0
+    with pytest.warns(UserWarning, match=said):
+        package.load("resnet20", purifier="soften", detector="change")
+    for strength in (1, 0.5):
+        options = ("--set", f"purifier.strength={strength}", "--checks", "basic", "--json")
+        (check,) = (each for each in defend(*ONE_ROW, *behind, *options).json["checks"] if each["number"] == 11)
+        assert (said in check["detail"]) == (strength == 0.5)
+    # an old file names them alone
+    path = cached_path("detector", "change", "digits")
+    built = build_stage("detector", "change", package.dataset("digits").task())
+    calibration = {key: value for key, value in built.card.calibration.items() if key != "parts"}
+    save(path, built.module, attrs.evolve(built.card, recipe={**built.card.recipe, "calibration": calibration}))
+    assert defend(*predict, *behind).code == 0
+
+    weights = build_stage("purifier", "dae", package.dataset("digits").task())
+    with torch.no_grad():
+        next(weights.module.parameters()).mul_(1.01)
+    other = tmp_path / "other.safetensors"
+    save(other, weights.module, weights.card)
+    behind = ("--purifier", "dae", "--detector", "change")
+    assert defend("calibrate", *behind, "--purifier-weights", other, "--fpr", "0.2", "--quiet").code == 0
+    line = refused(*predict, *behind)
+    assert (
+        f"set where purifier dae had weights={read_card(other).content_sha256[:16]}, and here it has weights=" in line
+    )
+    assert defend(*predict, *behind, "--purifier-weights", other).code == 0
+    wrong = refused("calibrate", *behind, "--purifier-weights", f"soften={other}")
+    assert "weights for 'soften', which this defence does not have" in wrong
 
 
 def test_a_threshold_that_was_set_on_other_images_is_not_predicted_with(refused, digits):

@@ -157,6 +157,13 @@ def make(cls: type[T], values: Mapping[str, Any], where: str) -> T:
         raise ConfigError(f"{where}: {error}") from None
 
 
+def say_others(then: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, str]:
+    """Say which options have another value now, as in ("steps=5", "steps=9"); of those that both have, ("", "")."""
+    other = [name for name, value in then.items() if now.get(name, value) != value]
+    before, after = (", ".join(f"{name}={each[name]}" for name in other) for each in (then, now))
+    return before, after
+
+
 def parse(value: Any, kind: Any) -> Any:
     """Turn a string (or an already typed value) into `kind`; ValueError says what was expected."""
     arguments = typing.get_args(kind)

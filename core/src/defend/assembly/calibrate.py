@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import attrs
 import torch
@@ -25,6 +26,7 @@ from defend.util.fp32 import ieee_fp32
 from defend.util.memory import Fitting
 from defend.util.metrics import check_rate, round_up, threshold_at
 from defend.util.processes import resolve_device
+from defend.util.tensors import hash_state
 from defend.values.commands import say_command
 from defend.values.editions import edition_of, is_file
 from defend.values.report import Calibration
@@ -35,6 +37,8 @@ from defend.weights.find import cached_path
 DEFAULT_FPR = 0.01
 SPLIT: Split = "val"
 THRESHOLD = "threshold"
+HASH = 16
+"""How many digits of a content hash tell weights apart in a message."""
 OF_THRESHOLD = (THRESHOLD, "fpr", "val_rejected")
 """Figures of a card that are of one threshold, and no longer true of the next."""
 
@@ -87,6 +91,18 @@ def calibrate(
             f"highest score, {float(top):.6g}; attacked images with that score are accepted too",
             stacklevel=2,
         )
+    return found
+
+
+def describe_parts(composition: Composition, built: Mapping[str, Built]) -> dict[str, dict[str, Any]]:
+    """Return what a composition's detector and purifiers are like, as `Calibration.parts`."""
+    found = {}
+    for part in (*composition.of_stage("purifier"), *composition.of_stage("detector")):
+        each = built[part.key]
+        found[f"{part.stage} {part.found.name}"] = each.list_options()
+        if part.stage == "purifier":  # the threshold is in the detector's own weights
+            known = each.content_hash or (hash_state(each.module) if each.custom else "")
+            found[f"{part.stage} {part.found.name}"]["weights"] = known[:HASH]
     return found
 
 
@@ -170,33 +186,39 @@ def find_kept(card: Card | None, detector: nn.Module) -> Calibration | None:
         split=SPLIT,
         dataset=said["dataset"],
         behind=said["behind"],
+        parts=said.get("parts", {}),
         kept=True,
     )
 
 
-def find_doubt(defence: Defence, card: Card | None, task: Task) -> str:
+def find_doubt(
+    defence: Defence, composition: Composition, built: Mapping[str, Built], card: Card | None, task: Task
+) -> str:
     """Say why the threshold that came with a detector's weights is none for where it stands; "" if nothing says so.
 
     Args:
         defence: the whole.
+        composition, built: what it was built from.
         card: of the detector's weights; None where it has none, or its threshold was set just now.
         task: of the images that are judged.
     """
     if defence.detector is None or card is None:
         return ""
     kept = find_kept(card, defence.detector)
-    if kept is not None and (elsewhere := kept.say_elsewhere(say_behind(defence))):
-        return elsewhere
+    if kept is not None:
+        elsewhere = kept.say_elsewhere(say_behind(defence), describe_parts(composition, built) if kept.parts else {})
+        if elsewhere:
+            return elsewhere
     return "" if card.serves == task.filing else f"the threshold was set on {card.serves}, not on {task.filing}"
 
 
-def check_threshold(defence: Defence, composition: Composition, card: Card | None, task: Task) -> None:
+def check_threshold(
+    defence: Defence, composition: Composition, built: Mapping[str, Built], card: Card | None, task: Task
+) -> None:
     """Refuse a defence whose detector has no threshold, and would accept every image, or one that was set elsewhere.
 
     Args:
-        defence: the whole.
-        composition: what it was built from.
-        card, task: see `find_doubt`.
+        defence, composition, built, card, task: see `find_doubt`.
 
     Raises:
         ConfigError: it has none, or one for other purifiers or images; what sets one.
@@ -206,7 +228,7 @@ def check_threshold(defence: Defence, composition: Composition, card: Card | Non
     rate, who = DEFAULT_FPR, f"detector {name_of(defence.detector)}"
     if not is_calibrated(defence.detector):
         why = f"{who} has no threshold for {task.dataset}, and would accept every image"
-    elif doubt := find_doubt(defence, card, task):
+    elif doubt := find_doubt(defence, composition, built, card, task):
         why, kept = f"{who}: {doubt}", find_kept(card, defence.detector)
         rate = rate if kept is None else kept.fpr
     else:
@@ -218,14 +240,15 @@ def check_threshold(defence: Defence, composition: Composition, card: Card | Non
     raise ConfigError(f"{why}: add --fpr {rate:g} to set one on held-out images{first}")
 
 
-def warn_of_threshold(defence: Defence, card: Card | None, task: Task) -> None:
+def warn_of_threshold(defence: Defence, composition: Composition, built: Mapping[str, Built], task: Task) -> None:
     """Warn of what `check_threshold` refuses, as a program may still set a threshold."""
     if defence.detector is None:
         return
+    card = built["detector"].card
     who = f"detector {name_of(defence.detector)}"
     if not is_calibrated(defence.detector):
         why = f"{who} has no threshold for {task.dataset}, and accepts every image"
-    elif doubt := find_doubt(defence, card, task):
+    elif doubt := find_doubt(defence, composition, built, card, task):
         why = f"{who}: {doubt}"
     else:
         return
@@ -264,7 +287,9 @@ def calibrate_part(
     composition.warn_of_own(task.filing)
     parts = composition.build(task)
     built, whole = parts["detector"], composition.compose(parts).to(place)
+    made = describe_parts(composition, parts)
     calibration = calibrate(whole, dataset, fpr, device=place, seed=seed, progress=progress)
+    calibration = attrs.evolve(calibration, parts=made)
     # the defence may have scored with the detector's `beside()`, and it is the detector itself that is saved
     set_threshold(built.module, calibration.threshold)
     card = _describe(part, built, dataset, calibration)
@@ -300,6 +325,7 @@ def _describe(part: Part, built: Built, dataset: ImageDataset, calibration: Cali
         "fpr": calibration.fpr,
         "measured": calibration.measured,
         "behind": calibration.behind,
+        "parts": calibration.parts,
     }
     figures = {name: value for name, value in known.figures.items() if name not in OF_THRESHOLD}
     return attrs.evolve(

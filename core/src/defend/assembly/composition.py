@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any, Self
@@ -14,6 +13,7 @@ from defend.assembly.part import Part, find_part
 from defend.assembly.stage import Built, build_part, check_outputs
 from defend.defence import Defence, PurifierSequence
 from defend.errors import ConfigError
+from defend.options import say_others
 from defend.plugins import Registry, registry
 from defend.stages import Task
 from defend.values.editions import edition_of
@@ -201,10 +201,9 @@ class Composition:
         """Warn where a purifier is not what the victim behind it was tuned to, as its options are others."""
         theirs: Mapping[str, Any] = {} if card is None else card.recipe.get("purifier_options") or {}
         for part in self.of_stage("purifier"):
-            ours = json.loads(json.dumps(attrs.asdict(built[part.key].config), default=str))
-            other = [name for name, value in theirs.get(part.name, {}).items() if ours.get(name, value) != value]
-            if other:
-                then, now = (", ".join(f"{n}={each[n]}" for n in other) for each in (theirs[part.name], ours))
+            ours = built[part.key].list_options()
+            then, now = say_others(theirs.get(part.name, {}), ours)
+            if then:
                 warnings.warn(f"{what} was tuned behind {part.name} with {then}, and stands behind {now}", stacklevel=3)
 
     def compose(self, built: Mapping[str, Built]) -> Defence:

@@ -237,7 +237,7 @@ def load_composition(composition: Composition, source: DataSource, device: str =
     task, _ = find_task(composition, source)
     composition.warn_of_own(task.filing)
     defence, built = build_whole(composition, task, device)
-    warn_of_threshold(defence, built["detector"].card if "detector" in built else None, task)
+    warn_of_threshold(defence, composition, built, task)
     return defence
 
 

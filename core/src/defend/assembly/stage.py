@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -46,6 +47,10 @@ class Built:
     def content_hash(self) -> str | None:
         """Of its weights, as their card has it; None where it was loaded from none."""
         return self.card.content_sha256 if self.card else None
+
+    def list_options(self) -> dict[str, Any]:
+        """Return its options as they are read back from a file."""
+        return dict(json.loads(json.dumps(attrs.asdict(self.config), default=str)))
 
 
 def build_stage(

@@ -66,7 +66,7 @@ class Subject:
         steps: of the PGD that `full` probes with; its own ten times as many.
         classes: how many.
         calibration: how the detector's threshold was set, None if unknown.
-        behind: the purifiers that it stands behind here, as `Calibration` names them.
+        behind, parts: the purifiers that it stands behind here, and what they are like, as `Calibration` has them.
         promise: what the card of the victim's weights gives, None if nothing.
         plant: whether examples are planted below level `full` too.
         left: images that the white-box rows leave right, for what is to be asked about those; None: `images`.
@@ -85,6 +85,7 @@ class Subject:
     steps: int = 20
     calibration: Calibration | None = None
     behind: str | None = None
+    parts: Mapping[str, Mapping[str, Any]] = attrs.field(factory=dict)
     promise: Promise | None = None
     plant: bool = False
     left: Batch | None = None

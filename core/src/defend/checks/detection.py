@@ -62,7 +62,7 @@ def _hold_to_rate(case: Case, clean: RowRecord, found: Findings) -> None:
     off = held_out > 0 and min(rejections(rejected, n, set_on.fpr, held_out)) < TAIL
     if off:
         text += ": more or fewer than chance explains"
-    if elsewhere := set_on.say_elsewhere(case.subject.behind):
+    if elsewhere := set_on.say_elsewhere(case.subject.behind, case.subject.parts):
         found.add("fail" if off else "warn", f"{text}; {elsewhere}: calibrate it there")
     elif set_on.blunt:
         found.add("warn", f"{text}; the threshold rejects none of these: their highest scores are alike")

@@ -12,6 +12,7 @@ from defend.cli.flags import (
     DETECTOR_WEIGHTS,
     DEVICE,
     JSON,
+    PURIFIER_WEIGHTS,
     QUIET,
     SEED,
     SET,
@@ -19,6 +20,7 @@ from defend.cli.flags import (
     given,
     print_json,
     take_source,
+    take_weights,
 )
 from defend.cli.say import say
 from defend.cli.usage import OUTPUT, command, option
@@ -34,6 +36,7 @@ from defend.values.shares import in_percent
             DETECTOR_WEIGHTS,
             option("--fpr RATE", "Clean images to reject.", type=float, default=0.01, show_default=True),
             option("--purifier NAME[,NAME]", "The purifier that will stand before the victim."),
+            PURIFIER_WEIGHTS,
             option(
                 "--dataset NAME",
                 "Name, folder or file whose validation split is scored.",
@@ -50,7 +53,6 @@ from defend.values.shares import in_percent
 )
 def calibrate_command(
     detector: str,
-    detector_weights: str | None,
     fpr: float,
     purifier: str | None,
     dataset: str,
@@ -71,7 +73,7 @@ def calibrate_command(
 
     dataset, data_dir = take_source(dataset, data_dir)
     registry().find("detector", detector)
-    options = parse_settings(settings)
+    options, weights = parse_settings(settings), take_weights(values)
     console = open_console(stderr=True)
     with show_waiting(console, quiet):
         from defend.assembly.calibrate import calibrate_part, is_found
@@ -82,9 +84,10 @@ def calibrate_command(
             purifier=purifier,
             detector=detector,
             options=options,
-            weights={"detector": detector_weights} if detector_weights else {},
+            weights=weights,
         )
         composition.check_keys("options", options, {"dataset"}, "this defence")
+        composition.check_keys("weights", weights, (), "this defence")
         images = open_dataset(dataset, data_dir, options.get("dataset"))
     with show_count(console, f"scoring {dataset}", len(images.labels("val")), quiet) as progress:
         path, calibration = calibrate_part(

@@ -92,7 +92,7 @@ PARTS = (
 def take_weights(values: dict[str, Any]) -> dict[str, str]:
     """Take the weight files out of a command's values, by stage, or by the purifier's name in NAME=FILE."""
     found = {
-        "victim": values.pop("victim_weights"),
+        "victim": values.pop("victim_weights", None),
         "detector": values.pop("detector_weights", None),
         "finetuner": values.pop("finetune_weights", None),
     }

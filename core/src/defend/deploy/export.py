@@ -63,7 +63,7 @@ def export_defence(out: Path, composition: Composition, source: DataSource, fpr:
     set_on = None if whole.detector is None else find_kept(weights, whole.detector)
     if fpr is not None:
         weights, set_on = None, calibrate(whole, images, fpr, device=sample.device)
-    check_threshold(whole, composition, weights, images.task())
+    check_threshold(whole, composition, built, weights, images.task())
     labels = {part.key: part.name if part.stage == "purifier" else part.stage for part in composition.parts}
     options = {part.key: part.options for part in composition.parts} | {"dataset": source.options}
     card = {

@@ -68,7 +68,7 @@ def predict(
     if fpr is not None:
         calibrate(defence, source.open(composition.plugins), fpr, device=place)
         card = None
-    check_threshold(defence, composition, card, task)
+    check_threshold(defence, composition, built, card, task)
     bare = Defence(defence.victim)
     if composition.of_stage("finetuner"):  # undefended means the victim as it was
         bare = build_defence(composition.of_victim(), task, device)

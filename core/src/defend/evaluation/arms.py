@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import attrs
 import torch
@@ -12,6 +13,7 @@ from defend.assembly.calibrate import (
     DEFAULT_FPR,
     calibrate,
     clean_scores,
+    describe_parts,
     find_kept,
     is_calibrated,
     say_behind,
@@ -56,8 +58,8 @@ AVERAGED = " + "  # between the sources of a variant that averages them
 class BuiltDefence:
     """One defence, ready: what was built, its arms by their names in the run, and how they were prepared.
 
-    `sources` are the victims of the transfer threat, as "source NAME"; `behind` the purifiers before the detector, as
-    `Calibration` names them.
+    `sources` are the victims of the transfer threat, as "source NAME"; `behind` and `parts` the purifiers before the
+    detector, and what it and they are like, as `Calibration` has them.
     """
 
     names: ArmNames
@@ -68,6 +70,7 @@ class BuiltDefence:
     precision: Mapping[str, str]
     calibration: Calibration | None
     behind: str | None
+    parts: Mapping[str, Mapping[str, Any]]
     thresholds: Mapping[float, float]
     left_out: Mapping[str, str]
 
@@ -111,6 +114,7 @@ def build_all(
         whole = composition.compose(parts)
         screen = whole.to(device).detector
         calibration = None if screen is None else find_kept(parts["detector"].card, screen)
+        made_of = {} if calibration is None else describe_parts(composition, parts)
         if screen is not None and (each.fpr is not None or not is_calibrated(screen)):
             watcher.preparing(f"calibrating {each.detector}")
             calibration = _calibrate(whole, dataset, each, device, processes)
@@ -155,6 +159,7 @@ def build_all(
                 precision=precisions,
                 calibration=calibration,
                 behind=say_behind(whole),
+                parts=made_of,
                 thresholds=thresholds,
                 left_out=left_out,
             )

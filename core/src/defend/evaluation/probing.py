@@ -69,6 +69,7 @@ def choose_subject(
         classes=dataset.task().classes,
         calibration=defence.calibration,
         behind=defence.behind,
+        parts=defence.parts,
         promise=_promise(defence, dataset),
         plant=config.thorough,
         left=None if left is None else next(iter(dataset.batches("test", left, len(left), device))),

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import attrs
 
+from defend.options import say_others
 from defend.values.run_config import RunConfig
 from defend.values.threats import knows_the_defence
 
@@ -246,6 +247,8 @@ class Calibration:
         n: how many images of the "split"; 0 where an old file does not say.
         dataset: whose images they were, by what it files weights under.
         behind: the purifiers that the detector stood behind, as in "dae,blur"; None for none.
+        parts: the options of the detector and of each of these purifiers, as "purifier dae", with the hash of its
+            weights as "weights"; empty where it was set in this run, or an old file does not say.
         kept: whether it came with the detector's weights (`defend calibrate`), and was not set in this run.
     """
 
@@ -257,13 +260,20 @@ class Calibration:
     dataset: str = ""
     behind: str | None = None
     kept: bool = False
+    parts: Mapping[str, Mapping[str, Any]] = attrs.field(factory=dict)
 
-    def say_elsewhere(self, behind: str | None) -> str:
-        """Say that it was set behind other purifiers than those that the detector stands behind; "" if it was not."""
-        if self.behind == behind:
-            return ""
-        then, now = (each or "no purifier" for each in (self.behind, behind))
-        return f"the threshold was set behind {then}, and the detector stands behind {now}"
+    def say_elsewhere(self, behind: str | None, parts: Mapping[str, Mapping[str, Any]]) -> str:
+        """Say that it was set behind other purifiers than those that the detector stands behind; "" if it was not.
+
+        Args:
+            behind, parts: what the detector stands behind, and what it and they are like, as the attributes.
+        """
+        if self.behind != behind:
+            then, now = (each or "no purifier" for each in (self.behind, behind))
+            return f"the threshold was set behind {then}, and the detector stands behind {now}"
+        others = ((name, *say_others(each, parts.get(name, {}))) for name, each in self.parts.items())
+        said = "; ".join(f"{name} had {then}, and here it has {now}" for name, then, now in others if then)
+        return f"the threshold was set where {said}" if said else ""
 
     @property
     def blunt(self) -> bool:

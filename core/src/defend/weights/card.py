@@ -83,7 +83,8 @@ class Card:
         """How the threshold was set after the training, None where it was not.
 
         "fpr" was asked for, "measured" was rejected of "n" images of "dataset" (what that files weights under) with
-        hash "sha256", "behind" the purifiers of that name, or None.
+        hash "sha256", "behind" the purifiers of that name, or None; "parts" says what these and the detector were like,
+        see `defend.values.report.Calibration`, and is not in old files.
         """
         return self.recipe.get(CALIBRATION)
 
@@ -141,6 +142,7 @@ def _check(card: Card) -> None:
     if (set_on := card.calibration) is not None:
         _hold("recipe.calibration.fpr, measured and n", (set_on["fpr"], set_on["measured"], set_on["n"]), numbers)
         _hold("recipe.calibration.dataset and behind", (set_on["dataset"], set_on["behind"] or ""), str)
+        _hold("recipe.calibration.parts", (set_on.get("parts", {}), *set_on.get("parts", {}).values()), Mapping)
     if len(data["shape"]) != 3:
         raise TypeError(f"dataset.shape is {data['shape']!r}")
 
