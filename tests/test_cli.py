@@ -260,12 +260,18 @@ def test_train_writes_weights_that_run_finds(defend, tmp_path):
         "width=4",
         "--set",
         "depth=3",
+        "--set",
+        "variant=direct",
+        "--set",
+        "steps=15",
         "--quiet",
         "--json",
         "--device",
         "cpu",
     )
     assert answer.code == 0, answer.error
+    # what is as usual need not be said, nor what the file keeps
+    assert "`defend run` takes the others by --set purifier.variant=direct\n" in answer.error
     assert answer.json["card"]["config"] == {"depth": 3, "width": 4}
     assert answer.json["card"]["figures"]["sigma"] > 0
     run = defend("run", *QUICK, "--attack", "noise", "--threat", "noise", "--json")

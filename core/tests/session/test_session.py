@@ -253,6 +253,12 @@ def test_a_part_is_trained_in_front_of_the_model(model, data):
         defend.train("purifier", "apudae", data, victim=model, progress=False)
 
 
+def test_what_was_trained_with_options_is_returned_with_them(data, tmp_path):
+    chosen = {"epochs": 1, "width": 4, "depth": 3, "variant": "E", "steps": 3}
+    trained = defend.train("purifier", "apudae", data, options=chosen, out=tmp_path / "w.safetensors", progress=False)
+    assert (trained.config.variant, trained.config.steps, trained.config.width) == ("E", 3, 4)
+
+
 def test_a_detector_is_calibrated_on_images_that_are_given(model, data):
     whole = Defence(model.eval(), Blur(), Score())
     said = defend.calibrate(whole, data, fpr=0.1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,7 @@ from defend.errors import ConfigError
 from defend.report.progress import RunBar, TrainingBar, open_console, show_waiting
 from defend.report.trackers import Log, LoggedTraining
 from defend.util.launch import place
+from defend.values.commands import type_settings
 from defend.values.references import anchor
 
 if TYPE_CHECKING:
@@ -118,6 +120,7 @@ def train_command(
         from defend.training.loop import FitSettings
         from defend.training.missing import prepare_training
         from defend.training.stage import train_stage
+        from defend.weights.card import list_unfiled
         from defend.weights.find import plain
         from defend.weights.origin import find_origin, forgetting
 
@@ -126,7 +129,8 @@ def train_command(
         around.check_keys("weights", weights, (), "this training")
         images = open_dataset(dataset, data_dir, others.get("dataset"))
     known = {option.name for option in describe(found.spec.config)}
-    note = found.note(found.config({key: value for key, value in options.items() if key in known})) if found.tag else ""
+    own = found.config({key: value for key, value in options.items() if key in known})
+    note = found.note(own) if found.tag else ""
     if note:
         say(f"warning: {note}", err=True)
     how = FitSettings(device=device or "auto", **given(values))
@@ -153,6 +157,12 @@ def train_command(
         log.end()
     if place()[0] != 0:
         return 0
+    usual, unfiled = found.config({}), list_unfiled(found, options)
+    unusual = {key: text for key, text in unfiled.items() if getattr(own, key) != getattr(usual, key)}
+    if unusual:
+        again = shlex.join(type_settings(stage, unusual))
+        said = f"The file keeps no options but the architecture's; `defend run` takes the others by {again}"
+        say(said, err=as_json)
     if as_json:
         print_json({"path": str(path), "card": attrs.asdict(card)})
         return 0

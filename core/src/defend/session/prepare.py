@@ -27,6 +27,7 @@ from defend.training.stage import train_stage
 from defend.util.processes import resolve_device
 from defend.values.report import Calibration
 from defend.values.sources import name_source
+from defend.weights.card import list_unfiled
 
 ARGUMENTS = {"victim": "victim", "purifier": "purifier", "detector": "detector", "finetuner": "finetune"}
 """What `Composition.of` calls a part of a stage."""
@@ -58,13 +59,14 @@ def train(
             `data` out. Another part, to measure by, is held out where `data` has no test.
         classes: class names by label, or how many there are, where the data does not say.
         options: of the stage and of its recipe, for example {"epochs": 10}.
-        out: the weights file; None keeps the weights in the returned module alone.
+        out: the weights file, which of the stage's options keeps the architecture alone; None keeps the weights in the
+            returned module.
         seed: of everything random.
         device: "auto", "cpu", "cuda", ...
         progress: whether to show a bar.
 
     Returns:
-        The trained module, in eval mode, on the CPU: `defend.evaluate` takes it as it is.
+        The trained module, with these options, in eval mode, on the CPU: `defend.evaluate` takes it as it is.
 
     Raises:
         DefendError: what is wrong, in one line.
@@ -77,7 +79,8 @@ def train(
         if stage == "finetuner":
             parts |= {"victim": names["victim"], "purifier": names["purifier"]}
         around = Composition.of(names["victim"], names["purifier"], plugins=plugins)
-        aimed = prepare_training(plugins.find(stage, name), around, images, options or {})
+        found = plugins.find(stage, name)
+        aimed = prepare_training(found, around, images, options or {})
         path = Path(folder) / "weights.safetensors" if out is None else Path(out)
         with TrainingBar(open_console(stderr=True), f"{stage} {name}", quiet=not progress) as bar:
             how = FitSettings(seed=seed, device=device, progress=bar)
@@ -91,7 +94,8 @@ def train(
                 out=path,
                 plugins=aimed.plugins,
             )
-        composition = Composition.of(**parts, weights={stage: str(path)}, plugins=plugins)
+        own = list_unfiled(found, aimed.options)
+        composition = Composition.of(**parts, options={stage: own}, weights={stage: str(path)}, plugins=plugins)
         return composition.build(images.task())[stage].module.eval()
 
 

@@ -160,6 +160,15 @@ def architecture_of(found: Found, config: Any) -> dict[str, Any]:
     return dict(json.loads(json.dumps(kept)))  # as it is read back: tuples are lists
 
 
+def list_unfiled(found: Found, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those options of a training that are the stage's own, and that no card keeps: all but its architecture.
+
+    Whether it began with published weights is no option of what was trained.
+    """
+    own = {option.name for option in describe(found.spec.config) if not option.architecture} - {"pretrained"}
+    return {key: value for key, value in options.items() if key in own}
+
+
 def describe_task(task: Task, classes: Sequence[str] = ()) -> dict[str, Any]:
     """Return what a card says of a task's data set, but for the hash of its images."""
     return {
