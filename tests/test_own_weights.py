@@ -1,10 +1,13 @@
 """Weights that users bring, through the commands: a run tells of them, and goes on as with any other."""
 
+import attrs
 import pytest
 import torch
 
 from defend.assembly.load import open_dataset
 from defend.assembly.stage import build_stage
+from defend.weights.files import save
+from defend.weights.origin import describe
 
 pytestmark = pytest.mark.filterwarnings("always:weights:UserWarning")  # a command prints them
 QUICK = ("--limit", 12, "--attack", "fgsm", "--threat", "oblivious", "--quiet", "--json")
@@ -59,6 +62,20 @@ def test_predict_and_export_take_them_too(defend, mine, tmp_path):
     assert answer.json[0]["undefended"]["label"] == str(int(labels[0]))
     answer = defend("export", "--victim", "resnet18", "--victim-weights", mine, "--out", tmp_path / "m.pt2", "--json")
     assert answer.code == 0, answer.error
+
+
+def test_weights_of_a_training_that_failed_are_told(defend, tmp_path):
+    shipped = build_stage("purifier", "dae", open_dataset("digits").task())
+    kept, why = tmp_path / "kept.safetensors", "purifier dae failed in finish: no such thing"
+    save(kept, shipped.module, attrs.evolve(shipped.card, recipe={**shipped.card.recipe, "cut_short": why}))
+    arguments = ("run", "--victim", "resnet18", "--purifier", "dae", *QUICK)
+    answer = defend(*arguments, "--purifier-weights", kept, "--out", "failed")
+    assert answer.code == 0, answer.error
+    assert f"warning: weights '{kept}' are of a training that failed before its end, " in answer.error
+    assert f"may be missing, as a threshold: {why}\n" in answer.error
+    known = answer.json["weights"]["purifier"]
+    assert known["cut_short"] == why
+    assert describe(known).endswith(f", of a training that failed before its end ({why})")
 
 
 def test_a_file_that_does_not_fit_is_one_line(refused, mine):

@@ -204,7 +204,7 @@ def _rescue(folder: Path, source: str, method: str) -> str:
         return wrong if kept else f"{LOST}the training ({wrong})"
     file = answer.line.partition("--purifier-weights ")[2].split()[0]
     run = run_command(folder, *RUN, "--purifier-weights", file, arrange=with_plugin(source))
-    return run.misbehaved(code=0)
+    return run.misbehaved(code=0, words=("are of a training that failed before its end",))
 
 
 def _there_and_back(folder: Path, source: str) -> str:

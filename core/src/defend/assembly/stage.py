@@ -106,6 +106,12 @@ def build_part(part: Part, task: Task, bare: nn.Module | None = None) -> Built:
             warnings.warn(f"weights {str(path)!r} were read so: {card.recipe[READ]}", stacklevel=2)
     elif path is not None:
         load(path, module, stages_of(found), found.name)
+        if card is not None and card.cut_short:
+            warnings.warn(
+                f"weights {str(path)!r} are of a training that failed before its end, so that what is measured there "
+                f"may be missing, as a threshold: {card.cut_short}",
+                stacklevel=2,
+            )
     origin = None if path is None else part.find_origin(path, task.filing)
     return Built(module.eval(), config, path, card, origin, isinstance(found.spec, CustomSpec))
 

@@ -25,6 +25,7 @@ from defend.util.tensors import hash_state
 from defend.values.report import ArmResult, Calibration, Certified, Check, Cost, LeastRow, Report, Row, WorstCase
 from defend.values.run_config import RunConfig
 from defend.values.threats import DEFENDED, RATES, UNDEFENDED, is_harmless
+from defend.weights.card import CUT_SHORT
 
 
 def arm(predicted: Tensor, labels: Tensor, accepted: Tensor, attacked: bool) -> ArmResult:
@@ -123,6 +124,8 @@ def describe_weights(built: Mapping[str, Built]) -> dict[str, dict[str, Any]]:
             }
             if (origin := value.origin) is not None:
                 said[part] |= {"origin": origin.kind, "package": origin.package, "since": origin.since}
+            if value.card.cut_short:
+                said[part][CUT_SHORT] = value.card.cut_short
         elif value.custom and (held := _hash_once(value.module)):
             said[part] = {"file": "", "sha256": held, "figures": {}, "origin": "given"}
     return said

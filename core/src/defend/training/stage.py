@@ -35,7 +35,7 @@ from defend.util.lock import hold
 from defend.util.processes import Processes, join, resolve_device
 from defend.util.tensors import device_of
 from defend.values.run_config import check_seed
-from defend.weights.card import Card, new_card, read_card
+from defend.weights.card import CUT_SHORT, Card, new_card, read_card
 from defend.weights.files import save
 from defend.weights.find import cached_path, plain, tuned_name
 
@@ -163,7 +163,7 @@ def train_stage(
             kept = folder / "weights.safetensors"
             if not processes.first:  # where the first one is through, nothing is kept
                 raise
-            save(kept, training.stage, describe_weights({}, cut_short=str(error)))
+            save(kept, training.stage, describe_weights({}, **{CUT_SHORT: str(error)}))
             flag = "finetune" if stage == "finetuner" else stage
             raise ContractError(
                 f"{error}; the weights, as they were trained until then, are kept: --{flag}-weights {kept} takes "

@@ -418,7 +418,8 @@ class Report:
             without one.
         checks: what the run found to doubt in itself.
         cost: milliseconds and parameters.
-        weights: of each part with weights, the "file", its "sha256", the card's "figures", and where it came from.
+        weights: of each part with weights, the "file", its "sha256", the card's "figures", and where it came from; with
+            "cut_short", why its training failed, where it was kept from before the end of that.
         partial: whether the run was cut off.
         left_out: threats that do not fit this defence, and what else was asked for by name and is not among the rows
             ("attack square", "source resnet20"), with the reason.

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 CARD_FORMAT = 1
 CALIBRATION, OLD_CALIBRATION = "calibration", "calibrated_behind"  # of the recipe: how a threshold was set
+CUT_SHORT = "cut_short"  # of the recipe: why the training failed, of weights that were kept from before its end
 FROM, READ = "from", "read"  # of the recipe of weights that no `defend train` wrote: their file, and how it was read
 
 
@@ -87,6 +88,11 @@ class Card:
         see `defend.values.report.Calibration`, and is not in old files.
         """
         return self.recipe.get(CALIBRATION)
+
+    @property
+    def cut_short(self) -> str:
+        """Why the training failed before what is measured at its end was known; "" of one that was through."""
+        return str(self.recipe.get(CUT_SHORT, ""))
 
     @property
     def overwritten(self) -> bool:

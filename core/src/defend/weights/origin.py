@@ -16,7 +16,7 @@ import attrs
 from defend.errors import ConfigError, DefendError, WeightsError, did_you_mean
 from defend.util.files import cache_dir
 from defend.values.commands import say_command
-from defend.weights.card import Card, read_card
+from defend.weights.card import CUT_SHORT, Card, read_card
 from defend.weights.find import find_shipped
 
 
@@ -63,13 +63,16 @@ def find_origin(path: Path, packages: Iterable[str], instead: Path | None = None
 def describe(known: Mapping[str, Any]) -> str:
     """Say where weights came from, by what a report holds of them; "" of a report that does not say."""
     since = str(known.get("since", ""))[:16].replace("T", " ")
+    failed = f", of a training that failed before its end ({known[CUT_SHORT]})" if known.get(CUT_SHORT) else ""
     match known.get("origin"):
         case "shipped":
             return f"shipped with {known['package']}"
         case "cache":
-            return f"your own since {since}" + (f", not those of {known['package']}" if known["package"] else "")
+            return (
+                f"your own since {since}" + (f", not those of {known['package']}" if known["package"] else "") + failed
+            )
         case "file":
-            return f"the file {known['file']} of {since}"
+            return f"the file {known['file']} of {since}{failed}"
         case "given":
             return "your own, without a file"
         case _:
