@@ -34,13 +34,15 @@ def option(
     above: float | None = None,
     architecture: bool = False,
     names: Mapping[str, Any] | None = None,
+    levels: bool = False,
 ) -> Any:
     """Declare one field of an option class.
 
     A value is accepted from `at_least` to `at_most`; with `above` it must be larger than that, as a budget or a step
     must be that would do nothing at 0. `names` are words that may be typed for a value, and what they stand for.
     `architecture=True` marks what trained weights depend on: where weights are found, their card
-    decides such a field, and asking for another value is an error.
+    decides such a field, and asking for another value is an error. `levels=True` marks what is of pixels in [0,1]: a
+    value of pixels from 0 to 255 is asked back divided.
     """
 
     def check(_: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
@@ -56,7 +58,8 @@ def option(
                 raise ConfigError(f"{attribute.name}={number} is out of range: expected at most {MOST_WHOLE}")
             if low or high or number != number:  # a NaN differs from itself
                 accepted = _range(at_least, at_most, above) or "a number"
-                raise ConfigError(f"{attribute.name}={value!r} is out of range: expected {accepted}")
+                divided = _divide(value) if levels and high else ""
+                raise ConfigError(f"{attribute.name}={value!r} is out of range: expected {accepted}{divided}")
 
     metadata = {
         "help": help,
@@ -76,6 +79,14 @@ def _range(low: float | None, high: float | None, above: float | None = None) ->
     if low is not None and high is not None:
         return f"{low:g} to {high:g}"
     return f"at least {low:g}" if low is not None else f"at most {high:g}"
+
+
+def _divide(value: Any) -> str:
+    """Ask numbers of 0 to 255 back as those of 0 to 1, "" where they are none."""
+    numbers = value if isinstance(value, tuple) else (value,)
+    if not (2 < max(numbers) <= 255 and min(numbers) >= 0):
+        return ""
+    return f": did you mean {', '.join(f'{number / 255:.4g}' for number in numbers)} (divided by 255)?"
 
 
 @options

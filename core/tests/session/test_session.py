@@ -236,6 +236,53 @@ def test_a_model_that_wants_normalised_images_is_wrapped(model, data):
         defend.evaluate(model, data, mean=0.5, **QUICK)
 
 
+@pytest.mark.parametrize(
+    ("mean", "std", "words"),
+    [
+        ((127.5,), (127.5,), r"mean=\(127.5,\) is out of range: expected 0 to 1: did you mean 0.5 \(divided by 255\)"),
+        (0.5, 0, "std=.* is out of range: expected 0.001 to 1$"),
+        (0.5, float("nan"), "std=.* is out of range: expected 0.001 to 1"),
+        (True, 0.5, "mean=.* is not a number"),
+        ("haf", "half", "mean='haf' is not .* one of imagenet, cifar10, half, none"),
+        ("dataset", "dataset", "mean='dataset' is not a number"),  # of a model that is given nobody knows it
+        ((), (), "mean is empty"),
+        ((0.5, 0.4), 0.5, "mean has 2 numbers, and the images have 3 channels"),
+    ],
+)
+def test_mean_and_std_are_held_to_what_the_command_line_holds_them_to(mean, std, words):
+    colour = attrs.evolve(TASK, channels=3)
+    batch = images(colour, 40)
+    with pytest.raises(ConfigError, match=words):
+        defend.evaluate(TinyVictim(colour), (batch, torch.arange(40) % 10), mean=mean, std=std, **QUICK)
+
+
+def test_mean_and_std_go_by_names_and_are_given_once(model, data):
+    rows = [
+        defend.evaluate(own, data, mean=mean, std=std, threats=["oblivious"], **QUICK)
+        for own, mean, std in (
+            (model, "half", "half"),
+            (model, torch.tensor([0.5]).view(1, 1, 1), [0.5]),
+            (lambda images, mean=0: model.eval()(images), 0.5, 0.5),
+        )
+    ]
+    assert rows[0].rows[0].defended.accuracy < 1  # as it was trained on images in [0,1]
+    assert len({run.rows[0].defended.accuracy for run in rows}) == 1
+    assert rows[0].report.config.victim == "TinyVictim"
+    with pytest.raises(ConfigError, match=r"mean= is short for .*: give one of the two"):
+        defend.evaluate(model, data, mean=0.5, std=0.5, options={"victim": {"mean": 0.5}}, **QUICK)
+
+
+def test_three_numbers_make_grey_images_those_of_a_network_that_takes_colour(data):
+    torch.manual_seed(0)
+    colour = TinyVictim(attrs.evolve(TASK, channels=3)).eval()
+    mean, std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
+    with torch.no_grad():
+        wanted = (data[0] - torch.tensor(mean).view(1, 3, 1, 1)) / torch.tensor(std).view(1, 3, 1, 1)
+        labels = colour(wanted).argmax(1)
+    found = defend.evaluate(colour, (data[0], labels), classes=10, mean=mean, std=std, threats=["oblivious"], **QUICK)
+    assert found.rows[0].defended.accuracy == 1
+
+
 def test_what_is_wrong_is_told(model, data):
     with pytest.raises(ConfigError, match=r"unknown argument 'epz' of evaluate: did you mean 'eps'"):
         defend.evaluate(model, data, epz=0.1)

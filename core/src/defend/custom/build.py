@@ -89,10 +89,20 @@ def build(spec: CustomSpec, config: Any, task: Task | None = None) -> Any:
         return _as_detector(module, task)
     if spec.stage != "victim":
         return module
-    mean, std = (() if takes(spec.thing, name) else getattr(config, name, ()) for name in NORMALISATION)
+    mean, std = (() if spec.makes and takes(spec.thing, name) else getattr(config, name, ()) for name in NORMALISATION)
     if mean or std:
-        module = NormalisedVictim(module, *choose_normalisation(mean, std, task)).train(module.training)
+        channels = _count_channels(module, max(len(mean), len(std)), task)
+        chosen = choose_normalisation(mean, std, task, channels=channels)
+        module = NormalisedVictim(module, *chosen).train(module.training)
     return _as_victim(module, task)
+
+
+def _count_channels(module: nn.Module, numbers: int, task: Task) -> int:
+    """Return how many channels a network takes: the images'; as many as `numbers` where it refuses grey ones."""
+    if task.channels != 1 or numbers == 1:
+        return task.channels
+    one, several = (try_out("victim", module, (channels, task.height, task.width)).answer for channels in (1, numbers))
+    return numbers if one is None and several is not None else 1
 
 
 def _as_attack(spec: CustomSpec, thing: Any) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 import attrs
 
 from defend.custom.reference import load_reference
-from defend.datasets.normalisation import NormalisationOptions
+from defend.datasets.normalisation import OwnNormalisationOptions
 from defend.errors import ConfigError
 from defend.options import NoOptions, option, options
 from defend.stages import Stage, StageSpec
@@ -21,7 +21,8 @@ TASK = "task"  # the argument of a user's function that receives the `Task`
 IMAGES = ("images", "image", "x", "inputs", "input", "batch", "imgs")
 """What the one argument of a function is called that is a stage itself, and does not make one."""
 PLAIN = (bool, int, float, str)
-NORMALISATION = ("mean", "std")  # a victim is wrapped where they are given, unless it has arguments of these names
+NORMALISATION = ("mean", "std")
+"""A victim is wrapped where they are given, unless it is made with arguments of these names."""
 
 
 @attrs.frozen(kw_only=True)
@@ -74,7 +75,7 @@ def spec_of_thing(stage: Stage, name: str, thing: Any, *, handed: bool = True) -
     """
     spec = CustomSpec(name=name, stage=stage, thing=thing, threats=_threats(thing), handed=handed)
     fields, hints = _fields_of(thing, name) if spec.makes else ({}, {})
-    base = NormalisationOptions if stage == "victim" else NoOptions
+    base = OwnNormalisationOptions if stage == "victim" else NoOptions
     return attrs.evolve(spec, config=options(type("CustomOptions", (base,), {"__annotations__": hints, **fields})))
 
 

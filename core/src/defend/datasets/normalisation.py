@@ -13,6 +13,9 @@ In [0,1] units, one number a channel. Imports no torch.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from defend.errors import ConfigError
 from defend.options import option, options
 from defend.stages import Task
@@ -37,15 +40,35 @@ MEAN_HELP = (
     "what the victim subtracts from images in [0,1] before its network sees them: a name, or one number a channel; "
     "give std too. () or dataset: the data set's own, or that of published weights"
 )
+OWN_MEAN_HELP = (
+    "what is subtracted from images in [0,1] before the victim sees them: a name, or one number a channel; give std "
+    "too. () leaves them as they are"
+)
 UNKNOWN = (0.5,)  # grey, and to [-1,1], where a data set tells no statistics
+
+
+def _option(names: Mapping[str, tuple[float, ...]], about: str, at_least: float) -> Any:
+    return option((), help=about, names=names, at_least=at_least, at_most=1, architecture=True, levels=True)
+
+
+def _without_dataset(names: Mapping[str, tuple[float, ...]]) -> dict[str, tuple[float, ...]]:
+    return {name: value for name, value in names.items() if value}
 
 
 @options
 class NormalisationOptions:
     """The options of every victim that normalises as it is asked to; without a default of their own, ()."""
 
-    mean: tuple[float, ...] = option((), help=MEAN_HELP, names=MEANS, at_least=0, at_most=1, architecture=True)
-    std: tuple[float, ...] = option((), help=STD_HELP, names=STDS, at_least=SMALLEST_STD, at_most=1, architecture=True)
+    mean: tuple[float, ...] = _option(MEANS, MEAN_HELP, at_least=0)
+    std: tuple[float, ...] = _option(STDS, STD_HELP, at_least=SMALLEST_STD)
+
+
+@options
+class OwnNormalisationOptions:
+    """The options of a user's own victim: it is normalised for only where that is asked, and so not by `dataset`."""
+
+    mean: tuple[float, ...] = _option(_without_dataset(MEANS), OWN_MEAN_HELP, at_least=0)
+    std: tuple[float, ...] = _option(_without_dataset(STDS), STD_HELP, at_least=SMALLEST_STD)
 
 
 def choose_normalisation(

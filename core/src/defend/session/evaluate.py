@@ -29,7 +29,6 @@ from defend.report.progress import RunBar, open_console
 from defend.report.terminal import render
 from defend.values.report import Check, Report, Row, WorstCase
 from defend.values.run_config import RunConfig
-from defend.victims.training import NormalisedVictim
 
 WIDTH = 120  # of the table as text
 PLAIN = ("markup", "emoji", "highlight", "force_terminal", "force_jupyter")  # what rich's console is not to do
@@ -99,8 +98,8 @@ def evaluate(
     val: Any = None,
     train: Any = None,
     classes: int | Sequence[str] | None = None,
-    mean: Sequence[float] | float | None = None,
-    std: Sequence[float] | float | None = None,
+    mean: Sequence[float] | float | str | None = None,
+    std: Sequence[float] | float | str | None = None,
     out: str | Path | None = None,
     progress: bool = True,
     **settings: Any,
@@ -118,8 +117,8 @@ def evaluate(
         val: held-out images for thresholds and trials, like `data`; None holds a seeded part of `data` out.
         train: training images, like `data`, where a part asks for them.
         classes: class names by label, or how many there are, where the data does not say.
-        mean, std: one number a channel, or one for all, if the model wants normalised images: it is wrapped, so that
-            gradients pass through the normalisation.
+        mean, std: what to subtract from images in [0,1], and to divide by, if the model wants normalised ones: one
+            number a channel, one for all, or a name (imagenet, cifar10, half, none). Gradients pass through that.
         out: the run folder; None keeps nothing beyond the returned object.
         progress: whether to show a bar.
         settings: all else that `RunConfig` has: eps="8/255", threats="ladder", limit=200, attacks=["pgd"], options, ...
@@ -132,8 +131,6 @@ def evaluate(
         KeyboardInterrupt: interrupted before the first batch was finished.
     """
     model, purifier, detector = _take_apart(model, purifier, detector)
-    if mean is not None or std is not None:
-        model = _normalise(model, mean, std)
     images = as_dataset(data, val=val, train=train, classes=classes)
     names, plugins = find_names({"victim": model, "purifier": purifier, "detector": detector}, images)
     known = [field.name for field in attrs.fields(RunConfig)]
@@ -144,6 +141,7 @@ def evaluate(
     # an empty folder of its own is no run folder yet
     asked: dict[str, Any] = {**names, **settings}
     config = RunConfig(**asked, finetune=finetune, out=str(folder / "run" if kept else folder))
+    config = _normalise(config, mean, std)
     watcher = RunBar(open_console(stderr=True), quiet=not progress)
     try:
         with using(plugins):
@@ -185,15 +183,27 @@ def _take_apart(model: Any, purifier: Any, detector: Any) -> tuple[Any, Any, Any
     return model.victim, model.purifier, model.detector
 
 
-def _normalise(model: Any, mean: Sequence[float] | float | None, std: Sequence[float] | float | None) -> nn.Module:
-    if not isinstance(model, nn.Module):
-        raise ConfigError("mean and std are for a model that is an nn.Module: a name takes options={'victim': {...}}")
+def _normalise(config: RunConfig, mean: Any, std: Any) -> RunConfig:
+    """Return a config whose victim has mean and std among its options, as the command line's flags put them there."""
+    if mean is None and std is None:
+        return config
     if mean is None or std is None:
         raise ConfigError(f"{'mean' if mean is None else 'std'} is missing: pass mean and std together")
-    each, width = ((one,) if isinstance(one, (int, float)) else tuple(map(float, one)) for one in (mean, std))
-    wrapped = NormalisedVictim(_copy(model), each, width).train(model.training)
-    wrapped.stage_name = type(model).__name__  # type: ignore[assignment]
-    return wrapped
+    own = dict(config.options.get("victim", {}))
+    for name, value in (("mean", mean), ("std", std)):
+        if name in own:
+            raise ConfigError(f"{name}= is short for options={{'victim': {{{name!r}: ...}}}}: give one of the two")
+        own[name] = _as_numbers(value)
+        if len(own[name]) == 0:
+            raise ConfigError(f"{name} is empty: expected one number a channel, one for all, or a name")
+    return attrs.evolve(config, options={**config.options, "victim": own})
+
+
+def _as_numbers(given: Any) -> Any:
+    """Return what stands for a channel each as a list, also of a tensor or an array; a name as it is."""
+    if hasattr(given, "flatten"):
+        return given.flatten().tolist()
+    return given if isinstance(given, (str, list, tuple)) else [given]
 
 
 def _make_folder(out: str | Path | None) -> tuple[Path, object]:
