@@ -69,6 +69,6 @@ def did_you_mean(value: str, choices: Iterable[str], most: int = 12) -> str:
     if not known:
         return "none is installed"
     lowered = {name.lower(): name for name in known}
-    near = difflib.get_close_matches(value.lower(), list(lowered), n=1, cutoff=0.5)
+    near = difflib.get_close_matches(str(value).lower(), list(lowered), n=1, cutoff=0.5)
     shown = ", ".join(known[:most]) + (f" and {len(known) - most} more" if len(known) > most else "")
     return f"did you mean {lowered[near[0]]!r}? (known: {shown})" if near else f"known are {shown}"

@@ -24,6 +24,7 @@ from defend.recipes import Recipe
 from defend.stages import STAGES, Stage, StageSpec
 from defend.tables import Table
 from defend.util import interrupts
+from defend.values.arguments import check_name
 from defend.values.references import shorten, split_reference
 from defend.values.run_config import NONE
 from defend.values.threats import threat
@@ -231,8 +232,11 @@ class Registry:
             UnknownNameError: nothing answers to it; the nearest name is offered, and a plugin that
                 failed to load is named.
             PluginError: two plugins offer it, be it as a member of a family.
-            ConfigError: a family's own name, or a member of one whose library is not installed.
+            ConfigError: a family's own name, or a member of one whose library is not installed; or no name at all.
         """
+        if stage not in self._entries:
+            raise UnknownNameError("stage", stage, self._entries)
+        check_name(stage, name)
         if self.is_object(stage, name):  # its name is a label, and no text to be taken apart
             return Found(self._entries[stage][name], None, self.packages(self._entries[stage][name]))
         self.refuse_claimed(stage, name)

@@ -16,6 +16,7 @@ from defend.errors import ConfigError
 from defend.options import say_others
 from defend.plugins import Registry, registry
 from defend.stages import Task
+from defend.values.arguments import check_name, check_options, check_weights
 from defend.values.editions import edition_of
 from defend.values.run_config import RunConfig, split_names
 from defend.weights.card import Card
@@ -70,9 +71,15 @@ class Composition:
 
         Raises:
             UnknownNameError: nothing of that name is installed.
-            ConfigError: a purifier is named twice, or options or weights are for "purifier" where there are several.
+            ConfigError: something that is no name, or no mapping; a purifier that is named twice; or options or weights
+                for "purifier" where there are several.
         """
+        for stage, name in (("victim", victim), ("purifier", purifier), ("detector", detector), ("finetune", finetune)):
+            if name is not None:
+                check_name(stage, name)
         options, weights, plugins = options or {}, weights or {}, plugins or registry()
+        check_options(options)
+        check_weights(weights)
         names = split_names(purifier)
         if len(set(names)) < len(names):
             raise ConfigError(f"purifier {','.join(names)!r} names one twice: expected different ones")

@@ -24,6 +24,7 @@ from defend.plugins import Found, Registry, registry
 from defend.stages import Task
 from defend.util.files import cache_dir
 from defend.util.processes import resolve_device
+from defend.values.arguments import check_name, checks_arguments
 from defend.values.commands import type_source
 from defend.values.editions import edition_of, is_file
 from defend.values.sources import name_source
@@ -63,6 +64,7 @@ class DataSource:
         return getattr(found.config(dict(self.options)), "resize", None)
 
 
+@checks_arguments("dataset")
 def open_dataset(
     name: str | os.PathLike[str],
     data_dir: str | None = None,
@@ -188,6 +190,7 @@ def check_default_type() -> None:
         )
 
 
+@checks_arguments("load")
 def load_defence(
     victim: str,
     dataset: str = "digits",
@@ -219,6 +222,7 @@ def load_defence(
     Raises:
         DefendError: whatever is wrong with a name, an option or the weights, in one line.
     """
+    check_name("victim", victim)  # which a composition may lack
     composition = Composition.of(victim, purifier, detector, finetune, options=options, weights=weights)
     composition.check_keys("options", options or (), {"dataset"}, "this defence")
     composition.check_keys("weights", weights or (), (), "this defence")

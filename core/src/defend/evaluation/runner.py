@@ -19,10 +19,12 @@ from defend.records.watcher import Watcher
 from defend.util import interrupts
 from defend.util.fp32 import ieee_fp32
 from defend.util.processes import Processes
+from defend.values.arguments import checks_arguments, say_value
 from defend.values.report import Report
 from defend.values.run_config import RunConfig
 
 
+@checks_arguments("run")
 def run(config: RunConfig, watcher: Watcher | None = None, plugins: Registry | None = None) -> Report:
     """Evaluate a defence as a config describes it; write the run folder if the config names one.
 
@@ -30,11 +32,13 @@ def run(config: RunConfig, watcher: Watcher | None = None, plugins: Registry | N
         DefendError: anything wrong with the config, before or during the run; finished rows are kept
             in the run folder.
     """
+    _check([config])
     if config.shard is not None:
         raise ConfigError(f"shard {config.shard} has no report of its own: run it with `defend run --shard`")
     return run_arms([config], watcher, plugins)[0].report
 
 
+@checks_arguments("run_arms")
 def run_arms(
     configs: Sequence[RunConfig],
     watcher: Watcher | None = None,
@@ -59,6 +63,7 @@ def run_arms(
         BusyError: another run is at work in one of the folders.
         ProcessLostError: another process of the run is gone; what was finished is in the run folder.
     """
+    _check(configs)
     try:
         with interrupts.careful(), ieee_fp32(), contextlib.ExitStack() as folders:
             run = Course(configs, watcher or Watcher(), plugins or registry(), resume, dataset, folders, shards)
@@ -88,6 +93,7 @@ def plan_arms(
     Raises:
         DefendError: as `run`.
     """
+    _check(configs)
     if configs[0].train_missing:
         raise ConfigError("a plan trains nothing, and --train-missing was given: leave it out, and train first")
     bare = [attrs.evolve(each, out=None, store=False, save_images=None) for each in configs]
@@ -96,6 +102,21 @@ def plan_arms(
         found = run.forecast()
     given = {name: getattr(configs[0], name) for name in ("out", "store", "save_images")}
     return found, attrs.evolve(run.defences[0].names.config, **given)
+
+
+def _check(configs: Sequence[RunConfig]) -> None:
+    """Refuse what are no runs.
+
+    Raises:
+        ConfigError: there are none, or something else.
+    """
+    if isinstance(configs, RunConfig):
+        raise ConfigError("a run came alone, expected a list of them: defend.run takes one")
+    if len(configs) == 0:
+        raise ConfigError("no runs were given: expected one defend.RunConfig or more")
+    for each in configs:
+        if not isinstance(each, RunConfig):
+            raise ConfigError(f"a run is {say_value(each)}, expected a defend.RunConfig")
 
 
 def _agree(outcomes: list[Outcome], processes: Processes) -> list[Outcome]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import html
+import inspect
 import io
 import shutil
 import tempfile
@@ -21,12 +22,13 @@ from defend.assembly.load import as_dataset
 from defend.boundary.copies import copy_module
 from defend.datasets.base import ImageDataset
 from defend.defence import Defence
-from defend.errors import ConfigError, DefendError, did_you_mean
+from defend.errors import ConfigError, DefendError
 from defend.evaluation.runner import run_arms
 from defend.plugins import Registry, registry, using
 from defend.report.page import render_page, write_page
 from defend.report.progress import RunBar, open_console
 from defend.report.terminal import render
+from defend.values.arguments import as_path, refuse_unknown
 from defend.values.report import Check, Report, Row, WorstCase
 from defend.values.run_config import RunConfig
 
@@ -130,13 +132,14 @@ def evaluate(
         DefendError: what is wrong, in one line.
         KeyboardInterrupt: interrupted before the first batch was finished.
     """
+    if model is None:
+        raise ConfigError("the model is None: expected an nn.Module, a function, a Defence or a name")
     model, purifier, detector = _take_apart(model, purifier, detector)
     images = as_dataset(data, val=val, train=train, classes=classes)
     names, plugins = find_names({"victim": model, "purifier": purifier, "detector": detector}, images)
-    known = [field.name for field in attrs.fields(RunConfig)]
-    for key in settings:
-        if key not in known or key in names:
-            raise ConfigError(f"unknown argument {key!r} of evaluate: {did_you_mean(key, known)}")
+    own = [name for name in inspect.signature(evaluate).parameters if name != "settings"]
+    others = [field.name for field in attrs.fields(RunConfig) if field.name not in {*names, *own}]
+    refuse_unknown(settings, [*own, *others], "evaluate")
     folder, kept = _make_folder(out)
     # an empty folder of its own is no run folder yet
     asked: dict[str, Any] = {**names, **settings}
@@ -208,8 +211,8 @@ def _as_numbers(given: Any) -> Any:
 
 def _make_folder(out: str | Path | None) -> tuple[Path, object]:
     """Return where the run is written; without a folder a temporary one, and what removes it in the end."""
-    if out is not None:
-        return Path(out), None
+    if (path := as_path("out", out)) is not None:
+        return Path(path), None
     folder = tempfile.mkdtemp(prefix="defend-")
     return Path(folder), _Removal(folder)
 

@@ -17,6 +17,7 @@ from defend.assembly.load import ALONE, open_dataset, open_whole
 from defend.datasets.bounded import ensure_bounded
 from defend.datasets.given import gather_held_out, gather_training
 from defend.defence import Defence
+from defend.errors import ConfigError, UnknownNameError
 from defend.plugins import using
 from defend.report.progress import TrainingBar, open_console
 from defend.session.evaluate import find_names
@@ -25,6 +26,7 @@ from defend.training.loop import FitSettings
 from defend.training.missing import prepare_training
 from defend.training.stage import train_stage
 from defend.util.processes import resolve_device
+from defend.values.arguments import as_path, check_name, checks_arguments, say_value
 from defend.values.report import Calibration
 from defend.values.sources import name_source
 from defend.weights.card import list_unfiled
@@ -33,6 +35,7 @@ ARGUMENTS = {"victim": "victim", "purifier": "purifier", "detector": "detector",
 """What `Composition.of` calls a part of a stage."""
 
 
+@checks_arguments("train")
 def train(
     stage: Stage,
     name: str,
@@ -71,6 +74,12 @@ def train(
     Raises:
         DefendError: what is wrong, in one line.
     """
+    if stage not in ARGUMENTS:
+        raise UnknownNameError("stage", stage, ARGUMENTS)
+    check_name(stage, name)
+    if options is not None and not isinstance(options, Mapping):
+        raise ConfigError(f"options are {say_value(options)}, expected a mapping, for example {{'epochs': 10}}")
+    as_path("out", out)
     opened = _open_training(data, hold_out=val is None)
     images = ensure_bounded(gather_training(opened, val=open_whole(val), classes=classes, seed=seed))
     names, plugins = find_names({"victim": victim, "purifier": purifier}, images)
@@ -99,6 +108,7 @@ def train(
         return composition.build(images.task())[stage].module.eval()
 
 
+@checks_arguments("calibrate")
 def calibrate(
     defence: Defence,
     data: Any,
@@ -124,6 +134,8 @@ def calibrate(
     Raises:
         ConfigError: there is no detector, or a rate that so few images cannot show.
     """
+    if not isinstance(defence, Defence):
+        raise ConfigError(f"defence is {say_value(defence)}, expected a defend.Defence, which has a detector")
     images = ensure_bounded(gather_held_out(open_whole(data)))
     where = resolve_device(device)
     return set_threshold(defence.to(where), images, fpr, device=where, batch_size=batch_size, seed=seed)

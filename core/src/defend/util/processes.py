@@ -195,6 +195,7 @@ def resolve_device(name: str) -> torch.device:
     Raises:
         ConfigError: unknown, or not there.
     """
+    name = str(name)  # one of torch's is named as well
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

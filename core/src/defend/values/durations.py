@@ -15,6 +15,7 @@ def parse_duration(text: str) -> float:
     Raises:
         ConfigError: it is none.
     """
+    text = str(text)  # a caller in Python may pass anything
     number, unit = text.strip()[:-1], UNITS.get(text.strip()[-1:])
     try:
         seconds = float(number) * (unit or math.nan)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal
 
@@ -9,6 +10,7 @@ import attrs
 
 from defend.errors import ConfigError, did_you_mean
 from defend.options import fraction
+from defend.values.arguments import as_path, check_name, check_options, check_weights, checks_arguments, say_value
 from defend.values.budgets import parse_eps, parse_sweep
 from defend.values.durations import check_duration
 from defend.values.shards import as_shard
@@ -28,14 +30,28 @@ NONE = "none"  # in the place of a purifier: the arm that has none
 MOST, MOST_SEED = 2**31 - 1, 2**63 - 1
 
 
+def _check_whole(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise ConfigError(f"{name} is {say_value(value)}: expected a whole number")
+
+
 def _positive(_: Any, attribute: attrs.Attribute[Any], value: int | None) -> None:
-    if value is not None and value < 1:
+    if value is None:
+        return
+    _check_whole(attribute.name, value)
+    if value < 1:
         raise ConfigError(f"{attribute.name} is {value}: expected at least 1")
-    if value is not None and value > MOST:
+    if value > MOST:
         raise ConfigError(f"{attribute.name} is {value}: expected at most {MOST}")
 
 
+def _positive_number(_: Any, attribute: attrs.Attribute[Any], value: int) -> None:
+    _check_whole(attribute.name, value)
+    _positive(_, attribute, value)
+
+
 def _not_negative(_: Any, attribute: attrs.Attribute[Any], value: int) -> None:
+    _check_whole(attribute.name, value)
     if value < 0:
         raise ConfigError(f"{attribute.name} is {value}: expected 0 or more")
     if value > MOST:
@@ -46,8 +62,9 @@ def check_seed(seed: int) -> None:
     """Refuse a seed that torch's generators would not take.
 
     Raises:
-        ConfigError: negative, or above 2**63 - 1.
+        ConfigError: no whole number, negative, or above 2**63 - 1.
     """
+    _check_whole("seed", seed)
     if not 0 <= seed <= MOST_SEED:
         raise ConfigError(f"seed is {seed}: expected 0 to {MOST_SEED}")
 
@@ -57,8 +74,37 @@ def _seed(_: Any, __: Any, value: int) -> None:
 
 
 def _rate(_: Any, attribute: attrs.Attribute[Any], value: float | None) -> None:
-    if value is not None and not 0 < value < 1:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise ConfigError(f"{attribute.name} is {say_value(value)}: expected a number, for example 0.01")
+    if not 0 < value < 1:
         raise ConfigError(f"{attribute.name} is {value:g}: expected above 0 and below 1, for example 0.01")
+
+
+def _flag(_: Any, attribute: attrs.Attribute[Any], value: bool) -> None:
+    if not isinstance(value, bool):  # "no" would count as a yes
+        raise ConfigError(f"{attribute.name} is {say_value(value)}: expected True or False")
+
+
+def _name(_: Any, attribute: attrs.Attribute[Any], value: str) -> None:
+    check_name(attribute.name, value)
+
+
+def _options(_: Any, __: Any, value: Mapping[str, Any]) -> None:
+    check_options(value)
+
+
+def _weights(_: Any, __: Any, value: Mapping[str, Any]) -> None:
+    check_weights(value)
+
+
+def _out(value: Any) -> str | None:
+    return as_path("out", value)
+
+
+def _data_dir(value: Any) -> str | None:
+    return as_path("data_dir", value)
 
 
 def _one_of(choices: tuple[str, ...]) -> Any:
@@ -70,7 +116,8 @@ def _one_of(choices: tuple[str, ...]) -> Any:
 
 
 def _names(value: Iterable[str]) -> tuple[str, ...]:
-    return (value,) if isinstance(value, str) else tuple(value)
+    # one that is no name is refused as such
+    return tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else (value,)
 
 
 def _names_or_none(value: Iterable[str] | None) -> tuple[str, ...] | None:
@@ -111,8 +158,16 @@ def split_names(text: str | None) -> tuple[str, ...]:
 
 
 def _some(_: Any, attribute: attrs.Attribute[Any], value: tuple[str, ...] | None) -> None:
-    if value is not None and (not value or not all(value)):
+    if value is None:
+        return
+    _every(_, attribute, value)
+    if not value or not all(value):
         raise ConfigError(f"{attribute.name} is empty: name at least one")
+
+
+def _every(_: Any, attribute: attrs.Attribute[Any], value: tuple[str, ...]) -> None:
+    for each in value:
+        check_name(f"one of {attribute.name}", each)
 
 
 @attrs.frozen(kw_only=True)
@@ -171,15 +226,17 @@ class RunConfig:
         out: the run folder; None writes nothing.
     """
 
-    victim: str
+    victim: str = attrs.field(validator=_name)
     dataset: str = "digits"
-    purifier: str | None = attrs.field(default=None, converter=_part_or_none)
-    detector: str | None = None
-    finetune: str | None = None
+    purifier: str | None = attrs.field(
+        default=None, converter=_part_or_none, validator=attrs.validators.optional(_name)
+    )
+    detector: str | None = attrs.field(default=None, validator=attrs.validators.optional(_name))
+    finetune: str | None = attrs.field(default=None, validator=attrs.validators.optional(_name))
     fpr: float | None = attrs.field(default=None, validator=_rate)
     attacks: tuple[str, ...] | None = attrs.field(default=None, converter=_names_or_none, validator=_some)
     threats: tuple[str, ...] | None = attrs.field(default=None, converter=_names_or_none, validator=_some)
-    sources: tuple[str, ...] = attrs.field(default=(), converter=_names)
+    sources: tuple[str, ...] = attrs.field(default=(), converter=_names, validator=_every)
     eps: float = attrs.field(default=0.1, converter=parse_eps)
     sweep: tuple[float, ...] = attrs.field(default=(), converter=parse_sweep)
     eps_l2: float | None = attrs.field(default=None, converter=_length)
@@ -187,25 +244,25 @@ class RunConfig:
     adaptive_limit: int | None = attrs.field(default=None, validator=_positive)
     adaptive_steps: int | None = attrs.field(default=None, validator=_positive)
     budget: str | None = attrs.field(default=None, converter=check_duration)
-    thorough: bool = False
-    draws: int = attrs.field(default=20, validator=_positive)
+    thorough: bool = attrs.field(default=False, validator=_flag)
+    draws: int = attrs.field(default=20, validator=_positive_number)
     passes: int | None = attrs.field(default=None, validator=_positive)
-    chance: bool = False
+    chance: bool = attrs.field(default=False, validator=_flag)
     certify: int | None = attrs.field(default=None, validator=_positive)
     save_images: str | None = attrs.field(default=None, validator=attrs.validators.optional(_one_of(IMAGE_FILES)))
     checks: str = attrs.field(default="basic", validator=_one_of(CHECKS))
     seed: int = attrs.field(default=0, validator=_seed)
-    batch_size: int = attrs.field(default=64, validator=_positive)
+    batch_size: int = attrs.field(default=64, validator=_positive_number)
     workers: int = attrs.field(default=2, validator=_not_negative)
-    device: str = "auto"
+    device: str = attrs.field(default="auto", converter=str)
     precision: str = attrs.field(default="auto", validator=_one_of(PRECISIONS))
-    data_dir: str | None = None
-    train_missing: bool = False
-    store: bool = True
-    options: Mapping[str, Mapping[str, Any]] = attrs.field(factory=dict)
-    weights: Mapping[str, str] = attrs.field(factory=dict)
+    data_dir: str | None = attrs.field(default=None, converter=_data_dir)
+    train_missing: bool = attrs.field(default=False, validator=_flag)
+    store: bool = attrs.field(default=True, validator=_flag)
+    options: Mapping[str, Mapping[str, Any]] = attrs.field(factory=dict, validator=_options)
+    weights: Mapping[str, str] = attrs.field(factory=dict, validator=_weights)
     shard: str | None = attrs.field(default=None, converter=as_shard)
-    out: str | None = None
+    out: str | None = attrs.field(default=None, converter=_out)
 
     def __attrs_post_init__(self) -> None:
         """Name the source of the images, and refuse text that no TOML file holds: config.toml makes a run again."""
@@ -251,3 +308,6 @@ class RunConfig:
         if self.adaptive_limit is not None or self.thorough:
             return self.adaptive_limit
         return QUICK_ADAPTIVE_LIMIT
+
+
+RunConfig.__init__ = checks_arguments("RunConfig")(RunConfig.__init__)  # type: ignore[method-assign]

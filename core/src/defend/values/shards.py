@@ -26,6 +26,7 @@ def parse_shard(text: str) -> Shard:
     Raises:
         ConfigError: it is no share.
     """
+    text = str(text)  # a caller in Python may pass anything
     first, slash, second = text.partition("/")
     wrong = ConfigError(f"shard {text!r} is no share of a run: expected NUMBER/COUNT from 1/COUNT, for example 2/8")
     if not slash or not all(part.strip().isascii() and part.strip().isdigit() for part in (first, second)):
