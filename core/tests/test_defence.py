@@ -8,7 +8,7 @@ from torch import nn
 
 from defend.assembly.prepare import fold_batch_norm, prepare
 from defend.defence import Defence
-from defend.errors import ContractError
+from defend.errors import ContractError, DataError
 from defend.testing.toys import TASK, TinyVictim, images
 
 
@@ -84,6 +84,31 @@ BATCH = images(TASK, 4)
 
 
 # forward
+
+
+@pytest.mark.parametrize(
+    ("parts", "words"),
+    [
+        ((None,), "victim is None: expected a module"),
+        (("resnet18",), "victim is 'resnet18', a name: expected a module; defend.load takes names"),
+        ((nn.Identity(), "dae"), "purifier is 'dae', a name: expected a module"),
+        ((nn.Identity(), None, "puvae"), "detector is 'puvae', a name: expected a module"),
+        ((nn.Identity(), Gamma), r"purifier is the class Gamma: expected a module, for example Gamma\(\)"),
+        (({"weight": torch.ones(1)},), "victim is dict: expected a module"),
+    ],
+)
+def test_a_part_that_cannot_be_asked_is_refused_where_it_is_given(parts, words):
+    with pytest.raises(ContractError, match=words):
+        Defence(*parts)
+
+
+@pytest.mark.parametrize("ask", [lambda defence: defence, lambda defence: defence.answer])
+def test_a_pass_refuses_what_is_no_tensor_of_floats(ask):
+    defence = Defence(Returning(lambda batch: batch.float().flatten(1)))
+    with pytest.raises(DataError, match=r"images are torch.uint8, .* pass images.float\(\) / 255"):
+        ask(defence)((255 * images(TASK, 2)).byte())
+    with pytest.raises(DataError, match="images are ndarray, expected a tensor of floats"):
+        ask(defence)(images(TASK, 2).numpy())
 
 
 def test_the_victim_sees_what_was_purified():

@@ -20,7 +20,7 @@ from defend.boundary.answers import (
     threshold_of,
 )
 from defend.boundary.calls import Calling
-from defend.boundary.given import as_images, name_of
+from defend.boundary.given import as_images, check_type, name_of
 from defend.boundary.held import eval_mode
 from defend.errors import ContractError
 
@@ -111,14 +111,20 @@ class Defence(nn.Module):
     puts them into eval mode, and they stay there. Every stage works on copies, so that one that writes into what it
     is handed changes nothing of the caller's or of another stage.
 
+    A pass looks at the images' type alone, as it may not wait for the device: of images outside [0,1] it answers
+    whatever comes out. `judge` refuses them.
+
     Raises:
-        ContractError: the detector's `beside()` or `with_victim()` returned no module.
+        ContractError: a part is no module; or the detector's `beside()` or `with_victim()` returned none.
     """
 
     bounded = True  # keeps to `defend.boundary` by itself
 
     def __init__(self, victim: nn.Module, purifier: nn.Module | None = None, detector: nn.Module | None = None) -> None:
         super().__init__()
+        for stage, part in (("victim", victim), ("purifier", purifier), ("detector", detector)):
+            if part is not None or stage == "victim":
+                _check_part(stage, part)
         self.victim, self.purifier = victim, purifier
         self.detector: nn.Module | None = detector if detector is None else _placed(detector, victim, purifier)
         self.eval()
@@ -157,11 +163,21 @@ class Defence(nn.Module):
         return scores_of(ask("detector", self.detector, images, purified), images, self.detector)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return logits [B,classes] of images [B,C,H,W] in [0,1]; rejection is `judge`'s business."""
+        """Return logits [B,classes] of images [B,C,H,W] in [0,1]; rejection is `judge`'s business.
+
+        Raises:
+            DataError: the images are no tensor of floats.
+        """
+        check_type(images)
         return self.classify(self.purify(images))
 
     def answer(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits [B,classes] and the detector's scores [B] (zeros without one), both differentiable."""
+        """Return logits [B,classes] and the detector's scores [B] (zeros without one), both differentiable.
+
+        Raises:
+            DataError: the images are no tensor of floats.
+        """
+        check_type(images)
         purified = self.purify(images)
         score = self.rate(images, purified)
         return self.classify(purified), score
@@ -209,6 +225,16 @@ class Defence(nn.Module):
             )
         probability, labels = logits.softmax(1).max(1)
         return Verdict(labels, probability, seen.accepted, seen.score, seen.purified, logits)
+
+
+def _check_part(stage: str, part: object) -> None:
+    """Refuse a part that cannot be asked about images."""
+    if isinstance(part, str):
+        raise ContractError(f"{stage} is {part!r}, a name: expected a module; defend.load takes names")
+    if isinstance(part, type):
+        raise ContractError(f"{stage} is the class {part.__name__}: expected a module, for example {part.__name__}()")
+    if not callable(part):
+        raise ContractError(f"{stage} is {'None' if part is None else type(part).__name__}: expected a module")
 
 
 def _surrogates(purifier: nn.Module) -> dict[str, nn.Module]:

@@ -36,11 +36,7 @@ def as_images(images: Tensor, undo: str = UNDO) -> Tensor:
     Raises:
         DataError: they are not; what to do.
     """
-    if not isinstance(images, Tensor):
-        raise DataError(f"images are {type(images).__name__}, expected a tensor of floats [B,C,H,W] in [0,1]")
-    if not images.is_floating_point():
-        cure = "images.float() / 255, where they are 0 to 255"
-        raise DataError(f"images are {images.dtype}, expected floats [B,C,H,W] in [0,1]: pass {cure}")
+    check_type(images)
     if images.ndim != 4:
         cure = ": pass images[None]" if images.ndim == 3 else ""
         raise DataError(f"images have shape {list(images.shape)}, expected [B,C,H,W]{cure}")
@@ -56,6 +52,19 @@ def as_images(images: Tensor, undo: str = UNDO) -> Tensor:
         cure = "divide by 255" if high > 2 and low >= 0 else undo
         raise DataError(f"images reach from {low:.6g} to {high:.6g}, expected [0,1]: {cure}")
     return images if low >= 0 and high <= 1 else images.clamp(0, 1)
+
+
+def check_type(images: Tensor) -> None:
+    """Refuse what is no tensor of floats, without asking the device for its numbers.
+
+    Raises:
+        DataError: it is none; what to do.
+    """
+    if not isinstance(images, Tensor):
+        raise DataError(f"images are {type(images).__name__}, expected a tensor of floats [B,C,H,W] in [0,1]")
+    if not images.is_floating_point():
+        cure = "images.float() / 255, where they are 0 to 255"
+        raise DataError(f"images are {images.dtype}, expected floats [B,C,H,W] in [0,1]: pass {cure}")
 
 
 def as_labels(labels: Tensor, images: Tensor) -> Tensor:

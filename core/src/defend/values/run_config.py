@@ -73,7 +73,7 @@ def _seed(_: Any, __: Any, value: int) -> None:
     check_seed(value)
 
 
-def _rate(_: Any, attribute: attrs.Attribute[Any], value: float | None) -> None:
+def _rate(_: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
     if value is None:
         return
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
