@@ -175,7 +175,9 @@ def test_without_train_what_to_pass_is_said():
         with pytest.raises(DataError, match=r"has no train images: pass train=: \(images, labels\)"):
             asked("train")
     one = as_dataset((FLOATS[:1], LABELS[:1]), classes=5)
-    with pytest.raises(DataError, match="has no val images: pass val="):
+    with pytest.raises(
+        DataError, match=r"has no val images, and those to judge \(1\) are too few to hold any out: pass val="
+    ):
         one.tensors("val")
 
 
@@ -419,6 +421,9 @@ class Odd(Dataset):
         ([], "has no images"),
         ((FLOATS, LABELS[:5]), "60 images and 5 labels"),
         ((list(FLOATS), [1]), "60 images and 1 labels"),
+        ((FLOATS[0], LABELS[0]), "is one image of shape [3, 6, 5] with its label"),
+        ((FLOATS[0, :1], 4), "a batch of one is images[0][None], labels[0][None]"),
+        ((FLOATS[0].numpy(), LABELS.numpy()[0]), "is one image of shape [3, 6, 5] with its label"),
         ((FLOATS, ["cat"] * 60), "labels are text, for example 'cat'"),
         (Pairs(lambda at: (FLOATS[at], "cat")), "labels are text"),
         ((FLOATS, LABELS.float()), "labels are torch.float32"),

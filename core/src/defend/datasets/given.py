@@ -170,7 +170,10 @@ class GivenDataset(ImageDataset):
 
     def _part(self, split: Split) -> Part:
         if split not in self._parts:
-            raise DataError(f"data set {self.name} has no {split} images: {self._missing[split]}")
+            # where nothing but test was given, a part of it would be val
+            few = split == "val" and self._missing is CURES and "test" in self._parts
+            why = f", and those to judge ({len(self._labels['test'])}) are too few to hold any out" if few else ""
+            raise DataError(f"data set {self.name} has no {split} images{why}: {self._missing[split]}")
         return self._parts[split]
 
     def labels(self, split: Split) -> Tensor:

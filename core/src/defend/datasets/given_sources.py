@@ -93,6 +93,11 @@ class Arrays(Source):
         if images.ndim == 0 or not len(images):
             raise DataError(f"{who} has no images: {INSTEAD}")
         self.labels = to_labels(labels, who)
+        if images.ndim in (2, 3) and (isinstance(labels, int) or getattr(labels, "ndim", 1) == 0):
+            raise DataError(
+                f"{who} is one image of shape {list(images.shape)} with its label, expected several: a batch of one is "
+                "images[0][None], labels[0][None]"
+            )
         if len(self.labels) != len(images):
             raise DataError(f"{who} has {len(images)} images and {len(self.labels)} labels: pass one label an image")
         for part in self.read(torch.arange(len(images)), CHUNK, False):  # each is looked at before any is attacked
