@@ -76,7 +76,8 @@ def _seed(_: Any, __: Any, value: int) -> None:
 def _rate(_: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
     if value is None:
         return
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not is_number:
         raise ConfigError(f"{attribute.name} is {say_value(value)}: expected a number, for example 0.01")
     if not 0 < value < 1:
         raise ConfigError(f"{attribute.name} is {value:g}: expected above 0 and below 1, for example 0.01")
