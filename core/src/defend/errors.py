@@ -68,7 +68,13 @@ def did_you_mean(value: str, choices: Iterable[str], most: int = 12) -> str:
     known = list(choices)
     if not known:
         return "none is installed"
-    lowered = {name.lower(): name for name in known}
-    near = difflib.get_close_matches(str(value).lower(), list(lowered), n=1, cutoff=0.5)
+    near = nearest(value, known)
     shown = ", ".join(known[:most]) + (f" and {len(known) - most} more" if len(known) > most else "")
-    return f"did you mean {lowered[near[0]]!r}? (known: {shown})" if near else f"known are {shown}"
+    return f"did you mean {near!r}? (known: {shown})" if near is not None else f"known are {shown}"
+
+
+def nearest(value: str, choices: Iterable[str]) -> str | None:
+    """Return the choice that a misspelt value is near to, None where it is near to none."""
+    lowered = {name.lower(): name for name in choices}
+    near = difflib.get_close_matches(str(value).lower(), list(lowered), n=1, cutoff=0.5)
+    return lowered[near[0]] if near else None

@@ -9,7 +9,7 @@ import functools
 import importlib.metadata
 import importlib.util
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 import attrs
@@ -18,14 +18,14 @@ import pluggy
 from defend import hookspecs
 from defend.boundary.calls import Calling, say_cause
 from defend.custom.spec import CustomSpec, spec_of_reference, spec_of_thing
-from defend.errors import ConfigError, DefendError, PluginError, StageError, UnknownNameError
+from defend.errors import ConfigError, DefendError, PluginError, StageError, UnknownNameError, did_you_mean, nearest
 from defend.options import make
 from defend.recipes import Recipe
 from defend.stages import STAGES, Stage, StageSpec
 from defend.tables import Table
 from defend.util import interrupts
 from defend.values.arguments import check_name
-from defend.values.references import shorten, split_reference
+from defend.values.references import list_beside, read_reference, shorten, split_reference
 from defend.values.run_config import NONE
 from defend.values.threats import threat
 
@@ -276,6 +276,7 @@ class Registry:
             what = f"a class or function in it that makes the {stage}"
             raise ConfigError(f"{stage} {name!r} is a whole file: name {what}, {name}:NAME")
         broken = "".join(f"; note: {failure.plugin} failed to load: {failure.cause}" for failure in self.failures)
+        self._refuse_module(stage, name, choices, broken)
         beside = f"; the folder of this name is ./{name}" if stage == "dataset" and os.path.isdir(name) else ""
         raise UnknownNameError(stage, name, choices, beside + broken)
 
@@ -286,6 +287,23 @@ class Registry:
         if (stage, name) not in self._custom:
             self._custom[stage, name] = Found(Entry(stage, spec_of_reference(stage, name), "your own"), None)
         return self._custom[stage, name]
+
+    def _refuse_module(self, stage: Stage, name: str, known: Container[str], broken: str) -> None:
+        """Refuse MODULE:NAME where there is no such module; what is near to a family's member is left to others.
+
+        Raises:
+            ConfigError: naming the nearest module, file or family.
+        """
+        module, what = read_reference(name) or ("", "")
+        families = [each.spec.name for each in self.entries(stage) if each.spec.is_family]
+        elsewhere = any(each.spec.name == module for each in self.all_entries())
+        if not module or elsewhere or module in known or (what in known and nearest(module, families)):
+            return
+        choices = [f"{each}:{what}" for each in (*list_beside(module), *families)]
+        near = did_you_mean(name, choices) if choices else "expected FILE.py:NAME"
+        raise ConfigError(
+            f"{stage} {name!r}: no module {module!r} (looked in . and the installed packages): {near}{broken}"
+        )
 
     def with_thing(self, stage: Stage, thing: Any, name: str | None = None) -> tuple[str, Registry]:
         """Return a registry that also offers an object, class or function as a stage, and the name that finds it.

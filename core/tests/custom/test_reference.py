@@ -122,6 +122,53 @@ def test_what_is_missing_is_told(file):
         registry().find("victim", "resnet81")
 
 
+@pytest.fixture
+def without_here(tmp_path, monkeypatch):
+    """A folder with `my_net.py` and `my_package/nets.py`, and Python's path as the command `defend` has it."""
+    (tmp_path / "my_package").mkdir()
+    (tmp_path / "my_package" / "__init__.py").write_text("raise RuntimeError('was run')")
+    for name in ("my_net.py", "my_package/nets.py"):
+        (tmp_path / name).write_text("from torch import nn\n\ndef load(task): return nn.Flatten()\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [each for each in sys.path if each])
+    yield tmp_path
+    for name in ("my_net", "my_package", "my_package.nets"):
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize("stage", ["victim", "purifier", "detector", "attack", "dataset"])
+def test_a_module_in_the_current_folder_is_found_by_the_command(without_here, stage):
+    (without_here / "my_package" / "__init__.py").write_text("")
+    for module in ("my_net", "my_package.nets"):
+        assert registry().find(stage, f"{module}:load").spec.thing.__module__ == module
+
+
+def test_nothing_is_run_to_tell_a_reference(without_here):
+    assert split_reference("my_package.nets:load") == ("my_package.nets", "load")
+    assert split_reference("my_package.no:load") is None
+    assert "my_package" not in sys.modules
+    with pytest.raises(StageError, match=r"nets:load failed in its import: RuntimeError: was run"):
+        load_reference("my_package.nets:load")
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("my_package.nest:load", "my_package.nets:load"),
+        ("my_ent:load", "my_net.py:load"),
+        ("my_ent:resnet18", "my_net.py:resnet18"),
+    ],
+)
+def test_a_module_that_is_not_there_is_told_from_a_model_of_a_family(without_here, typed, meant):
+    module = typed.partition(":")[0]
+    said = rf"no module '{module}' \(looked in \. and the installed packages\): did you mean '{meant}'"
+    with pytest.raises(ConfigError, match=said):
+        registry().find("victim", typed)
+    for family in ("timm:resnet81", "torchvison:resnet18"):
+        with pytest.raises(UnknownNameError, match=r"did you mean 'resnet18'|did you mean 'torchvision:resnet18'"):
+            registry().find("victim", family)
+
+
 def test_a_file_that_fails_is_named(tmp_path):
     (tmp_path / "broken.py").write_text("import nothing_of_this_name")
     with pytest.raises(StageError, match=r"broken.py:load failed in its import: ModuleNotFoundError"):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import re
+import sys
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 FILE = "file"  # what stands before a file of attacked images: file:adv.npz
@@ -14,18 +16,36 @@ _REFERENCE = re.compile(r"(?P<where>.*\.py|[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):(?P<
 def split_reference(text: str) -> tuple[str, str] | None:
     """Return (file or module, name in it) of a reference, None of anything else.
 
-    "PATH.py:NAME" always is one; "MODULE:NAME" where there is such a module, as families of stages are named alike.
+    "PATH.py:NAME" always is one; "MODULE:NAME" where there is such a module, installed or in the current folder, as
+    families of stages are named alike.
     """
+    named = read_reference(text)
+    return named if named is not None and (named[0].endswith(".py") or _is_module(named[0])) else None
+
+
+def read_reference(text: str) -> tuple[str, str] | None:
+    """Return (file or module, name in it) of what is written as a reference, be there such a module or not."""
     match = _REFERENCE.fullmatch(text)
-    if match is None:
-        return None
-    where = match["where"]
-    if where.endswith(".py"):
-        return where, match["what"]
-    there = False
-    with contextlib.suppress(ImportError, ValueError):  # a package around it is missing, or fails
-        there = importlib.util.find_spec(where) is not None
-    return (where, match["what"]) if there else None
+    return None if match is None else (match["where"], match["what"])
+
+
+def _is_module(name: str) -> bool:
+    """Whether there is a module, without the packages around it being run, as `find_spec` of a dotted name does."""
+    first, *rest = name.split(".")
+    # a command's own path lacks the current folder, which `load_reference` adds
+    found = PathFinder.find_spec(first, ["", *sys.path])
+    with contextlib.suppress(ImportError, ValueError):  # one without a spec, as `__main__`
+        found = found or importlib.util.find_spec(first)
+    for each in rest:
+        found = PathFinder.find_spec(each, list(found.submodule_search_locations or ())) if found is not None else None
+    return found is not None or name in sys.modules
+
+
+def list_beside(module: str) -> list[str]:
+    """Return what could be meant by a module that is not there: files and modules in the current folder."""
+    package = module.rpartition(".")[0]
+    inside = sorted(Path(*package.split(".")).glob("[!_]*.py")) if package else []
+    return [*(f"{package}.{each.stem}" for each in inside), *sorted(each.name for each in Path().glob("[!_]*.py"))]
 
 
 def shorten(text: str) -> str:
