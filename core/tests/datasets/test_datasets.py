@@ -199,6 +199,13 @@ def test_a_limit_beyond_the_end_takes_all(digits):
     assert sorted(digits.keys("test", limit=10_000).tolist()) == list(range(500))
 
 
+@pytest.mark.parametrize("limit", [0, -5])
+def test_a_limit_that_leaves_no_image_is_refused(digits, limit):
+    for ask in (digits.tensors, digits.keys):
+        with pytest.raises(ConfigError, match=f"limit is {limit}: expected at least 1"):
+            ask("test", limit=limit)
+
+
 def test_an_unknown_split_lists_the_known(digits):
     with pytest.raises(ConfigError, match="unknown split 'tset': expected one of train, val, test"):
         digits.tensors("tset")

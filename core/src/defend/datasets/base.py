@@ -138,7 +138,12 @@ class ImageDataset(abc.ABC):
         """Return which images a limited evaluation uses: a seeded, stratified sample, int64 [n].
 
         A smaller limit is always a prefix of a larger one, so rows of different n share images.
+
+        Raises:
+            ConfigError: `limit` is below 1.
         """
+        if limit is not None and limit < 1:
+            raise ConfigError(f"limit is {limit}: expected at least 1")
         order = stratified_order(self.labels(split), seed)
         return order if limit is None else order[:limit]
 
@@ -146,7 +151,7 @@ class ImageDataset(abc.ABC):
         """Return (images float32 [n,C,H,W] in [0,1], labels int64 [n]) on the CPU, see `keys`.
 
         Raises:
-            ConfigError: `split` is not train, val or test.
+            ConfigError: `split` is not train, val or test, or `limit` is below 1.
         """
         if split not in SPLITS:
             raise ConfigError(f"unknown split {split!r}: expected one of {', '.join(SPLITS)}")
