@@ -122,6 +122,11 @@ def test_labels_that_are_names_are_numbered(hub, tmp_path):
         own = opened(split="all", hold_out=False, class_names=str(names))
         assert own.classes == ("eel", "dog", "fox", "cat")
         assert torch.equal(own.labels("test"), torch.tensor([3, 1, 0])[dataset.labels("test")])
+    hub["mine"] = {"train": Rows(labels=[str(grey % 11) for grey in GREYS], picture=Image_(), label="Value")}
+    with pytest.warns(UserWarning, match=r"hf:mine: .* by their text, .*: 0, 1, 10, 2, ...; .* give --classes 11"):
+        assert opened().classes[2] == "10"
+    assert opened(class_names="11").classes[2] == "2"
+    hub["mine"] = {"train": Rows()}
     names.write_text("eel\ndog\n")
     assert "has a class 'cat' that class_names does not" in refusal(class_names=str(names))
 

@@ -159,6 +159,36 @@ def test_labels_are_in_the_models_own_order(tmp_path):
     assert "a number calls them '0' to '6'; give a file of the model's class names" in message
 
 
+@pytest.mark.parametrize("number", ["0", "1", "-1", "-20"])
+def test_a_number_of_classes_that_no_classifier_has(tmp_path, number):
+    fill(tmp_path)
+    for path in (tmp_path, table(tmp_path, ["cat/000.png,0", "dog/001.png,1"])):
+        message = refusal(str(path), options=options(class_names=number))
+        assert f"classes are {number}: expected 2 or more, or a file of the model's class names" in message
+
+
+@pytest.mark.parametrize(
+    ("classes", "given"), [(range(12), "12"), ((1, 2, 10), "FILE"), ((0, 1, 2), None), (("a", "10", "2"), None)]
+)
+def test_folders_whose_names_are_numbers_count_by_their_text_and_say_so(tmp_path, classes, given):
+    names = sorted(map(str, classes))
+    fill(tmp_path, 5, names)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        assert open_dataset(str(tmp_path), options=options()).classes == tuple(names)
+    assert [str(each.message) for each in said] == [
+        f"folder {str(tmp_path)!r}: the classes are counted by their text, as torchvision does: "
+        f"{', '.join(names[:4])}, ...; if the model counts them by value, give --classes {given}"
+    ] * (given is not None)
+    if given == "12":  # the cure is one, and says nothing more
+        images = open_dataset(str(tmp_path), options=options(class_names=given, hold_out=False))
+        pixels, labels = images.tensors("train")
+        assert images.classes == tuple(map(str, range(12)))
+        assert [names.index(str(label)) for label in labels.tolist()] == (pixels[:, 0, 0, 0] * 255).round().div(
+            5, rounding_mode="floor"
+        ).int().tolist()
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [(b"", "the file is empty"), (b"a\n\nb", "line 2 is empty"), (b"a\nb\na", "line 3 is line 1 again ('a')")],
@@ -169,7 +199,9 @@ def test_a_list_of_classes_that_is_none(tmp_path, content, said):
     assert said in refusal(str(tmp_path), options=options(class_names=str(tmp_path / "names.txt")))
     (tmp_path / "names.txt").write_bytes(b"\xff\xfe")
     assert "no text in UTF-8" in refusal(str(tmp_path), options=options(class_names=str(tmp_path / "names.txt")))
-    assert "cannot be read: No such file" in refusal(str(tmp_path), options=options(class_names="gone.txt"))
+    for name in ("gone.txt", "two"):
+        message = refusal(str(tmp_path), options=options(class_names=name))
+        assert "cannot be read: No such file" in message and "or how many classes there are" in message
 
 
 # Tables
@@ -198,6 +230,8 @@ def test_labels_that_are_numbers_are_the_models_own(tmp_path):
     fill(tmp_path, 3)
     listed = list_table(table(tmp_path, ["cat/000.png,3", "dog/001.png,0", "dog/002.png,11"]))
     assert listed.classes == tuple(map(str, range(12))) and listed.labels.tolist() == [3, 0, 11]
+    named = list_table(table(tmp_path, ["cat/000.png,0.5", "dog/001.png,none", "dog/002.png,10"]))
+    assert named.classes == ("0.5", "10", "none")
 
 
 @pytest.mark.parametrize(
@@ -213,6 +247,10 @@ def test_labels_that_are_numbers_are_the_models_own(tmp_path):
         (["cat/000.png,cat"], "has one class ('cat')"),
         (["cat/000.png,999999999", "cat/001.png,0"], "has a label 999999999"),
         ([], "has no images"),
+        (["cat/000.png,0.0", "cat/001.png,10.0"], "has a label '0.0': expected whole numbers from 0, or names"),
+        (["cat/000.png,0", "cat/001.png,1.0"], "has a label '1.0': expected whole numbers"),
+        (["cat/000.png,-1", "cat/001.png,0"], "has a label '-1': expected whole numbers"),
+        (["cat/000.png,0", "cat/001.png,nan"], "has a label 'nan': expected whole numbers"),
     ],
 )
 def test_a_line_that_is_wrong_is_named(tmp_path, lines, said):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+import warnings
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from defend.errors import DataError, did_you_mean
@@ -31,19 +33,42 @@ def number_classes(found: Sequence[str], class_names: Sequence[str], where: str)
     return numbers
 
 
+def order_names(names: Iterable[str], where: str) -> tuple[str, ...]:
+    """Return class names in the order that they are counted in: by their text, as torchvision's `ImageFolder` does.
+
+    Where all are whole numbers and their values have another order, a warning says so.
+    """
+    ordered = sorted(set(names))
+    if all(name.isascii() and name.isdecimal() and len(name) < 10 for name in ordered):
+        values = sorted(ordered, key=int)
+        if values != ordered:
+            given = len(values) if tuple(values) == count_names(len(values)) else "FILE"
+            warnings.warn(
+                f"{where}: the classes are counted by their text, as torchvision does: {', '.join(ordered[:4])}, ...; "
+                f"if the model counts them by value, give --classes {given}",
+                stacklevel=2,
+            )
+    return tuple(ordered)
+
+
 def read_class_names(path: str | None) -> tuple[str, ...]:
     """Read the model's classes in its own order, one name a line of a file; none where none is named.
 
     A number in the place of a file is how many there are, called "0", "1", ...
 
     Raises:
-        DataError: a file that cannot be read, is empty, or names a class twice.
+        DataError: a number below 2; a file that cannot be read, is empty, or names a class twice.
     """
     if path is None:
         return ()
-    if path.isascii() and path.isdecimal() and len(path) < 7:
+    if re.fullmatch(r"-?[0-9]{1,6}", path):
+        if int(path) < 2:
+            raise DataError(f"classes are {path}: expected 2 or more, or a file of {ITS_NAMES}")
         return count_names(int(path))
-    lines = [line.strip() for line in read_lines(Path(path), "class names")]
+    try:
+        lines = [line.strip() for line in read_lines(Path(path), "class names")]
+    except DataError as error:
+        raise DataError(f"{error} (expected a file of {ITS_NAMES}, or how many classes there are)") from None
     names = tuple(lines[: max((at for at, line in enumerate(lines, 1) if line), default=0)])
     for at, name in enumerate(names, 1):
         if not name or names.index(name) + 1 != at:

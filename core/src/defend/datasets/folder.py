@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from defend.datasets.base import SPLITS, Batch, ImageDataset, Origin, Split, channel_statistics
-from defend.datasets.classes import read_class_names
+from defend.datasets.classes import order_names, read_class_names
 from defend.datasets.decoding import Decoder, Decoders, stack
 from defend.datasets.digests import digests_of
 from defend.datasets.listing import EXTENSIONS, Listing, Names, check_link, is_hidden, list_images
@@ -54,6 +54,8 @@ def build(config: FolderOptions) -> FolderDataset:
         )
     folders, stands_in = _splits(check_root(root), config.split)
     own = {split: list_images(folder, root, names) for split, folder in folders.items()}
+    if not names:
+        order_names(next(iter(own.values())).classes, f"folder {str(root)!r}")
     return FolderDataset(
         root, own, config.image_size, config.workers, shares=shares, flips=config.flips, stands_in=stands_in
     )

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from defend.boundary.calls import say_cause
 from defend.datasets.base import Split
-from defend.datasets.classes import number_classes, read_class_names
+from defend.datasets.classes import number_classes, order_names, read_class_names
 from defend.datasets.fitting import fit
 from defend.datasets.given import GivenDataset
 from defend.datasets.given_sources import Items, Source
@@ -111,7 +111,8 @@ def _number(
 ) -> tuple[dict[Split, list[Any]], tuple[str, ...]]:
     """Return labels as numbers, where they are names, and the class names, in the user's order where there is one."""
     if all(isinstance(label, str) for each in labels.values() for label in each):
-        found = sorted({label for each in labels.values() for label in each})
+        every = {label for each in labels.values() for label in each}
+        found = sorted(every) if names else order_names(every, what)
         numbers = number_classes(found, names, what)
         return {split: [numbers[label] for label in each] for split, each in labels.items()}, tuple(names or found)
     if names and classes:

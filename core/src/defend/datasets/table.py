@@ -21,11 +21,11 @@ def list_table(path: Path, class_names: Sequence[str] = ()) -> Listing:
     """Read a CSV of `path,label`, one image a line; the paths are relative to the file, or whole.
 
     A first line whose second column is "label" or the like is a header. Labels are class names, or the numbers of
-    classes where all of them are whole numbers and no names are given.
+    classes where all of them are whole numbers and no names are given: these count by value, names by their text.
 
     Raises:
         DataError: a file that cannot be read or is no CSV; a line that has other than two columns, or names no file;
-            fewer than two classes. The message names the line.
+            labels that are numbers, but not whole ones from 0; fewer than two classes. The message names the line.
     """
     places: list[str] = []
     said: list[str] = []
@@ -53,6 +53,12 @@ def list_table(path: Path, class_names: Sequence[str] = ()) -> Listing:
             raise DataError(f"{str(path)!r} has a label {highest}: expected class names, or numbers of classes from 0")
         said = [str(int(label)) for label in said]
         classes = tuple(map(str, range(highest + 1)))
+    elif (odd := next((each for each in said if not each.isdecimal()), None)) and all(map(_is_number, said)):
+        # as text they would be counted in an order that nobody means
+        raise DataError(
+            f"{str(path)!r} has a label {odd!r}: expected whole numbers from 0, or names; in pandas, "
+            "labels.astype(int) makes whole numbers of floats"
+        )
     else:
         classes = tuple(sorted(set(said)))
     if len(classes) < 2:
@@ -64,3 +70,11 @@ def list_table(path: Path, class_names: Sequence[str] = ()) -> Listing:
     names = [os.fsencode(place) for place in places]
     labels = torch.tensor([numbers[label] for label in said], dtype=torch.int64)
     return Listing(classes, bytearray(b"".join(names)), torch.tensor([*map(len, names)], dtype=torch.int64), labels)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
