@@ -430,6 +430,13 @@ class Odd(Dataset):
         ((FLOATS, LABELS.numpy() / 2), "labels are float64"),
         ((FLOATS, LABELS > 2), "labels are torch.bool"),
         ((FLOATS, torch.eye(60).long()), "pass labels.argmax(1), if one-hot"),
+        (
+            (FLOATS, torch.eye(60)),
+            "have shape [60, 60], expected whole numbers [N], one class an image: pass labels.ar",
+        ),
+        ((FLOATS, np.eye(60)), "pass labels.argmax(1), if one-hot"),
+        ((FLOATS, np.eye(60) > 0), "pass labels.argmax(1), if one-hot"),
+        ((FLOATS, np.zeros((60, 1, 1))), "labels have shape [60, 1, 1]"),
         ((FLOATS, [[1, 2]] * 59 + [[1]]), "of different lengths"),
         ((FLOATS, [None] * 60), "labels are objects"),
         ((FLOATS, LABELS - 1), "a label is -1"),

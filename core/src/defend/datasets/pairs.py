@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -95,6 +96,7 @@ def to_labels(given: Any, who: str) -> Tensor:
     wanted = "expected whole numbers [N], one class an image"
     if isinstance(given, Tensor):
         given = given.detach().cpu()
+        _check_shape(given.shape, who, wanted)
         if given.is_floating_point() or given.is_complex() or given.dtype == torch.bool:
             raise DataError(f"{who}: labels are {given.dtype}, {wanted}: pass labels.long()")
         labels: Tensor = given.long()
@@ -111,20 +113,24 @@ def to_labels(given: Any, who: str) -> Tensor:
                 f"{who}: labels are text, for example {str(array.flat[0])[:40]!r}, {wanted}: pass each one's place in "
                 "the list of class names, and the list as classes="
             )
+        _check_shape(array.shape, who, wanted)
         if array.size and array.dtype.kind not in "iu":
             kind = "objects" if array.dtype == object else str(array.dtype)
             raise DataError(f"{who}: labels are {kind}, {wanted}: pass labels.astype('int64'), if they are whole")
         labels = torch.from_numpy(array.astype(np.int64))
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
-    if labels.ndim == 2:
-        raise DataError(f"{who}: labels have shape {list(labels.shape)}, {wanted}: pass labels.argmax(1), if one-hot")
-    if labels.ndim > 1:
-        raise DataError(f"{who}: labels have shape {list(labels.shape)}, {wanted}")
     labels = labels.reshape(-1)
     if len(labels) and int(labels.min()) < 0:
         raise DataError(f"{who}: a label is {int(labels.min())}, {wanted}, from 0: leave images without a class out")
     return labels
+
+
+def _check_shape(shape: Sequence[int], who: str, wanted: str) -> None:
+    """Refuse labels of more than one number an image, before their type, whose cure would not help."""
+    if len(shape) > 2 or (len(shape) == 2 and shape[1] != 1):
+        cure = ": pass labels.argmax(1), if one-hot" if len(shape) == 2 else ""
+        raise DataError(f"{who}: labels have shape {list(shape)}, {wanted}{cure}")
 
 
 def to_pair(item: Any, who: str) -> tuple[Any, Any]:
