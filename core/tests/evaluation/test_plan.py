@@ -404,6 +404,15 @@ def test_two_rows_tell_what_chance_is_worth_where_that_is_asked_for():
     assert "draws no random numbers" in told["chance"]
 
 
+def test_what_is_asked_of_random_numbers_alone_is_told_where_there_are_none():
+    asked = RunConfig(victim="resnet18", threats=("adaptive",), draws=5, passes=3)
+    told = dict.fromkeys(("draws", "passes"), "the defence draws no random numbers")
+    assert find_undone(asked, planned(threats=("adaptive",)), registry(), random=False) == told
+    assert find_undone(asked, planned(threats=("adaptive",)), registry(), random=True) == {}
+    plain = RunConfig(victim="resnet18", threats=("adaptive",), thorough=True)
+    assert find_undone(plain, planned(threats=("adaptive",)), registry(), random=False) == {}
+
+
 class Fickle(TinyVictim):
     """A victim that draws too."""
 

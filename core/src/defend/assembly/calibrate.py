@@ -68,7 +68,7 @@ def calibrate(
     """
     detector = defence.detector
     if detector is None:
-        raise ConfigError("there is no detector to calibrate: add --detector")
+        raise ConfigError("there is no detector to calibrate: load the defence with detector=")
     check_rate(fpr, len(dataset.labels(SPLIT)))
     together = clean_scores(defence, dataset, device=device, batch_size=batch_size, seed=seed, progress=progress)
     set_threshold(detector, threshold_at(together, fpr))

@@ -400,7 +400,7 @@ class Course:
             checks=checks,
             left_out={
                 **defence.left_out,
-                **find_undone(config, rows, self.plugins),
+                **find_undone(config, rows, self.plugins, random=any(each.names.random for each in self.defences)),
                 **self.certifier.left_out(defence),
             },
             notes=(
@@ -474,7 +474,10 @@ def _resolve(config: RunConfig, plugins: Registry) -> Composition:
             plugins.find("victim", name)
     composition = Composition.of_config(config, plugins)
     if config.fpr is not None and config.detector is None:
-        raise ConfigError(f"fpr {config.fpr:g} was asked for, and there is no detector to calibrate: add --detector")
+        raise ConfigError(
+            f"fpr {config.fpr:g} was asked for, and there is no detector to calibrate: add --detector (in Python "
+            "detector=)"
+        )
     composition.check_keys("options", config.options, {"dataset", *carried_out, *counter_attacks(config, plugins)})
     composition.check_keys("weights", config.weights)
     return composition

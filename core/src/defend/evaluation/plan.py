@@ -124,13 +124,16 @@ def _are_bare(defences: Sequence[ArmNames]) -> bool:
     return any(defence.names[DEFENDED] == UNDEFENDED for defence in defences)
 
 
-def find_undone(config: RunConfig, rows: Sequence[PlannedRow], plugins: Registry) -> dict[str, str]:
+def find_undone(
+    config: RunConfig, rows: Sequence[PlannedRow], plugins: Registry, *, random: bool = True
+) -> dict[str, str]:
     """Return what a config asks for by name and the rows do not do, with the reason; threats are looked at elsewhere.
 
     Args:
         config: of one defence.
         rows: those that this defence judges.
         plugins: where the attacks are found.
+        random: whether an arm of the run draws random numbers.
     """
     found = {}
     threats = choose_threats(config)
@@ -156,6 +159,8 @@ def find_undone(config: RunConfig, rows: Sequence[PlannedRow], plugins: Registry
             found[f"source {name}"] = "it is for the transfer threat, and there is no such row: add --threat transfer"
     if config.chance and not any(row.chance for row in rows):
         found["chance"] = "the defence draws no random numbers, or no adaptive row attacks it in steps"
+    asked = {"draws": config.draws != attrs.fields(RunConfig).draws.default, "passes": (config.passes or 1) > 1}
+    found |= {name: "the defence draws no random numbers" for name, given in asked.items() if given and not random}
     norms = {row.threat.norm for row in rows if row.attack is not None}
     if config.eps_l2 is not None and "l2" not in norms:
         found["eps_l2"] = "no attack of this run has an L2 budget"
