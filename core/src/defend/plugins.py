@@ -232,7 +232,7 @@ class Registry:
             UnknownNameError: nothing answers to it; the nearest name is offered, and a plugin that
                 failed to load is named.
             PluginError: two plugins offer it, be it as a member of a family.
-            ConfigError: a family's own name, or a member of one whose library is not installed; or no name at all.
+            ConfigError: no name, no text, or "none"; a family's own name, or a member of one whose library is not installed.
         """
         if stage not in self._entries:
             raise UnknownNameError("stage", stage, self._entries)
@@ -243,6 +243,8 @@ class Registry:
         entries = self._entries[stage]
         if name in entries and entries[name].spec.is_family:
             raise ConfigError(f"{stage} {name!r} is a family: name one of its members ({entries[name].spec.summary})")
+        if name not in entries:
+            _refuse_nothing(stage, name)
         prefix, _, member = name.rpartition(":")
         if prefix not in entries and (custom := self._find_custom(stage, name)) is not None:
             return custom
@@ -374,6 +376,17 @@ class Registry:
     def all_entries(self) -> list[Entry]:
         """Every entry of every stage, in the order of the pipeline."""
         return [entry for stage in STAGES for entry in self.entries(stage)]
+
+
+def _refuse_nothing(stage: Stage, name: str) -> None:
+    """Refuse a name that means that there be none: whoever typed an empty one may believe to have a part."""
+    needed = stage in ("victim", "attack", "dataset")
+    cure = f"name one, see `defend list {stage}`" if needed else f"name one, or leave the {stage} out"
+    if not name.strip():
+        raise ConfigError(f"{stage} {name!r} is an empty name: {cure}")
+    if name == NONE:
+        alone = "; of a run's purifiers it stands alone, and in no sequence" if stage == "purifier" else ""
+        raise ConfigError(f"{stage} {name!r} is none: {cure}{alone}")
 
 
 def _find_installed() -> list[importlib.metadata.EntryPoint]:

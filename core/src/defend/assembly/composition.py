@@ -12,7 +12,7 @@ from torch import nn
 from defend.assembly.part import Part, find_part
 from defend.assembly.stage import Built, build_part, check_outputs
 from defend.defence import Defence, PurifierSequence
-from defend.errors import ConfigError
+from defend.errors import ConfigError, nearest
 from defend.options import say_others
 from defend.plugins import Registry, registry
 from defend.stages import Task
@@ -148,8 +148,12 @@ class Composition:
         known = dict.fromkeys([*stages, *names])
         for key in given:
             if key not in known and key not in also:
-                listed = ", ".join(sorted({*known, *also}) if also else known)
-                raise ConfigError(f"{kind} for {key!r}, which {where} does not have: expected one of {listed}")
+                listed = sorted({*known, *also}) if also else list(known)
+                near = nearest(key, listed)
+                raise ConfigError(
+                    f"{kind} for {key!r}, which {where} does not have: expected one of {', '.join(listed)}"
+                    + (f"; did you mean {near!r}?" if near else "")
+                )
 
     def list_missing(self, dataset: str, filing: str = "", typed: tuple[str, ...] | None = ()) -> list[Missing]:
         """Return the parts whose weights are not there, with what trains them.

@@ -10,7 +10,7 @@ from typing import Any
 import attrs
 
 from defend.custom.spec import CustomSpec
-from defend.errors import ConfigError, UnknownNameError
+from defend.errors import ConfigError
 from defend.options import describe
 from defend.plugins import Found, Registry, registry
 from defend.stages import Stage
@@ -169,7 +169,7 @@ def lacking(names: Iterable[str], filing: str, plugins: Registry | None = None) 
     """Return the victims of these names that have no weights for a data set; those that nobody knows are left out."""
     found = []
     for name in names:
-        with contextlib.suppress(UnknownNameError):  # whoever builds it says so best
+        with contextlib.suppress(ConfigError):  # whoever builds it says so best
             part = find_part("victim", name, plugins=plugins)
             if part.is_missing(filing):
                 found.append(part)

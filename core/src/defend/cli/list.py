@@ -5,13 +5,13 @@ from __future__ import annotations
 import click
 
 from defend.cli.flags import JSON, print_json
-from defend.cli.usage import OUTPUT, command
+from defend.cli.usage import OUTPUT, Choice, command
 from defend.report.progress import open_console
 from defend.stages import STAGES
 
 
 @command("list", {OUTPUT: [JSON]})
-@click.argument("stage", required=False, type=click.Choice(STAGES))
+@click.argument("stage", required=False, type=Choice(STAGES))
 def list_command(stage: str | None, as_json: bool) -> None:
     """List every installed stage, by kind, and the weights that exist.
 

@@ -32,7 +32,7 @@ from defend.cli.flags import (
     take_weights,
 )
 from defend.cli.say import say
-from defend.cli.usage import OUTPUT, command, option
+from defend.cli.usage import OUTPUT, Choice, command, option
 from defend.errors import ConfigError
 from defend.report.progress import RunBar, TrainingBar, open_console, show_waiting
 from defend.report.trackers import Log, LoggedTraining
@@ -43,8 +43,8 @@ from defend.values.references import anchor
 if TYPE_CHECKING:
     from defend.stages import Stage
 
-TRAINABLE = click.Choice(["victim", "purifier", "detector", "finetuner"])
-PRECISIONS = click.Choice(["no", "bf16"])
+TRAINABLE = Choice(["victim", "purifier", "detector", "finetuner"])
+PRECISIONS = Choice(["no", "bf16"])
 
 
 @command(

@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from defend.errors import nearest
+
 OUTPUT = "Output"
 """The title that every command has: --help stands there too."""
 
@@ -40,6 +42,15 @@ class Command(click.Command):
     def get_short_help_str(self, limit: int = 45) -> str:
         """Return the first sentence of the help, whole, however long: the caller wraps it."""
         return super().get_short_help_str(max(limit, len(self.help or "")))
+
+
+class Choice(click.Choice[str]):
+    """One of some words; of a misspelt one the nearest is offered."""
+
+    def get_invalid_choice_message(self, value: Any, ctx: click.Context | None) -> str:
+        near = nearest(str(value), map(str, self.choices))
+        hint = f" Did you mean {near!r}?" if near else ""
+        return f"{super().get_invalid_choice_message(value, ctx)}{hint}"
 
 
 def command(name: str, groups: Groups) -> Callable[[Callable[..., Any]], Command]:

@@ -154,8 +154,8 @@ def _texts(name: str, value: Any) -> Iterator[tuple[str, str]]:
 
 
 def split_names(text: str | None) -> tuple[str, ...]:
-    """Split "dae,apudae" into its names."""
-    return tuple(name.strip() for name in text.split(",")) if text else ()
+    """Split "dae,apudae" into its names; an empty text is an empty name, which nothing answers to."""
+    return tuple(name.strip() for name in text.split(",")) if text is not None else ()
 
 
 def _some(_: Any, attribute: attrs.Attribute[Any], value: tuple[str, ...] | None) -> None:
