@@ -232,7 +232,8 @@ class Registry:
             UnknownNameError: nothing answers to it; the nearest name is offered, and a plugin that
                 failed to load is named.
             PluginError: two plugins offer it, be it as a member of a family.
-            ConfigError: no name, no text, or "none"; a family's own name, or a member of one whose library is not installed.
+            ConfigError: no name, no text, or "none"; a family's own name, or a member of one whose library is not
+                installed.
         """
         if stage not in self._entries:
             raise UnknownNameError("stage", stage, self._entries)
