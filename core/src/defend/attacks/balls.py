@@ -92,14 +92,14 @@ def steepest(gradient: Tensor, norm: str) -> Tensor:
 
 def unit(directions: Tensor) -> Tensor:
     """Scale every image's direction [B,C,H,W] to length 1 in L2, however tiny or huge; one of no length stays."""
-    scaled, _ = _scale(directions)
+    scaled, _ = scale_exactly(directions)
     length = scaled.flatten(1).norm(dim=1)
     return (scaled / wide(torch.where(length > 0, length, 1))).to(directions.dtype)
 
 
 def lengths(directions: Tensor) -> Tensor:
     """Return the L2 length [B] of every image's numbers [B,...], float32 at least; squares lose none of it."""
-    scaled, size = _scale(directions)
+    scaled, size = scale_exactly(directions)
     length: Tensor = scaled.flatten(1).norm(dim=1) * size
     return length
 
@@ -114,7 +114,7 @@ def measure_slope(gradient: Tensor, norm: str) -> Tensor:
     return lengths(gradient) if norm == "l2" else gradient.flatten(1).abs().sum(1)
 
 
-def _scale(directions: Tensor) -> tuple[Tensor, Tensor]:
+def scale_exactly(directions: Tensor) -> tuple[Tensor, Tensor]:
     """Divide every image's numbers [B,...] by a power of two [B] that leaves the largest of them between 1 and 2.
 
     So no square overflows or vanishes, and everything else is as without, to the bit.

@@ -203,6 +203,65 @@ def test_a_gradient_that_the_librarys_own_loss_has_lost_is_noted(name):
         assert int(seen.zero.sum()) == lost and seen.looks.tolist() == [2] * 8
 
 
+class Confident(nn.Module):
+    """Wherever it is asked, its best class leads by 35: a softmax leaves about 1e-14 of the gradient, not zero."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = TinyVictim()
+
+    def forward(self, pictures):
+        logits = self.inner(pictures)
+        first, second = logits.detach().topk(2, 1).values.unbind(1)
+        return logits * (35 / (first - second).clamp_min(1e-3))[:, None]
+
+
+class Faint(nn.Module):
+    """Logits that are tiny, and their gradient too."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = TinyVictim()
+
+    def forward(self, pictures):
+        return 1e-12 * self.inner(pictures)
+
+
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("foolbox:L2PGD", ",rel_stepsize=0.25"),
+        ("torchattacks:PGDL2", ""),
+        ("torchattacks:PGDRSL2", ",noise_sd=0.1"),
+        ("torchattacks:APGD", ",norm='L2'"),
+    ],
+)
+def test_a_tiny_gradient_is_followed_where_its_direction_is_all_that_counts(name, given):
+    """They divide by its length plus 1e-12 or 1e-10, and stood still."""
+    victim, pictures = Confident(), images(TASK, 8)
+    labels, target = victim(pictures).argmax(1), Target(victim)
+    found = craft(adapter(name, arguments=f"steps=10{given}"), target, pictures, labels, eps=3.0)
+    assert (victim(found).argmax(1) != labels).all()
+    # where it ended, the wrong class leads by as much
+    assert target.sight.seen.looks.tolist() == [2] * 8 and (target.sight.seen.first_blind != 1).all()
+
+
+@pytest.mark.parametrize(("name", "lost"), [("foolbox:L2DeepFoolAttack", 2), ("foolbox:LinfBasicIterativeAttack", 0)])
+def test_a_tiny_gradient_is_noted_as_none_where_its_length_counts(name, lost):
+    """Theirs adds 1e-8 to it; a sign step takes it as it is."""
+    victim, pictures = Faint(), images(TASK, 4)
+    labels, target = victim(pictures).argmax(1), Target(victim)
+    craft(adapter(name, arguments="steps=3"), target, pictures, labels, eps=0.1)
+    assert target.sight.seen.zero.tolist() == [lost] * 4
+
+
+def test_a_usual_gradient_is_taken_as_the_library_takes_it():
+    defence, pictures, labels = defended()
+    theirs = torchattacks.PGDL2(defence, eps=0.5, alpha=0.1, steps=7, random_start=False)(pictures, labels)
+    attack = adapter("torchattacks:PGDL2", arguments="alpha=0.1,steps=7,random_start=False")
+    torch.testing.assert_close(craft(attack, Target(defence), pictures, labels, eps=0.5), theirs, atol=1e-6, rtol=0)
+
+
 @pytest.mark.parametrize("eps", [0.01, 0.4])
 @pytest.mark.parametrize(("name", "most"), [("torchattacks:BIM", 1.0), ("torchattacks:PGDL2", 0.2 * 10)])
 def test_steps_of_their_own_size_grow_with_the_budget(name, most, eps):

@@ -13,6 +13,8 @@ from defend.attacks.target import Target
 from defend.errors import ConfigError
 
 NORMS = {float("inf"): "linf", 2: "l2"}
+# base classes of attacks that make every gradient a sign or a unit before anything else
+BY_DIRECTION = ("L2BaseGradientDescent", "LinfBaseGradientDescent", "DDNAttack", "VirtualAdversarialAttack")
 
 
 class Foolbox:
@@ -40,6 +42,7 @@ class Foolbox:
         except (TypeError, ValueError) as error:
             raise ConfigError(f"{self._name}: {error}; set the option arguments") from None
         self.norm = NORMS[self._attack.distance.p]
+        self._by_direction = any(base.__name__ in BY_DIRECTION for base in kind.__mro__)
 
     def __call__(self, target: Target, images: Tensor, labels: Tensor, *, eps: Tensor, keys: Tensor) -> Tensor:
         """See `defend.stages.Attack`; and `library.run` for what is seeded."""
@@ -52,7 +55,7 @@ class Foolbox:
                 clipped: Tensor = self._attack(model, some, true, epsilons=budget)[1]
             return clipped
 
-        return run(work, self._name, self.norm, target, images, labels, eps, keys)
+        return run(work, self._name, self.norm, target, images, labels, eps, keys, self._by_direction)
 
 
 def build(config: FoolboxOptions) -> Foolbox:

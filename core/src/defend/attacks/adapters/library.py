@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from defend.attacks.balls import at_least_float32, clip
+from defend.attacks.balls import at_least_float32, clip, lengths, scale_exactly
 from defend.attacks.goals import keep_wrong
 from defend.attacks.objectives import steady_cross_entropy
 from defend.attacks.target import Target
@@ -24,6 +24,7 @@ from defend.errors import ConfigError
 from defend.randomness import step_seed
 
 STEP_SIZES = ("alpha", "lr")  # what libraries call the size of a step, beside names with "step" in them
+TINY = 1e-8  # length of a gradient that libraries' guards against dividing by zero (1e-12 to 1e-8) are large beside
 
 Work = Callable[[Tensor, Tensor, float], Tensor]
 """(images, labels, one budget for all) to what the library returns."""
@@ -76,10 +77,11 @@ class _Record:
     Args:
         images: [B,C,H,W], those of the batch.
         keys: [B], theirs.
+        by_direction, copies: see `run`.
     """
 
-    def __init__(self, images: Tensor, keys: Tensor) -> None:
-        self.keys = keys
+    def __init__(self, images: Tensor, keys: Tensor, by_direction: bool, copies: int) -> None:
+        self.keys, self.by_direction, self._copies = keys, by_direction, copies
         self.first, self.last = (torch.zeros_like(images, dtype=torch.float32) for _ in range(2))
         self._begun = torch.zeros(len(images), dtype=torch.bool, device=images.device)
         self.place = torch.arange(len(images), device=images.device)
@@ -91,18 +93,32 @@ class _Record:
         return self._whole and bool(self._begun.all())
 
     def watch(self, images: Tensor) -> None:
-        """Have autograd hand over the gradient of what is shown; of a few images nobody says which they are."""
-        if len(images) != len(self.place):
+        """Have autograd hand over the gradient of what is shown; of a few images nobody says which they are.
+
+        The library gets it at a usual size where only its direction is of use.
+        """
+        if len(images) != self._copies * len(self.place):
             self._whole = False
         else:
             images.register_hook(self._take)
+        if self.by_direction:
+            images.register_hook(self._at_usual_size)
 
     def _take(self, gradient: Tensor) -> None:
-        gradient, place = gradient.detach().float(), self.place
+        gradient, place = self._by_image(gradient.detach().float()).sum(1), self.place
         begun = self._begun[place].view(-1, *(1,) * (gradient.ndim - 1))
         self.first[place] = torch.where(begun, self.first[place], gradient)
         self.last[place] = gradient
         self._begun[place] = True
+
+    def _at_usual_size(self, gradient: Tensor) -> Tensor:
+        scaled, _ = scale_exactly(self._by_image(gradient))
+        return scaled.flatten(0, 1).to(gradient.dtype)
+
+    def _by_image(self, gradient: Tensor) -> Tensor:
+        """View gradients of copies of images, [B*copies,C,H,W], as [B,copies,C,H,W]."""
+        each: Tensor = gradient.unflatten(0, (-1, self._copies))
+        return each
 
 
 _record: contextvars.ContextVar[_Record | None] = contextvars.ContextVar("defend_library_record", default=None)
@@ -179,7 +195,16 @@ def _literal(node: ast.expr) -> Any:
 
 
 def run(
-    work: Work, name: str, norm: str, target: Target, images: Tensor, labels: Tensor, eps: Tensor, keys: Tensor
+    work: Work,
+    name: str,
+    norm: str,
+    target: Target,
+    images: Tensor,
+    labels: Tensor,
+    eps: Tensor,
+    keys: Tensor,
+    by_direction: bool = False,
+    copies: int = 1,
 ) -> Tensor:
     """Run a library's attack once for each budget, and clip to it what a minimiser leaves beyond.
 
@@ -190,13 +215,18 @@ def run(
     one look is noted where it began and one where it ended: with its own first and last gradient, which its loss may
     have lost; where it asked for some images alone, with one that is taken there.
 
+    `by_direction` says that of each gradient of an image the attack uses the direction alone. It then gets it times a
+    power of two, its largest number between 1 and 2: divided by its length plus a guard that is larger, a tiny one
+    would leave the image where it is. To other L2 attacks one shorter than `TINY` is no gradient, and is noted so.
+    `copies` of each image, one after the other, are shown at a time, of whose gradients the sum is used.
+
     Raises:
         StageError: the library failed; its message.
     """
     with torch.inference_mode(False), _freeze(target.module):
         images, labels = images.clone(), labels.clone().long()
         result = images.clone()
-        target.differentiated, record = False, _Record(images, keys)
+        target.differentiated, record = False, _Record(images, keys, by_direction, copies)
         for budget in sorted({value for value in eps.tolist() if value > 0}):
             some = (eps == budget).nonzero()[:, 0]
             with _seed(step_seed(target.seed, name, *keys[some].tolist()), images.device), torch.enable_grad():
@@ -205,13 +235,20 @@ def run(
                     found = _run_named(work, name, images[some].clone(), labels[some], budget)
             result[some] = clip(found.detach().to(images.dtype), images[some], eps[some], norm)
         if target.differentiated:
-            _look(target, name, images, result, labels, keys, record)
+            _look(target, name, norm, images, result, labels, keys, record)
         # of a random target that takes many passes, and a library's attack can do with few
         return result if target.random else keep_wrong(target, images, result, labels, keys, name)
 
 
 def _look(
-    target: Target, name: str, images: Tensor, found: Tensor, labels: Tensor, keys: Tensor, record: _Record
+    target: Target,
+    name: str,
+    norm: str,
+    images: Tensor,
+    found: Tensor,
+    labels: Tensor,
+    keys: Tensor,
+    record: _Record,
 ) -> None:
     """Note where a library's attack began and ended, which differentiates out of sight: was there a gradient?"""
     for where, at, own in (("begin", images, record.first), ("end", found, record.last)):
@@ -219,8 +256,10 @@ def _look(
             target.slope(at, labels, keys, f"{name}/{where}", steady_cross_entropy)
             continue
         logits, _ = target.judge(at, labels, keys, f"{name}/{where}")
-        lost = ~own.isfinite().flatten(1).all(1)
-        target.sight.note(keys, gradient=own.nan_to_num(0, 0, 0), broken=lost, logits=logits, points=at)
+        lost, own = ~own.isfinite().flatten(1).all(1), own.nan_to_num(0, 0, 0)
+        if norm == "l2" and not record.by_direction:  # a sign has no length
+            own = torch.where((lengths(own) < TINY).view(-1, 1, 1, 1), 0, own)
+        target.sight.note(keys, gradient=own, broken=lost, logits=logits, points=at)
 
 
 def _run_named(work: Work, name: str, images: Tensor, labels: Tensor, budget: float) -> Tensor:

@@ -21,6 +21,7 @@ BUDGETS = ("eps", "max_epsilon")  # what they call it
 SIZES = ("alpha", "lr")  # of a step, in pixels where there is a budget
 NORMS = {"linf": "linf", "l2": "l2"}
 LEAST_CLASSES = {"APGDT": 4, "AutoAttack": 4}  # of the targeted difference of logits ratio
+BY_DIRECTION = ("PGDL2", "PGDRSL2", "APGD", "APGDT")  # see `library.run`; L-inf's take signs whatever the size
 LEAST_FOR_RATIO = 3  # of the one that is not targeted
 
 
@@ -69,6 +70,9 @@ class Torchattacks:
         if norm.lower() not in NORMS:
             raise ConfigError(f"{self._name}: norm {norm!r} is not accepted: expected Linf or L2")
         self.norm = NORMS[norm.lower()]
+        # gradients of several passes over one image are summed, each at the size it has
+        self._by_direction = config.attack in BY_DIRECTION and bound.arguments.get("eot_iter", 1) == 1
+        self._copies = int(bound.arguments["noise_batch_size"]) if config.attack == "PGDRSL2" else 1
 
     def __call__(self, target: Target, images: Tensor, labels: Tensor, *, eps: Tensor, keys: Tensor) -> Tensor:
         """See `defend.stages.Attack`; and `library.run` for what is seeded.
@@ -95,7 +99,7 @@ class Torchattacks:
                 found: Tensor = attack(some, true)
             return found
 
-        return run(work, self._name, self.norm, target, images, labels, eps, keys)
+        return run(work, self._name, self.norm, target, images, labels, eps, keys, self._by_direction, self._copies)
 
 
 def build(config: TorchattacksOptions) -> Torchattacks:
