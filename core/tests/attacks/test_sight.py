@@ -13,7 +13,13 @@ from defend.attacks.detector_aware import joint, orthogonal, selective
 from defend.attacks.fab import FabTargeted
 from defend.attacks.host import craft
 from defend.attacks.iterated import Bim, Pgd
-from defend.attacks.objectives import cross_entropy, log_odds, probability_margin, steady_cross_entropy
+from defend.attacks.objectives import (
+    choose_cross_entropy,
+    cross_entropy,
+    log_odds,
+    probability_margin,
+    steady_cross_entropy,
+)
 from defend.attacks.options import (
     ApgdOptions,
     BimOptions,
@@ -207,6 +213,20 @@ def test_the_steady_loss_points_where_the_plain_one_does(draws, loss):
     plain, steady = (slope.gradient.flatten(1) for slope in slopes)
     torch.testing.assert_close(nn.functional.normalize(steady), nn.functional.normalize(plain), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(slopes[1].loss.exp(), slopes[0].loss, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e4])
+def test_a_loss_of_what_is_asked_otherwise_is_that_of_a_module_that_answers_so(scale):
+    """Its steady form too, with the usual size that a target brings logits to."""
+    (images, labels, keys), inner = batch(), Linear(scale=scale)
+    objective = choose_cross_entropy(None, lambda module, pictures: module(pictures**2))
+    ours, _ = look(inner, images, labels, keys, objective)
+    whole = Through(lambda pictures: pictures**2)
+    whole.victim = inner
+    theirs, _ = look(whole, images, labels, keys, steady_cross_entropy)
+    torch.testing.assert_close(ours.gradient, theirs.gradient)
+    torch.testing.assert_close(ours.loss, theirs.loss)
+    assert ours.gradient.flatten(1).any(1).all()
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1e-2, 1e3, 1e6])

@@ -4,13 +4,18 @@ from typing import ClassVar
 
 import pytest
 import torch
+from torch.nn import functional as F
 
+from defend.attacks.host import craft
 from defend.attacks.target import Target
 from defend.defence import Defence
 from defend.errors import ConfigError
+from defend.plugins import registry
 from defend.stages import Task
 from defend.testing.contracts import AttackContract, PurifierContract
 from defend.testing.toys import SEED, TASK, TinyVictim, images
+from defend_apudae.attacks import low_error, through_autoencoder
+from defend_apudae.model import reconstruction_error
 from defend_apudae.purifier import ApudaePurifier, build
 
 SMALL = {"depth": 3, "width": 8, "steps": 3}
@@ -93,11 +98,14 @@ class TestOddSize(Calibrated):
     task = Task("imagefolder", 3, 33, 29, 2)
 
 
+def behind(victim):
+    torch.manual_seed(SEED)
+    return Defence(victim, build(Calibrated().found().config(SMALL), TASK).eval())
+
+
 class CounterAttack(AttackContract):
     def target(self):
-        torch.manual_seed(SEED)
-        options = Calibrated().found().config(SMALL)
-        return Target(Defence(TinyVictim(TASK), build(options, TASK).eval()), seed=SEED)
+        return Target(behind(TinyVictim(TASK)), seed=SEED)
 
 
 class TestCounterAttackA(CounterAttack):
@@ -116,6 +124,76 @@ def test_counter_attacks_ask_for_their_purifier(name):
     target = Target(Defence(TinyVictim(TASK)))
     with pytest.raises(ConfigError, match="--purifier apudae"):
         contract.attack()(target, images(TASK, 1), torch.tensor([0]), eps=torch.tensor([0.1]), keys=torch.tensor([0]))
+
+
+class Answers(TinyVictim):
+    """A victim whose logits come in another form, or which writes into what it is shown."""
+
+    def __init__(self, form):
+        super().__init__()
+        self.form = form
+
+    def forward(self, batch):
+        if self.form == "in place":
+            batch.sub_(0.5).add_(0.5)
+        logits = super().forward(batch)
+        forms = {"tuple": (logits, None), "dict": {"logits": logits}, "map": logits[:, :, None, None]}
+        return forms.get(self.form, logits)
+
+
+def counter_attack(name, **options):
+    found = registry().find("attack", name)
+    return found.spec.resolve(found.spec.build)(found.config({"steps": 5, **options}))
+
+
+@pytest.mark.parametrize("name", ["apudae_a", "apudae_b"])
+@pytest.mark.parametrize("form", ["tuple", "dict", "map", "in place"])
+def test_counter_attacks_take_a_victims_answer_as_the_defence_does(name, form):
+    batch, labels = images(TASK, 4), torch.arange(4)
+    found, usual = (
+        craft(counter_attack(name), Target(behind(victim)), batch, labels, eps=0.1)
+        for victim in (Answers(form), TinyVictim())
+    )
+    torch.testing.assert_close(found, usual)
+
+
+@pytest.mark.parametrize("name", ["apudae_a", "apudae_b"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_counter_attacks_take_images_of_every_float_type(name, dtype):
+    batch, labels = images(TASK, 3).to(dtype), torch.arange(3)
+    assert craft(counter_attack(name), Target(behind(TinyVictim())), batch, labels, eps=0.1).dtype == dtype
+
+
+class Louder(TinyVictim):
+    """Logits a million times as large, beside which nothing of a cross-entropy's slope is left."""
+
+    def forward(self, batch):
+        return 1e6 * super().forward(batch)
+
+
+@pytest.mark.parametrize("name", ["apudae_a", "apudae_b"])
+def test_a_factor_of_the_logits_hides_nothing_from_counter_attacks(name):
+    batch = images(TASK, 16)
+    labels = behind(TinyVictim())(batch).argmax(1)
+    left = {}
+    for victim in (TinyVictim(), Louder()):
+        target = Target(behind(victim))
+        found = craft(counter_attack(name), target, batch, labels, eps=0.1)
+        left[type(victim)] = int((target.module(found).argmax(1) == labels).sum())
+        assert int(target.sight.seen.zero.sum()) == 0
+    assert left[Louder] <= left[TinyVictim] + 1 < 9, left
+
+
+def test_with_a_scale_the_counter_attacks_climb_the_papers_formulas():
+    defence, batch, labels = behind(TinyVictim()), images(TASK, 4), torch.arange(4)
+    dae = defence.purifier.dae
+    loss, logits = through_autoencoder(1.0)(defence, batch, labels)
+    torch.testing.assert_close(logits, defence.victim(dae(batch).clamp(0, 1)))
+    torch.testing.assert_close(loss, F.cross_entropy(logits, labels, reduction="none"))
+    loss, logits = low_error(0.5, 1.0)(defence, batch, labels)
+    torch.testing.assert_close(logits, defence.victim(batch))
+    error = reconstruction_error(batch, dae)
+    torch.testing.assert_close(loss, F.cross_entropy(logits, labels, reduction="none") - 0.5 * error)
 
 
 def test_random_variants_say_so():

@@ -94,13 +94,11 @@ IMAGENET_MADE = [
 
 
 def _counter(eps, options):
+    literal = {**options, "logit_scale": 1.0}  # as the kept figures were measured
     return [
-        (name, attack, threat, eps, options, 1_000)
-        for name, attack, threat in (
-            ("PGD", "pgd", "oblivious"),
-            ("A", "apudae_a", "adaptive"),
-            ("B", "apudae_b", "adaptive"),
-        )
+        ("PGD", "pgd", "oblivious", eps, options, 1_000),
+        ("A", "apudae_a", "adaptive", eps, literal, 1_000),
+        ("B", "apudae_b", "adaptive", eps, literal, 1_000),
     ]
 
 
@@ -158,6 +156,7 @@ def test_the_adaptive_attacker_has_both_attacks_and_their_steps_are_said():
         if table.adaptive is not None:
             steps = {attack: dict(options)["steps"] for attack, options in table.adaptive.options.items()}
             assert steps == {"pgd": 10 if table.stand_in else 20, "apudae_a": 40}
+            assert table.adaptive.options["apudae_a"]["logit_scale"] == 1.0
 
 
 def test_the_recipe_of_the_paper_is_the_default():

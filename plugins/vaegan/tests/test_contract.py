@@ -5,6 +5,7 @@ from typing import ClassVar
 import pytest
 import torch
 
+from defend.attacks.host import craft
 from defend.attacks.target import Target
 from defend.defence import Defence
 from defend.errors import ConfigError
@@ -82,6 +83,53 @@ def test_the_attack_asks_for_its_purifier():
     attack, target = TestStraight().attack(), Target(Defence(TinyVictim(TASK)))
     with pytest.raises(ConfigError, match="--purifier vaegan, and the purifier is 'none'"):
         attack(target, images(TASK, 1), torch.tensor([0]), eps=torch.tensor([0.1]), keys=torch.tensor([0]))
+
+
+class Answers(TinyVictim):
+    """A victim whose logits come in another form, or which writes into what it is shown."""
+
+    def __init__(self, form):
+        super().__init__()
+        self.form = form
+
+    def forward(self, batch):
+        if self.form == "in place":
+            batch.sub_(0.5).add_(0.5)
+        logits = super().forward(batch)
+        forms = {"tuple": (logits, None), "dict": {"logits": logits}, "map": logits[:, :, None, None]}
+        return forms.get(self.form, logits)
+
+
+def attacked(victim, batch, labels):
+    target = Target(Defence(victim, TestDiscGrad().stage_module()))
+    return craft(TestStraight().attack(), target, batch, labels, eps=0.1), target
+
+
+@pytest.mark.parametrize("form", ["tuple", "dict", "map", "in place"])
+def test_the_attack_takes_a_victims_answer_as_the_defence_does(form):
+    batch, labels = images(TASK, 3), torch.arange(3)
+    found, _ = attacked(Answers(form), batch, labels)
+    torch.testing.assert_close(found, attacked(TinyVictim(), batch, labels)[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_the_attack_takes_images_of_every_float_type(dtype):
+    found, _ = attacked(TinyVictim(), images(TASK, 2).to(dtype), torch.arange(2))
+    assert found.dtype == dtype
+
+
+class Louder(TinyVictim):
+    """Logits a million times as large, beside which nothing of a cross-entropy's slope is left."""
+
+    def forward(self, batch):
+        return 1e6 * super().forward(batch)
+
+
+def test_a_factor_of_the_logits_does_not_blind_the_attack():
+    batch = images(TASK, 4)
+    labels = Defence(TinyVictim(), TestDiscGrad().stage_module())(batch).argmax(1)
+    _, target = attacked(Louder(), batch, labels)
+    assert int(target.sight.seen.zero.sum()) == 0
 
 
 def test_only_restarts_are_random():

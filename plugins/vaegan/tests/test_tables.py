@@ -67,7 +67,8 @@ def test_victim_and_attacks_are_those_that_were_chosen():
         assert made == [("Clean", None, table.eps, {}, n), *fgsm, *more]
         assert {one.threat for one in table.attacks} == {"oblivious"}
         assert {name: dict(options) for name, options in table.adaptive.options.items()} == {
-            name: {"steps": 20} for name in ("pgd", "vaegan_straight")
+            "pgd": {"steps": 20},
+            "vaegan_straight": {"steps": 20, "logit_scale": 1.0},
         }
 
 

@@ -9,7 +9,7 @@ from defend.attacks.balls import clip, random_start
 from defend.attacks.cycles import TRAVEL, Cycles
 from defend.attacks.goals import Goal, choose_goal, confirm, settle, step_along
 from defend.attacks.keeping import Attempts, Keeper, choose
-from defend.attacks.objectives import Objective, cross_entropy, scaled_cross_entropy, steady_cross_entropy
+from defend.attacks.objectives import Objective, choose_cross_entropy, cross_entropy, scaled_cross_entropy
 from defend.attacks.options import BimOptions, ClimbOptions, PgdOptions, bim_steps
 from defend.attacks.target import Target
 from defend.randomness import keyed
@@ -137,8 +137,8 @@ class Pgd:
         `judged` is False where the objective's logits are not the target's own, so they decide no success.
         """
         scale = config.logit_scale if isinstance(config, PgdOptions) else None
-        usual = steady_cross_entropy if scale is None else scaled_cross_entropy(scale)
-        self._config, self._objective, self._judged, self.norm = config, objective or usual, judged, norm
+        self._objective = objective or choose_cross_entropy(scale)
+        self._config, self._judged, self.norm = config, judged, norm
         self._may_cycle = objective is None  # another may remember what it was asked
 
     def __call__(self, target: Target, images: Tensor, labels: Tensor, *, eps: Tensor, keys: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from defend.attacks.balls import project_linf, unit, wide
 from defend.attacks.goals import Goal, choose_goal, settle, step_along
-from defend.attacks.objectives import scaled_cross_entropy, steady_cross_entropy
+from defend.attacks.objectives import choose_cross_entropy
 from defend.attacks.options import MomentumOptions, VarianceOptions
 from defend.attacks.target import Target
 from defend.randomness import keyed, uniform_like
@@ -24,7 +24,7 @@ class Momentum:
 
     def __init__(self, config: MomentumOptions, samples: int = 0, beta: float = 0.0) -> None:
         scale = config.logit_scale
-        self._objective = steady_cross_entropy if scale is None else scaled_cross_entropy(scale)
+        self._objective = choose_cross_entropy(scale)
         self._config, self._samples, self._beta = config, samples, beta
 
     def __call__(self, target: Target, images: Tensor, labels: Tensor, *, eps: Tensor, keys: Tensor) -> Tensor:

@@ -17,6 +17,14 @@ from defend.attacks.balls import at_least_float32
 
 Objective = Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, Tensor]]
 """(module, images [B,C,H,W], labels [B]) to (loss [B] that an untargeted attack raises, logits [B,K])."""
+Ask = Callable[[nn.Module, Tensor], Tensor]
+"""(module, images [B,C,H,W]) to the logits [B,K] that a loss is of."""
+
+
+def ask_whole(module: nn.Module, images: Tensor) -> Tensor:
+    """Return a module's own logits [B,K] of images [B,C,H,W]."""
+    logits: Tensor = module(images)
+    return logits
 
 
 def cross_entropy(module: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -48,15 +56,17 @@ class Steady:
         number: (logits [B,K], labels [B]) to what is differentiated, [B].
         log_loss: that number to the logarithm of the loss.
         log_weight: that number to the logarithm of the loss's slope by it.
+        ask: whose logits the loss is of.
     """
 
     number: Callable[[Tensor, Tensor], Tensor]
     log_loss: Callable[[Tensor], Tensor]
     log_weight: Callable[[Tensor], Tensor]
+    ask: Ask = ask_whole
 
     def __call__(self, module: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """See `Objective`; the loss is the number."""
-        logits = module(images)
+        logits = self.ask(module, images)
         return self.number(logits.float(), labels), logits
 
 
@@ -97,13 +107,13 @@ def log_odds(logits: Tensor, labels: Tensor) -> Tensor:
     return logits.masked_fill(own, -torch.inf).logsumexp(1) - logits.gather(1, labels[:, None])[:, 0]
 
 
-def scaled_cross_entropy(scale: float) -> Objective:
-    """Return the cross-entropy of logits that are multiplied by `scale`; the logits returned are the module's own."""
-    if scale == 1:
+def scaled_cross_entropy(scale: float, ask: Ask = ask_whole) -> Objective:
+    """Return the cross-entropy of logits that are multiplied by `scale`; those returned are as they were answered."""
+    if scale == 1 and ask is ask_whole:
         return cross_entropy
 
     def objective(module: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        logits = module(images)
+        logits = ask(module, images)
         return F.cross_entropy(scale * logits, labels, reduction="none"), logits
 
     return objective
@@ -135,6 +145,11 @@ steady_cross_entropy = Steady(log_odds, _log_softplus, F.logsigmoid)
 
 probability_margin = Steady(log_odds_of_margin, F.logsigmoid, lambda odds: F.logsigmoid(odds) + F.logsigmoid(-odds))
 """The probability margin max p_i - p_y (Xie et al. 2024, arXiv:2411.15210, PMA), raised by one, by its log-odds."""
+
+
+def choose_cross_entropy(scale: float | None, ask: Ask = ask_whole) -> Objective:
+    """Return the cross-entropy of what is asked: its steady form, or the literal one of logits times a scale."""
+    return attrs.evolve(steady_cross_entropy, ask=ask) if scale is None else scaled_cross_entropy(scale, ask)
 
 
 def margin(module: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

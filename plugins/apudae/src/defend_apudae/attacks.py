@@ -8,37 +8,53 @@ from torch.nn import functional as F
 
 from defend.attacks.goals import keep_wrong
 from defend.attacks.iterated import Pgd
-from defend.attacks.objectives import Objective
+from defend.attacks.objectives import Objective, choose_cross_entropy, steady_odds
 from defend.attacks.target import Target
+from defend.boundary.given import own
+from defend.defence import Defence
 from defend.errors import ConfigError
 from defend_apudae.config import CounterAttackAOptions, CounterAttackBOptions
 from defend_apudae.model import reconstruction_error
 from defend_apudae.purifier import ApudaePurifier
 
 
-def _parts(module: nn.Module) -> tuple[nn.Module, ApudaePurifier]:
-    victim, purifier = getattr(module, "victim", None), getattr(module, "purifier", None)
-    if not isinstance(victim, nn.Module) or not isinstance(purifier, ApudaePurifier):
+def _parts(module: nn.Module) -> tuple[Defence, ApudaePurifier]:
+    purifier = getattr(module, "purifier", None)
+    if not isinstance(module, Defence) or not isinstance(purifier, ApudaePurifier):
         name = getattr(purifier, "stage_name", "none")
         raise ConfigError(f"the counter-attacks of apudae need --purifier apudae, and the purifier is {name!r}")
-    return victim, purifier
+    return module, purifier
 
 
-def through_autoencoder(module: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def ask_through_autoencoder(module: nn.Module, images: Tensor) -> Tensor:
+    """Return classifier(DAE(x)), logits [B,K] of images [B,C,H,W].
+
+    Raises:
+        ConfigError: the defence has another purifier, or none.
+    """
+    defence, purifier = _parts(module)
+    return defence.classify(purifier.dae(own(images, purifier)).clamp(0, 1))
+
+
+def through_autoencoder(logit_scale: float | None) -> Objective:
     """Objective A: J(classifier(DAE(x)), y), eq. 14 with the purifier that the text names."""
-    victim, purifier = _parts(module)
-    logits = victim(purifier.dae(images).clamp(0, 1))
-    return F.cross_entropy(logits, labels, reduction="none"), logits
+    return choose_cross_entropy(logit_scale, ask_through_autoencoder)
 
 
-def low_error(beta: float) -> Objective:
-    """Objective B: J(classifier(x), y) - beta r(x), eq. 15 with the sign that the text wants."""
+def low_error(beta: float, logit_scale: float | None) -> Objective:
+    """Objective B: J(classifier(x), y) - beta r(x), eq. 15 with the sign that the text wants.
+
+    J is the cross-entropy of logits times a scale, or of None their log-odds against y: where y leads by far, nothing
+    of the cross-entropy's slope is left beside that of beta r.
+    """
 
     def objective(module: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        victim, purifier = _parts(module)
-        logits = victim(images)
-        error = reconstruction_error(images, purifier.dae)
-        return F.cross_entropy(logits, labels, reduction="none") - beta * error, logits
+        defence, purifier = _parts(module)
+        logits = defence.classify(images)
+        error = reconstruction_error(own(images, purifier), purifier.dae)
+        if logit_scale is None:
+            return steady_odds(logits, labels) - beta * error, logits
+        return F.cross_entropy(logit_scale * logits, labels, reduction="none") - beta * error, logits
 
     return objective
 
@@ -50,7 +66,7 @@ class CounterAttackA(Pgd):
     """
 
     def __init__(self, config: CounterAttackAOptions) -> None:
-        super().__init__(config, through_autoencoder, judged=False)
+        super().__init__(config, through_autoencoder(config.logit_scale), judged=False)
 
     def __call__(self, target: Target, images: Tensor, labels: Tensor, *, eps: Tensor, keys: Tensor) -> Tensor:
         """See `defend.stages.Attack`."""
@@ -74,7 +90,7 @@ class CounterAttackB:
         best = images.clone()
         left = torch.arange(len(images), device=images.device)
         for number, beta in enumerate(self._config.betas):
-            attack = Pgd(self._config, low_error(beta), judged=False)
+            attack = Pgd(self._config, low_error(beta, self._config.logit_scale), judged=False)
             found = attack(target, images[left], labels[left], eps=eps[left], keys=keys[left])
             best[left] = found
             predicted = target.logits(found, keys[left], f"apudae_b/{number}").argmax(1)

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from defend import option, options
-from defend.attacks.options import ClimbOptions
+from defend.attacks.options import PgdOptions
 
 
 @options
@@ -124,15 +124,17 @@ class MlpOptions:
 
 
 @options
-class CounterAttackAOptions(ClimbOptions):
+class CounterAttackAOptions(PgdOptions):
     """Options of `apudae_a`."""
 
 
 @options
-class CounterAttackBOptions(ClimbOptions):
+class CounterAttackBOptions(PgdOptions):
     """Options of `apudae_b`."""
 
     betas: tuple[float, ...] = option(
         (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0),
-        help="weights of the reconstruction error, tried in turn until one fools the image [R: the paper gives none]",
+        help="weights of the reconstruction error, tried in turn until one fools the image [R: the paper gives none]; "
+        "beside the log-odds against the label, whose slope does not fall where the label leads, or with a logit_scale "
+        "beside the cross-entropy, whose does [P]",
     )

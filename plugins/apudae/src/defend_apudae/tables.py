@@ -29,6 +29,8 @@ IMAGENET_BIM: Mapping[str, Any] = {"steps": 12, "step_size": 1 / 255, "early_sto
 IMAGENET_LARGE_BIM: Mapping[str, Any] = {**IMAGENET_BIM, "steps": 52}
 CW: Mapping[str, Any] = {"clip": "linf", "steps": 100, "binary_search_steps": 4, "lr": 0.1}
 RFGSM: Mapping[str, Any] = {"variant": "apudae"}
+LITERAL: Mapping[str, Any] = {"logit_scale": 1.0}  # eqs. 14 and 15 as they are printed [P]
+COUNTER_A: Mapping[str, Any] = {"steps": 40, **LITERAL}
 STEPS_NOTE = (
     "BIM and PGD take floor(2 eps/step + 2) steps [P], and so do the counter-attacks here: 22 for 0.1 with 0.01, 10 "
     "for 8/255 with 2/255, 12 and 52 for 5/255 and 25/255 with 1/255; all of them, for an attack that stops at its "
@@ -211,10 +213,11 @@ def _counter_arms(adversarial: TableArm, **options: Any) -> tuple[TableArm, ...]
 
 
 def _counter_attacks(options: Mapping[str, Any]) -> tuple[TableAttack, ...]:
+    literal = {**options, **LITERAL}
     return (
         TableAttack(name="PGD", attack="pgd", options=options),
-        TableAttack(name="A", attack="apudae_a", threat="adaptive", options=options),
-        TableAttack(name="B", attack="apudae_b", threat="adaptive", options=options),
+        TableAttack(name="A", attack="apudae_a", threat="adaptive", options=literal),
+        TableAttack(name="B", attack="apudae_b", threat="adaptive", options=literal),
     )
 
 
@@ -266,7 +269,7 @@ TABLE_3 = Table(
     | {(attack.name, arm.name): None for arm in CODE_ARMS for attack in CIFAR_ATTACKS if attack.name in CODE_ROWS},
     knowledge=KNOWLEDGE,
     notes=(RESNET18_NOTE, *CIFAR_NOTES),
-    adaptive=Adaptive(attacks=("pgd",), options={"pgd": {"steps": 20}, "apudae_a": {"steps": 40}}, n=200),
+    adaptive=Adaptive(attacks=("pgd",), options={"pgd": {"steps": 20}, "apudae_a": COUNTER_A}, n=200),
     across="attacks",
     results=RESULTS,
     takes=(
@@ -294,7 +297,7 @@ def _small(table: Table) -> Table:
         misses=SMALL_MISSES,
         stand_in=True,
         adaptive=Adaptive(
-            options={"pgd": {"steps": 10}, "apudae_a": {"steps": 40}},
+            options={"pgd": {"steps": 10}, "apudae_a": COUNTER_A},
             n=20,
             fewer_draws=dict.fromkeys(("F", "G", "F, code"), CPU_DRAWS),
         ),
@@ -345,7 +348,7 @@ TABLES = (
             "Adv. training": RIVAL,
             **dict.fromkeys(("CW / None", "CW / Adv. training"), CLIPPED),
         },
-        adaptive=Adaptive(attacks=("pgd",), options={"pgd": {"steps": 20}, "apudae_a": {"steps": 40}}, n=200),
+        adaptive=Adaptive(attacks=("pgd",), options={"pgd": {"steps": 20}, "apudae_a": COUNTER_A}, n=200),
         results=RESULTS,
     ),
     TABLE_3,
@@ -387,7 +390,7 @@ TABLES = (
             STEPS_NOTE,
             LOSS_NOTE,
         ),
-        adaptive=Adaptive(n=50, options={"pgd": {"steps": 20}, "apudae_a": {"steps": 40}}),
+        adaptive=Adaptive(n=50, options={"pgd": {"steps": 20}, "apudae_a": COUNTER_A}),
         across="attacks",
         results=RESULTS,
         not_run=NOT_RUN,

@@ -7,28 +7,29 @@ on the shipped weights the stronger attack (README).
 from __future__ import annotations
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from defend.attacks.iterated import Pgd
+from defend.attacks.objectives import choose_cross_entropy
+from defend.boundary.given import own
+from defend.defence import Defence
 from defend.errors import ConfigError
 from defend_vaegan.config import StraightOptions
 from defend_vaegan.purifier import VaeganPurifier
 
 
-def through_autoencoder(module: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Objective: the defence's own cross-entropy [B] and logits, with `VaeganPurifier.straight` for its gradient.
+def ask_straight(module: nn.Module, images: Tensor) -> Tensor:
+    """Return the defence's own logits [B,K] of images [B,C,H,W], with `VaeganPurifier.straight` for their gradient.
 
     Raises:
         ConfigError: the defence has another purifier, or none.
     """
-    victim, purifier = getattr(module, "victim", None), getattr(module, "purifier", None)
-    if not isinstance(victim, nn.Module) or not isinstance(purifier, VaeganPurifier):
+    purifier = getattr(module, "purifier", None)
+    if not isinstance(module, Defence) or not isinstance(purifier, VaeganPurifier):
         name = getattr(purifier, "stage_name", "none")
         raise ConfigError(f"the attack vaegan_straight needs --purifier vaegan, and the purifier is {name!r}")
-    logits: Tensor = victim(purifier.straight(images))
-    return F.cross_entropy(logits, labels, reduction="none"), logits
+    return module.classify(purifier.straight(own(images, purifier)))
 
 
 def build(config: StraightOptions) -> Pgd:
     """Build the attack."""
-    return Pgd(config, through_autoencoder)
+    return Pgd(config, choose_cross_entropy(config.logit_scale, ask_straight))

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from defend import option, options
-from defend.attacks.options import ClimbOptions
+from defend.attacks.options import PgdOptions
 
 
 @options
@@ -136,5 +136,5 @@ class VaeganRecipe:
 
 
 @options
-class StraightOptions(ClimbOptions):
+class StraightOptions(PgdOptions):
     """Options of `vaegan_straight`."""

@@ -101,7 +101,7 @@ TABLE_1 = Table(
             measured=True,
         )
     },
-    adaptive=Adaptive(options={"pgd": {"steps": 20}, "vaegan_straight": {"steps": 20}}),
+    adaptive=Adaptive(options={"pgd": {"steps": 20}, "vaegan_straight": {"steps": 20, "logit_scale": 1.0}}),
     results=RESULTS,
 )
 FINE = attrs.evolve(
