@@ -71,7 +71,7 @@ def test_table_3_says_whose_attacks_its_autoencoder_learned():
         others = card.recipe["victim"] != table.victim
         assert others is (OTHERS_ATTACKS in table.notes)
         why = table.misses["Regular / Initial, AE"].text
-        assert others is ("and the autoencoder on the attacks on another network (ResNet-20)" in why)
+        assert others is ("and the autoencoder learned the attacks on another network (ResNet-20)" in why)
     assert card.recipe["victim"] == "resnet20"
     editions = registry().find("purifier", "dae").spec.editions
     assert editions["se_preresnet56"] == {"victim": "se_preresnet56"}
