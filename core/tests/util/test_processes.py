@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 from types import SimpleNamespace
 
 import accelerate
@@ -126,3 +127,13 @@ def test_an_error_of_the_first_process_is_raised_in_every_other():
     object.__setattr__(second, "told", (None, type(error), str(error)))
     with pytest.raises(UnknownNameError, match="did you mean 'resnet18'"):
         second.do_first(never, "its file")
+
+
+def test_a_process_that_leaves_lets_the_threads_of_its_messages_finish(monkeypatch):
+    # torch's threads let go of the last tensors a moment after the message is there, and abort once Python is ending
+    let_go = []
+    held = threading.Timer(0.05, lambda: let_go.append("the last tensor"))
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", held.start)
+    processes._leave()
+    assert let_go == ["the last tensor"]

@@ -7,6 +7,7 @@ import contextlib
 import datetime
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -20,6 +21,7 @@ from defend.util.launch import place
 T = TypeVar("T")
 DEVICES = ("auto", "cpu", "cuda", "mps", "xpu")
 PATIENCE = datetime.timedelta(hours=12)  # processes wait for each other's batches; one that dies is noticed at once
+LETTING_GO = 0.5  # seconds, at the end of a process
 
 
 @attrs.frozen
@@ -130,10 +132,16 @@ def _noticing_loss() -> Iterator[None]:
 
 
 def _leave() -> None:
-    """Part from the other processes: torch may abort one that ends without, after all its work is done."""
+    """Part from the other processes, and let the threads that talked to them finish.
+
+    Such a thread lets go of the tensors of its last message after the message is there, for which it needs Python's
+    lock. Where Python is ending by then it aborts the process, after all its work is done ("terminate called without
+    an active exception").
+    """
     if torch.distributed.is_initialized():
         with contextlib.suppress(RuntimeError):
             torch.distributed.destroy_process_group()
+        time.sleep(LETTING_GO)
 
 
 def join(device: torch.device) -> tuple[Processes, torch.device]:
