@@ -93,9 +93,9 @@ MASKED = (
     "saturated softmax alone does not give its figures (puvae_detect/saturation-mnist): with logits times 8, 12, 16, "
     "24 and 32 ours keeps 71.0, 87.0, 92.8, 96.2 and 97.6 % of MNIST under FGSM (n=500), 55.0, 79.0, 86.0, 94.0 and "
     "96.0 % under BIM, 22.0, 40.0, 59.0, 77.0 and 81.0 % under PGD (n=100). The paper's FGSM would take a scale "
-    "between 8 and 12, its BIM 24, its PGD more than 32. Nor is it the classifier's long training: bare, and trained for "
-    "the paper's 64 epochs, it keeps 21.0 % of MNIST under FGSM (n=500), 0.0 under BIM and PGD (n=100), which climb "
-    "the literal cross-entropy (puvae_detect/training-mnist). Ours is small besides, a sixteenth of the paper's "
+    "between 8 and 12, its BIM 24, its PGD more than 32. Nor is it the classifier's long training: bare, and trained "
+    "for the paper's 64 epochs, it keeps 21.0 % of MNIST under FGSM (n=500), 0.0 under BIM and PGD (n=100), which "
+    "climb the literal cross-entropy (puvae_detect/training-mnist). Ours is small besides, a sixteenth of the paper's "
     "parameters and 8 epochs; what that costs was not measured. See also what "
     "an attacker leaves who does not know of it (rows 'on the classifier')"
 )
