@@ -30,7 +30,7 @@ from defend.plugins import Registry
 from defend.randomness import uniform_like
 from defend.stages import Task
 from defend.testing.contracts import FinetunerContract
-from defend.testing.toys import TinyVictim, images
+from defend.testing.toys import Multiplied, TinyVictim, images
 from defend.training.loop import FitSettings, fit
 from defend.training.stage import train_stage
 from defend.util.tensors import content_hash
@@ -289,17 +289,6 @@ def test_crafting_raises_the_objective_beyond_its_random_start(mode):
         assert F.cross_entropy(far, batch.labels) > 2 * F.cross_entropy(near, batch.labels)
 
 
-class Times(nn.Module):
-    """A victim whose logits are multiplied: of 1e4 a softmax says 0 and 1."""
-
-    def __init__(self, victim, factor):
-        super().__init__()
-        self.victim, self.factor = victim, factor
-
-    def forward(self, batch):
-        return self.factor * self.victim(batch)
-
-
 @pytest.mark.parametrize("mode", ["pgd", "trades", "mart", "fgsm"])
 def test_what_is_crafted_is_what_the_literal_objective_says_where_it_says_anything(mode, monkeypatch):
     batch, found = batch_of(16), []
@@ -321,14 +310,14 @@ def test_a_saturated_victims_images_are_crafted_as_an_unsaturated_ones(mode):
     labels = Linear(weight)(pictures).argmax(1)
     for factor in (1.0, 1e4):
         torch.manual_seed(0)
-        found.append(prepare(Times(Linear(weight), factor), mode=mode, l2_share=0.5).craft(pictures, labels))
+        found.append(prepare(Multiplied(Linear(weight), factor), mode=mode, l2_share=0.5).craft(pictures, labels))
     torch.testing.assert_close(*found, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("mode", ["pgd", "trades", "mart", "fgsm"])
 def test_a_saturated_victims_images_are_attacked(mode):
     batch, victim = batch_of(32), TinyVictim(TASK)
-    training = prepare(Times(victim, 1e5), mode=mode, l2_share=0.5, eps=0.2)
+    training = prepare(Multiplied(victim, 1e5), mode=mode, l2_share=0.5, eps=0.2)
     training._look(batch.images, batch.labels)
     crafted = training.craft(batch.images, batch.labels)
     with torch.no_grad():
@@ -343,7 +332,8 @@ def test_the_card_judges_a_saturated_victim_as_another(tiny):
     with torch.no_grad():
         victim.weight += F.interpolate(torch.eye(4).view(4, 1, 2, 2), scale_factor=7).flatten(1) * 0.2
     plain, saturated = (
-        adversarial.accuracies(Defence(Times(victim, factor)), tiny, 0.08, 48, CPU, 0.6, True) for factor in (1, 1e5)
+        adversarial.accuracies(Defence(Multiplied(victim, factor)), tiny, 0.08, 48, CPU, 0.6, True)
+        for factor in (1, 1e5)
     )
     assert plain["clean"] == 1 and max(plain["fgsm"], plain["pgd_l2"]) < 0.7
     assert all(saturated[kind] < plain[kind] + 0.1 for kind in plain)
@@ -351,7 +341,7 @@ def test_the_card_judges_a_saturated_victim_as_another(tiny):
 
 def test_free_training_of_a_saturated_victim_is_refused_or_told_of():
     def take_two_steps(factor):
-        training, batch = prepare(Times(TinyVictim(TASK), factor), mode="free", eps=1e-4), batch_of(24)
+        training, batch = prepare(Multiplied(TinyVictim(TASK), factor), mode="free", eps=1e-4), batch_of(24)
         for _ in range(2):
             next(iter(training.losses(batch)))
 

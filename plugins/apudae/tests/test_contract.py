@@ -13,7 +13,7 @@ from defend.errors import ConfigError
 from defend.plugins import registry
 from defend.stages import Task
 from defend.testing.contracts import AttackContract, PurifierContract
-from defend.testing.toys import SEED, TASK, TinyVictim, images
+from defend.testing.toys import SEED, TASK, TinyVictim, UnusualVictim, images
 from defend_apudae.attacks import low_error, through_autoencoder
 from defend_apudae.model import reconstruction_error
 from defend_apudae.purifier import ApudaePurifier, build
@@ -126,21 +126,6 @@ def test_counter_attacks_ask_for_their_purifier(name):
         contract.attack()(target, images(TASK, 1), torch.tensor([0]), eps=torch.tensor([0.1]), keys=torch.tensor([0]))
 
 
-class Answers(TinyVictim):
-    """A victim whose logits come in another form, or which writes into what it is shown."""
-
-    def __init__(self, form):
-        super().__init__()
-        self.form = form
-
-    def forward(self, batch):
-        if self.form == "in place":
-            batch.sub_(0.5).add_(0.5)
-        logits = super().forward(batch)
-        forms = {"tuple": (logits, None), "dict": {"logits": logits}, "map": logits[:, :, None, None]}
-        return forms.get(self.form, logits)
-
-
 def counter_attack(name, **options):
     found = registry().find("attack", name)
     return found.spec.resolve(found.spec.build)(found.config({"steps": 5, **options}))
@@ -152,7 +137,7 @@ def test_counter_attacks_take_a_victims_answer_as_the_defence_does(name, form):
     batch, labels = images(TASK, 4), torch.arange(4)
     found, usual = (
         craft(counter_attack(name), Target(behind(victim)), batch, labels, eps=0.1)
-        for victim in (Answers(form), TinyVictim())
+        for victim in (UnusualVictim(form), TinyVictim())
     )
     torch.testing.assert_close(found, usual)
 

@@ -13,6 +13,7 @@ from defend.attacks.target import Target
 from defend.datasets.base import MemoryDataset
 from defend.options import make
 from defend.randomness import uniform_like
+from defend.testing.toys import Multiplied
 from defend_dae_finetune.config import CraftRecipe
 from defend_dae_finetune.sets import CRAFTED, PURIFIED, make_sets, to_bytes, within
 
@@ -129,17 +130,8 @@ def test_attacks_hurt_the_victim(sets, victim):
     assert sets.accuracy(victim, "train", "pgd", CPU) < sets.accuracy(victim, "train", "clean", CPU)
 
 
-class Times(nn.Module):
-    def __init__(self, victim, factor):
-        super().__init__()
-        self.victim, self.factor = victim, factor
-
-    def forward(self, batch):
-        return self.factor * self.victim(batch)
-
-
 def test_a_saturated_victims_fgsm_images_are_attacked_too(tiny, victim, sets):
-    made = make_sets(tiny, ("train",), RECIPE, Times(victim, 1e5), CPU)
+    made = make_sets(tiny, ("train",), RECIPE, Multiplied(victim, 1e5), CPU)
     assert (pixels(made, "train", "fgsm") != pixels(made, "train", "clean")).flatten(1).any(1).all()
     assert made.accuracy(victim, "train", "fgsm", CPU) <= sets.accuracy(victim, "train", "fgsm", CPU) + 0.1
 
@@ -153,7 +145,7 @@ def test_fgsm_images_are_those_of_the_literal_cross_entropy_where_that_sees_anyt
 def test_a_kind_that_is_clean_is_told_of(tiny, victim):
     told = r"fgsm on the victim \(train images\) left 20 of 20 images as they were.*take another victim"
     with pytest.warns(UserWarning, match=told):
-        make_sets(tiny, ("train",), RECIPE, Times(victim, 0.0), CPU)
+        make_sets(tiny, ("train",), RECIPE, Multiplied(victim, 0.0), CPU)
 
 
 def test_pgd_takes_all_its_steps_from_a_random_start(tiny, victim, sets):

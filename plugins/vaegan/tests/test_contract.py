@@ -11,7 +11,7 @@ from defend.defence import Defence
 from defend.errors import ConfigError
 from defend.stages import Task
 from defend.testing.contracts import AttackContract, PurifierContract
-from defend.testing.toys import TASK, TinyVictim, images
+from defend.testing.toys import TASK, TinyVictim, UnusualVictim, images
 from defend_vaegan.purifier import build
 
 SMALL = {"width": 0.125, "latent": 6, "steps": 3, "latent_steps": 3}
@@ -85,21 +85,6 @@ def test_the_attack_asks_for_its_purifier():
         attack(target, images(TASK, 1), torch.tensor([0]), eps=torch.tensor([0.1]), keys=torch.tensor([0]))
 
 
-class Answers(TinyVictim):
-    """A victim whose logits come in another form, or which writes into what it is shown."""
-
-    def __init__(self, form):
-        super().__init__()
-        self.form = form
-
-    def forward(self, batch):
-        if self.form == "in place":
-            batch.sub_(0.5).add_(0.5)
-        logits = super().forward(batch)
-        forms = {"tuple": (logits, None), "dict": {"logits": logits}, "map": logits[:, :, None, None]}
-        return forms.get(self.form, logits)
-
-
 def attacked(victim, batch, labels):
     target = Target(Defence(victim, TestDiscGrad().stage_module()))
     return craft(TestStraight().attack(), target, batch, labels, eps=0.1), target
@@ -108,7 +93,7 @@ def attacked(victim, batch, labels):
 @pytest.mark.parametrize("form", ["tuple", "dict", "map", "in place"])
 def test_the_attack_takes_a_victims_answer_as_the_defence_does(form):
     batch, labels = images(TASK, 3), torch.arange(3)
-    found, _ = attacked(Answers(form), batch, labels)
+    found, _ = attacked(UnusualVictim(form), batch, labels)
     torch.testing.assert_close(found, attacked(TinyVictim(), batch, labels)[0])
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -38,6 +40,39 @@ class TinyVictim(nn.Module):
     def forward(self, batch: Tensor) -> Tensor:
         """Return logits [B,classes]."""
         logits: Tensor = self.head(torch.tanh(self.hidden(self.pool(batch - 0.5).flatten(1))))
+        return logits
+
+
+class UnusualVictim(TinyVictim):
+    """A tiny victim whose logits come in another form, or that writes into what it is shown: whatever is taken.
+
+    Args:
+        form: "tuple", "dict", "map" ([B,classes,1,1]) or "in place".
+    """
+
+    def __init__(self, form: str, task: Task = TASK) -> None:
+        super().__init__(task)
+        self.form = form
+
+    def forward(self, batch: Tensor) -> Any:
+        """Return logits [B,classes] in that form."""
+        if self.form == "in place":
+            batch.sub_(0.5).add_(0.5)
+        logits = super().forward(batch)
+        forms = {"tuple": (logits, None), "dict": {"logits": logits}, "map": logits[:, :, None, None]}
+        return forms.get(self.form, logits)
+
+
+class Multiplied(nn.Module):
+    """A victim whose logits are multiplied: of 1e4 a softmax says 0 and 1, and a literal loss has no gradient."""
+
+    def __init__(self, victim: nn.Module, factor: float) -> None:
+        super().__init__()
+        self.victim, self.factor = victim, factor
+
+    def forward(self, batch: Tensor) -> Tensor:
+        """Return logits [B,classes]."""
+        logits: Tensor = self.factor * self.victim(batch)
         return logits
 
 
