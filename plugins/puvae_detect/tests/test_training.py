@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from defend.assembly.composition import Composition
 from defend.assembly.stage import build_stage
 from defend.datasets.base import Batch, MemoryDataset
 from defend.errors import ContractError, WeightsError
@@ -150,6 +151,18 @@ def test_one_training_makes_purifier_and_detector(monkeypatch):
 def test_a_missing_classifier_is_named_with_its_command():
     with pytest.raises(WeightsError, match="defend train victim classifier_a --dataset tiny"):
         train_stage("purifier", "puvae", tiny(), options={**OPTIONS, "epochs": 1})
+
+
+def test_a_missing_training_names_the_classifier_that_it_stands_before_with_other_weights():
+    def command(**victim_weights):
+        whole = Composition.of("classifier_a", "puvae", weights={"purifier": "+rc-0.01", **victim_weights})
+        (purifier,) = whole.of_stage("purifier")
+        return purifier.say_command("mnist")
+
+    usual = "defend train purifier puvae --dataset mnist --edition rc-0.01"
+    assert command() == usual
+    named = "defend train purifier puvae --dataset mnist --victim classifier_a --victim-weights +paper"
+    assert command(victim="+paper") == f"{named} --edition rc-0.01"
 
 
 @pytest.mark.parametrize("name", ["classifier_a", "classifier_b"])

@@ -94,13 +94,16 @@ class Part:
         return self.needs_weights and self.find_weights(filing) is None
 
     def aims_at(self, dataset: str, filing: str) -> Part | None:
-        """Return the victim before which it stands, where its training looks at one and its own has no weights there.
+        """Return the victim before which it stands, where its training is to look at that one.
 
-        `dataset` is a name, `filing` what it files weights under.
+        It is where the victim of its recipe has no weights there, and where that very victim stands here with weights
+        that were named. `dataset` is a name, `filing` what it files weights under.
         """
         if self.stage == "finetuner" or not self.around:
             return None
-        return self.around[0] if lacking(self._list_victims(dataset), filing) else None
+        victim, usual = self.around[0], self._list_victims(dataset)
+        named = victim.weights is not None and victim.name in usual
+        return victim if named or lacking(usual, filing) else None
 
     def _list_victims(self, dataset: str) -> tuple[str, ...]:
         """Return the victims, by name, that its training looks at by its recipe."""
