@@ -41,6 +41,7 @@ WORKLOADS = (
     "others",
     "neighbours",
     "small_files",
+    "steps",
 )
 DISTRIBUTIONS = {"art": "adversarial-robustness-toolbox"}
 VERSIONS = ("defend-core", "torch", "torchvision", "timm", "numpy", *(DISTRIBUTIONS.get(peer, peer) for peer in PEERS))
