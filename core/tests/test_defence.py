@@ -163,6 +163,14 @@ def test_verdict_is_the_softmax_of_the_logits():
     assert torch.equal(verdict.purified, Gamma()(BATCH).detach())
 
 
+def test_logits_that_a_softmax_cannot_tell_apart_are_judged_as_attacks_judge_them():
+    """The second class leads by less than float32 has room for beside a probability of a half."""
+    close = torch.tensor([[0.0, 1e-9], [1e-9, 0.0], [0.0, 0.0]])
+    verdict = Defence(lambda batch: close).judge(BATCH[:3])
+    assert verdict.labels.tolist() == [1, 0, 0]
+    assert verdict.confidence.tolist() == [0.5] * 3
+
+
 def test_without_a_detector_everything_is_accepted():
     verdict = Defence(TinyVictim()).judge(BATCH)
     assert verdict.accepted.dtype == torch.bool and verdict.accepted.all()

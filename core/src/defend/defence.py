@@ -223,7 +223,9 @@ class Defence(nn.Module):
             raise ContractError(
                 f"victim {name_of(self.victim)} returned logits that are not finite for {bad} of {len(logits)} images"
             )
-        probability, labels = logits.softmax(1).max(1)
+        # the largest logit, as attacks have it: a softmax rounds leading ones that lie close to the same probability
+        labels = logits.argmax(1)
+        probability = logits.softmax(1).gather(1, labels[:, None])[:, 0]
         return Verdict(labels, probability, seen.accepted, seen.score, seen.purified, logits)
 
 

@@ -202,6 +202,15 @@ def test_an_image_that_is_wrong_by_luck_as_it_is_is_attacked_all_the_same(name):
     assert shares(lottery, found).tolist() == [1.0] * 4
 
 
+@pytest.mark.parametrize("clip", ["none", "linf"])
+def test_a_single_lucky_draw_does_not_pin_cw_to_the_image_itself(clip):
+    """Nothing undercuts a distance of nothing."""
+    lottery, (images, labels) = Lottery(begin=0.0), grey(24)
+    attack = CarliniWagner(CwOptions(clip=clip, steps=40, lr=0.1))
+    found = craft(attack, Target(lottery, draws=1), images, labels, eps=0.6 if clip == "linf" else None)
+    assert not any(torch.equal(*pair) for pair in zip(found, images, strict=True))
+
+
 def test_hop_skip_jump_with_few_questions_is_not_led_to_the_image_by_luck():
     lottery, (images, labels) = Lottery(begin=0.0), grey(24)
     attack = HopSkipJump(HopSkipJumpOptions(queries=250), "linf")

@@ -402,6 +402,9 @@ def test_two_rows_tell_what_chance_is_worth_where_that_is_asked_for():
     assert of_chance(planned(chance=True, **asked)) == []
     told = find_undone(RunConfig(victim="resnet18", chance=True, **asked), planned(chance=True, **asked), registry())
     assert "draws no random numbers" in told["chance"]
+    both = planned(random=True, chance=True, attacks=("cw", "fmn", "apgd_ce"), **asked)
+    assert {name for name, *_ in of_chance(both)} == {"apgd_ce"}, "one that looks for the nearest point keeps luck"
+    assert of_chance(planned(random=True, chance=True, attacks=("cw",), **asked)) == []
 
 
 def test_what_is_asked_of_random_numbers_alone_is_told_where_there_are_none():

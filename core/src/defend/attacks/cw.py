@@ -122,6 +122,10 @@ class CarliniWagner:
                 distance = (current - images).square().flatten(1).sum(1)
                 # of several draws the loss is zero where it is in each, so no lucky one leads the search
                 fooled = goal.reached(slope.logits) & (slope.loss <= 0)
+                if keeper is None and target.random:
+                    # a single draw is lucky somewhere on the way; at the image itself no other could undercut it
+                    sure = step > 1 and goal.reached(target.logits(current, keys, f"cw/{search}/{step}/again"))
+                    fooled = fooled & sure
                 if keeper is not None and slope.votes is not None:
                     share = goal.share(slope.votes)
                     if config.confidence:

@@ -353,7 +353,7 @@ class Target:
     def votes(self, images: Tensor, keys: Tensor, step: int | str) -> Tensor:
         """Return what is predicted in each of the draws, int64 [D,B], in full precision."""
         with self._surroundings(images, keys, step, full=True):
-            votes: Tensor = self.module(self._packed(images, keys)).argmax(1).unflatten(0, (self.draws, -1))
+            votes: Tensor = self.module(self._packed(images, keys)).float().argmax(1).unflatten(0, (self.draws, -1))
             return votes
 
     @torch.no_grad()

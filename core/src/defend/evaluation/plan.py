@@ -158,7 +158,7 @@ def find_undone(
         if name not in variants:
             found[f"source {name}"] = "it is for the transfer threat, and there is no such row: add --threat transfer"
     if config.chance and not any(row.chance for row in rows):
-        found["chance"] = "the defence draws no random numbers, or no adaptive row attacks it in steps"
+        found["chance"] = "the defence draws no random numbers, or no adaptive row climbs in steps within the budget"
     asked = {"draws": config.draws != attrs.fields(RunConfig).draws.default, "passes": (config.passes or 1) > 1}
     found |= {name: "the defence draws no random numbers" for name, given in asked.items() if given and not random}
     norms = {row.threat.norm for row in rows if row.attack is not None}
@@ -305,8 +305,9 @@ def _rows(
 def _of_chance(
     kind: str, attacked: str, facing: Sequence[ArmNames], plugins: Registry, keys: Tensor, task: Task
 ) -> Iterator[PlannedRow]:
-    """Return the rows that tell what chance is worth: of the threat's first attack that goes in steps, at one budget.
+    """Return the rows that tell what chance is worth: of the threat's first attack that climbs in steps, at one budget.
 
+    One that looks for the nearest point instead, with a single draw, keeps what was lucky, whatever an average buys.
     Whoever knows the draws needs no average, and who averages over none takes as many more steps, so that all three
     rows of the attack take about the same number of gradients, or fewer.
     """
@@ -315,6 +316,9 @@ def _of_chance(
         options = _options(kind, found, config, blind=False)
         steps = None if options is None else getattr(found.config(options), STEPS, None)
         if options is None or not isinstance(steps, int):
+            continue
+        usual = found.call("build", found.config(options))
+        if getattr(usual, "minimal", False) or getattr(usual, "strays", False):
             continue
         for variant, times in ((KNOWN_DRAWS, 1), (ONE_DRAW, config.draws)):
             settings = found.config({**options, STEPS: times * steps})
