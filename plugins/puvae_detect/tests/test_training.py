@@ -86,6 +86,21 @@ def test_steps_change_the_network_and_leave_the_classifier(schedule):
     assert math.isfinite(figures["val_error"])
 
 
+def test_a_latent_that_has_collapsed_is_told_once():
+    """A purifier whose answer depends on the label alone has no gradient: to an attack it would look robust."""
+    training = described(epochs=3)
+    network = training.stage.network
+    with torch.no_grad():
+        for layer, bias in ((network.m, -50.0), (network.s, -50.0)):  # means and spreads that no ReLU lets through
+            layer.weight.zero_()
+            layer.bias.fill_(bias)
+    with pytest.warns(UserWarning, match=r"latent of puvae has collapsed .*--set lr=") as told:
+        figures = fit(training, tiny(), FitSettings(), {})
+    assert len([each for each in told if "collapsed" in str(each.message)]) == 1
+    assert figures["val_kl"] < 1e-6
+    assert fit(described(), tiny(), FitSettings(), {})["val_kl"] > 1e-3
+
+
 def test_the_threshold_keeps_to_its_rate_on_held_out_images():
     training = described()
     figures = fit(training, tiny(), FitSettings(), {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 
 import torch
@@ -17,6 +18,12 @@ from defend_puvae_detect.model import divergence, grid_threshold, reconstruction
 from defend_puvae_detect.purifier import PuvaePurifier, build
 
 PUBLISHED_RATES = (0.001, 0.01, 0.03)
+COLLAPSED = 1e-4  # KL below which the latent says nothing of the image; trained networks have 0.1 and more
+COLLAPSE = (
+    "the latent of puvae has collapsed (KL {kl:.1g} on held-out images): what it returns depends on the label alone, "
+    "and hides the gradient from every attack. Its rectified means do not come back: train anew with a lower rate "
+    "(--set lr={lr:g}) or another --seed"
+)
 
 
 class PuvaeTraining(Training):
@@ -35,7 +42,7 @@ class PuvaeTraining(Training):
             batch_size=recipe.batch_size,
             frozen={"classifier": classifier},
         )
-        self._purifier, self._recipe = purifier, recipe
+        self._purifier, self._recipe, self._told = purifier, recipe, False
         self.fpr = None if recipe.threshold_rule == "grid" else recipe.fpr
 
     def optimisers(self, steps: int) -> dict[str, Optimiser]:
@@ -59,11 +66,26 @@ class PuvaeTraining(Training):
         total = recipe.ce_weight * ce + recipe.rc_weight * rc + recipe.kl_weight * kl
         yield Loss("network", total, {"ce": ce, "rc": rc, "kl": kl})
 
+    def score(self, dataset: ImageDataset, device: torch.device) -> None:
+        """Warn once of a latent that has collapsed; the last epoch's weights are kept, as the authors do."""
+        kl = self._divergence(dataset, device)
+        if kl < COLLAPSED and not self._told:
+            self._told = True
+            warnings.warn(COLLAPSE.format(kl=kl, lr=self._recipe.lr / 3), stacklevel=2)
+
+    @torch.no_grad()
+    def _divergence(self, dataset: ImageDataset, device: torch.device) -> float:
+        """Return KL of up to 128 held-out images and their labels, a mean over images and dimensions."""
+        batch = next(iter(dataset.batches("val", dataset.keys("val"), 128, device)))
+        network = self._purifier.network
+        made = network(batch.images, batch.labels, torch.zeros(len(batch.images), network.latent, device=device))
+        return float(divergence(made.m, made.s, "standard"))
+
     @torch.no_grad()
     def finish(self, dataset: ImageDataset, device: torch.device) -> dict[str, float]:
         """Set the threshold from the clean images of the validation split, which training never saw.
 
-        Returns the threshold, the mean error, the accuracy of the frozen classifier on what the purifier returns,
+        Returns the threshold, the mean error, the accuracy of the frozen classifier on what the purifier returns, KL,
         and the thresholds of the paper's three false-positive rates as far as there are images enough.
 
         Raises:
@@ -78,6 +100,7 @@ class PuvaeTraining(Training):
             "val_rejected": float((errors >= self._purifier.threshold.cpu()).double().mean()),
             "val_error": float(errors.double().mean()),
             "val_accuracy": right,
+            "val_kl": self._divergence(dataset, device),
         }
         met = [fpr for fpr in PUBLISHED_RATES if fpr * len(errors) >= 1]
         return figures | {f"threshold_at_fpr_{fpr:g}": threshold_at(errors, fpr) for fpr in met}
