@@ -1,5 +1,7 @@
 """The shipped weights give what they gave when they were made."""
 
+import warnings
+
 import pytest
 import torch
 from torch.nn import functional
@@ -7,6 +9,7 @@ from torch.nn import functional
 from defend.assembly.composition import Composition
 from defend.assembly.load import open_dataset
 from defend.assembly.stage import build_stage
+from defend.errors import WeightsError
 from defend.stages import Task
 
 LABELS = [4, 8, 6, 5, 3, 0]
@@ -129,3 +132,41 @@ def test_golden_pairs_of_the_weights_for_cifar10(digits):
     for name, golden in CIFAR10_LOGITS.items():
         for row, wanted in zip(logits[name][:, :5].tolist(), golden, strict=True):
             assert row == pytest.approx(wanted, abs=1e-2)
+
+
+# A tuned victim beside another one than it comes from
+
+
+@pytest.fixture
+def other_victim(tmp_path):
+    """A file of the shipped network's weights, a little off, as a user's own are."""
+    network = build_stage("victim", "resnet20", open_dataset("digits").task()).module
+    path = tmp_path / "mine.pth"
+    torch.save(
+        {key: value + 0.01 if value.is_floating_point() else value for key, value in network.state_dict().items()}, path
+    )
+    return str(path)
+
+
+def tuned(**weights):
+    whole = Composition.of("resnet20", "dae", finetune="dae", weights=weights)
+    return whole.build(open_dataset("digits").task())
+
+
+def test_a_victim_tuned_from_others_weights_is_not_taken_for_the_users_own(other_victim):
+    with pytest.raises(
+        WeightsError, match=r"other weights of victim resnet20 .*--finetune-weights.*defend train finetuner"
+    ):
+        tuned(victim=other_victim)
+
+
+def test_one_that_was_named_is_taken_and_told(other_victim):
+    shipped = str(tuned()["finetuner"].path)
+    with pytest.warns(UserWarning, match="was tuned from other weights of victim resnet20"):
+        tuned(victim=other_victim, finetuner=shipped)
+
+
+def test_what_ships_is_tuned_from_what_ships():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tuned()

@@ -12,12 +12,12 @@ from torch import nn
 from defend.assembly.part import Part, find_part
 from defend.assembly.stage import Built, build_part, check_outputs
 from defend.defence import Defence, PurifierSequence
-from defend.errors import ConfigError, nearest
+from defend.errors import ConfigError, WeightsError, nearest
 from defend.options import say_others
 from defend.plugins import Registry, registry
 from defend.stages import Task
 from defend.values.arguments import check_name, check_options, check_weights
-from defend.values.editions import edition_of
+from defend.values.editions import edition_of, is_file
 from defend.values.run_config import RunConfig, split_names
 from defend.weights.card import Card
 from defend.weights.foreign import hash_of
@@ -194,6 +194,8 @@ class Composition:
             victim: the bare victim, if it has been built.
 
         Raises:
+            WeightsError: victim or purifiers were named with weights, and what is found under the fine-tuner's name was
+                tuned from others.
             DefendError: whatever is wrong with an option or the weights, in one line.
         """
         built: dict[str, Built] = {} if victim is None else {"victim": victim}
@@ -206,7 +208,36 @@ class Composition:
                 check_outputs(built[part.key].module, task, what)
                 if tuned:
                     self._warn_of_options(what, built[part.key].card, built)
+                    self._compare_weights(part, what, built, task)
         return built
+
+    def _compare_weights(self, tuner: Part, what: str, built: Mapping[str, Built], task: Task) -> None:
+        """Refuse, or warn of, a tuned victim that comes from another victim or purifier than stand here.
+
+        Such weights are found by names, so that one who brings her own victim would see another's figures as what
+        tuning made of hers. Refused where that is certain: she named what stands here, and not what was tuned.
+        """
+        card = built[tuner.key].card
+        recipe: Mapping[str, Any] = {} if card is None else card.recipe
+        then = {"victim": recipe.get("victim_sha256"), **(recipe.get("purifier_sha256") or {})}
+        others = []
+        for part in (*self.of_stage("victim"), *self.of_stage("purifier")):
+            known = then.get("victim" if part.stage == "victim" else part.name)
+            now = built[part.key].content_hash
+            if known and now and known != now:
+                others.append(
+                    (part, f"other weights of {part.stage} {part.name} ({known[:8]}) than stand here ({now[:8]})")
+                )
+        if not others:
+            return
+        said = f"{what} was tuned from {', and '.join(words for _, words in others)}"
+        named = bool(edition_of(tuner.weights)) or is_file(tuner.weights)
+        if named or not any(part.weights is not None for part, _ in others):
+            warnings.warn(said, stacklevel=3)
+            return
+        command = tuner.say_command(task.dataset, task.filing, task.typed)
+        how = f"name those that were tuned from these (--finetune-weights), or train them: `{command}`"
+        raise WeightsError(f"{said}: {how}")
 
     def _warn_of_options(self, what: str, card: Card | None, built: Mapping[str, Built]) -> None:
         """Warn where a purifier is not what the victim behind it was tuned to, as its options are others."""
