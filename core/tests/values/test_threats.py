@@ -10,6 +10,7 @@ from defend.records.reading import read_results
 from defend.report.page import Section
 from defend.report.page import render as write
 from defend.report.terminal import render
+from defend.values.report import find_caveats
 from defend.values.run_config import RunConfig
 from defend.values.threats import THREATS, ThreatKind, is_harmless, knows_the_defence, rank
 
@@ -49,3 +50,23 @@ def test_what_is_not_listed_stands_last_and_is_taken_for_an_attack_on_the_victim
     assert sorted(["unheard of", *THREATS, "none"], key=rank) == ["none", *THREATS, "unheard of"]
     assert not knows_the_defence("unheard of") and not knows_the_defence("none")
     assert is_harmless("none") and not is_harmless("unheard of")
+
+
+@pytest.mark.parametrize(
+    ("screened", "threats", "words"),
+    [
+        (True, ["noise", "oblivious"], "no attacker knew of the defence: add --threat adaptive"),
+        (True, ["oblivious", "query"], "no attacker took the gradient of the defence: add --threat adaptive"),
+        (True, ["given"], "no attacker is known to have taken the gradient of the defence: add --threat adaptive"),
+        (True, ["query", "bpda"], ""),
+        (True, ["adaptive"], ""),
+        (False, ["none"], "no attacker took the gradient of the victim: add --threat oblivious"),
+        (False, ["transfer", "query"], "no attacker took the gradient of the victim: add --threat oblivious"),
+        (False, ["oblivious"], ""),
+        (False, ["adaptive"], ""),
+    ],
+)
+def test_a_figure_that_no_gradient_stands_behind_says_so(screened, threats, words):
+    """An attacker who only asks, or has another victim, may leave all of what a gradient finds at once."""
+    found = find_caveats("basic", screened, threats)
+    assert len(found) == bool(words) and "".join(found).startswith(words)

@@ -9,7 +9,7 @@ import attrs
 
 from defend.options import say_others
 from defend.values.run_config import RunConfig
-from defend.values.threats import knows_the_defence
+from defend.values.threats import THREATS, is_unknown, knows_the_defence
 
 
 @attrs.frozen
@@ -386,6 +386,9 @@ class DatasetInfo:
 def find_caveats(checks: str, screened: bool, threats: Iterable[str]) -> tuple[str, ...]:
     """Return what is missing behind a run's figures, a sentence each.
 
+    A defence is attacked by its own gradient, or a surrogate's: who only asks, however often, may miss what that finds
+    at once. Of a victim without purifier and detector its own gradient is asked for, not another victim's.
+
     Args:
         checks: which checks were asked for.
         screened: whether there is a purifier or a detector.
@@ -394,8 +397,16 @@ def find_caveats(checks: str, screened: bool, threats: Iterable[str]) -> tuple[s
     found = []
     if checks == "none":
         found.append("nothing was checked (checks none), so nothing says whether these figures are to be trusted")
-    if screened and not any(map(knows_the_defence, threats)):
-        found.append("no attacker knew of the defence: add --threat adaptive, which may leave far less")
+    there = list(threats)
+    known = [THREATS[name] for name in there if name in THREATS]
+    if not any(one.informed if screened else one.differentiates_the_victim for one in known):
+        what, add = ("defence", "adaptive") if screened else ("victim", "oblivious")
+        missing = f"no attacker took the gradient of the {what}"
+        if any(map(is_unknown, there)):
+            missing = f"no attacker is known to have taken the gradient of the {what}"
+        elif screened and not any(map(knows_the_defence, there)):
+            missing = "no attacker knew of the defence"
+        found.append(f"{missing}: add --threat {add}, which may leave far less")
     return tuple(found)
 
 

@@ -108,6 +108,11 @@ class ThreatKind:
         """Whether its attacker differentiates the defence as it is."""
         return self.faces == "defence" and self.knows == "gradient"
 
+    @property
+    def differentiates_the_victim(self) -> bool:
+        """Whether its attacker differentiates the victim that judges, alone or within its defence."""
+        return self.informed or (self.faces == "victim" and self.knows == "gradient")
+
 
 NOISE, USUAL = "noise", "oblivious"
 """Who is there in a run that wants clean images alone; and what a paper's attacker knows where nothing else is said,
@@ -195,6 +200,11 @@ def knows_the_defence(name: str) -> bool:
 def is_harmless(name: str) -> bool:
     """Whether rows of a threat have no attacker: clean ones, and those of one who knows nothing."""
     return name == "none" or (name in THREATS and THREATS[name].knows == "nothing")
+
+
+def is_unknown(name: str) -> bool:
+    """Whether nobody knows what made the rows of a threat: images from a file, and what is not listed."""
+    return name != "none" and (name not in THREATS or THREATS[name].knows == "unknown")
 
 
 def rank(name: str) -> int:
