@@ -2,6 +2,7 @@
 
 import csv
 import functools
+import threading
 
 import attrs
 import pytest
@@ -81,6 +82,29 @@ def test_a_model_is_evaluated_and_left_as_it_was(model, data, tmp_path):
     assert found.folder == tmp_path / "mine" and (found.folder / "report.json").is_file()
     assert "Blur + TinyVictim on given" in str(found)
     assert "held out" in str(found)
+
+
+class Held(nn.Module):
+    """A part that cannot be copied, as one that holds a session or a file cannot."""
+
+    def __init__(self, module, strength=1.0):
+        super().__init__()
+        self.module, self.strength, self.lock = module, strength, threading.Lock()
+
+    def forward(self, batch):
+        return self.module(batch) * self.strength
+
+
+def test_parts_that_cannot_be_copied_are_given_back_as_they_were(model, data):
+    """Else her next training step learns nothing, and a purifier that draws later is taken for one that does not."""
+    victim, purifier = Held(model).train(), Held(nn.Identity())
+    wanted = [weight.requires_grad for weight in victim.parameters()]
+    layouts = [weight.stride() for weight in victim.parameters()]
+    defend.evaluate(victim, data, purifier=purifier, **QUICK)
+    assert all(part.training for part in victim.modules())
+    assert [weight.requires_grad for weight in victim.parameters()] == wanted and any(wanted)
+    assert [weight.stride() for weight in victim.parameters()] == layouts
+    assert not {"random", "stage_name"} & {*vars(victim), *vars(purifier)}
 
 
 class Dark(nn.Module):

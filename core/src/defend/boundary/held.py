@@ -10,10 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.parameter import is_lazy
 
 from defend.boundary.given import name_of
 from defend.errors import ContractError
 
+MARKS = ("stage_name", "random")
+"""What the host writes on a stage that a user gave."""
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -89,6 +92,41 @@ def as_before(module: nn.Module, who: str, *, closely: bool = False) -> Iterator
             _put_back(part, name, buffer, kept)
     if content != _content(module, closely):
         raise ContractError(f"{who} changed weights of {name_of(module)}: it may not")
+
+
+@contextlib.contextmanager
+def lent(module: nn.Module) -> Iterator[None]:
+    """Let the host use a module itself for a block, and give it back as it was lent.
+
+    Modes, gradients' flags, where its tensors lie and how, and what the host sets on a stage. What the weights hold is
+    not looked at, see `as_before`.
+    """
+    # what TorchScript compiled is copied, and a lazy weight is nothing yet
+    parts = [part for part in module.modules() if not isinstance(part, torch.jit.ScriptModule)]
+    modes = [part.training for part in parts]
+    marks = [{name: vars(part)[name] for name in MARKS if name in vars(part)} for part in parts]
+    tensors = [{**part._parameters, **part._buffers} for part in parts]
+    there = [weight for weight in module.parameters() if not is_lazy(weight)]
+    weights = [(weight, weight.data, weight.requires_grad) for weight in there]
+    try:
+        yield
+    finally:
+        for part, mode, marked, held in zip(parts, modes, marks, tensors, strict=True):
+            part.training = mode
+            for name in MARKS:
+                if name in marked:
+                    setattr(part, name, marked[name])
+                elif name in vars(part):
+                    delattr(part, name)
+            for name, tensor in held.items():
+                kept = part._parameters if name in part._parameters else part._buffers
+                if kept.get(name) is not tensor:
+                    kept[name] = tensor  # type: ignore[assignment]
+        for weight, data, needed in weights:
+            if weight.data_ptr() != data.data_ptr() or weight.stride() != data.stride():
+                weight.data = data
+            if weight.is_leaf:
+                weight.requires_grad_(needed)
 
 
 def find_moved_buffers(module: nn.Module, kept: dict[str, Tensor]) -> list[str]:

@@ -20,6 +20,7 @@ from torch import nn
 
 from defend.assembly.load import as_dataset
 from defend.boundary.copies import copy_module
+from defend.boundary.held import lent
 from defend.datasets.base import ImageDataset
 from defend.defence import Defence
 from defend.errors import ConfigError, DefendError
@@ -147,7 +148,10 @@ def evaluate(
     config = _normalise(config, mean, std)
     watcher = RunBar(open_console(stderr=True), quiet=not progress)
     try:
-        with using(plugins):
+        with using(plugins), contextlib.ExitStack() as stack:
+            for part in (model, purifier, detector):
+                if isinstance(part, nn.Module):  # one that cannot be copied is used itself
+                    stack.enter_context(lent(part))
             (outcome,) = run_arms([config], watcher, plugins, dataset=images)
     finally:
         watcher.end()
