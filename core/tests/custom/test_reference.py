@@ -1,5 +1,7 @@
 """FILE.py:NAME and MODULE:NAME as the names of stages."""
 
+import copy
+import pickle
 import sys
 
 import numpy as np
@@ -9,7 +11,7 @@ from torch import nn
 
 from defend.assembly.composition import Composition
 from defend.attacks.target import Target
-from defend.custom.build import OneLogit, _as_purifier, _as_victim
+from defend.custom.build import Function, OneLogit, _as_purifier, _as_victim
 from defend.custom.drawing import Drawing
 from defend.custom.reference import load_reference
 from defend.datasets.normalised import NormalisedVictim
@@ -459,6 +461,30 @@ def test_a_faster_form_of_what_draws_is_repeated_too():
         with keyed(torch.arange(4), seed=0, stream="x"):
             answers.append(module(images(TASK, 4)))
     assert torch.equal(*answers) and faster.random and faster.stage_name == "slow"
+
+
+def noisy(pictures):
+    return (pictures + 0.1 * torch.randn_like(pictures)).flatten(1)[:, : TASK.classes]
+
+
+noisy.random = True
+noisy.surrogates = lambda: {"soft": Random()}
+
+
+@pytest.mark.parametrize(
+    "victim",
+    [Function(noisy), nn.Sequential(Random(TASK.classes)), nn.DataParallel(Random(TASK.classes))],
+    ids=["a function", "a sequence", "a wrapper"],
+)
+def test_a_victim_says_that_it_draws_wherever_that_stands(victim):
+    """Else no attack averages over its draws, however often check 6 says how to tell."""
+    assert Target(Defence(_as_victim(victim, TASK)), draws=20).draws == 20
+
+
+def test_a_function_has_the_attributes_that_were_set_on_it():
+    assert set(surrogates_of(Function(noisy))) == {"identity", "soft"}
+    assert not hasattr(Function(lambda pictures: pictures), "random")
+    assert isinstance(pickle.loads(pickle.dumps(Function(noisy))), Function) and copy.deepcopy(Function(noisy)).random
 
 
 def test_what_wraps_a_victim_says_what_it_says():

@@ -28,7 +28,7 @@ TRIES = 5  # how often it is asked who has a generator of its own: one in two fl
 
 
 class Function(nn.Module):
-    """A plain function of images as a module."""
+    """A plain function of images as a module. Attributes that it lacks, as `random`, are the function's."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__()
@@ -37,6 +37,14 @@ class Function(nn.Module):
     def forward(self, *images: Tensor) -> Any:
         """Return what the function does."""
         return self.function(*images)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name.startswith("_") or "function" not in vars(self):  # how it is copied, and its like
+                raise
+            return getattr(vars(self)["function"], name)
 
 
 class OneLogit(nn.Module):
@@ -124,7 +132,7 @@ def _as_dataset(spec: CustomSpec, thing: Any) -> ImageDataset:
 
 def _as_victim(module: nn.Module, task: Task) -> nn.Module:
     shape = (task.channels, task.height, task.width)
-    if getattr(module, "random", False) and _draws("victim", module, shape, by_key=True):
+    if _says_random("victim", module, shape):
         module = Drawing(module)
     raw = try_out("victim", module, shape).answer
     answer = unwrap(raw)
@@ -148,9 +156,14 @@ def _as_purifier(module: nn.Module, task: Task) -> nn.Module:
 
 def _as_detector(module: nn.Module, task: Task) -> nn.Module:
     shape = (task.channels, task.height, task.width)
-    if getattr(module, "random", False) and _draws("detector", module, shape, by_key=True):
-        return Drawing(module)
-    return module
+    return Drawing(module) if _says_random("detector", module, shape) else module
+
+
+def _says_random(stage: str, module: nn.Module, shape: tuple[int, int, int]) -> bool:
+    """Whether a module, or a part of it behind a wrapper that says nothing, says that it draws and needs `Drawing`."""
+    if getattr(module, "random", False):
+        return _draws(stage, module, shape, by_key=True)
+    return any(getattr(part, "random", False) is True for part in module.modules())
 
 
 def _draws(stage: str, module: nn.Module, shape: tuple[int, int, int], *, by_key: bool = False) -> bool:
