@@ -487,6 +487,18 @@ def test_a_function_has_the_attributes_that_were_set_on_it():
     assert isinstance(pickle.loads(pickle.dumps(Function(noisy))), Function) and copy.deepcopy(Function(noisy)).random
 
 
+def test_a_function_of_a_file_over_a_network_in_training_mode_is_told(tmp_path):
+    file = tmp_path / "own.py"
+    file.write_text("""
+from torch import nn
+network = nn.Sequential(nn.Flatten(), nn.Dropout(0.5))
+def answer(images):
+    return network(images)[:, :10]
+""")
+    with pytest.warns(UserWarning, match=r"calls Sequential in training mode, .*\.eval\(\)"):
+        built("victim", f"{file}:answer")
+
+
 def test_what_wraps_a_victim_says_what_it_says():
     wrapped = [NormalisedVictim(Random(2), (0.5,), (0.5,)), OneLogit(Random(1))]
     for victim in wrapped:

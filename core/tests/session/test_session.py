@@ -107,6 +107,23 @@ def test_parts_that_cannot_be_copied_are_given_back_as_they_were(model, data):
     assert not {"random", "stage_name"} & {*vars(victim), *vars(purifier)}
 
 
+@pytest.mark.parametrize("how", ["enclosed", "bound", "partial"])
+def test_a_function_over_a_network_in_training_mode_trains_nothing(data, how):
+    """Else attacked images would move its batch statistics, and its dropout would look like a defence."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.BatchNorm2d(TASK.channels), nn.Dropout(0.5), TinyVictim(TASK)).train()
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    functions = {
+        "enclosed": lambda batch: network(batch),
+        "bound": network.forward,
+        "partial": functools.partial(lambda model, batch: model(batch), network),
+    }
+    with pytest.warns(UserWarning, match="Sequential is in training mode"):
+        defend.evaluate(functions[how], data, **QUICK)
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+    assert all(part.training for part in network.modules())
+
+
 class Dark(nn.Module):
     random = False
 

@@ -31,7 +31,7 @@ def eval_mode(module: nn.Module) -> Iterator[None]:
     if not training:
         yield
         return
-    if any(isinstance(part, (_NormBase, _DropoutNd)) for part in training):
+    if moves_in_training(module):
         warnings.warn(
             f"{name_of(module)} is in training mode, where dropout and batch statistics move its answers: it is held "
             "in eval mode meanwhile, and put back afterwards; call .eval() yourself to say so",
@@ -43,6 +43,11 @@ def eval_mode(module: nn.Module) -> Iterator[None]:
     finally:
         for part, mode in modes:
             part.training = mode
+
+
+def moves_in_training(module: nn.Module) -> bool:
+    """Whether it is in training mode and has parts that behave differently there: dropout, batch statistics."""
+    return any(part.training and isinstance(part, (_NormBase, _DropoutNd)) for part in module.modules())
 
 
 @contextlib.contextmanager

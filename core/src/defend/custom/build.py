@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,6 +15,8 @@ from torch import Tensor, nn
 
 from defend.boundary.answers import Answering, unwrap
 from defend.boundary.calls import Calling
+from defend.boundary.given import name_of
+from defend.boundary.held import moves_in_training
 from defend.boundary.trial import complete_modes, try_out
 from defend.custom.drawing import Drawing
 from defend.custom.spec import NORMALISATION, TASK, CustomSpec, takes
@@ -45,6 +49,20 @@ class Function(nn.Module):
             if name.startswith("_") or "function" not in vars(self):  # how it is copied, and its like
                 raise
             return getattr(vars(self)["function"], name)
+
+
+def networks_of(function: Callable[..., Any]) -> list[nn.Module]:
+    """Return the networks that a function calls, as far as they are seen: bound, enclosed, or global by their name."""
+    given: list[Any] = [getattr(function, "__self__", None)]
+    if isinstance(function, functools.partial):
+        given += [*function.args, *function.keywords.values(), *networks_of(function.func)]
+    plain = getattr(function, "__func__", function)
+    for cell in getattr(plain, "__closure__", None) or ():
+        with contextlib.suppress(ValueError):  # one that is not filled yet
+            given.append(cell.cell_contents)
+    names = getattr(getattr(plain, "__code__", None), "co_names", ())
+    given += [getattr(plain, "__globals__", {}).get(name) for name in names]
+    return list(dict.fromkeys(thing for thing in given if isinstance(thing, nn.Module)))
 
 
 class OneLogit(nn.Module):
@@ -91,6 +109,13 @@ def build(spec: CustomSpec, config: Any, task: Task | None = None) -> Any:
         raise ContractError(f"{what}, expected an nn.Module or a function{hint}")
     assert task is not None
     complete_modes(module)
+    for network in networks_of(module.function) if isinstance(module, Function) else ():
+        if moves_in_training(network):
+            warnings.warn(
+                f"{spec.stage} {spec.name} calls {name_of(network)} in training mode, where attacked images move its "
+                "answers: call its .eval() before",
+                stacklevel=2,
+            )
     if spec.stage == "purifier":
         return _as_purifier(module, task)
     if spec.stage == "detector":

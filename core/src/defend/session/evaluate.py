@@ -20,7 +20,8 @@ from torch import nn
 
 from defend.assembly.load import as_dataset
 from defend.boundary.copies import copy_module
-from defend.boundary.held import lent
+from defend.boundary.held import eval_mode, lent
+from defend.custom.build import networks_of
 from defend.datasets.base import ImageDataset
 from defend.defence import Defence
 from defend.errors import ConfigError, DefendError
@@ -152,6 +153,9 @@ def evaluate(
             for part in (model, purifier, detector):
                 if isinstance(part, nn.Module):  # one that cannot be copied is used itself
                     stack.enter_context(lent(part))
+                elif callable(part):
+                    for network in networks_of(part):
+                        stack.enter_context(eval_mode(network))
             (outcome,) = run_arms([config], watcher, plugins, dataset=images)
     finally:
         watcher.end()
