@@ -437,6 +437,24 @@ def test_a_victim_with_other_outputs_than_classes_is_refused(outputs, classes):
     check_outputs(victim, attrs.evolve(task, classes=outputs), "victim v")
 
 
+@pytest.mark.parametrize(
+    ("names", "typed", "advice"),
+    [
+        ("abcd", None, "the names of all 5, in the model's order: classes=[names]"),
+        ("0124", None, "the names of all 5, in the model's order: classes=[names]"),
+        ("0123", None, "say so with classes=5"),
+        ("", None, "say so with classes=5"),
+        ("abcd", (), "say so with a file of the model's class names, one a line, in its order: --classes FILE"),
+        ("0124", (), "say so with --classes 5, or a file with their names"),
+    ],
+)
+def test_a_number_is_advised_only_where_it_says_which_classes_there_are(names, typed, advice):
+    task = Task("mine", 1, 8, 8, 4, class_names=tuple(names), typed=typed)
+    with pytest.raises(ContractError) as caught:
+        check_outputs(TinyVictim(attrs.evolve(task, classes=5)).eval(), task, "victim v")
+    assert str(caught.value).endswith(advice)
+
+
 # Memory
 
 

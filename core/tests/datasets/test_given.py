@@ -353,16 +353,33 @@ def test_a_number_of_classes_leaves_labels_as_they_are():
     names = sorted(map(str, range(12)))  # as torchvision's ImageFolder sorts folders: 0, 1, 10, 11, 2, ...
     twelve = torch.arange(60) % 12
     data = Pairs(lambda at: (FLOATS[at], int(twelve[at])), classes=names)
-    for classes in (12, 20, None):
+    for classes in (12, None):
         made = as_dataset(data, classes=classes)
         assert torch.equal(made.labels("test"), as_dataset((FLOATS, twelve)).labels("test"))
     by_name = as_dataset(data, classes=list(map(str, range(12))))
     assert [by_name.classes[label] for label in by_name.labels("test")] == [
         names[label] for label in made.labels("test")
     ]
-    # a source with classes too few for the labels of another says nothing of theirs
-    few = Subset(Pairs(lambda at: (FLOATS[at], int(twelve[at]) % 11), classes=sorted(map(str, range(11)))), range(11))
-    assert as_dataset((FLOATS, twelve), val=few).labels("val").tolist() == list(range(11))
+
+
+@pytest.mark.parametrize("names", [list("abdef"), list("01245"), ["0", "1", "10", "11", "2"]])
+def test_a_number_does_not_say_which_classes_are_missing(names):
+    data = Pairs(lambda at: (FLOATS[at], int(LABELS[at])), classes=names)
+    said = refusal(data, classes=12)
+    assert f"names 5 classes ({', '.join(names)}), and there are 12" in said and "classes=[names]" in said
+    every = [*names[3:], "z", *names[:3], "y"]
+    right = [every.index(names[label]) for label in LABELS]
+    assert as_dataset(data, val=(FLOATS, LABELS), classes=every).labels("test").tolist() == right
+    # nor do names that are none of theirs, or another source's labels
+    assert f"has a class {names[0]!r} that classes= does not" in refusal(data, classes=list("uvwxyz"))
+    assert "val names 5 classes" in refusal((FLOATS, torch.arange(60) % 6), val=data)
+
+
+def test_names_that_are_the_numbers_from_0_count_on():
+    data = Pairs(lambda at: (FLOATS[at], int(LABELS[at])), classes=list("01234"))
+    for classes in (5, 12, list("uvwxyz")):
+        made = as_dataset(data, val=(FLOATS, LABELS), classes=classes)
+        assert torch.equal(made.labels("test"), LABELS) and len(made.classes) in (5, 12, 6)
 
 
 @pytest.mark.parametrize(

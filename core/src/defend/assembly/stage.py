@@ -17,6 +17,7 @@ from defend.boundary.answers import unwrap
 from defend.boundary.calls import Calling
 from defend.boundary.trial import try_out
 from defend.custom.spec import CustomSpec
+from defend.datasets.classes import ITS_NAMES, count_names
 from defend.errors import ContractError, WeightsError
 from defend.options import describe
 from defend.plugins import Found, Registry
@@ -169,12 +170,21 @@ def check_outputs(module: nn.Module, task: Task, what: str) -> None:
         count = said.shape[1]
         more = ""
         if count > task.classes:
-            flag = f"classes={count}" if task.typed is None else f"--classes {count}, or a file with their names"
-            more = f"; where the images at hand are not of all of them, say so with {flag}"
+            more = f"; where the images at hand are not of all of them, say so with {_say_classes(count, task)}"
         raise ContractError(
             f"{what} answers for {count} classes, and {task.dataset} has {task.classes}: its outputs must be those of "
             f"the data set's classes, in their order{more}"
         )
+
+
+def _say_classes(count: int, task: Task) -> str:
+    """Say how a user tells of classes that her images are not of: a number does not say where names belong."""
+    if task.typed is None:
+        named = task.class_names not in ((), count_names(task.classes))
+        return f"the names of all {count}, in the model's order: classes=[names]" if named else f"classes={count}"
+    if set(task.class_names) <= set(count_names(count)):
+        return f"--classes {count}, or a file with their names"
+    return f"a file of {ITS_NAMES}: --classes FILE"
 
 
 def _with_architecture(part: Part, card: Card, path: Path, task: Task) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from defend.datasets.base import SPLIT_SEED, SPLITS, Batch, ImageDataset, Origin, Split
+from defend.datasets.classes import count_names
 from defend.datasets.digests import SIZE
 from defend.datasets.given_sources import CPU, Source, SplitOf, find_source
 from defend.datasets.splitting import USUAL_SHARES, Part, share_out
@@ -46,8 +47,8 @@ def gather(
             part of `data` (`splitting.hold_out_of_given`), which is then not judged.
         train: what is trained on, likewise; without it nothing can be.
         classes: class names by label, or how many there are. Labels that came with names are found by these where all
-            of them are known; a number leaves labels as they are. None takes the names that came with `data`, else
-            "0", "1", ...
+            of them are known; a number leaves labels as they are, and is refused where fewer names came. None takes
+            the names that came with `data`, else "0", "1", ...
         name: what it is called.
         seed: of what is held out.
 
@@ -290,18 +291,28 @@ def _renumber(who: str, source: Source, classes: tuple[str, ...], counted: bool)
     Classes that are only `counted` have no names: a folder "10" may be of any label.
 
     Raises:
-        DataError: a label without a name, or only some of the names.
+        DataError: a label without a name; only some of the names; or fewer classes, of which nothing says which.
     """
     said, labels = source.classes, source.labels
-    known = [] if counted else [name for name in said if name in classes]
-    if known and len(said) > int(labels.max()):
-        if len(known) < len(said):
-            strange = next(name for name in said if name not in classes)
-            raise DataError(f"{who} has a class {strange!r} that classes= does not: {did_you_mean(strange, classes)}")
-        return torch.tensor([classes.index(name) for name in said])[labels]
-    if int(labels.max()) >= len(classes):
+    highest = int(labels.max())
+    if len(said) > highest:
+        # where classes are missing, those after them have other labels than the model's
+        fewer = len(said) < len(classes) and said != count_names(len(said))
+        if counted and fewer:
+            raise DataError(
+                f"{who} names {len(said)} classes ({', '.join(said)[:60]}), and there are {len(classes)}: a number "
+                "does not say which of them these are; pass the model's class names, in its order (classes=[names])"
+            )
+        known = [] if counted else [name for name in said if name in classes]
+        if known or fewer:
+            if len(known) < len(said):
+                strange = next(name for name in said if name not in classes)
+                like = did_you_mean(strange, classes)
+                raise DataError(f"{who} has a class {strange!r} that classes= does not: {like}")
+            return torch.tensor([classes.index(name) for name in said])[labels]
+    if highest >= len(classes):
         raise DataError(
-            f"{who}: a label is {int(labels.max())}, and there are {len(classes)} classes: expected 0 to "
-            f"{len(classes) - 1}; pass classes= with the names of all, or how many they are"
+            f"{who}: a label is {highest}, and there are {len(classes)} classes: expected 0 to {len(classes) - 1}; "
+            "pass classes= with the names of all, or how many they are"
         )
     return labels

@@ -120,7 +120,8 @@ def evaluate(
         finetune: the fine-tuner whose tuned weights replace the model's, or None.
         val: held-out images for thresholds and trials, like `data`; None holds a seeded part of `data` out.
         train: training images, like `data`, where a part asks for them.
-        classes: class names by label, or how many there are, where the data does not say.
+        classes: class names by label, or how many there are, where the data does not say; a number is refused where
+            the data names fewer.
         mean, std: what to subtract from images in [0,1], and to divide by, if the model wants normalised ones: one
             number a channel, one for all, or a name (imagenet, cifar10, half, none). Gradients pass through that.
         out: the run folder; None keeps nothing beyond the returned object.

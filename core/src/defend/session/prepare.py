@@ -60,7 +60,8 @@ def train(
         purifier: of a fine-tuner: what stands before the victim, a module or a name.
         val: held-out images, like `data`, of a folder or a file all (or its own val); None holds a seeded part of
             `data` out. Another part, to measure by, is held out where `data` has no test.
-        classes: class names by label, or how many there are, where the data does not say.
+        classes: class names by label, or how many there are, where the data does not say; a number is refused where
+            the data names fewer.
         options: of the stage and of its recipe, for example {"epochs": 10}.
         out: the weights file, which of the stage's options keeps the architecture alone; None keeps the weights in the
             returned module.
