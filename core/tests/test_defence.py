@@ -8,7 +8,7 @@ from torch import nn
 
 from defend.assembly.prepare import fold_batch_norm, prepare
 from defend.defence import Defence
-from defend.errors import ContractError, DataError
+from defend.errors import ContractError, DataError, StageError
 from defend.testing.toys import TASK, TinyVictim, images
 
 
@@ -161,6 +161,16 @@ def test_verdict_is_the_softmax_of_the_logits():
     assert torch.equal(verdict.labels, logits.argmax(1))
     torch.testing.assert_close(verdict.confidence, logits.softmax(1).gather(1, verdict.labels[:, None])[:, 0])
     assert torch.equal(verdict.purified, Gamma()(BATCH).detach())
+
+
+def test_a_function_that_fails_is_told_in_its_own_words():
+    def fail(batch):
+        raise ValueError("my own message")
+
+    for parts in ({"victim": fail}, {"victim": TinyVictim(), "purifier": fail}):
+        with pytest.raises(StageError, match="my own message"):
+            Defence(**parts).judge(BATCH)
+    assert len(Defence(lambda batch: batch.flatten(1)[:, :3]).judge(BATCH.half()).labels) == len(BATCH)
 
 
 def test_logits_that_a_softmax_cannot_tell_apart_are_judged_as_attacks_judge_them():

@@ -124,6 +124,28 @@ def test_a_function_over_a_network_in_training_mode_trains_nothing(data, how):
     assert all(part.training for part in network.modules())
 
 
+class Frozen(nn.Module):
+    """A part that keeps its norms in eval mode, in the usual way, whose `train` returns nothing."""
+
+    random = False
+
+    def __init__(self, module):
+        super().__init__()
+        self.module, self.norm = module, nn.BatchNorm2d(TASK.channels)
+
+    def train(self, mode=True):
+        super().train(mode)
+        self.norm.eval()
+
+    def forward(self, batch):
+        return self.module(self.norm(batch)).clamp(0, 1) if isinstance(self.module, nn.Identity) else self.module(batch)
+
+
+def test_a_part_whose_train_returns_nothing_is_used_like_any_other(model, data):
+    found = defend.evaluate(Frozen(model), data, purifier=Frozen(nn.Identity()), **QUICK)
+    assert found.rows[0].n == 12
+
+
 class Dark(nn.Module):
     random = False
 

@@ -115,7 +115,8 @@ def _prepare(stage: nn.Module, count: int, sample: Tensor) -> tuple[nn.Module, s
             faster: nn.Module = own() if callable(own) else fold_sequences(stage)
         if faster is stage:
             return stage, "", {}
-        faster = faster.eval().requires_grad_(False)
+        faster.eval()
+        faster.requires_grad_(False)
         known = _answers(_scratch(stage), count, sample)
         found = _answers(_scratch(faster), count, sample, tuple(known))
         if not _close(known, found, scores=count > 1):
@@ -321,7 +322,8 @@ def _fold(module: nn.Module, sample: Tensor) -> tuple[nn.Module, bool, str]:
     for name in ("random", "stage_name"):
         if hasattr(module, name):
             setattr(folded, name, getattr(module, name))
-    return folded.eval().requires_grad_(False), True, ""
+    folded.eval()
+    return folded.requires_grad_(False), True, ""
 
 
 @contextlib.contextmanager

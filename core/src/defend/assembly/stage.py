@@ -114,7 +114,8 @@ def build_part(part: Part, task: Task, bare: nn.Module | None = None) -> Built:
                 stacklevel=2,
             )
     origin = None if path is None else part.find_origin(path, task.filing)
-    return Built(module.eval(), config, path, card, origin, isinstance(found.spec, CustomSpec))
+    module.eval()
+    return Built(module, config, path, card, origin, isinstance(found.spec, CustomSpec))
 
 
 def build_module(found: Found, config: Any, task: Task, *bare: nn.Module) -> nn.Module:

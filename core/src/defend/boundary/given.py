@@ -184,4 +184,5 @@ def own(images: Tensor, stage: nn.Module) -> Tensor:
 
 def kind_of(stage: nn.Module) -> torch.dtype | None:
     """Return the type of a stage's first floating weight, None of one that has none."""
-    return next((weight.dtype for weight in stage.parameters() if weight.is_floating_point()), None)
+    weights = stage.parameters() if isinstance(stage, nn.Module) else ()  # a function has none
+    return next((weight.dtype for weight in weights if weight.is_floating_point()), None)

@@ -48,7 +48,8 @@ def try_out(stage: str, module: nn.Module, shape: tuple[int, int, int], seed: in
     with seeded(seed, where):
         before = read_states(where)
         try:
-            answer = ask(stage, module.eval(), *images)
+            module.eval()  # what it returns is not asked: a user's `train` may return nothing
+            answer = ask(stage, module, *images)
         except DefendError:
             answer = None
         finally:

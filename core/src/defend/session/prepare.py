@@ -106,7 +106,7 @@ def train(
             )
         own = list_unfiled(found, aimed.options)
         composition = Composition.of(**parts, options={stage: own}, weights={stage: str(path)}, plugins=plugins)
-        return composition.build(images.task())[stage].module.eval()
+        return composition.build(images.task())[stage].module
 
 
 @checks_arguments("calibrate")

@@ -40,17 +40,18 @@ def find_unfit(networks: Mapping[str, nn.Module], task: Task) -> str:
 def _try(trial: nn.Module, sample: Tensor) -> str:
     """Bring a copy into channels-last; say what then fails that worked before, "" where nothing does."""
     place = device_of(trial)
-    working = [mode for mode in (False, True) if _fails(trial.train(mode), sample.to(place)) is None]
+    working = [mode for mode in (False, True) if _fails(trial, mode, sample.to(place)) is None]
     try:
         trial.to(memory_format=torch.channels_last)
     except RuntimeError as error:
         return cause_of(error)
-    failed = (_fails(trial.train(mode), sample.to(place)) for mode in working)
+    failed = (_fails(trial, mode, sample.to(place)) for mode in working)
     return next((cause_of(error) for error in failed if error is not None), "")
 
 
-def _fails(network: nn.Module, images: Tensor) -> Exception | None:
-    """Return what a network raises on images [B,C,H,W], None where it answers."""
+def _fails(network: nn.Module, training: bool, images: Tensor) -> Exception | None:
+    """Return what a network raises on images [B,C,H,W], training or not; None where it answers."""
+    network.train(training)
     try:
         with torch.no_grad(), keyed(torch.arange(len(images), device=images.device), seed=0, stream="layout"):
             network(images)

@@ -147,7 +147,8 @@ def _place(training: Training, networks: Mapping[str, nn.Module], device: torch.
         else:
             module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     for module in training.frozen.values():
-        module.eval().requires_grad_(False)
+        module.eval()
+        module.requires_grad_(False)
     return unfit
 
 
