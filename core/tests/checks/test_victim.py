@@ -1,11 +1,13 @@
 """`defend check` names what is odd about a victim, and what to do."""
 
+import attrs
 import pytest
 import torch
 from torch import nn
 
 from defend.checks.guessing import find_guessing
 from defend.checks.victim import inspect
+from defend.custom.build import OneLogit
 from defend.testing.toys import TASK, TinyVictim, images
 
 
@@ -39,6 +41,7 @@ def test_a_victim_passes(sample):
     ("function", "name", "status"),
     [
         (lambda logits: logits.softmax(1), "logits", "warn"),
+        (lambda logits: logits.sigmoid(), "logits", "warn"),
         (lambda logits: logits.detach(), "gradient", "fail"),
         (lambda logits: logits.round(), "gradient", "fail"),
         (lambda logits: logits + torch.randn_like(logits), "repetition", "warn"),
@@ -51,6 +54,23 @@ def test_a_victim_passes(sample):
 )
 def test_each_oddness_is_named(sample, function, name, status):
     assert statuses(Through(sample[0], function), sample)[name] == status
+
+
+def test_one_output_behind_a_sigmoid_is_named_and_no_brighter_images_are_advised():
+    """At 255 times the brightness it answers 0 or 1, and an attack finds no gradient."""
+    torch.manual_seed(0)
+    task = attrs.evolve(TASK, classes=2)
+    number = nn.Linear(TASK.channels * TASK.height * TASK.width, 1)
+    batch = images(task, 60)
+    z = number(batch.flatten(1)).detach()
+    number.bias.data -= z.median()
+    labels = (number(batch.flatten(1)) > 0)[:, 0].long()
+    victim = OneLogit(nn.Sequential(nn.Flatten(), number, nn.Sigmoid())).eval()
+    found = {each.name: each for each in inspect(victim, batch, labels, 2)}
+    assert found["logits"].status == "warn" and "sigmoid" in found["logits"].said
+    assert "255" not in found["accuracy"].said + found["accuracy"].cure
+    plain = OneLogit(nn.Sequential(nn.Flatten(), number)).eval()
+    assert {each.name: each.status for each in inspect(plain, batch, labels, 2)}["logits"] == "pass"
 
 
 def test_normalisation_that_is_missing_is_found(sample):

@@ -25,6 +25,8 @@ from defend.values.threats import DEFENDED, THREATS, UNDEFENDED, ThreatKind
 Level = Literal["basic", "full"]
 Status = Literal["pass", "warn", "fail", "skip"]
 SAME_EPS = 1e-6
+SUMS = 1e-4  # by which what a softmax answers may miss 1
+SIGMOID = "all answers lie between 0 and 1, as a sigmoid's do"
 FAR_BEHIND = 3.0
 PACK = 128  # images in one forward pass of a probe, draws included
 
@@ -210,6 +212,18 @@ def plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
+
+
+def squashed_by(logits: Tensor) -> str:
+    """Return what a victim's answers [B,K], of two or more images, look as if they ended in: softmax, sigmoid, or "".
+
+    Of a binary classifier with one output z, which the host shows as (-z/2, z/2), it is z that is looked at.
+    """
+    one = logits.shape[1] == 2 and torch.equal(logits[:, 0], -logits[:, 1])
+    said = 2 * logits[:, 1:] if one else logits
+    if len(said) < 2 or not bool(((said >= 0) & (said <= 1)).all()) or not bool(said.any()):
+        return ""
+    return "softmax" if bool(((said.sum(1) - 1).abs() < SUMS).all()) and not one else "sigmoid"
 
 
 def percent(share: float) -> str:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from defend.attacks.objectives import LEADING, measure_margin
 from defend.checks.common import (
+    SIGMOID,
     Case,
     Findings,
     Known,
@@ -18,6 +19,7 @@ from defend.checks.common import (
     know_draws,
     lead,
     percent,
+    squashed_by,
 )
 from defend.checks.following import follow_rows
 from defend.defence import Defence
@@ -213,9 +215,11 @@ def inside(case: Case, found: Findings) -> None:
         return
     with torch.no_grad():
         outputs = know_draws(subject)(subject.images).float()
-    ones = torch.ones(len(outputs), device=outputs.device)
-    if bool((outputs >= 0).all()) and torch.allclose(outputs.sum(1), ones, atol=1e-4):
+    squashed = squashed_by(outputs)
+    if squashed == "softmax":
         found.add("fail", "the outputs are probabilities: attacks on logits saturate; return logits")
+    elif squashed:
+        found.add("warn", f"{SIGMOID}: attacks on those saturate; return the numbers before it")
     some = subject.part(slice(2))
     declared = any(bool(getattr(module, "optimises", False)) for module in some.defence.modules())
     with keyed(some.keys, seed=some.seed, stream="defender"):

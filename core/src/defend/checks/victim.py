@@ -14,7 +14,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from defend.boundary.answers import ask, logits_of
 from defend.boundary.calls import Calling
 from defend.boundary.given import name_of
-from defend.checks.common import Status, lead
+from defend.checks.common import SIGMOID, Status, lead, squashed_by
 from defend.checks.guessing import find_guessing
 from defend.datasets.normalisation import MEANS, STDS
 from defend.errors import DefendError
@@ -88,13 +88,21 @@ def _answer(raw: object, logits: Tensor, classes: int) -> Finding:
 
 
 def _scale(victim: nn.Module, images: Tensor, labels: Tensor, logits: Tensor) -> Iterator[Finding]:  # noqa: ARG001
-    total = logits.sum(1)
-    if bool((logits >= 0).all()) and bool(((total - 1).abs() < ROUNDING).all()):
+    squashed = squashed_by(logits)
+    if squashed == "softmax":
         yield Finding(
             "logits",
             "warn",
             "the answers are probabilities: they sum to 1",
             "return the numbers before the softmax; attacks follow those, and a softmax twice hides gradients",
+        )
+    elif squashed:
+        yield Finding(
+            "logits",
+            "warn",
+            SIGMOID,
+            "return the numbers before the sigmoid; attacks follow those. Of one output an answer above 0 is the second "
+            "class, which all of a sigmoid's are",
         )
     else:
         yield Finding("logits", "pass", f"from {float(logits.min()):.3g} to {float(logits.max()):.3g}")
@@ -116,7 +124,12 @@ def _accuracy(victim: nn.Module, images: Tensor, labels: Tensor, logits: Tensor)
             other = _right(logits_of(ask("victim", victim, (images - shift) / width), images, victim), labels)
             if other > share:
                 best, share = f"--mean {name} --std {name}", other
-        other = _right(logits_of(ask("victim", victim, images * 255), images, victim), labels)
+        # brighter images drive a sigmoid into saturation, where it answers with one class or the other
+        other = (
+            0.0
+            if squashed_by(logits)
+            else _right(logits_of(ask("victim", victim, images * 255), images, victim), labels)
+        )
         if other > share:
             best, share = "images from 0 to 255: multiply by 255 inside its forward", other
     if share > right + PLAINLY:
