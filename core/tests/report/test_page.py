@@ -341,25 +341,50 @@ def test_what_cannot_be_ranked_has_no_rank(tmp_path, change, said):
     assert (board(places, "figure") is None) == (said == "not comparable")
 
 
-def test_an_interrupted_run_takes_no_row_from_the_others(tmp_path):
+@pytest.mark.parametrize("why", ["interrupted", "unchecked", "blocked"])
+def test_a_run_without_a_rank_takes_no_row_from_the_others(why, tmp_path):
     folders = [
         made_up_run.write(tmp_path / name, name=name, better=better) for name, better in (("dae", 0), ("apudae", 0.3))
     ]
     results = [read_results(folder) for folder in folders]
     alone = leaderboard(results, compare([each.run for each in results]))
     cut = read_results(made_up_run.write(tmp_path / "vaegan", name="vaegan"))
-    cut = attrs.evolve(
-        cut, run=attrs.evolve(cut.run, rows=cut.run.rows[:1], report={**cut.run.report, "partial": True})
-    )
+    report = {**cut.run.report, "partial": why == "interrupted"}
+    cut = attrs.evolve(cut, run=attrs.evolve(cut.run, rows=cut.run.rows[:1], report=report))
+    if why == "unchecked":
+        cut = attrs.evolve(cut, report=attrs.evolve(cut.report, config=attrs.evolve(cut.report.config, checks="none")))
+    if why == "blocked":
+        failed = read_results(made_up_run.write(tmp_path / "blocked", name="vaegan", checks=("fail",)))
+        cut = attrs.evolve(failed, run=attrs.evolve(failed.run, rows=failed.run.rows[:1]))
     every = [cut, *results]
     places = leaderboard(every, compare([each.run for each in every]))
     assert [(place.run, place.rank, place.blocked) for place in places] == [
         (2, 1, ""),
         (1, 2, ""),
-        (0, None, "interrupted"),
+        (0, None, why),
     ]
     assert [place.worst for place in places[:2]] == [place.worst for place in alone]
     assert places[1].difference.difference == alone[1].difference.difference and places[0].over == alone[0].over > 2
+
+
+def test_a_worst_case_over_what_all_have_keeps_its_caveat(tmp_path):
+    """The rows of the attacker who knew the defence may be those that another run lacks."""
+    folders = [made_up_run.write(tmp_path / name, name=name) for name in ("dae", "apudae")]
+    whole, other = (read_results(folder).run for folder in folders)
+    poor = attrs.evolve(other, rows=tuple(row for row in other.rows if row.key.threat in ("none", "oblivious")))
+    notes = compare([whole, poor]).notes
+    assert f"{whole.label}: in the rows that all have, no attacker knew of the defence" in " ".join(notes)
+    assert not any("rows that all have" in note for note in compare([whole, other]).notes)
+
+
+EQUAL = (("dae", 0.3), ("apudae", 0.3), ("vaegan", 0))
+
+
+def test_equal_figures_have_the_same_rank(tmp_path):
+    folders = [made_up_run.write(tmp_path / name, name=name, better=better) for name, better in EQUAL]
+    results = [read_results(folder) for folder in folders]
+    places = leaderboard(results, compare([each.run for each in results]))
+    assert [place.rank for place in places] == [1, 1, 3]
 
 
 def test_the_leaderboard_ranks_and_tests(runs):
@@ -373,7 +398,7 @@ def test_the_leaderboard_ranks_and_tests(runs):
     places = leaderboard(results, compared)
     assert [(place.run, place.rank) for place in places] == [(1, 1), (0, 2), (2, None)]
     assert places[0].difference is None
-    found = next(pair for pair in compared.worst_case.differences if (pair.first, pair.second) == (0, 1))
+    (found,) = compare([each.run for each in results[:2]]).worst_case.differences
     turned = places[1].difference
     assert (turned.first, turned.second, turned.p_holm) == (1, 0, found.p_holm)
     assert turned.difference == -found.difference == places[1].worst.accuracy - places[0].worst.accuracy < 0

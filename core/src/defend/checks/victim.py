@@ -101,8 +101,8 @@ def _scale(victim: nn.Module, images: Tensor, labels: Tensor, logits: Tensor) ->
             "logits",
             "warn",
             SIGMOID,
-            "return the numbers before the sigmoid; attacks follow those. Of one output an answer above 0 is the second "
-            "class, which all of a sigmoid's are",
+            "return the numbers before the sigmoid; attacks follow those. Of one output all above 0 is the second "
+            "class, as all is that a sigmoid answers",
         )
     else:
         yield Finding("logits", "pass", f"from {float(logits.min()):.3g} to {float(logits.max()):.3g}")
@@ -125,13 +125,10 @@ def _accuracy(victim: nn.Module, images: Tensor, labels: Tensor, logits: Tensor)
             if other > share:
                 best, share = f"--mean {name} --std {name}", other
         # brighter images drive a sigmoid into saturation, where it answers with one class or the other
-        other = (
-            0.0
-            if squashed_by(logits)
-            else _right(logits_of(ask("victim", victim, images * 255), images, victim), labels)
-        )
-        if other > share:
-            best, share = "images from 0 to 255: multiply by 255 inside its forward", other
+        if not squashed_by(logits):
+            other = _right(logits_of(ask("victim", victim, images * 255), images, victim), labels)
+            if other > share:
+                best, share = "images from 0 to 255: multiply by 255 inside its forward", other
     if share > right + PLAINLY:
         yield Finding("accuracy", "fail", f"{said}; {in_percent(share, 0)} % with {best}", f"take {best}")
     elif stands.status == "fail":

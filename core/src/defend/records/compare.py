@@ -315,8 +315,7 @@ def _notes(
     for place in everyone:
         if failed := runs[place].failed:
             yield f"{labels[place]}: its figures are not to be trusted, as checks failed ({'; '.join(failed)})"
-        for caveat in runs[place].caveats:
-            yield f"{labels[place]}: {caveat}"
+        yield from (f"{labels[place]}: {caveat}" for caveat in _caveats(runs[place], worst))
         if runs[place].partial:
             yield f"{labels[place]} was interrupted: rows may be missing, and those marked * are cut short"
     if worst is None:
@@ -330,6 +329,14 @@ def _notes(
     if worst.left_out:
         left = ", ".join(map(str, worst.left_out))
         yield f"the worst case is over what all runs have; without {left}"
+
+
+def _caveats(run: Run, worst: ComparedWorstCase | None) -> Iterable[str]:
+    """Return what a run's own figures rest on, and its part of a worst case that is over fewer rows."""
+    yield from run.caveats
+    if worst is not None and not _is_bare(run):
+        over = run.caveats_over(key.threat for key in worst.over)
+        yield from (f"in the rows that all have, {caveat}" for caveat in over if caveat not in run.caveats)
 
 
 def _differ(what: str, values: Mapping[int, Any], labels: Sequence[str], consequence: str) -> Iterable[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,9 +82,12 @@ class Run:
     @property
     def caveats(self) -> tuple[str, ...]:
         """What its figures rest on that a reader would not guess, see `defend.values.report.find_caveats`."""
+        return self.caveats_over(row.key.threat for row in self.rows if row.headline)
+
+    def caveats_over(self, threats: Iterable[str]) -> tuple[str, ...]:
+        """What a figure over rows of some threats alone rests on."""
         config = self.report["config"]
         screened = bool(config.get("purifier") or config.get("detector"))
-        threats = [row.key.threat for row in self.rows if row.headline]
         return find_caveats(config.get("checks", "basic"), screened, threats)
 
 

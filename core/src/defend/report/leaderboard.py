@@ -42,9 +42,19 @@ class Place:
 def leaderboard(results: Sequence[Results], compared: Comparison) -> list[Place]:
     """Rank runs by worst case over what all have in common; those without a rank stand last.
 
-    An interrupted run lacks rows and images: where there is one, the others are held against each other without it.
+    A run that can have no rank, as one that was interrupted, lacks rows and images: the others are held against each
+    other without it. Equal figures have the same rank.
     """
-    whole = [run for run, each in enumerate(results) if not each.run.partial]
+
+    def find_unranked(run: int) -> str:
+        report = results[run].report
+        if report.failed:
+            return "blocked"
+        if report.config.checks == "none":
+            return "unchecked"
+        return "interrupted" if results[run].run.partial else ""
+
+    whole = [run for run in range(len(results)) if not find_unranked(run)]
     if len(whole) < 2:
         whole = list(range(len(results)))
     basis = compared if len(whole) == len(results) else compare([results[run].run for run in whole])
@@ -55,14 +65,7 @@ def leaderboard(results: Sequence[Results], compared: Comparison) -> list[Place]
             worst[run] = cell
 
     def find_blocked(run: int) -> str:
-        report = results[run].report
-        if report.failed:
-            return "blocked"
-        if report.config.checks == "none":
-            return "unchecked"
-        if results[run].run.partial:
-            return "interrupted"
-        return "" if shared is not None else "not comparable"
+        return find_unranked(run) or ("" if shared is not None else "not comparable")
 
     def merit(run: int) -> tuple[bool, float]:
         found = worst[run]
@@ -72,10 +75,11 @@ def leaderboard(results: Sequence[Results], compared: Comparison) -> list[Place]
     order = sorted(range(len(results)), key=merit)
     pairs = {} if shared is None else {(whole[pair.first], whole[pair.second]): pair for pair in shared.differences}
     best = order[0]
+    merits = [merit(run) for run in order]
     return [
         Place(
             run=run,
-            rank=None if find_blocked(run) else rank,
+            rank=None if find_blocked(run) else 1 + merits.index(merit(run)),
             blocked=find_blocked(run),
             label=compared.labels[run],
             worst=found,
@@ -84,7 +88,7 @@ def leaderboard(results: Sequence[Results], compared: Comparison) -> list[Place]
             over=0 if shared is None else len(shared.over),
             tests=basis.tests,
         )
-        for rank, run in enumerate(order, start=1)
+        for run in order
         for found in (worst[run],)
     ]
 
