@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import shutil
 import struct
 import sys
@@ -90,8 +91,9 @@ def test_folders_of_splits_without_train_are_no_classes(tmp_path, names):
     for name in names:
         fill(tmp_path / name)
     message = refusal(tmp_path)
-    assert all(repr(name) in message for name in names if name != "cat") and "'cat'" not in message
-    assert "and no 'train': expected ROOT/train/CLASS/" in message
+    assert all(repr(name) in message for name in names)
+    assert "and no 'train'" in message and ": expected ROOT/train/CLASS/" in message
+    assert ("where all are classes" in message) == ("cat" in names)
 
 
 def test_two_folders_for_one_split_are_refused(tmp_path):
@@ -105,6 +107,32 @@ def test_a_folder_of_images_among_others_may_be_a_class_called_train(tmp_path):
         for index in range(8):
             draw(tmp_path / name / f"{index}.png", 10 * label + index)
     assert opened(tmp_path).classes == ("bus", "car", "train")
+
+
+def test_a_class_called_train_with_folders_in_it_does_not_swallow_the_others(tmp_path):
+    for place in ("bus", "car", "train/steam", "train/diesel"):
+        for index in range(8):
+            draw(tmp_path / place / f"{index}.png", index)
+    with pytest.warns(UserWarning, match=r"beside 'train' that are left out: bus, car") as told:
+        opened(tmp_path)
+    (way,) = re.findall(r"where all are classes: --set dataset\.split=(\w+)", str(told[0].message))
+    assert open_dataset(str(tmp_path), options={"split": way}).classes == ("bus", "car", "train")
+
+
+def test_folders_of_images_beside_the_splits_are_told(tmp_path):
+    for name in ("train", "test", "holdout"):
+        fill(tmp_path / name)
+    (tmp_path / "notes").mkdir()
+    with pytest.warns(UserWarning, match=r"beside 'train', 'test' that are left out: holdout "):
+        opened(tmp_path)
+
+
+def test_images_with_endings_that_are_not_read_are_told(tmp_path):
+    fill(tmp_path, 10)
+    for name in ("a.GIF", "b.gif", "c.jfif", "notes.txt"):
+        (tmp_path / "cat" / name).write_bytes(b"a picture of another kind")
+    with pytest.warns(UserWarning, match=r"left out \(2 \.gif, 1 \.jfif\), beside 20 that are read"):
+        opened(tmp_path)
 
 
 def test_splits_without_classes_in_them_are_refused(tmp_path):
@@ -608,7 +636,7 @@ def test_a_report_says_which_images_were_tested_on(victims, tmp_path):
     assert shown["images"]["said"].startswith("the 8 images of the folder 'valid', as there is no 'test'; what is held")
     assert f"test images: {shown['images']['said']}" in text
     assert (shown["seen"], shown["duplicates"], shown["warnings"]) == ({}, NONE_TWICE, [])
-    (tmp_path / "valid").rename(tmp_path / "others")
+    shutil.rmtree(tmp_path / "valid")
     shown, text = written(run(tmp_path, "honest", victims))
     assert shown["images"] == {
         "n": 8,

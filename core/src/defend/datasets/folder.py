@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -106,11 +107,21 @@ def _splits(root: Path, judged: str | None) -> tuple[dict[Split, Path], bool]:
             split: folder for split, folder in splits.items() if split != "test" and folder != named[0]
         }
         return {**rest, "test": named[0]}, False
+    beside = [folder for folder in others if _holds_an_image(folder)]
     if "train" not in found:
         names = " and ".join(repr(folder.name) for folder in every)
+        more = f", beside {', '.join(repr(folder.name) for folder in beside[:3])}" if beside else ""
+        every_one = f"; where all are classes: --set dataset.split={EVERYTHING}" if beside else ""
         raise DataError(
-            f"{str(root)!r} has {names} and no 'train': expected ROOT/train/CLASS/ beside them, or class folders alone "
-            f"(to judge one without training images: --set dataset.split={every[0].name})"
+            f"{str(root)!r} has {names} and no 'train'{more}: expected ROOT/train/CLASS/ beside them, or class folders "
+            f"alone (to judge one without training images: --set dataset.split={every[0].name}{every_one})"
+        )
+    if beside:
+        warnings.warn(
+            f"{str(root)!r} has folders of images beside {', '.join(repr(folder.name) for folder in every)} that are "
+            f"left out: {', '.join(folder.name for folder in beside)} (where all are classes: --set "
+            f"dataset.split={EVERYTHING})",
+            stacklevel=2,
         )
     return let_val_stand_in(splits)
 
@@ -131,6 +142,12 @@ def _find_splits(root: Path) -> tuple[dict[Split, list[Path]], list[Path]]:
             found[split] = there
     named = [folder for there in found.values() for folder in there]
     return found, [folder for folder in inside if folder not in named]
+
+
+def _holds_an_image(folder: Path) -> bool:
+    """Whether there is an image somewhere in a folder; it stops at the first."""
+    files = (name for _, _, names in os.walk(folder) for name in names)
+    return any(not is_hidden(name) and name.lower().endswith(EXTENSIONS) for name in files)
 
 
 def _holds_images_alone(folder: Path) -> bool:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import array
 import os
+import warnings
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +21,8 @@ from defend.errors import DataError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 """Of image files: those of torchvision's `ImageFolder`, whose import takes seconds."""
+UNREAD = (".gif", ".jfif", ".jpe", ".jp2", ".avif", ".heic", ".heif", ".jxl", ".tga", ".dib", ".pnm", ".pbm", ".pcx")
+"""Of images that nobody lists: where there are some, what is judged is a part of the folder."""
 LITTER = ("__macosx", "__pycache__", "@eadir", "$recycle.bin", "system volume information", "lost+found")
 """Folders that programs leave in others, beside those whose names begin with a dot."""
 
@@ -78,7 +82,7 @@ def list_images(folder: Path, root: Path, class_names: Sequence[str] = ()) -> Li
             that leads nowhere.
     """
     joined, lengths, labels = bytearray(), array.array("q"), array.array("q")
-    empty = []
+    empty, unread = [], Counter[str]()
     try:
         classes = list_classes(folder)
         numbers = number_classes(classes, class_names, f"folder {str(folder)!r}")
@@ -90,7 +94,7 @@ def list_images(folder: Path, root: Path, class_names: Sequence[str] = ()) -> Li
             walls.add(own)
         for name in classes:
             before = len(labels)
-            for place, files in _walk(folder / name, set(walls)):
+            for place, files in _walk(folder / name, set(walls), unread):
                 below = os.path.relpath(place, root)
                 for file in files:
                     encoded = os.fsencode(os.path.join(below, file))
@@ -107,6 +111,13 @@ def list_images(folder: Path, root: Path, class_names: Sequence[str] = ()) -> Li
     except OSError as error:
         cause = " ".join(str(error).split())
         raise DataError(f"{str(folder)!r} is not an image folder (one sub-folder of images a class): {cause}") from None
+    if unread:
+        counted = ", ".join(f"{count} {ending}" for ending, count in sorted(unread.items()))
+        warnings.warn(
+            f"folder {str(folder)!r} has images that are left out ({counted}), beside {len(labels)} that are read "
+            f"({', '.join(EXTENSIONS)}): convert them, or list all in a .csv of path,label",
+            stacklevel=2,
+        )
     named = tuple(class_names or classes)
     if len(named) < 2:
         raise DataError(f"{str(folder)!r} has one class ({classes[0]!r}): a classifier needs two or more")
@@ -125,10 +136,11 @@ def list_classes(folder: Path) -> list[str]:
     return classes
 
 
-def _walk(start: Path, seen: set[tuple[int, int]]) -> list[tuple[str, list[str]]]:
+def _walk(start: Path, seen: set[tuple[int, int]], unread: Counter[str]) -> list[tuple[str, list[str]]]:
     """Return every folder from `start` down with its images' names; both sorted. None in `seen` is entered.
 
-    Links are followed last, so that what stands in the class is named by its own place.
+    Links are followed last, so that what stands in the class is named by its own place. How many images are left out
+    for their ending is added to `unread`.
     """
     found: list[tuple[str, list[str]]] = []
     folders, links = [os.fspath(start)], list[str]()
@@ -155,6 +167,8 @@ def _walk(start: Path, seen: set[tuple[int, int]]) -> list[tuple[str, list[str]]
                             continue
                         targets.add(target)
                     files.append(entry.name)
+                elif (ending := os.path.splitext(entry.name)[1].lower()) in UNREAD:
+                    unread[ending] += 1
         found.append((place, files))
     return sorted(found)
 
