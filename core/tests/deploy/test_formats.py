@@ -120,6 +120,25 @@ def test_the_defence_itself_is_left_alone(tmp_path):
     assert torch.export.load(file.path).module()(SAMPLE[:4]).shape == (4, 10)  # no tuple where there is no detector
 
 
+class Pooled(nn.Module):
+    """A victim that answers [B,10,1,1], as one of convolutions alone does."""
+
+    random = False
+
+    def __init__(self):
+        super().__init__()
+        self.net = TinyVictim()
+
+    def forward(self, batch):
+        return self.net(batch)[:, :, None, None]
+
+
+def test_logits_of_several_dimensions_are_flattened_in_the_graph_too(tmp_path):
+    file = write_file(tmp_path / "model.pt2", Defence(Pooled()), SAMPLE, {})
+    assert file.outputs == {"logits": ["batch", 10]}
+    assert torch.export.load(file.path).module()(SAMPLE[:4]).shape == (4, 10)
+
+
 def test_a_pt2_file_is_frozen_and_keeps_its_card_but_no_images_and_no_paths(made):
     extra = {"defend.json": ""}
     program = torch.export.load(made[".pt2"].path, extra_files=extra)

@@ -60,6 +60,8 @@ def logits_of(answer: Any, images: Tensor, victim: object) -> Tensor:
         ContractError: it is something else; what came.
     """
     logits = unwrap(answer)
+    if isinstance(logits, Tensor) and logits.ndim > 2 and all(size == 1 for size in logits.shape[2:]):
+        logits = logits.flatten(1)
     if _is_traced(images):
         return logits.float() if isinstance(logits, Tensor) and logits.dtype in (torch.half, torch.bfloat16) else logits
     who, wanted = f"victim {name_of(victim)}", "expected float logits [B,classes]"
@@ -67,8 +69,6 @@ def logits_of(answer: Any, images: Tensor, victim: object) -> Tensor:
         raise ContractError(f"{who} returned {_said(answer)}, {wanted}, or an object or dict whose `logits` they are")
     if not logits.is_floating_point():
         raise ContractError(f"{who} returned {logits.dtype}, {wanted}: logits, not classes")
-    if logits.ndim > 2 and all(size == 1 for size in logits.shape[2:]):
-        logits = logits.flatten(1)
     count = images.shape[0]  # not len, which a tracer takes for a constant
     if logits.shape in ((count,), (count, 1)):
         raise ContractError(
