@@ -527,6 +527,17 @@ def test_one_logit_becomes_two(shape):
     assert torch.allclose(module(batch), torch.stack([-total / 2, total / 2], 1))
 
 
+@pytest.mark.parametrize(("file", "name"), [("_data.py", "data_py_load"), ("data.py", "data_py_load")])
+def test_a_data_set_of_any_file_has_a_name(tmp_path, monkeypatch, file, name):
+    from defend.assembly.load import open_dataset
+
+    (tmp_path / file).write_text(
+        "import torch\ndef load():\n    return torch.rand(20, 1, 4, 4), torch.arange(20) % 2\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert open_dataset(f"{file}:load").name == name
+
+
 def test_objects_are_stages_of_a_registry_of_their_own():
     victim = TinyVictim(TASK)
     name, plugins = registry().with_thing("victim", victim)

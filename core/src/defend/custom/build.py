@@ -152,7 +152,8 @@ def _as_dataset(spec: CustomSpec, thing: Any) -> ImageDataset:
         return thing
     from defend.datasets.given import gather
 
-    return gather(thing, name=re.sub(r"\W+", "_", spec.name))
+    name = re.sub(r"\W+", "_", spec.name)
+    return gather(thing, name=re.sub(r"^[^A-Za-z0-9]+", "", name) or "given")  # as `given.NAME` begins
 
 
 def _as_victim(module: nn.Module, task: Task) -> nn.Module:
