@@ -22,6 +22,10 @@ class ConfigError(DefendError):
     """A flag, a configuration file or an option holds something that is not accepted."""
 
 
+class NoRowError(ConfigError):
+    """A gate asks for a row that a run does not have."""
+
+
 class UnknownNameError(ConfigError):
     """A name that nothing installed answers to; the message offers the nearest one."""
 

@@ -4,9 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from defend.errors import ConfigError
+from defend.errors import ConfigError, NoRowError
 from defend.report.verdicts import checks_of
-from defend.values.floors import Floor, parse_floors, share_out
+from defend.values.floors import Floor, check_planned, parse_floors, share_out
 from defend.values.report import ArmResult, LeastRow, WorstCase
 
 
@@ -108,3 +108,11 @@ def test_a_row_that_one_arm_lacks_is_a_matter_of_the_others():
 def test_a_row_that_an_interrupted_run_has_not_reached_is_not_kept_to():
     begun = SimpleNamespace(**{**vars(REPORT), "rows": REPORT.rows[:1], "worst_case": None, "partial": True})
     assert [check.status for check in checks_of(begun, parse_floors(["pgd/adaptive=0.2"]))] == ["fail", "fail"]
+
+
+def test_a_floor_of_a_row_that_will_not_be_is_refused_before_the_run():
+    rows = [("none", "none"), ("fgsm", "oblivious"), ("pgd", "adaptive")]
+    check_planned(parse_floors(["0.3", "clean=0.9", "fgsm=0.1", "pgd/adaptive=0.1"]), rows)
+    for row in ("pgd/oblivious", "apgd_ce", "fgsm/adaptive"):
+        with pytest.raises(NoRowError, match=rf"--at-least '{row}': this run will have no such row: .*pgd/adaptive"):
+            check_planned(parse_floors([f"{row}=0.1"]), rows)

@@ -33,12 +33,12 @@ from defend.cli.say import say
 from defend.cli.streams import answer
 from defend.cli.usage import OUTPUT, command, option
 from defend.cli.verdicts import VERDICTS, VerdictFiles
-from defend.errors import ConfigError, ContractError, StageError, WriteError
+from defend.errors import ConfigError, ContractError, NoRowError, StageError, WriteError
 from defend.report import progress
 from defend.report.trackers import Log, LoggedRun
 from defend.util.launch import place
 from defend.values.commands import say_command
-from defend.values.floors import CLEAN, Floor, parse_floors, share_out
+from defend.values.floors import CLEAN, Floor, check_planned, parse_floors, share_out
 from defend.values.references import number_twin, shorten
 from defend.values.run_config import LADDER, NONE
 from defend.values.threats import THREATS
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from defend.evaluation.course import Outcome
+    from defend.records.rows import PlannedRow
     from defend.records.shards import Shards
     from defend.values.run_config import RunConfig
 
@@ -356,7 +357,17 @@ def run_configs(
     if first:
         verdicts.begin()
     goes_on = _say_resume(configs[0], gate, floors)
-    outcomes = _run(configs, console, quiet=quiet, log=log, resume=resume, shards=shards, first=first, goes_on=goes_on)
+    outcomes = _run(
+        configs,
+        console,
+        quiet=quiet,
+        log=log,
+        resume=resume,
+        shards=shards,
+        first=first,
+        goes_on=goes_on,
+        floors=floors,
+    )
     if configs[0].shard is not None:
         if first:
             kept = Path(str(configs[0].out)).parent if len(configs) > 1 else configs[0].out
@@ -419,22 +430,36 @@ def _run(
     shards: Shards | None,
     first: bool,
     goes_on: str,
+    floors: Sequence[Floor],
 ) -> Sequence[Outcome]:
-    """Run configs behind a bar; where that is cut off and can go on, say how."""
+    """Run configs behind a bar; where that is cut off and can go on, say how.
+
+    Raises:
+        NoRowError: of floors for rows that they will not have, before anything is attacked.
+    """
     with progress.show_waiting(console, quiet or not first):
         from defend.evaluation.runner import run_arms
         from defend.records import document  # noqa: F401 - slow, so while something is shown
         from defend.records.unfinished import is_unfinished
-        from defend.records.watcher import Watcher
+        from defend.records.watcher import Relay, Watcher
         from defend.report import terminal  # noqa: F401 - slow, so while something is shown
     watcher = progress.RunBar(console, quiet) if first else Watcher()
     watcher = watcher if log is None else LoggedRun(watcher, log)
+
+    class Gated(Relay):
+        """Refuses floors of rows that will not be, before anything is attacked."""
+
+        def begin(self, rows: Sequence[PlannedRow]) -> None:
+            check_planned(floors, [(row.name, row.threat.kind) for row in rows])
+            super().begin(rows)
+
+    watcher = Gated(watcher) if floors else watcher
     try:
         return run_arms(configs, watcher, resume=resume, shards=shards)
     except (KeyboardInterrupt, Exception) as error:
         # a stage that failed is changed before anybody goes on, and a run goes on with the same code alone; what cannot
         # be written says so itself
-        told = isinstance(error, (StageError, ContractError, WriteError))
+        told = isinstance(error, (StageError, ContractError, WriteError, NoRowError))
         if first and not told and configs[0].out and is_unfinished(Path(configs[0].out)):
             say(f"what was finished is kept: {goes_on}", err=True)
         raise

@@ -140,7 +140,8 @@ def _setting(found: Found, built: Built, task: Task, images: Tensor) -> str | No
         still = (0.0,) if isinstance(current, float) and current > 0 and getattr(built.module, "random", False) else ()
         for value in field.metadata.get("choices") or still:
             with contextlib.suppress(DefendError):  # a value out of range
-                module = build_module(found, attrs.evolve(built.config, **{field.name: value}), task).eval()
+                module = build_module(found, attrs.evolve(built.config, **{field.name: value}), task)
+                module.eval()
                 if found.entry.stage == "detector":
                     module = _Scored(module)
                 if _obstacle(module, images) is None:

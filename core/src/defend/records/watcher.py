@@ -55,3 +55,31 @@ class Watcher:
     def training(self, title: str) -> TrainingWatcher:
         """Missing weights are about to be trained; return what is to be told of it."""
         return TrainingWatcher()
+
+
+class Relay(Watcher):
+    """Tells another watcher all; for those that look at some of it."""
+
+    def __init__(self, watcher: Watcher) -> None:
+        self._watcher = watcher
+
+    def preparing(self, what: str) -> None:
+        self._watcher.preparing(what)
+
+    def begin(self, rows: Sequence[PlannedRow]) -> None:
+        self._watcher.begin(rows)
+
+    def row(self, plan: PlannedRow) -> None:
+        self._watcher.row(plan)
+
+    def images(self, count: int) -> None:
+        self._watcher.images(count)
+
+    def finished(self, record: RowRecord) -> None:
+        self._watcher.finished(record)
+
+    def end(self) -> None:
+        self._watcher.end()
+
+    def training(self, title: str) -> TrainingWatcher:
+        return self._watcher.training(title)

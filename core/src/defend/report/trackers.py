@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from defend.errors import ConfigError, did_you_mean
-from defend.records.watcher import TrainingWatcher, Watcher
+from defend.records.watcher import Relay, TrainingWatcher, Watcher
 from defend.util.files import make_folder, write_text
 from defend.util.launch import place
 
 if TYPE_CHECKING:
-    from defend.records.rows import PlannedRow, RowRecord
+    from defend.records.rows import RowRecord
 
 CSV = "csv"
 PACKAGES: Mapping[str, str] = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
@@ -153,26 +153,15 @@ class LoggedTraining(TrainingWatcher):
         self._watcher.end()
 
 
-class LoggedRun(Watcher):
+class LoggedRun(Relay):
     """Logs the accuracy of every arm after each row, and tells another watcher all."""
 
     def __init__(self, watcher: Watcher, log: Log) -> None:
-        self._watcher, self._log, self._rows = watcher, log, 0
-
-    def preparing(self, what: str) -> None:
-        self._watcher.preparing(what)
-
-    def begin(self, rows: Sequence[PlannedRow]) -> None:
-        self._watcher.begin(rows)
-
-    def row(self, plan: PlannedRow) -> None:
-        self._watcher.row(plan)
-
-    def images(self, count: int) -> None:
-        self._watcher.images(count)
+        super().__init__(watcher)
+        self._log, self._rows = log, 0
 
     def finished(self, record: RowRecord) -> None:
-        self._watcher.finished(record)
+        super().finished(record)
         self._rows += 1
         plan = record.plan
         row = "clean" if plan.attack is None else f"{plan.name}/{plan.threat.kind}"
@@ -185,7 +174,4 @@ class LoggedRun(Watcher):
         )
 
     def training(self, title: str) -> TrainingWatcher:
-        return LoggedTraining(self._watcher.training(title), self._log, f"{title}/")
-
-    def end(self) -> None:
-        self._watcher.end()
+        return LoggedTraining(super().training(title), self._log, f"{title}/")

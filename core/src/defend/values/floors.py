@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import attrs
 
-from defend.errors import ConfigError, did_you_mean
+from defend.errors import ConfigError, NoRowError, did_you_mean
 from defend.values.report import STILL_FOOLING, Report, Row, WorstCase
 from defend.values.shares import in_percent, tell_apart
 from defend.values.threats import threat
@@ -86,6 +86,20 @@ def left_of_worst(worst: WorstCase) -> Left:
     return Left(worst.accuracy, worst.ci95, worst.n, bool(worst.rising))
 
 
+def check_planned(floors: Iterable[Floor], rows: Iterable[tuple[str, str]]) -> None:
+    """Refuse floors of rows, (attack, threat), that a run will not have, before it attacks anything.
+
+    Raises:
+        NoRowError: naming the first, and the nearest that there will be.
+    """
+    names = list(dict.fromkeys(_say(attack, threat) for attack, threat in rows))
+    for floor in floors:
+        if floor.row != WORST and not any(_answers(name, floor.row) for name in names):
+            raise NoRowError(
+                f"--at-least {floor.row!r}: this run will have no such row: {did_you_mean(floor.row, names)}"
+            )
+
+
 def find_left(report: Report, floor: Floor) -> Left | None:
     """Return what the run leaves of a floor's row, of the lowest where several answer to its name; None of nothing.
 
@@ -117,8 +131,16 @@ def share_out(floors: Sequence[Floor], reports: Sequence[Report]) -> list[list[F
 
 
 def _rows(report: Report, wanted: str) -> list[Row]:
-    return [row for row in report.rows if wanted in (_name(row), _name(row).partition("/")[0])]
+    return [row for row in report.rows if _answers(_name(row), wanted)]
+
+
+def _answers(name: str, wanted: str) -> bool:
+    return wanted in (name, name.partition("/")[0])
 
 
 def _name(row: Row) -> str:
-    return CLEAN if row.attack == "none" else f"{row.attack}/{row.threat}"
+    return _say(row.attack, row.threat)
+
+
+def _say(attack: str, threat: str) -> str:
+    return CLEAN if attack == "none" else f"{attack}/{threat}"
