@@ -10,6 +10,7 @@ from PIL import Image
 from defend.assembly.composition import Composition
 from defend.assembly.load import DataSource
 from defend.deploy.predict import predict
+from defend.errors import DataError
 from defend.util.images import read_image
 
 VICTIM = """
@@ -86,3 +87,19 @@ def test_files_that_do_not_fit_into_memory_together_are_judged_in_pieces(composi
     found = list(predict(files, Composition.of(f"{tmp_path}/narrow.py:narrow"), source))
     assert [row["image"] for row in found] == [str(file) for file in files]
     assert [row["defended"]["label"] for row in found] == [row["defended"]["label"] for row in expected]
+
+
+def test_a_file_that_cannot_be_read_takes_no_others_answer_with_it(composition, tmp_path):
+    files, rng = [], np.random.default_rng(0)
+    for number in range(70):  # more than are read at once
+        files.append(tmp_path / f"{number}.png")
+        Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(files[-1])
+    arrays = {"x_val": rng.integers(0, 256, (20, 8, 8, 3), np.uint8), "y_val": np.arange(20) % 2}
+    np.savez(tmp_path / "small.npz", **arrays, x_test=arrays["x_val"][::-1], y_test=arrays["y_val"])
+    source, whole = DataSource(str(tmp_path / "small.npz")), []
+    expected = list(predict(files, composition, source))
+    for number in (1, 66):
+        files[number].write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"1\.png.*66\.png"):
+        whole.extend(predict(files, composition, source))  # which keeps what came before
+    assert whole == [row for number, row in enumerate(expected) if number not in (1, 66)]

@@ -55,7 +55,7 @@ def predict_command(
             for row in judged:
                 rows.append(row)
                 progress(1)
-    finally:  # an image that cannot be read takes no answer with it
+    finally:  # what cannot be read is told in the end
         if rows:
             (print_json if as_json else _print_table)(rows)
     if save is not None and not as_json:

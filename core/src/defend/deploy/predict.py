@@ -15,6 +15,7 @@ from defend.assembly.load import DataSource, build_defence, build_whole, find_ta
 from defend.datasets.base import Batch
 from defend.datasets.fitting import fit
 from defend.defence import Defence, Verdict
+from defend.errors import DataError
 from defend.randomness import keyed
 from defend.stages import Task
 from defend.util.files import make_folder, shorten, sweep
@@ -24,6 +25,7 @@ from defend.util.memory import Fitting
 from defend.util.processes import resolve_device
 
 BATCH = 64  # images read at once, and judged where they fit into memory
+SAID = 5  # of the files that cannot be read
 LONGEST_STEM = 200  # bytes of an image's name that its purified form's name begins with
 
 
@@ -55,7 +57,8 @@ def predict(
 
     Raises:
         ConfigError: a detector without a threshold, which would accept every image, or with one that was set elsewhere.
-        DefendError: a file that is no image (named), or anything `defend.load` refuses.
+        DataError: files that are no images (named), when all others are judged.
+        DefendError: anything `defend.load` refuses.
     """
     task, classes = find_task(composition, source)
     if save is not None:
@@ -80,10 +83,17 @@ def predict(
             with keyed(batch.keys, seed=0, stream="defender"):
                 return batch, before, defence.judge(batch.images)
 
-    fitting = Fitting(BATCH, task.height * task.width, place)
+    fitting, unread = Fitting(BATCH, task.height * task.width, place), list[DataError]()
     for start in range(0, len(files), BATCH):
-        images = _read(files[start : start + BATCH], task, resize, invert).to(place)
-        keys = torch.arange(start, start + len(images), device=place)
+        read = {}
+        for number, file in enumerate(files[start : start + BATCH], start):
+            try:
+                read[number] = _read(file, task, resize, invert)
+            except DataError as error:  # told when all others are judged
+                unread.append(error)
+        if not read:
+            continue
+        images, keys = torch.stack([*read.values()]).to(place), torch.tensor([*read], device=place)
         for batch, before, after in fitting.work(Batch(images, torch.zeros_like(keys), keys), judge):
             change = (after.purified - batch.images).abs().flatten(1)
             for index, place_of_file in enumerate(batch.keys.tolist()):
@@ -98,14 +108,14 @@ def predict(
                     "changed": {"mean": float(change[index].mean()), "most": float(change[index].max())},
                     "purified": str(written) if written else None,
                 }
+    if unread:
+        raise DataError("; ".join(map(str, unread[:SAID])) + ("" if len(unread) <= SAID else "; and more"))
 
 
-def _read(files: Sequence[Path], task: Task, resize: int | None, invert: bool) -> Tensor:
-    """Return images float32 [B,C,H,W] in [0,1], fitted as the data set fits its own."""
-    read = (read_image(file, task.channels) for file in files)
-    pixels = torch.stack([fit(image, task.height, task.width, resize) for image in read])
-    images = pixels.float() / 255
-    return 1 - images if invert else images
+def _read(file: Path, task: Task, resize: int | None, invert: bool) -> Tensor:
+    """Return an image float32 [C,H,W] in [0,1], fitted as the data set fits its own."""
+    image = fit(read_image(file, task.channels), task.height, task.width, resize).float() / 255
+    return 1 - image if invert else image
 
 
 def _said(labels: Tensor, confidence: Tensor, accepted: Tensor, index: int, classes: Sequence[str]) -> dict[str, Any]:
