@@ -77,3 +77,12 @@ def test_what_cannot_be_computed_again_is_held_by_its_digest(tmp_path, key, chan
     edit(folder, change)
     with pytest.raises(DataError, match=f"'{key}' is not what the run wrote"):
         read_run(folder)
+
+
+def test_a_report_whose_digests_were_taken_out_was_edited(tmp_path):
+    folder = made_up_run.write(tmp_path / "run", checks=("fail", "warn"))
+    read_run(folder)  # an old one, which never had any
+    edit(folder, put("rows", 1, "made_of", value="1f2e3d4c5b6a7988"))
+    edit(folder, put("checks", 0, "status", value="pass"))
+    with pytest.raises(DataError, match="was edited: 'digests' is gone"):
+        read_run(folder)

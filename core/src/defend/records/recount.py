@@ -18,6 +18,7 @@ from defend.values.commands import say_command
 from defend.values.threats import DEFENDED, UNDEFENDED
 
 DIGESTS = "digests"  # of report.json: a SHA-256 of each of its other parts, by key
+SINCE = "made_of"  # of a row: what every report has that was written with digests, and newer ones alone
 RECORDS = "records"  # of report.json: digests of the rows' lines in records.csv, in the order of its rows
 Name = tuple[str, str, float | None, str]
 """Attack, threat, eps and variant of a row."""
@@ -96,12 +97,14 @@ def recount(report: Mapping[str, Any], records: Mapping[Name, Answers], path: Pa
 
 
 def check_digests(report: Mapping[str, Any], path: Path) -> None:
-    """Compare a report's parts with the digests it was written with; old ones have none.
+    """Compare a report's parts with the digests it was written with; old ones, whose rows lack `SINCE`, have none.
 
     Raises:
         DataError: one was edited; it is named.
     """
     known = report.get(DIGESTS, {})
+    if not known and any(isinstance(row, Mapping) and row.get(SINCE) for row in report.get("rows", ())):
+        raise DataError(f"{str(path)!r} was edited: {DIGESTS!r} is gone, by which an edited part is noticed")
     if not isinstance(known, Mapping):
         raise DataError(f"{str(path)!r} is damaged: {DIGESTS!r} is {str(known)[:60]!r}")
     for key, wanted in known.items():
