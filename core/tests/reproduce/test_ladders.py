@@ -191,6 +191,8 @@ def edited(folder, change):
     path = folder / "report.json"
     report = json.loads(path.read_text())
     report.pop("digests", None)
+    for row in report["rows"]:
+        row.pop("made_of", None)
     change(report)
     path.write_text(json.dumps(report))
     return folder

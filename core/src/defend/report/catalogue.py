@@ -13,6 +13,7 @@ from defend.plugins import Entry, Registry
 from defend.report.text import calibration_in_words
 from defend.stages import STAGES
 from defend.values.commands import say_command
+from defend.values.editions import EDITION
 from defend.weights.card import Card
 from defend.weights.find import Available, available
 from defend.weights.origin import find_origin, forgetting
@@ -74,7 +75,11 @@ def print_listing(console: Console, plugins: Registry, stage: str | None = None)
     console.print(table, highlight=False)
     for failure in plugins.failures:
         console.print(f"not loaded: {failure.plugin}: {failure.cause}", highlight=False, markup=False, style="red")
-    how = "In brackets: data sets with weights. `defend list STAGE` says what each is; " if stage is None else ""
+    how = (
+        "In brackets: data sets with weights. `defend list STAGE` says what each is, with all editions; "
+        if stage is None
+        else ""
+    )
     console.print(f"\n{how}`defend show NAME` explains one.", highlight=False)
 
 
@@ -87,11 +92,16 @@ def _flow(names: Sequence[tuple[str, str]]) -> Text:
 
 
 def _with_weights(row: Mapping[str, Any]) -> tuple[str, str]:
-    """Return a stage's name, and in brackets its weights, counted where they are of several victims."""
-    kept = [f"{name} (yours)" if name in row["yours"] else name for name in row["weights"]]
-    if any("/" in name for name in kept):
-        own = f", {len(row['yours'])} of them yours" if row["yours"] else ""
-        kept = [f"{len(kept)} file{'s' * (len(kept) > 1)}{own}"]
+    """Return a stage's name, and in brackets its weights, counted where they are of several victims.
+
+    An edition stands there where its data set has no usual weights, or it is the user's.
+    """
+    held, yours = row["weights"], row["yours"]
+    shown = [name for name in held if name in yours or name.partition(EDITION)[0] not in held or EDITION not in name]
+    kept = [f"{name} (yours)" if name in yours else name for name in shown]
+    if any("/" in name for name in held):
+        own = f", {len(yours)} of them yours" if yours else ""
+        kept = [f"{len(held)} file{'s' * (len(held) > 1)}{own}"]
     return row["name"], f" ({', '.join(kept)})" if kept else ""
 
 
