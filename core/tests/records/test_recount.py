@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from defend.errors import DataError
-from defend.records.reading import read_results, read_run
+from defend.records.reading import read_report, read_results, read_run
 from defend.records.recount import add_digests
 
 spec = importlib.util.spec_from_file_location("made_up_run", Path(__file__).parents[1] / "made_up_run.py")
@@ -77,6 +77,17 @@ def test_what_cannot_be_computed_again_is_held_by_its_digest(tmp_path, key, chan
     edit(folder, change)
     with pytest.raises(DataError, match=f"'{key}' is not what the run wrote"):
         read_run(folder)
+
+
+@pytest.mark.parametrize("read", [read_run, read_report])
+def test_a_part_whose_digest_was_taken_out_was_edited(tmp_path, read):
+    folder = made_up_run.write(tmp_path / "run", checks=("fail", "warn"))
+    edit(folder, lambda report: None, seal=True)
+    read(folder)
+    edit(folder, put("checks", 0, "status", value="pass"))
+    edit(folder, lambda report: report["digests"].pop("checks"))
+    with pytest.raises(DataError, match="was edited: 'checks' has no digest in 'digests'"):
+        read(folder)
 
 
 def test_a_report_whose_digests_were_taken_out_was_edited(tmp_path):

@@ -115,6 +115,9 @@ def check_digests(report: Mapping[str, Any], path: Path) -> None:
                 f"{str(path)!r} was edited: {key!r} is not what the run wrote; its figures are no longer the run's, "
                 f"make it again with `{say_command('run', '--config', path.parent / 'config.toml')}`"
             )
+    if known:
+        for key in report.keys() - known.keys() - {DIGESTS}:
+            raise DataError(f"{str(path)!r} was edited: {key!r} has no digest in {DIGESTS!r}, as all that a run writes has")
 
 
 def _arm(answers: Mapping[int, Answer], attacked: bool) -> dict[str, Any]:
