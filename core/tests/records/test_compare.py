@@ -267,6 +267,22 @@ def test_a_run_whose_checks_failed_is_no_winner():
     assert worst.count("✗") == 1 and to_dict(compared)["runs"][1]["failed"] == ["5 gradients: none"]
 
 
+def test_what_each_run_says_of_itself_is_said_once_with_the_runs_that_say_it():
+    checks = ({"number": 4, "name": "convergence", "status": "warn", "detail": "still falling"},)
+    images = {**run("a", ROWS_OF_TWO).report["dataset"], "warnings": ["3 images stand twice"]}
+    said = {"dataset": images, "left_out": {"query": "no attack fits it"}}
+    compared = compare([run("a", ROWS_OF_TWO, **said, checks=checks), run("b", ROWS_OF_TWO, **said)])
+    assert compared.notes == (
+        "a: a warning of check 4 convergence: still falling",
+        "every run: query is left out, no attack fits it",
+        "every run: 3 images stand twice",
+    )
+    first, second = to_dict(compared)["runs"]
+    assert (first["warned"], second["warned"]) == (["4 convergence: still falling"], [])
+    assert first["left_out"] == said["left_out"] and first["warnings"] == ["3 images stand twice"]
+    assert "Note: a: a warning of check 4" in printed(compared)
+
+
 def test_what_makes_no_difference_is_not_said():
     same = {"options": {"fgsm": {"loss": "dlr", "steps": 1}, "purifier": {"steps": 3}, "cw": {"c": 2}}}
     text = {"options": {"fgsm": {"loss": "dlr"}, "purifier": {"steps": 5}}}

@@ -158,6 +158,20 @@ def test_several_arms_are_found_in_their_common_folder(tmp_path):
     assert [each.out for each in found] == [str(tmp_path / "dae"), str(tmp_path / "apudae")]
 
 
+@pytest.mark.parametrize("keep", [Journal.announce, lambda journal, texts: journal.begin(texts, FINGERPRINT)])
+def test_an_arm_that_is_not_the_first_stands_for_the_run_of_all_arms(tmp_path, keep):
+    configs = [attrs.evolve(CONFIG, purifier=name, out=f"runs/x/{name}") for name in ("dae", "apudae")]
+    for name in ("another", "apudae", "broken/unfinished", "dae"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "broken" / "unfinished" / "run.json").write_text("{")  # beside it, and none of its own
+    keep(Journal(tmp_path / "dae"), [to_toml(each) for each in configs])
+    (tmp_path / "apudae" / "config.toml").write_text(to_toml(configs[1]))
+    found = find_unfinished(tmp_path / "apudae")
+    assert [each.out for each in found] == [str(tmp_path / "dae"), str(tmp_path / "apudae")]
+    with pytest.raises(ConfigError, match="holds nothing yet"):
+        find_unfinished(tmp_path / "another")
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"configs": 3, "fingerprint": {}}', json.dumps({"configs": []})])
 def test_a_damaged_table_of_contents_is_one_clear_error(tmp_path, text):
     (tmp_path / "unfinished").mkdir()

@@ -318,6 +318,7 @@ def _notes(
         yield from (f"{labels[place]}: {caveat}" for caveat in _caveats(runs[place], worst))
         if runs[place].partial:
             yield f"{labels[place]} was interrupted: rows may be missing, and those marked * are cut short"
+    yield from _gather(runs, labels)
     if worst is None:
         yield "no worst case: the runs have fewer than two rows with images in common, one of them of an attacker"
         return
@@ -329,6 +330,17 @@ def _notes(
     if worst.left_out:
         left = ", ".join(map(str, worst.left_out))
         yield f"the worst case is over what all runs have; without {left}"
+
+
+def _gather(runs: Sequence[Run], labels: Sequence[str]) -> Iterable[str]:
+    """Return what each run says of itself beside its figures, once a sentence, with the runs that say it."""
+    saying: dict[str, list[str]] = {}
+    for label, run in zip(labels, runs, strict=True):
+        left_out = (f"{what} is left out, {why}" for what, why in run.left_out.items())
+        for said in (*(f"a warning of check {each}" for each in run.warned), *left_out, *run.warnings):
+            saying.setdefault(said, []).append(label)
+    for said, those in saying.items():
+        yield f"{'every run' if len(those) == len(runs) else ', '.join(those)}: {said}"
 
 
 def _caveats(run: Run, worst: ComparedWorstCase | None) -> Iterable[str]:

@@ -117,7 +117,9 @@ def check_digests(report: Mapping[str, Any], path: Path) -> None:
             )
     if known:
         for key in report.keys() - known.keys() - {DIGESTS}:
-            raise DataError(f"{str(path)!r} was edited: {key!r} has no digest in {DIGESTS!r}, as all that a run writes has")
+            raise DataError(
+                f"{str(path)!r} was edited: {key!r} has no digest in {DIGESTS!r}, as all that a run writes has"
+            )
 
 
 def _arm(answers: Mapping[int, Answer], attacked: bool) -> dict[str, Any]:

@@ -76,8 +76,27 @@ class Run:
     @property
     def failed(self) -> tuple[str, ...]:
         """The checks that failed, each in words: where there are any, the run's figures are not to be trusted."""
-        failed = (each for each in self.report.get("checks", ()) if each["status"] == "fail")
-        return tuple(f"{each['number']} {each['name']}: {each['detail']}" for each in failed)
+        return self._checks("fail")
+
+    @property
+    def warned(self) -> tuple[str, ...]:
+        """The checks that warn, each in words: they say how far the run's figures can be trusted."""
+        return self._checks("warn")
+
+    def _checks(self, status: str) -> tuple[str, ...]:
+        found = (each for each in self.report.get("checks", ()) if each["status"] == status)
+        return tuple(f"{each['number']} {each['name']}: {each['detail']}" for each in found)
+
+    @property
+    def left_out(self) -> Mapping[str, str]:
+        """What was asked for or is usual and is not among the rows, with the reason."""
+        found: Mapping[str, str] = self.report.get("left_out") or {}
+        return found
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What its reader must know of the images and of the run, a sentence each."""
+        return (*self.report["dataset"].get("warnings", ()), *self.report.get("notes", ()))
 
     @property
     def caveats(self) -> tuple[str, ...]:

@@ -33,6 +33,8 @@ def is_unfinished(folder: Path) -> bool:
 def find_unfinished(folder: Path) -> list[RunConfig]:
     """Return the configs of the unfinished run in a folder, one an arm; none where the run is complete.
 
+    An arm's folder stands for the run of all its arms: what is known of that lies with the first.
+
     Raises:
         ConfigError: there is no run, or its table of contents is damaged.
     """
@@ -42,6 +44,8 @@ def find_unfinished(folder: Path) -> list[RunConfig]:
     begun = [one for one in folders if is_unfinished(one)]
     if begun:
         return _place(read_sealed(begun[0] / FOLDER / ABOUT)["configs"], begun[0], folder)
+    if found := _find_beside(folder):
+        return found
     for one in folders:
         if any((one / FOLDER).glob(f"*{BATCH}")) or is_partial(one):
             raise ConfigError(
@@ -61,6 +65,18 @@ def find_unfinished(folder: Path) -> list[RunConfig]:
             "anything; begin it with the same command"
         )
     raise ConfigError(f"{str(folder)!r} holds no run: expected a folder that `defend run` wrote")
+
+
+def _find_beside(folder: Path) -> list[RunConfig]:
+    """Return the configs of the unfinished run of several arms that a folder is one arm of; none where it is none."""
+    around = folder.resolve().parent
+    kept = (one / FOLDER / name for one in list_folder(around) for name in (ABOUT, ANNOUNCED))
+    for path in filter(Path.is_file, kept):
+        with contextlib.suppress(ConfigError):  # of another run, whose own --resume says what is wrong with it
+            configs = _place(read_sealed(path)["configs"], path.parent.parent, around)
+            if folder.resolve() in [Path(str(config.out)) for config in configs[1:]]:
+                return configs
+    return []
 
 
 def way_on(config: RunConfig) -> str:

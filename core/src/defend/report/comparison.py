@@ -41,6 +41,9 @@ def to_dict(comparison: Comparison) -> dict[str, Any]:
                 "folder": None if run.folder is None else str(run.folder),
                 "partial": run.partial,
                 "failed": list(run.failed),
+                "warned": list(run.warned),
+                "left_out": dict(run.left_out),
+                "warnings": list(run.warnings),
             }
             for label, run in zip(labels, comparison.runs, strict=True)
         ],
