@@ -53,6 +53,25 @@ def test_a_training_logs_the_losses_of_its_epochs(tmp_path):
     assert read(tmp_path / "train") == [(2, "loss", 0.5), (4, "loss", 0.25)]
 
 
+def test_a_training_that_goes_on_keeps_what_it_logged_and_one_that_begins_anew_does_not(tmp_path):
+    for steps, value in (((2, 4, 6), 1.0), ((5, 7), 2.0), ((2,), 3.0)):
+        log = Log(["csv"], "train", tmp_path, {})
+        for step in steps:
+            log.write({"loss": value}, step)
+        log.end()
+        if value == 2.0:
+            assert read(tmp_path / "train") == [(2, "loss", 1.0), (4, "loss", 1.0), (5, "loss", 2.0), (7, "loss", 2.0)]
+    assert read(tmp_path / "train") == [(2, "loss", 3.0)]
+
+
+@pytest.mark.parametrize("text", ["", "step,name\n1,loss\n", "step,name,value\nx,loss,1\n", "\x00\n"])
+def test_a_file_that_is_no_log_is_written_over(tmp_path, text):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / FILE).write_text(text)
+    Log(["csv"], "train", tmp_path, {}).write({"loss": 1.0}, 3)
+    assert read(tmp_path / "train") == [(3, "loss", 1.0)]
+
+
 def test_what_is_no_logger_is_refused():
     with pytest.raises(ConfigError, match="did you mean 'tensorboard'"):
         check_names(["tensorbord"])

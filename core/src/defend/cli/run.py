@@ -230,7 +230,8 @@ def run_command(
         asked = {"--gate": gate, "--at-least": at_least, "--junit": junit, "--sarif": sarif, "--json": as_json}
         if given := [flag for flag, value in asked.items() if value]:
             raise ConfigError(f"{given[0]} is of a report, and a shard has none: give it to `defend merge`")
-    log = Log(loggers, Path(str(configs[0].out)).name, log_dir, attrs.asdict(configs[0]))
+    folder = Path(str(configs[0].out))
+    log = Log(loggers, (folder.parent if len(configs) > 1 else folder).name, log_dir, attrs.asdict(configs[0]))
     try:
         return run_configs(
             configs,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,7 +39,7 @@ from defend.report.progress import RunBar, TrainingBar, open_console, show_waiti
 from defend.report.trackers import Log, LoggedTraining
 from defend.util.launch import place
 from defend.values.commands import type_settings
-from defend.values.references import anchor
+from defend.values.references import anchor, shorten
 
 if TYPE_CHECKING:
     from defend.stages import Stage
@@ -121,7 +122,7 @@ def train_command(
         from defend.training.missing import prepare_training
         from defend.training.stage import train_stage
         from defend.weights.card import list_unfiled
-        from defend.weights.find import plain
+        from defend.weights.find import file_name, plain
         from defend.weights.origin import find_origin, forgetting
 
         around = Composition.of(victim, purifier, options=others, weights=weights)
@@ -134,7 +135,11 @@ def train_command(
     if note:
         say(f"warning: {note}", err=True)
     how = FitSettings(device=device or "auto", **given(values))
-    log = Log(loggers, f"train-{stage}-{plain(name)}-{dataset}", log_dir, {"stage": stage, "name": name, **options})
+    of = "-".join(plain(shorten(each)) for each in (name, victim, purifier) if each)
+    title = "-".join(
+        [f"train-{Path(file_name(stage, of, images.filed_as, edition)).stem}", *_choices(how.seed, options)]
+    )
+    log = Log(loggers, title, log_dir, {"stage": stage, "name": name, **options})
     try:
         told = RunBar(console, quiet) if train_missing else None
         aimed = prepare_training(found, around, images, options, edition, told, how)
@@ -172,6 +177,12 @@ def train_command(
         back = forgetting(path.name)
         say(f"From now on they are taken in the place of those shipped with {hides}; to go back: {back}")
     return 0
+
+
+def _choices(seed: int, options: dict[str, str]) -> list[str]:
+    """Return what tells a training from the usual one, as its log is called: its figures are not those of that."""
+    chosen = [f"{key}={value}" for key, value in sorted(options.items())]
+    return [re.sub(r"[^\w.=+-]", "_", each)[:40] for each in (*([f"seed={seed}"] if seed else []), *chosen)]
 
 
 def _settings(stage: Stage, settings: tuple[str, ...]) -> tuple[dict[str, str], dict[str, dict[str, Any]]]:

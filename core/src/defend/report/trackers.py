@@ -26,6 +26,7 @@ CSV = "csv"
 PACKAGES: Mapping[str, str] = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
 TRACKERS = (CSV, *PACKAGES)
 FILE = "log.csv"
+HEADER = ("step", "name", "value")
 
 
 class Tracker(Protocol):
@@ -39,17 +40,31 @@ class Tracker(Protocol):
 
 
 class CsvTracker:
-    """Writes log.csv, a line a figure: step, name, value."""
+    """Writes log.csv, a line a figure: step, name, value.
+
+    What is there of steps before the first one stays: a training that was cut off goes on.
+    """
 
     def __init__(self, folder: Path) -> None:
-        self._path, self._lines = folder / FILE, [("step", "name", "value")]
+        self._path = folder / FILE
+        self._lines: list[tuple[str, ...]] | None = None
 
     def log(self, values: dict[str, float], step: int | None = None) -> None:
+        if self._lines is None:
+            self._lines = self._read_before(step or 0)
         self._lines += [(str(step), name, repr(float(value))) for name, value in values.items()]
         text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows(self._lines)
+        csv.writer(text, lineterminator="\n").writerows([HEADER, *self._lines])
         make_folder(self._path.parent)
         write_text(self._path, text.getvalue(), "log")
+
+    def _read_before(self, step: int) -> list[tuple[str, ...]]:
+        """Return the lines of steps before one; none of a file that is no log."""
+        try:
+            header, *lines = map(tuple, csv.reader(io.StringIO(self._path.read_text(encoding="utf-8"), newline="")))
+            return [line for line in lines if header == HEADER and int(line[0]) < step]
+        except (OSError, ValueError, IndexError, csv.Error):
+            return []
 
     def finish(self) -> None:
         pass
