@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 import defend
+from defend.assembly.load import open_dataset
 from defend.cli import main
 from defend.defence import Defence
 from defend.errors import ConfigError, DataError, PluginError, UnknownNameError
@@ -22,10 +23,13 @@ from defend.report.recipe import markdown
 from defend.reproduce.from_runs import keep
 from defend.reproduce.ladders import Ladder, find, find_kept
 from defend.testing.contracts import RecipeContract
-from defend.testing.toys import TASK
+from defend.testing.toys import TASK, TinyVictim
 from defend.util.statistics import wilson
 from defend.values.run_config import RunConfig
 from defend.values.toml import read_toml, run_config, to_toml
+from defend.weights.card import new_card, read_card
+from defend.weights.files import save
+from defend.weights.find import cached_path
 
 HOOKS = """
 from defend import StageSpec, hookimpl, option, options
@@ -507,6 +511,24 @@ def test_what_must_not_be_trusted_is_said(cli, served):
     assert "The ladder is of an earlier version of this recipe" in out
     assert "] n=8*" in cli("--list")[1] and "*: not to be trusted, a check failed" in cli("--list")[1]
     assert json.loads(cli("--list", "--json")[1])[-1]["worst_case"]["failed"] == ["attack order"]
+
+
+def test_a_ladder_of_other_weights_than_are_found_here_says_so(cli, served, tmp_path, monkeypatch):
+    monkeypatch.setenv("DEFEND_CACHE_DIR", str(tmp_path / "cache"))
+    found, victim = registry().find("victim", "tiny"), TinyVictim(TASK)
+    images = open_dataset("crumbs")
+    path = cached_path("victim", "tiny", "crumbs")
+    path.parent.mkdir(parents=True)
+    save(path, victim, new_card(found, found.config({}), images, recipe={}, figures={}))
+    ladder = kept_in(served)
+    for then, replaced in ((read_card(path).content_sha256, []), ("0" * 64, ["victim"])):
+        ladder["weights"] = {"victim": then, "finetuner": "1" * 64}  # the recipe has no fine-tuner now: it is outdated
+        served.write_text(json.dumps(ladder))
+        assert ("The ladder is of other weights than would be loaded here: victim" in cli("soup")[1]) is bool(replaced)
+        assert ("of other weights" in cli("--list")[1]) is bool(replaced)
+        assert json.loads(cli("soup", "--json")[1])["replaced"] == replaced
+    path.write_bytes(b"damaged")
+    assert json.loads(cli("soup", "--json")[1])["replaced"] == [], "which loading it says"
 
 
 def test_a_recipe_without_a_ladder_is_shown(cli):

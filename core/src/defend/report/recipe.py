@@ -30,7 +30,7 @@ from defend.report.text import (
     undercut_in_words,
     with_interval,
 )
-from defend.reproduce.ladders import Compared, Figure, Ladder, LadderRow
+from defend.reproduce.ladders import Compared, Figure, Ladder, LadderRow, list_replaced
 from defend.util.distributions import install
 from defend.values.commands import say_command
 from defend.values.report import ArmResult, WorstCase, is_loose
@@ -45,7 +45,12 @@ def entry(recipe: Recipe, ladder: Ladder | None) -> dict[str, Any]:
     if ladder is not None:
         unknown = any(row.rising is None for row in ladder.rows if row.threat != "none")
         rising = None if unknown else list(ladder.worst_case.rising)
-        told = {"failed": list(ladder.failed), "rising": rising, "outdated": _is_outdated(recipe, ladder)}
+        told = {
+            "failed": list(ladder.failed),
+            "rising": rising,
+            "outdated": _is_outdated(recipe, ladder),
+            "replaced": list(list_replaced(recipe, ladder)),
+        }
         worst = {**attrs.asdict(_worst(ladder)), **told}
     return {
         "name": recipe.name,
@@ -71,6 +76,7 @@ def as_dict(recipe: Recipe, ladder: Ladder | None) -> dict[str, Any]:
         "needs": list(recipe.needs),
         "missing": list(recipe.missing()),
         "outdated": _is_outdated(recipe, ladder),
+        "replaced": [] if ladder is None else list(list_replaced(recipe, ladder)),
         "ladder": None if ladder is None else json.loads(ladder.to_json()),
     }
 
@@ -104,6 +110,7 @@ def _listing(listed: Sequence[tuple[Recipe, Ladder | None]], left_out: int) -> G
             left = Text(f"{bound(ladder.worst_case.rising)}{_figure(figure)} n={figure.n:,}")
             left.append("*" if ladder.failed else "", "red")
             left.append("\nof an earlier recipe" if _is_outdated(recipe, ladder) else "", "yellow")
+            left.append("\nof other weights" if list_replaced(recipe, ladder) else "", "yellow")
         cells = (recipe.name, config.dataset, f"{config.eps:.4g}", left, composition(config), recipe.summary)
         grid.add_row(*cells[: len(names)])
     return grid
@@ -127,6 +134,14 @@ def render(recipe: Recipe, ladder: Ladder | None, console: Console) -> None:
         lines += [Text(""), *_ladder(ladder, console)]
         if _is_outdated(recipe, ladder):
             lines.append(Text("The ladder is of an earlier version of this recipe", "bold red"))
+        if replaced := list_replaced(recipe, ladder):
+            lines.append(
+                Text(
+                    f"The ladder is of other weights than would be loaded here: {', '.join(replaced)}. Your own "
+                    f"are taken first (`defend list`); measure them: {say_command('recipe', recipe.name, '--run')}",
+                    "bold red",
+                )
+            )
         if ladder.compared:
             tables = (_comparison(ladder, fewer) for fewer in (0, 1, 2))
             lines += [Text(""), choose_fitting(console, tables)]

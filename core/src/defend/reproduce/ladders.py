@@ -5,22 +5,28 @@ Imports torch only where a defence is loaded: a kept ladder is shown at once.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import attrs
 
+from defend.errors import DefendError
 from defend.plugins import registry
 from defend.recipes import Recipe, choose_recipe
 from defend.reproduce.kept import SCHEMA, Kept
 from defend.util.files import write_text
+from defend.values.editions import tuned_behind
 from defend.values.report import ArmResult, LeastRow, WorstCase
-from defend.values.run_config import RunConfig
+from defend.values.run_config import RunConfig, split_names
 from defend.values.toml import to_toml
+from defend.weights.card import read_card
+from defend.weights.find import locate, tuned_name
 
 if TYPE_CHECKING:
     from defend.defence import Defence
+    from defend.stages import Stage
 
 
 @attrs.frozen(kw_only=True)
@@ -145,6 +151,31 @@ class Ladder(Kept):
     def clean(self) -> Figure:
         """What the defence leaves of unattacked images."""
         return clean_figure(self.rows)
+
+
+def list_replaced(recipe: Recipe, ladder: Ladder) -> tuple[str, ...]:
+    """Return the parts, by key, that would be loaded here with other weights than the ladder was measured with.
+
+    Of weights that cannot be found or read, loading says why.
+    """
+    config, replaced = recipe.run_config(), []
+    purifiers = split_names(config.purifier)
+    parts: dict[str, tuple[Stage, str | None]] = {"victim": ("victim", config.victim)}
+    parts["detector"] = ("detector", config.detector)
+    parts["finetuner"] = ("finetuner", config.finetune)
+    parts |= {name if len(purifiers) > 1 else "purifier": ("purifier", name) for name in purifiers}
+    for key, then in ladder.weights.items():
+        stage, name = parts.get(key, ("victim", None))
+        if name is None or not then:
+            continue
+        with contextlib.suppress(DefendError):
+            given = config.weights.get(key, config.weights.get(stage))
+            behind = tuned_behind(config.purifier, given)
+            filed_as = tuned_name(name, config.victim, behind) if stage == "finetuner" else None
+            path = locate(registry().find(stage, name), config.dataset, given, filed_as)
+            if path is not None and read_card(path).content_sha256 != then:
+                replaced.append(key)
+    return tuple(replaced)
 
 
 def clean_figure(rows: Sequence[LadderRow]) -> Figure:
