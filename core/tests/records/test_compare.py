@@ -259,6 +259,18 @@ def test_attacks_of_one_name_that_are_not_the_same_are_told():
     assert note.startswith("steps of fgsm/oblivious"), "which says it"
 
 
+def test_transfer_sources_with_other_weights_are_told():
+    def through(label, source):
+        return run(label, ROWS_OF_TWO, weights={"victim": {"sha256": "aaaabbbbcccc"}, "source resnet20": source})
+
+    one, other = through("a", {"sha256": "1111222233"}), through("b", {"sha256": "4444555566"})
+    (note,) = compare([one, other, through("c", {})]).notes
+    assert note == (
+        "weights of source resnet20 differ (11112222: a; 44445555: b): transfer rows are not the same attack"
+    )
+    assert compare([one, through("b", {"sha256": "1111222233"}), run("d", ROWS_OF_TWO)]).notes == ()
+
+
 def test_a_run_whose_checks_failed_is_no_winner():
     checks = ({"number": 5, "name": "gradients", "status": "fail", "detail": "none"},)
     compared = compare([run("a", ROWS_OF_TWO), run("b", ROWS_OF_TWO, checks=checks)])

@@ -276,6 +276,7 @@ def _options(run: Run, name: str) -> str:
 
 
 NOT_THE_SAME = "not the same attack"
+SOURCE = "source "  # before the name of a transfer source, among a report's weights
 _ASPECTS: tuple[tuple[str, Callable[[Run], Any], str], ...] = (
     ("victims", _victim, "oblivious rows are not the same attack"),
     ("eps", lambda run: run.report["config"]["eps"], "rows with another eps are other rows"),
@@ -297,6 +298,11 @@ def _notes(
     everyone = range(len(runs))
     for what, value, consequence in _ASPECTS:
         yield from _differ(what, {place: value(runs[place]) for place in everyone}, labels, consequence)
+    parts = dict.fromkeys(part for run in runs for part in run.report.get("weights", {}))
+    for source in (part for part in parts if part.startswith(SOURCE)):
+        hashes = {place: runs[place].report.get("weights", {}).get(source, {}).get("sha256") for place in everyone}
+        kept = {place: value[:8] for place, value in hashes.items() if value}
+        yield from _differ(f"weights of {source}", kept, labels, "transfer rows are not the same attack")
     told = set()
     for attack in dict.fromkeys(row.key.attack for row in rows):
         having = [place for place in everyone if any(row.key.attack == attack and row.cells[place] for row in rows)]
