@@ -151,3 +151,16 @@ def test_so_many_directions_are_asked_that_one_lucky_one_decides_nothing():
 )
 def test_the_verdict_by_hand(promised, found, chance, verdict):
     assert Followed(8, promised, found, (0.0,) * 4, chance).verdict == verdict
+
+
+def test_a_promise_next_to_nothing_is_told_by_the_loss_itself():
+    shares = Followed(8, (1, 10, 100, 1000), (0.1, 3, -900, 80), (0.0, 0.0, 5, 20), (0.5,) * 4).say()
+    assert shares == (
+        "of 8 images: the loss delivers of its promise -900.0 % at 0.1 eps where random directions find 5.0 %, 8.0 % "
+        "at 1 eps where random directions find 2.0 %"
+    )
+    moves = Followed(8, (1e-6, 1e-5, 1e-4, 1e-3), (0.0, 0.0, -0.5, -4.0), (0.0, 0.0, 0.25, 3.0), (0.5,) * 4).say("left")
+    assert moves == (
+        "of 8 images left: the loss rises by -0.5 at 0.1 eps, where 0.0001 was promised and random directions find "
+        "0.25, -4 at 1 eps, where 0.001 was promised and random directions find 3"
+    )

@@ -27,6 +27,7 @@ from defend.values.threats import ThreatKind
 
 LENGTHS = (1e-3, 1e-2, 0.1, 1.0)  # of eps
 STRIDE = 0.1  # from this length on: what attacks take steps of
+MANIFOLD = 10.0  # of a promise: from here on a share of it says less than the loss itself
 EXACT = 0.25  # of the promise that the loss may miss at the shortest length
 RANDOM = (2, 96)  # random directions an image, the more the fewer images
 
@@ -99,6 +100,15 @@ class Followed:
             return f"{start}: it is zero"
         # a promise that is kept is so at the shortest length; of others it counts what an attack's steps find
         ends = (0, 3) if self.verdict in ("exact", "short-sighted") else (2, 3)
+        if any(
+            abs(gain[place]) > MANIFOLD * self.promised[place] for gain in (self.found, self.blind) for place in ends
+        ):
+            moves = [
+                f"{self.found[place]:.2g} at {LENGTHS[place]:g} eps, where {self.promised[place]:.2g} was promised and "
+                f"random directions find {self.blind[place]:.2g}"
+                for place in ends
+            ]
+            return f"{start}: the loss rises by {', '.join(moves)}"
         parts = [
             f"{percent(self.found[place] / self.promised[place])} at {LENGTHS[place]:g} eps where random directions "
             f"find {percent(self.blind[place] / self.promised[place])}"
