@@ -5,6 +5,7 @@ import json
 import re
 import shlex
 import shutil
+import sys
 from pathlib import Path
 
 import attrs
@@ -19,7 +20,7 @@ from defend.checks import CHECKS
 from defend.evaluation.plan import find_undone
 from defend.evaluation.provenance import describe
 from defend.evaluation.runner import run, run_arms
-from defend.plugins import registry
+from defend.plugins import forget_installed, registry
 from defend.util.images import write_image
 from defend.values.run_config import RunConfig
 from defend.values.toml import alternatives
@@ -312,6 +313,18 @@ def test_a_threshold_used_behind_another_purifier_is_not_predicted_or_exported_w
     assert (again["fpr"], again["behind"], again["dataset"], again["n"]) == (0.1, "round", "digits", 200)
 
 
+OWN_PURIFIER = """
+from torch import nn
+
+
+class purify(nn.Module):
+    random = False
+
+    def forward(self, images):
+        return K * images
+"""
+
+
 def test_a_threshold_used_behind_other_options_or_weights_is_doubted(defend, refused, digits, tmp_path):
     behind = ("--purifier", "soften", "--detector", "change")
     assert defend("calibrate", *behind, "--fpr", "0.2", "--set", "purifier.strength=1", "--quiet").code == 0
@@ -356,6 +369,21 @@ def test_a_threshold_that_was_set_on_other_images_is_not_predicted_with(refused,
     assert "detector puvae: the threshold was set on mnist, not on digits: add --fpr 0.01" in line
     with pytest.warns(UserWarning, match="the threshold was set on mnist, not on digits"):
         package.load("resnet20", detector="puvae", weights={"detector": str(mnist)})
+
+
+@pytest.mark.parametrize("how", ["def purify(images):\n    return K * images", OWN_PURIFIER])
+def test_a_threshold_set_behind_other_code_of_ones_own_is_doubted(defend, refused, digits, tmp_path, monkeypatch, how):
+    file = tmp_path / "own.py"
+    behind = ("--purifier", f"{file}:purify", "--detector", "change")
+    predict = ("predict", *digits[:2], "--victim", "resnet20", *behind)
+    file.write_text(f"K = 0.9\n{how}\n")
+    assert defend("calibrate", *behind, "--fpr", "0.2", "--quiet").code == 0
+    assert defend(*predict).code == 0
+    file.write_text(f"K = 0.875\n{how}\n")
+    for name in [name for name, module in sys.modules.items() if getattr(module, "__file__", None) == str(file)]:
+        monkeypatch.delitem(sys.modules, name)
+    forget_installed()  # as in another process
+    assert re.search(r"the threshold was set where purifier \S+ had code=\w+, and here it has code=", refused(*predict))
 
 
 OWN = """

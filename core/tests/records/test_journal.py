@@ -11,10 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from defend.errors import ConfigError
+from defend.fingerprints.code import code_of
 from defend.records.journal import Journal
 from defend.records.rows import EXAMPLES, ArmRecord, Example, Part, Trimmed, merge
 from defend.records.unfinished import find_unfinished, is_unfinished
-from defend.store.code import code_of
 from defend.values.run_config import RunConfig
 from defend.values.toml import to_toml
 

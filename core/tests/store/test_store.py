@@ -30,10 +30,11 @@ from defend.cli import main
 from defend.custom.build import Function
 from defend.datasets.normalised import NormalisedVictim
 from defend.errors import ConfigError
+from defend.fingerprints import code, sources
+from defend.fingerprints.code import code_version, modules_of, versions_of
+from defend.fingerprints.values import batch_key, module_hash
 from defend.plugins import registry
-from defend.store import code, entry, sources
-from defend.store.code import code_version, modules_of, versions_of
-from defend.store.fingerprint import batch_key, module_hash
+from defend.store import entry
 from defend.store.store import Store, Verified, parse_size
 from defend.testing.toys import TinyVictim
 
@@ -681,7 +682,7 @@ def test_a_full_disk_is_no_error_and_leaves_nothing(store):
 OTHER = textwrap.dedent("""
     import sys, torch
     from pathlib import Path
-    from defend.store.fingerprint import batch_key, module_hash
+    from defend.fingerprints.values import batch_key, module_hash
     from defend.store.store import Store
 
     torch.manual_seed(0)
@@ -986,7 +987,7 @@ import circles_of_mine
 from pathlib import Path
 if {edit!r}:
     path = Path({str(path)!r}); path.write_text(path.read_text().replace(*{edit!r}))
-from defend.store.fingerprint import module_hash
+from defend.fingerprints.values import module_hash
 print(module_hash(circles_of_mine.Block()))
 """
     environment = {**os.environ, "PYTHONHASHSEED": str(seed)}

@@ -20,6 +20,7 @@ from defend.boundary.given import name_of
 from defend.datasets.base import Batch, ImageDataset, Split
 from defend.defence import Defence
 from defend.errors import ConfigError
+from defend.fingerprints.values import code_hash
 from defend.randomness import keyed
 from defend.stages import Task
 from defend.util.fp32 import ieee_fp32
@@ -103,6 +104,8 @@ def describe_parts(composition: Composition, built: Mapping[str, Built]) -> dict
         if part.stage == "purifier":  # the threshold is in the detector's own weights
             known = each.content_hash or (hash_state(each.module) if each.custom else "")
             found[f"{part.stage} {part.found.name}"]["weights"] = known[:HASH]
+        if each.custom:  # of a package its version is told
+            found[f"{part.stage} {part.found.name}"]["code"] = code_hash(each.module)[:HASH]
     return found
 
 

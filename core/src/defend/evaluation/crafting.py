@@ -13,12 +13,12 @@ from defend.attacks.host import craft
 from defend.attacks.target import Target
 from defend.datasets.base import Batch
 from defend.defence import Defence
+from defend.fingerprints.code import code_version, modules_of
+from defend.fingerprints.values import batch_key, module_hash
 from defend.randomness import switched
 from defend.records.rows import Part, PlannedRow
 from defend.records.seen import Seen
 from defend.stages import Attack
-from defend.store.code import code_version, modules_of
-from defend.store.fingerprint import batch_key, module_hash
 from defend.store.store import Store
 from defend.values.threats import KNOWN_DRAWS, UNDEFENDED
 

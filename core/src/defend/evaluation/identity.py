@@ -15,10 +15,10 @@ from defend.custom.spec import CustomSpec
 from defend.datasets.base import ImageDataset
 from defend.errors import ConfigError
 from defend.evaluation.arms import BuiltDefence
+from defend.fingerprints.code import code_of, modules_of, versions_of
+from defend.fingerprints.values import batch_key, module_hash
 from defend.plugins import Registry
 from defend.records.rows import PlannedRow
-from defend.store.code import code_of, modules_of, versions_of
-from defend.store.fingerprint import batch_key, module_hash
 from defend.util.tensors import hash_state
 
 

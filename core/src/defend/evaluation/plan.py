@@ -18,11 +18,11 @@ from defend.attacks.options import count_forward_passes
 from defend.custom.spec import CustomSpec
 from defend.datasets.base import ImageDataset
 from defend.errors import ConfigError
+from defend.fingerprints.values import batch_key
 from defend.options import describe
 from defend.plugins import Found, Registry
 from defend.records.rows import PlannedRow
 from defend.stages import Attack, Stage, Task
-from defend.store.fingerprint import batch_key
 from defend.values.run_config import QUICK_ATTACKS, QUICK_STEPS, RunConfig
 from defend.values.threats import (
     DEFENDED,

@@ -12,7 +12,7 @@ from defend.assembly.stage import Built
 from defend.custom.build import Function
 from defend.datasets.base import ImageDataset, Origin, Split
 from defend.datasets.twins import Duplicates
-from defend.store.fingerprint import globals_read
+from defend.fingerprints.values import globals_read
 from defend.values.report import DatasetInfo
 
 SPLIT: Split = "test"

@@ -62,7 +62,7 @@ class Code:
     """Which code trained what a checkpoint holds.
 
     Attributes:
-        version: a hash of core and the libraries, see `defend.store.fingerprint.code_version`.
+        version: a hash of core and the libraries, see `defend.fingerprints.code.code_version`.
         changed_at: the steps from which on another version trained than before.
     """
 

@@ -19,11 +19,11 @@ from defend.assembly.composition import Composition
 from defend.datasets.base import ImageDataset, Split
 from defend.datasets.bounded import ensure_bounded
 from defend.errors import ConfigError, ContractError, WeightsError, WriteError, did_you_mean
+from defend.fingerprints.code import code_of_stage, code_version
+from defend.fingerprints.values import use_hash
 from defend.options import describe, make
 from defend.plugins import Found, Registry, registry
 from defend.stages import Stage, Task
-from defend.store.code import code_of_stage, code_version
-from defend.store.fingerprint import use_hash
 from defend.train import Training
 from defend.training.aim import check_victims
 from defend.training.checkpoint import CHECKPOINT, mark_written

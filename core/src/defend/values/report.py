@@ -248,7 +248,8 @@ class Calibration:
         dataset: whose images they were, by what it files weights under.
         behind: the purifiers that the detector stood behind, as in "dae,blur"; None for none.
         parts: the options of the detector and of each of these purifiers, as "purifier dae", with the hash of its
-            weights as "weights"; empty where it was set in this run, or an old file does not say.
+            weights as "weights", and of code of the user's own that of its code as "code"; empty where it was set in
+            this run, or an old file does not say.
         kept: whether it came with the detector's weights (`defend calibrate`), and was not set in this run.
     """
 

@@ -51,7 +51,7 @@ def hash_as_imported(path: Path) -> str:
     """Return a SHA-256 of an installed source file, or a file of core; unique where it was written since the start.
 
     An upgrade, or a `git pull`, may have changed it after it was imported: nothing tells then what runs. Of what
-    somebody is editing the running code itself is looked at, see `fingerprint`.
+    somebody is editing the running code itself is looked at, see `values`.
     """
     of_core = path.is_relative_to(Path(defend.__file__).parent)
     if of_core or is_installed(str(path)):

@@ -14,9 +14,9 @@ import types
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from defend.fingerprints.sources import hash_as_imported, is_edited, make_unique
+from defend.fingerprints.values import batch_key
 from defend.hookspecs import GROUP
-from defend.store.fingerprint import batch_key
-from defend.store.sources import hash_as_imported, is_edited, make_unique
 
 # they show, write, lock or load plugins: no image, weight or verdict comes from them
 WITHOUT_FIGURES = frozenset({"click", "filelock", "jinja2", "matplotlib", "platformdirs", "pluggy", "rich", "tomli-w"})

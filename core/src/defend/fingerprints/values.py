@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from defend.store.sources import is_edited, make_unique, module_source
+from defend.fingerprints.sources import is_edited, make_unique, module_source
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -50,21 +50,33 @@ def use_hash(module: nn.Module) -> str:
     """Return a SHA-256 of a network that a training uses as it stands; the code of core is no part of it.
 
     Parameters and all buffers; of each part its class and plain attributes (a quality, a mean, a config), which need
-    not lie in the state; and the source of classes and functions that somebody is editing.
+    not lie in the state; and the source of classes and functions that somebody is editing, with the globals they read.
     """
+    hasher = _Hasher()
+    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    return hasher.digest((_list_parts(module, hasher), {name: value.detach() for name, value in tensors.items()}))
+
+
+def code_hash(module: nn.Module) -> str:
+    """Return a SHA-256 of what runs in a network: as `use_hash`, less its parameters and buffers."""
+    hasher = _Hasher()
+    return hasher.digest(_list_parts(module, hasher))
+
+
+def _list_parts(module: nn.Module, hasher: _Hasher) -> dict[str, Any]:
     import torch
 
-    hasher = _Hasher()
     of_every_module = {*vars(torch.nn.Module()), "stage_name"}
     parts = {}
     for name, part in module.named_modules():
         attributes = {key: value for key, value in vars(part).items() if key not in of_every_module}
         kept = {key: _keep_plain(value, hasher) for key, value in attributes.items()}
         kept = {key: value for key, value in kept.items() if value is not _NO_DATA}
-        kind = type(part)
-        parts[name] = kind.__module__, kind.__qualname__, _source_if_edited(kind), kept
-    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    return hasher.digest((parts, {name: value.detach() for name, value in tensors.items()}))
+        kind, source = type(part), _source_if_edited(type(part))
+        # what a file of one's own is called as a module depends on where Python was started
+        where = kind.__module__ if source is None else ""
+        parts[name] = where, kind.__qualname__, source, _keep_globals(kind, hasher), kept
+    return parts
 
 
 DEEPEST = 8  # levels of an attribute
@@ -75,10 +87,10 @@ def _keep_plain(value: Any, hasher: _Hasher, depth: int = 0) -> Any:
     """Return what a hash can take of an attribute: data, however nested, and what somebody is editing."""
     if value is None or isinstance(value, bool | int | float | complex | str | bytes | hasher._tensor):
         return value
-    if isinstance(value, types.FunctionType):
-        return value.__code__ if _source_if_edited(value) is not None else _NO_DATA
     if depth > DEEPEST:  # objects may hold each other
         return _NO_DATA
+    if isinstance(value, types.FunctionType):
+        return _keep_function(value, hasher, depth) if _source_if_edited(value) is not None else _NO_DATA
     if attrs.has(type(value)):
         value = {field.name: getattr(value, field.name) for field in attrs.fields(type(value))}
     elif hasattr(value, "__dict__") and (source := _source_if_edited(type(value))) is not None:
@@ -93,6 +105,27 @@ def _keep_plain(value: Any, hasher: _Hasher, depth: int = 0) -> Any:
         items = [each for each in items if each is not _NO_DATA]
         return items if isinstance(value, list | tuple) else sorted(items, key=repr)
     return _NO_DATA
+
+
+def _keep_function(function: types.FunctionType, hasher: _Hasher, depth: int) -> Any:
+    """Return the code of a function, and what it reads: the first time that it is met, as functions call each other."""
+    if function in hasher.met:
+        return function.__code__
+    hasher.met.add(function)
+    cells = []
+    for cell in function.__closure__ or ():
+        with contextlib.suppress(ValueError):  # not filled yet
+            cells.append(cell.cell_contents)
+    read = {"read": globals_read(function), "defaults": function.__defaults__, "more": function.__kwdefaults__}
+    return [function.__code__, _keep_plain({**read, "cells": cells}, hasher, depth + 1)]
+
+
+def _keep_globals(kind: type, hasher: _Hasher) -> Any:
+    """Return what the methods of a class that somebody is editing read of its module; None of another class's."""
+    if _source_if_edited(kind) is None:
+        return None
+    methods = [value for value in vars(kind).values() if isinstance(value, types.FunctionType)]
+    return _keep_plain({name: each for method in methods for name, each in globals_read(method).items()}, hasher)
 
 
 def _source_if_edited(thing: Any) -> Any:
@@ -167,6 +200,7 @@ class _Hasher:
         self._known: dict[int, tuple[Any, bytes]] = {}  # the value too, as its id is only its own while it lives
         self._open: dict[int, int] = {}
         self._referred: list[Any] = []
+        self.met: set[types.FunctionType] = set()
 
     def digest(self, value: Any) -> str:
         """Return the hash of a value, and of all code that it refers to."""

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from defend.store import code
-from defend.store.code import code_of_stage
-from defend.store.fingerprint import use_hash
-from defend.store.sources import is_edited
+from defend.fingerprints import code
+from defend.fingerprints.code import code_of_stage
+from defend.fingerprints.sources import is_edited
+from defend.fingerprints.values import code_hash, use_hash
 
 
 @pytest.mark.parametrize(
@@ -109,6 +109,34 @@ class Used(nn.Module):
 )
 def test_a_network_that_is_used_is_told_apart_by_all_that_it_holds(one, other):
     assert use_hash(Used(**one)) == use_hash(Used(**one)) != use_hash(Used(**other))
+
+
+SCALE = 0.5
+
+
+def scaled(images):
+    return deeper(images)
+
+
+def deeper(images):
+    return SCALE * images if images is not None else scaled(images)  # in a circle
+
+
+class Scaling(nn.Module):
+    def forward(self, images):
+        return deeper(images)
+
+
+@pytest.mark.parametrize("make", [lambda: Used(held=scaled), Scaling])
+def test_what_code_of_ones_own_reads_of_its_module_counts(monkeypatch, make):
+    before = use_hash(make()), code_hash(make())
+    assert (use_hash(make()), code_hash(make())) == before
+    monkeypatch.setattr(sys.modules[__name__], "SCALE", 0.25)
+    assert use_hash(make()) != before[0] and code_hash(make()) != before[1]
+
+
+def test_the_code_of_a_network_is_not_what_it_has_learnt():
+    assert code_hash(Used(mean=1.0, kept=1.0)) == code_hash(Used()) != code_hash(Used(held=1))
 
 
 def test_a_network_that_is_used_may_hold_what_no_hash_can_take():
