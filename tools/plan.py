@@ -276,18 +276,21 @@ def _dae(rank: int, victim: str = "resnet20", edition: str = "", marks: str = ""
     )
 
 
-def _dae_tuned(victim: str, rank: int, edition: str, rounds: int, kinds: float, marks: str = "") -> Train:
+def _dae_tuned(
+    victim: str, rank: int, edition: str, rounds: int, kinds: float, marks: str = "", behind: str | None = None
+) -> Train:
+    behind = marks if behind is None else behind
     return _train(
         "finetuner",
         "dae",
         "cifar10",
         rank,
         [(victim, LEARN)],
-        needs=(f"{victim}/cifar10{marks}", f"dae/cifar10{marks}"),
+        needs=(f"{victim}/cifar10{marks}", f"dae/cifar10{behind}"),
         edition=edition,
         victim=victim,
         purifier="dae",
-        weights={"victim": marks, "purifier": marks} if marks else None,
+        weights={part: named for part, named in (("victim", marks), ("purifier", behind)) if named} or None,
         fast=True,
         kinds=kinds,
         rounds=rounds,
@@ -378,7 +381,8 @@ TRAININGS: tuple[Train, ...] = (
     ),
     _dae_tuned("resnet20", 24, "mix", rounds=3, kinds=6),
     _dae_tuned("resnet20", 27, "long", rounds=3, kinds=6, marks="+long"),
-    _dae_tuned("se_preresnet56", 25, "", rounds=7, kinds=4.9),
+    _dae(18, victim="se_preresnet56", edition="se_preresnet56"),
+    _dae_tuned("se_preresnet56", 25, "se_preresnet56", rounds=7, kinds=4.9, behind="+se_preresnet56"),
     _unet_gan("noise", 40),
     _unet_gan("image-2", 41),
     _victim("vgg16_bn", "fashion_mnist", 43, epochs=15, batch_size=256, lr=0.1, shift=2, **SGD),
@@ -433,7 +437,15 @@ TABLES: tuple[Measure, ...] = (
     _measure("puvae_detect/table-5", "cifar10", 4, 35, "classifier_b", "puvae"),
     _measure("dae_finetune/table-2-long", "cifar10", 1.5, 36, "resnet20+long", "dae+long", "dae/resnet20/dae+long"),
     _measure("dae_finetune/table-2", "cifar10", 1.5, 31, "resnet20", "dae", "dae/resnet20/dae+mix"),
-    _measure("dae_finetune/table-3", "cifar10", 2, 32, "se_preresnet56", "dae", "dae/se_preresnet56/dae"),
+    _measure(
+        "dae_finetune/table-3",
+        "cifar10",
+        2,
+        32,
+        "se_preresnet56",
+        "dae+se_preresnet56",
+        "dae/se_preresnet56/dae+se_preresnet56",
+    ),
     _measure("apudae/table-5-cifar10", "cifar10", 3, 34, "resnet18", "apudae", "adversarial/resnet18"),
     _measure("unet_gan/table-3", "cifar10", 2, 48, "inception_v3", "densenet121", "vgg11_bn", "unet_gan+eps128"),
     _measure("vaegan/table-1", "fashion_mnist", 2, 45, "vgg16_bn", "vaegan"),
