@@ -11,9 +11,10 @@ from scipy.stats import binomtest
 
 from defend.evaluation.assemble import _worst_case, arm
 from defend.records.rows import ArmRecord, Example, PlannedRow, RowRecord, worst_case
+from defend.report.text import of_norms
 from defend.util.metrics import round_up
 from defend.util.statistics import wilson
-from defend.values.report import LeastRow
+from defend.values.report import LeastRow, undercut_of_norm
 from defend.values.threats import DEFENDED, UNDEFENDED, Threat
 
 
@@ -145,9 +146,12 @@ def test_only_images_that_every_row_judged_count():
     assert worst(everything, some) == {2: True, 4: False}
 
 
-def of_rows(records, screened=False):
+def of_rows(records, screened=False, rising=()):
     """What a report says of the worst case of these rows, by name."""
-    rows = [SimpleNamespace(key=key, threat="oblivious", steps=None, gradients=None, rising=False) for key in records]
+    rows = [
+        SimpleNamespace(key=key, threat="oblivious", steps=None, gradients=None, rising=key in rising)
+        for key in records
+    ]
     return _worst_case(records, rows, screened)
 
 
@@ -168,6 +172,27 @@ def test_so_is_one_that_leaves_less_with_credit():
     told = of_rows({"many": many, "few": attacked(record([1, 2], [True, True]))}, screened=True)
     assert told.with_credit["accuracy"] == 1.0
     assert told.undercut_with_credit == LeastRow("many", 0.75, wilson(3, 4), 4)
+
+
+def test_so_is_one_that_leaves_less_of_the_attacks_of_its_norm():
+    def by(norm, row):
+        return attrs.evolve(row, plan=attrs.evolve(row.plan, attack=object(), threat=Threat("oblivious", norm, 0.1)))
+
+    rows = {
+        "many": by("linf", record([1, 2, 3, 4], [True, True, False, False])),
+        "few": by("linf", record([1, 2], [True, True])),
+        "far": by("l2", record([1, 2, 3, 4], [True, True, True, True])),
+    }
+    found = of_rows(rows, rising=("far",)).norms
+    assert (found["linf"]["accuracy"], found["l2"]["accuracy"]) == (1.0, 1.0)
+    assert undercut_of_norm(found["linf"]) == LeastRow("many", 0.5, wilson(2, 4), 4)
+    assert undercut_of_norm(found["l2"]) is None
+    assert (found["linf"]["rising"], found["l2"]["rising"]) == ([], ["far"])
+    said = of_norms(found, loose=True)
+    assert "alone leave: L-inf 100.0 % " in said and "(≤ 50.0 % [15.0, 85.0], n=4: what many alone leaves" in said
+    assert "; L2 ≤ 100.0 % " in said and said.count("n=4") == 1
+    old = {norm: {"accuracy": 1.0, "ci95": (0.5, 1.0)} for norm in found}  # before this was recorded
+    assert of_norms(old, loose=("far",)).count("≤ 100.0 %") == 2
 
 
 def test_each_arm_has_its_own_worst_case():

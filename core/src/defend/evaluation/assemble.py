@@ -175,7 +175,7 @@ def _worst_case(counted: Mapping[str, RowRecord], rows: Sequence[Row], screened:
         weakest=weakest,
         with_credit=proportion(credited) if screened else None,
         passes=sum_passes(records, find_clean(records)),
-        norms=_of_norms(records, kept),
+        norms=_of_norms(counted, rows, kept),
         steps=max((row.steps for row in rows if row.steps), default=None),
         gradients=_most_looks(counted, rows, kept),
         rising=tuple(row.key for row in rows if row.rising),
@@ -214,16 +214,24 @@ def _most_looks(counted: Mapping[str, RowRecord], rows: Sequence[Row], kept: set
     return max(total.values(), default=0) or None
 
 
-def _of_norms(records: Sequence[RowRecord], kept: set[int]) -> dict[str, Any] | None:
+def _of_norms(counted: Mapping[str, RowRecord], rows: Sequence[Row], kept: set[int]) -> dict[str, Any] | None:
     """Return the worst case over the attacks of each norm, on the images `kept`; None where there is but one norm."""
-    norms = list(dict.fromkeys(record.plan.threat.norm for record in records if record.plan.attack is not None))
+    norms = list(
+        dict.fromkeys(record.plan.threat.norm for record in counted.values() if record.plan.attack is not None)
+    )
     if len(norms) < 2:
         return None
     found = {}
     for norm in norms:
-        of_it = [record for record in records if record.plan.attack is None or record.plan.threat.norm == norm]
-        common, held = worst_case(of_it, DEFENDED)
-        found[norm] = proportion(held[torch.tensor([key in kept for key in common.tolist()])])
+        own = {
+            key: record
+            for key, record in counted.items()
+            if record.plan.attack is None or record.plan.threat.norm == norm
+        }
+        common, held = worst_case(list(own.values()), DEFENDED)
+        left = proportion(held[torch.tensor([key in kept for key in common.tolist()])])
+        rising = [row.key for row in rows if row.rising and row.key in own]
+        found[norm] = {**left, "rising": rising, "least_row": attrs.asdict(_least(own, right))}
     return found
 
 

@@ -39,11 +39,11 @@ from defend.report.html import environment
 from defend.report.leaderboard import Place, leaderboard
 from defend.report.terminal import ARM_TITLES, basis, more_steps
 from defend.report.text import (
-    NORMS,
     calibration_in_words,
     certified_in_words,
     chance_in_words,
     distances_in_words,
+    of_norms,
     sources_in_words,
     spent,
     undercut_in_words,
@@ -312,7 +312,7 @@ def _environment() -> jinja2.Environment:
         basis=basis,
         more_steps=more_steps,
         threats=THREATS,
-        norms=NORMS,
+        of_norms=of_norms,
         rates=("0.01", "0.05"),
         number=lambda kind: next(counters[kind]),
     )

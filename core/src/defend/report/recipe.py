@@ -16,7 +16,6 @@ from rich.text import Text
 from defend.recipes import Recipe, composition
 from defend.report import readme
 from defend.report.fitting import choose_fitting
-from defend.report.terminal import of_norms
 from defend.report.text import (
     BESIDE,
     BOUND,
@@ -24,6 +23,7 @@ from defend.report.text import (
     UNKNOWN_BOUND,
     beside,
     bound,
+    of_norms,
     over_passes,
     percent,
     row_title,
@@ -33,7 +33,7 @@ from defend.report.text import (
 from defend.reproduce.ladders import Compared, Figure, Ladder, LadderRow, list_replaced
 from defend.util.distributions import install
 from defend.values.commands import say_command
-from defend.values.report import ArmResult, WorstCase, is_loose
+from defend.values.report import ArmResult, WorstCase, is_loose, undercut_of_norm
 from defend.values.threats import knows_the_defence
 from defend.values.toml import run_config, to_toml
 
@@ -321,7 +321,11 @@ def _rank(ladder: Ladder) -> list[Compared]:
 def _alone(each: Compared, norms: Sequence[str]) -> list[str]:
     """Return what the attacks of each norm alone leave, as texts."""
     alone = [(each.norms or {}).get(norm) for norm in norms]
-    return ["" if one is None else percent(one["accuracy"]) for one in alone]
+    rising = [None if one is None else one.get("rising", each.rising) for one in alone]
+    return [
+        "" if one is None else f"{bound(loose)}{percent(one['accuracy'])}{beside(undercut_of_norm(one))}"
+        for one, loose in zip(alone, rising, strict=True)
+    ]
 
 
 def _worst(ladder: Ladder) -> Figure:

@@ -12,7 +12,6 @@ from rich.text import Text
 
 from defend.report.fitting import choose_fitting
 from defend.report.text import (
-    NORMS,
     beside,
     bound,
     calibration_in_words,
@@ -20,6 +19,7 @@ from defend.report.text import (
     chance_in_words,
     distances_in_words,
     interval,
+    of_norms,
     over_passes,
     percent,
     row_title,
@@ -159,12 +159,6 @@ def more_steps(report: Report) -> str:
     if report.given:
         return f"evaluate(..., options={ {name: {key: many} for name, (key, many) in steps.items()} })"
     return say_command("run", "--config", Path(config.out, "config.toml") if config.out else "CONFIG.toml", *chosen)
-
-
-def of_norms(figures: Mapping[str, Any], loose: object) -> str:
-    """Say what the attacks of each norm leave, `WorstCase.norms`, in a line; `loose`: more steps would lower it."""
-    said = "; ".join(f"{NORMS.get(norm, norm)} {bound(loose)}{_share(one)}" for norm, one in figures.items())
-    return f"The attacks of one norm alone leave: {said}"
 
 
 def _with_credit(worst: WorstCase) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from defend.values.report import STILL_FOOLING, Certified, LeastRow, Row, WorstCase
+from defend.values.report import STILL_FOOLING, Certified, LeastRow, Row, WorstCase, undercut_of_norm
 from defend.values.shares import in_percent
 from defend.values.threats import THREATS
 
@@ -51,6 +51,19 @@ def undercut_in_words(below: LeastRow | None) -> str:
         return ""
     share = with_interval(below.accuracy, below.ci95, between=" % ")
     return f"{bound(True)}{share}, n={below.n:,}: what {below.row} alone leaves of all its images"
+
+
+def of_norms(figures: Mapping[str, Any], loose: object) -> str:
+    """Say what the attacks of each norm leave, `WorstCase.norms`, in a line.
+
+    `loose`: whether more steps would lower the worst case, for those from before this was recorded by norm.
+    """
+    said = []
+    for norm, one in figures.items():
+        share = with_interval(one["accuracy"], one["ci95"], between=" %  ")
+        below = undercut_in_words(undercut_of_norm(one))
+        said.append(f"{NORMS.get(norm, norm)} {bound(one.get('rising', loose))}{share}{f' ({below})' if below else ''}")
+    return f"The attacks of one norm alone leave: {'; '.join(said)}"
 
 
 def row_title(attack: str, threat: str, variant: str, eps: float | None) -> tuple[str, str, str]:

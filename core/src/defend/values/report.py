@@ -172,7 +172,8 @@ class WorstCase:
             right: no attack was accepted and misclassified (Wester 2020). A rejected clean one is wrong.
         passes: of a random defence, as in `Row.passes`, over all rows: "worst" is right in every pass of every row.
         norms: where attacks of several norms are among the rows, "accuracy" and "ci95" over the rows of each norm alone
-            (and those without an attack), on the same images.
+            (and those without an attack), on the same images; "rising" and "least_row" as below, among these rows,
+            where that was recorded.
         steps: the most that one of the rows took.
         gradients: what all rows took of the image that they looked at most, draws counted; null where unknown.
         rising: the rows among them whose curve has not flattened (`Row.curve`).
@@ -208,6 +209,12 @@ class WorstCase:
     def undercut_with_credit(self) -> LeastRow | None:
         """The same of `with_credit`."""
         return undercut(self.with_credit["accuracy"], self.least_row_with_credit) if self.with_credit else None
+
+
+def undercut_of_norm(figures: Mapping[str, Any]) -> LeastRow | None:
+    """Return the row that undercuts what the attacks of one norm leave, a value of `WorstCase.norms`."""
+    least = figures.get("least_row")
+    return undercut(figures["accuracy"], LeastRow(**least) if least else None)
 
 
 def undercut(accuracy: float, least: LeastRow | None) -> LeastRow | None:
