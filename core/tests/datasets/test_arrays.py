@@ -84,6 +84,8 @@ def test_a_pair_of_files_stays_on_disk(tmp_path):
     assert "no labels beside it" in refusal(tmp_path / "x_test.npy")
     np.save(tmp_path / "y_test.npy", labels())
     dataset = DataSource(str(tmp_path / "x_test.npy")).open()
+    np.save(tmp_path / "labels_test.npy", (labels() + 1) % 4)  # whatever else lies there
+    assert torch.equal(DataSource(str(tmp_path / "x_test.npy")).open().labels("test"), dataset.labels("test"))
     assert sizes(dataset) == {"val": 8, "test": 12}
     assert isinstance(dataset._sources["test"]._images, np.memmap)
     np.save(tmp_path / "set_data.npy", pixels())
@@ -180,3 +182,23 @@ def test_a_damaged_file_is_told_in_a_line(tmp_path_factory, place, junk, cut):
     except DefendError as error:
         said = str(error)
     assert len(said.splitlines()) == 1 and "failed in" not in said
+
+
+@pytest.mark.parametrize(("extra", "kind"), [("targets", "labels"), ("data", "images"), ("Y_TEST", "")])
+def test_of_two_arrays_that_may_be_the_same_none_is_guessed(tmp_path, extra, kind):
+    more = {extra: pixels() if kind == "images" else labels()}
+    np.savez(tmp_path / "m.npz", images=pixels(), labels=labels(), **more)
+    if not kind:  # of another split, which has no images
+        assert sizes(opened(tmp_path / "m.npz"))
+        return
+    said = refusal(tmp_path / "m.npz")
+    assert f"two arrays that may be the {kind}, '{kind}' and '{extra}': leave out one" in said
+
+
+def test_of_two_files_that_may_be_the_labels_none_is_guessed(tmp_path):
+    for name in ("labels", "targets"):
+        np.save(tmp_path / f"set_{name}.npy", labels())
+    np.save(tmp_path / "set_img.npy", pixels())
+    assert "'set_labels.npy' and 'set_targets.npy' beside it may both be its labels" in refusal(
+        tmp_path / "set_img.npy"
+    )

@@ -47,6 +47,19 @@ def test_one_that_keeps_to_it_is_as_before():
         held.nothing  # noqa: B018
 
 
+def test_what_it_says_of_copies_is_handed_on():
+    images = torch.arange(40, dtype=torch.uint8).view(10, 1, 2, 2)
+    made = (dict.fromkeys(("train", "val"), each) for each in (images, torch.arange(10) % 2))
+
+    class Copies(MemoryDataset):
+        """A plugin's own kind."""
+
+    foreign = Copies("m", ("a", "b"), *made)
+    held = ensure_bounded(foreign)
+    assert isinstance(held, BoundedDataset) and held.contents("val") == foreign.contents("val") is not None
+    assert held.files("val") is None and held.duplicates().n_val == 10
+
+
 def test_cores_own_are_left_as_they_are():
     images = torch.zeros(2, 1, 4, 4, dtype=torch.uint8)
     own = MemoryDataset("m", ("a",), {"train": images}, {"train": torch.zeros(2, dtype=torch.int64)})
@@ -113,6 +126,8 @@ def test_attributes_are_looked_at_first(attribute, value, said):
         ("statistics", ((float("nan"),), (0.1,)), "finite numbers, one a channel"),
         ("keys", torch.tensor([0, 0]), "a place twice"),
         ("keys", torch.tensor([11]), "no places in it"),
+        ("contents", b"x" * 64, "contents of test is 64 bytes, expected None or 320 bytes, 32 an image"),
+        ("files", "abc", "files of test is str"),
     ],
 )
 def test_what_is_said_of_the_images_is_held_to(method, answer, said):

@@ -54,6 +54,15 @@ class Normed(nn.Module):
         return self.layers(batch)
 
 
+class Tied(nn.Module):
+    """One weight under two names."""
+
+    def __init__(self, value):
+        super().__init__()
+        self.first = self.second = nn.Linear(1, 1)
+        nn.init.constant_(self.first.weight, value)
+
+
 def prepare(victim=None, **recipe):
     victim = (victim or TinyVictim(TASK)).eval()
     training = train(None, make(AdversarialRecipe, {**QUICK, **recipe}, "the recipe"), TASK, victim, None)
@@ -237,7 +246,7 @@ def test_overfitting_is_told_in_a_warning_and_in_the_card(monkeypatch, mode, sel
 @pytest.mark.parametrize("select", ["best", "last"])
 @pytest.mark.filterwarnings("ignore:(catastrophic|the weights that are kept)")
 def test_overfitting_is_remembered_whenever_a_training_is_resumed(monkeypatch, tmp_path, select):
-    course, known = [(0.5, 0.55), (0.05, 0.95), (0.02, 0.97)], {}
+    course, known = [(0.5, 0.55), (0.05, 0.95), (0.3, 0.35)], {}
 
     def judged(model, dataset, eps, limit, device, eps_l2=None, single=False):
         at = training.epoch if limit == adversarial.SCORED else -1
@@ -264,6 +273,29 @@ def test_overfitting_is_remembered_whenever_a_training_is_resumed(monkeypatch, t
     assert run("old") is None, "of epochs that nobody knows, never is not said"
 
 
+def test_weights_that_never_withstood_pgd_are_seen_to_overfit_too():
+    watch = Overfitting()
+    seen = [watch.note(epoch, *pair) for epoch, pair in enumerate([(0.15, 0.25), (0.19, 0.35), (0.02, 0.9), (0, 1)], 1)]
+    assert seen == [False, False, True, False] and watch.since == 3
+
+
+@pytest.mark.parametrize(("name", "share"), [("clean_share", 0.2), ("l2_share", 0.1)])
+def test_a_share_of_a_batch_that_is_no_image_is_refused(name, share):
+    with pytest.raises(ConfigError, match=f"{name}={share} is no image of a batch of 2"):
+        prepare(batch_size=2, **{name: share})
+
+
+def test_average_moves_tied_weights_once():
+    learner, average = Tied(1.0), Tied(0.0)
+    average_weights(average, learner, 0.5, step=100)
+    assert average.first.weight is average.second.weight and average.first.weight.item() == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("mode", ["pgd", "trades", "mart"])
+def test_one_step_is_a_training_on_single_steps_in_any_mode(mode):
+    assert prepare(mode=mode, steps=1).records and not prepare(mode=mode, steps=2).records
+
+
 def test_a_training_on_single_steps_measures_one_step_too_and_others_do_not():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -288,6 +320,8 @@ def test_the_modes_raise_the_robust_accuracy(recipe):
         {"mode": "free", "step_size": 0.1},
         {"mode": "free", "l2_share": 0.5},
         {"mode": "pgd", "replays": 4},
+        {"mode": "pgd", "beta": 5.0},
+        {"mode": "free", "beta": 5.0},
     ],
 )
 def test_what_a_mode_does_not_take_is_refused(recipe):

@@ -135,6 +135,82 @@ def test_what_code_of_ones_own_reads_of_its_module_counts(monkeypatch, make):
     assert use_hash(make()) != before[0] and code_hash(make()) != before[1]
 
 
+HELPER = """
+SHIFT = 0.5
+
+
+def shift(images):
+    return images + SHIFT
+
+
+class Base:
+    def turn(self, images):
+        return shift(images)
+"""
+VICTIM = """
+import functools
+
+import helper
+import torch
+from helper import Base, shift
+from torch import nn
+
+
+def by(number):
+    return lambda images: images + number
+
+
+class Reads(nn.Module):
+    def forward(self, images):
+        return helper.shift(images)
+
+
+class Inherits(nn.Module, Base):
+    def forward(self, images):
+        return self.turn(images)
+
+
+class Holds(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.before = functools.partial(shift)
+        self.other = Base()
+
+
+class Uses(nn.Module):
+    kind = Base
+
+
+class Encloses(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.before = by(helper.SHIFT)
+
+
+class Hooked(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_forward_pre_hook(lambda module, given: shift(*given))
+"""
+
+
+@pytest.mark.parametrize("name", ["Reads", "Inherits", "Holds", "Uses", "Encloses", "Hooked"])
+def test_a_helper_beside_a_file_of_ones_own_counts(tmp_path, monkeypatch, name):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # changed within a second
+    found = []
+    for shift in ("0.5", "0.5", "0.25"):
+        (tmp_path / "helper.py").write_text(HELPER.replace("0.5", shift))
+        (tmp_path / "own.py").write_text(VICTIM)
+        importlib.invalidate_caches()
+        module = getattr(importlib.import_module("own"), name)()
+        found.append((use_hash(module), code_hash(module)))
+        for each in ("helper", "own"):
+            del sys.modules[each]
+    assert found[0] == found[1]
+    assert found[0][0] != found[2][0] and found[0][1] != found[2][1]
+
+
 def test_the_code_of_a_network_is_not_what_it_has_learnt():
     assert code_hash(Used(mean=1.0, kept=1.0)) == code_hash(Used()) != code_hash(Used(held=1))
 

@@ -117,12 +117,20 @@ def test_golden_pairs_of_the_weights_for_cifar10(digits):
     assert deep_tuned.card.recipe["victim_sha256"] == deep.card.content_sha256
     assert deep_tuned.card.recipe["purifier_sha256"] == {"dae": purifier.card.content_sha256}
     assert (deep_tuned.card.recipe["schedule"], deep_tuned.card.recipe["train_subset"]) == ("two_sets", 5_000)
+    own = {"purifier": "+se_preresnet56", "finetuner": "+se_preresnet56"}
+    parts = Composition.of("se_preresnet56", "dae", finetune="dae", weights=own).build(CIFAR10)
+    own_attacks, deeper = parts["purifier"], parts["finetuner"]
+    assert own_attacks.card.recipe["victim"] == "se_preresnet56"
+    assert deeper.card.recipe["victim_sha256"] == deep.card.content_sha256
+    assert deeper.card.recipe["purifier_sha256"] == {"dae": own_attacks.card.content_sha256}
+    assert (deeper.card.recipe["schedule"], deeper.card.recipe["train_subset"]) == ("two_sets", 10_000)
     networks = {
         "before": victim,
         "tuned": tuned,
         "robust": robust,
         "se_preresnet56": deep,
         "se_preresnet56, tuned": deep_tuned,
+        "se_preresnet56, tuned behind its own": deeper,
     }
     with torch.no_grad():
         restored = purifier.module(images)

@@ -20,6 +20,7 @@ from defend.errors import DataError
 
 IMAGES = ("images", "image", "x", "data", "imgs", "img", "arr_0")
 LABELS = ("labels", "label", "y", "targets", "target", "arr_1")
+USUAL_PAIRS = {"images": "labels", "image": "label", "x": "y", "data": "targets", "arr_0": "arr_1"}
 USUAL = "images and labels, x and y, x_train, y_train, x_test and y_test, or arr_0 and arr_1"
 WHOLE = ""  # what is of no split by its name
 MISSING: Mapping[Split, str] = {
@@ -55,8 +56,15 @@ def _read_archive(path: Path) -> dict[str, tuple[Any, Any]]:
         places: dict[str, dict[str, str]] = {}
         for name in archive.files:
             split, kind = _parse(name)
-            if kind is not None:
-                places.setdefault(split, {}).setdefault(kind, name)
+            if kind is None:
+                continue
+            other = places.setdefault(split, {}).setdefault(kind, name)
+            if other != name:
+                which = f"the {kind}{f' of {split}' if split else ''}"
+                raise DataError(
+                    f"{str(path)!r} has two arrays that may be {which}, {other!r} and {name!r}: leave out one, or give "
+                    "it another name"
+                )
         pairs = {split: known for split, known in places.items() if len(known) == len(("images", "labels"))}
         if not pairs:
             raise DataError(f"{str(path)!r} holds {list_members(archive)}: expected {USUAL}")
@@ -86,7 +94,18 @@ def _read_pair(path: Path) -> dict[str, tuple[Any, Any]]:
         if word.lower() in IMAGES
         for label in LABELS
     ]
-    labels = next((each for each in beside if each.is_file()), None)
+    there = [each for each in beside if each.is_file()]
+    usual = [
+        path.with_name("".join([*words[:at], USUAL_PAIRS[word.lower()], *words[at + 1 :]]) + path.suffix)
+        for at, word in enumerate(words)
+        if word.lower() in USUAL_PAIRS
+    ]
+    labels = next((each for each in usual if each in there), there[0] if len(there) == 1 else None)
+    if labels is None and there:
+        raise DataError(
+            f"{str(path)!r}: {' and '.join(repr(each.name) for each in there[:2])} beside it may both be its labels: "
+            "leave one there"
+        )
     if labels is None:
         raise DataError(
             f"{str(path)!r}: there are no labels beside it; expected a pair such as x_test.npy and y_test.npy, or "

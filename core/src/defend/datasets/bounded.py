@@ -174,6 +174,33 @@ class BoundedDataset(ImageDataset):
         with self._calling(f"origin of {split}"):
             return self._dataset.origin(split)
 
+    def contents(self, split: Split) -> bytes | None:
+        """Return a SHA-256 of each image of a split, see `ImageDataset.contents`.
+
+        Raises:
+            ContractError: it is not 32 bytes an image.
+        """
+        with self._calling(f"contents of {split}"):
+            said: Any = self._dataset.contents(split)
+        return self._check_digests("contents", said, split)
+
+    def files(self, split: Split) -> bytes | None:
+        """Return the SHA-256 of the file of each image of a split, see `ImageDataset.files`.
+
+        Raises:
+            ContractError: it is not 32 bytes an image.
+        """
+        with self._calling(f"files of {split}"):
+            said: Any = self._dataset.files(split)
+        return self._check_digests("files", said, split)
+
+    def _check_digests(self, what: str, said: Any, split: Split) -> bytes | None:
+        size = 32 * len(self.labels(split))
+        if said is not None and not (isinstance(said, bytes) and len(said) == size):
+            got = f"{len(said)} bytes" if isinstance(said, bytes) else type(said).__name__
+            raise ContractError(f"{self._who}: {what} of {split} is {got}, expected None or {size} bytes, 32 an image")
+        return said
+
     def duplicates(self) -> Duplicates | None:
         with self._calling("duplicates"):
             return self._dataset.duplicates()

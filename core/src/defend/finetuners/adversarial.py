@@ -28,7 +28,7 @@ from defend.boundary.copies import copy_module
 from defend.datasets.base import Batch, ImageDataset
 from defend.defence import Defence
 from defend.errors import ConfigError
-from defend.finetuners.plugin import SINGLE_STEPS, AdversarialRecipe
+from defend.finetuners.plugin import AdversarialRecipe
 from defend.finetuners.rules import (
     Overfitting,
     Perturbation,
@@ -220,7 +220,7 @@ class AdversarialTraining(Training):
         usual = usual_l2(recipe.eps, task.channels * task.height * task.width)
         self._eps_l2 = usual if recipe.eps_l2 is None else recipe.eps_l2
         self._overfitting, self._blind_steps, self._sees = Overfitting(), 0, False
-        if recipe.mode in SINGLE_STEPS:
+        if recipe.on_single_steps:
             self.records["overfitting"] = self._overfitting
         self._before, self._after = Defence(victim, purifier), Defence(tuned, purifier)
         self._learning = Defence(self._learner, purifier)
@@ -323,7 +323,7 @@ class AdversarialTraining(Training):
             left, shown = len(images), torch.cat([images, self.craft(images, labels)])
         else:
             # the order of images is random, so the first ones are as good as any
-            left = int(recipe.clean_share * len(images))
+            left = round(recipe.clean_share * len(images))
             shown = torch.cat([images[:left], self.craft(images[left:], labels[left:])])
         with torch.no_grad():  # the purifier is frozen, and the images are given
             seen = self._learning.purify(shown)
@@ -333,7 +333,7 @@ class AdversarialTraining(Training):
         """Learn a batch several times, each time with the gradients of weights and images of one backward pass."""
         labels, recipe = batch.labels, self._recipe
         images = augment(batch.images, recipe.shift, self._flips)
-        left = int(recipe.clean_share * len(images))
+        left = round(recipe.clean_share * len(images))
         self._look(images, labels)
         for _ in range(self.replays):
             eps = self._share() * recipe.eps
@@ -382,7 +382,7 @@ class AdversarialTraining(Training):
         Of a training within both norms, the accuracy on those that stand both. A training on single steps is watched
         for overfitting to them, and warns in the epoch in which it is seen.
         """
-        last, single = self._recipe.select == "last", self._recipe.mode in SINGLE_STEPS
+        last, single = self._recipe.select == "last", self._recipe.on_single_steps
         if last and not single:
             return None
         found = self._judge(self._after, dataset, SCORED, device)
@@ -409,7 +409,7 @@ class AdversarialTraining(Training):
         for when, model in (("before", self._before), ("after", self._after)):
             found = self._judge(model, dataset, MEASURED, device)
             figures |= {f"val_{kind}_{when}": value for kind, value in found.items()}
-        if self._recipe.mode in SINGLE_STEPS:
+        if self._recipe.on_single_steps:
             if self._overfitting.since or self._overfitting.noted == self.epochs:
                 figures["overfitted_in_epoch"] = float(self._overfitting.since)
             if misleads(found["pgd"], found["fgsm"]):
@@ -422,7 +422,7 @@ class AdversarialTraining(Training):
 
     def _judge(self, model: Defence, dataset: ImageDataset, limit: int, device: torch.device) -> dict[str, float]:
         eps_l2 = self._eps_l2 if self._recipe.l2_share else None
-        return accuracies(model, dataset, self._recipe.eps, limit, device, eps_l2, self._recipe.mode in SINGLE_STEPS)
+        return accuracies(model, dataset, self._recipe.eps, limit, device, eps_l2, self._recipe.on_single_steps)
 
 
 def _accuracy(logits: Tensor, labels: Tensor) -> Tensor:

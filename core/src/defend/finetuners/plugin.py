@@ -16,6 +16,7 @@ from defend.options import option, options
 from defend.stages import Paper, StageSpec
 
 REPLAYS = 8  # the paper's on CIFAR-10 [S]
+BETA = 6.0  # TRADES' [Z]
 SINGLE_STEPS = {"fgsm": "1.25 eps", "free": "eps"}  # modes of one step, which may overfit to it, and its size
 
 
@@ -48,7 +49,7 @@ class AdversarialRecipe:
         None, help="L2 budget of that share (None: eps * sqrt(pixels and channels) / 4, as in a run [R])", above=0
     )
     beta: float = option(
-        6.0, help="trades, mart: weight of the divergence beside the cross-entropy [Z]; MART's: 5 [W]", at_least=0
+        BETA, help="trades, mart: weight of the divergence beside the cross-entropy [Z]; MART's: 5 [W]", at_least=0
     )
     awp: float = option(
         0.0,
@@ -94,7 +95,22 @@ class AdversarialRecipe:
         choices=("best", "last"),
     )
 
+    @property
+    def on_single_steps(self) -> bool:
+        """Whether it learns from images of one step alone, and may overfit to it [F]."""
+        return self.mode in SINGLE_STEPS or self.steps == 1
+
     def __attrs_post_init__(self) -> None:
+        if self.mode not in ("trades", "mart") and self.beta != BETA:
+            raise ConfigError(
+                f"beta={self.beta!r} does nothing for mode={self.mode}: leave it out, or take mode=trades or mode=mart"
+            )
+        for name, share in (("clean_share", self.clean_share), ("l2_share", self.l2_share)):
+            if share and not round(share * self.batch_size):
+                raise ConfigError(
+                    f"{name}={share!r} is no image of a batch of {self.batch_size}: expected at least "
+                    f"{1 / self.batch_size:.2g}, 0 for none, or a larger batch_size"
+                )
         if self.mode in ("trades", "mart") and self.clean_share:
             raise ConfigError(
                 f"clean_share={self.clean_share!r} does nothing for mode={self.mode}, which learns from every image "

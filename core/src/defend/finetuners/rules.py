@@ -84,10 +84,11 @@ def average_weights(average: nn.Module, learner: nn.Module, decay: float, step: 
     in it. Batch norm's statistics are averaged too, and its counts are the learner's.
     """
     state, now = (dict(each.state_dict(keep_vars=True)) for each in (average, learner))
-    floats = [name for name, value in state.items() if value.is_floating_point()]
+    # what is tied has several names, and is moved once
+    floats = list({id(value): name for name, value in state.items() if value.is_floating_point()}.values())
     share = min(decay, (1 + step) / (10 + step))
     get_ema_multi_avg_fn(share)([state[name] for name in floats], [now[name] for name in floats], step)
-    for name in state.keys() - set(floats):
+    for name in (name for name, value in state.items() if not value.is_floating_point()):
         state[name].copy_(now[name])
 
 
@@ -119,6 +120,8 @@ class Perturbation(nn.Module):
 
 class Overfitting(nn.Module):
     """Watches for catastrophic overfitting to one step: PGD wins again while one step still does not [F].
+
+    Where PGD was never withstood it cannot fall: there it is that one step alone is withstood, see `misleads`.
 
     In buffers, so that a training that is resumed knows its earlier epochs; as numbers of double precision, which come
     back from them as they were.
@@ -152,7 +155,8 @@ class Overfitting(nn.Module):
     def note(self, epoch: int, pgd: float, single: float) -> bool:
         """Take an epoch's accuracies, of as many images each time; return whether it is the first that overfits."""
         best = self.best
-        first = not self.since and pgd < best[0] - FALL and single > best[1] - STAYS
+        fell = pgd < best[0] - FALL and single > best[1] - STAYS
+        first = not self.since and (fell or misleads(pgd, single))
         if first:
             self.epochs[0] = epoch
         self.epochs[1] += 1

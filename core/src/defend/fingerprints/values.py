@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import io
 import sys
@@ -72,13 +73,16 @@ def _list_parts(module: nn.Module, hasher: _Hasher) -> dict[str, Any]:
         attributes = {key: value for key, value in vars(part).items() if key not in of_every_module}
         kept = {key: _keep_plain(value, hasher) for key, value in attributes.items()}
         kept = {key: value for key, value in kept.items() if value is not _NO_DATA}
-        kind, source = type(part), _source_if_edited(type(part))
+        kind = type(part)
         # what a file of one's own is called as a module depends on where Python was started
-        where = kind.__module__ if source is None else ""
-        parts[name] = where, kind.__qualname__, source, _keep_globals(kind, hasher), kept
+        where = kind.__module__ if _source_if_edited(kind) is None else ""
+        # hooks are numbered anew in every process
+        hooks = {key: _keep_plain(list(vars(part)[key].values()), hasher) for key in HOOKS if vars(part).get(key)}
+        parts[name] = where, kind.__qualname__, _keep_class(kind, hasher), hooks, kept
     return parts
 
 
+HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 DEEPEST = 8  # levels of an attribute
 _NO_DATA = object()
 
@@ -91,10 +95,18 @@ def _keep_plain(value: Any, hasher: _Hasher, depth: int = 0) -> Any:
         return _NO_DATA
     if isinstance(value, types.FunctionType):
         return _keep_function(value, hasher, depth) if _source_if_edited(value) is not None else _NO_DATA
+    if isinstance(value, type):
+        return _keep_class(value, hasher, depth + 1) or _NO_DATA
+    if isinstance(value, types.MethodType | staticmethod | classmethod):
+        return _keep_plain(value.__func__, hasher, depth + 1)
+    if isinstance(value, property):
+        return _keep_plain([value.fget, value.fset], hasher, depth + 1)
+    if isinstance(value, functools.partial):
+        value = {"function": value.func, "arguments": value.args, **value.keywords}
     if attrs.has(type(value)):
         value = {field.name: getattr(value, field.name) for field in attrs.fields(type(value))}
-    elif hasattr(value, "__dict__") and (source := _source_if_edited(type(value))) is not None:
-        value = {**vars(value), "": source}
+    elif hasattr(value, "__dict__") and _source_if_edited(type(value)) is not None:
+        value = {**vars(value), "": _keep_class(type(value), hasher, depth + 1)}
     if isinstance(value, dict):
         items: Any = {
             key: _keep_plain(each, hasher, depth + 1) for key, each in value.items() if isinstance(key, str | int)
@@ -120,12 +132,18 @@ def _keep_function(function: types.FunctionType, hasher: _Hasher, depth: int) ->
     return [function.__code__, _keep_plain({**read, "cells": cells}, hasher, depth + 1)]
 
 
-def _keep_globals(kind: type, hasher: _Hasher) -> Any:
-    """Return what the methods of a class that somebody is editing read of its module; None of another class's."""
-    if _source_if_edited(kind) is None:
-        return None
-    methods = [value for value in vars(kind).values() if isinstance(value, types.FunctionType)]
-    return _keep_plain({name: each for method in methods for name, each in globals_read(method).items()}, hasher)
+def _keep_class(kind: type, hasher: _Hasher, depth: int = 0) -> Any:
+    """Return what a class is made of and reads, and its bases, as far as somebody is editing them; [] of others."""
+    if kind in hasher.met:
+        return [kind.__qualname__]
+    found = []
+    for base in kind.__mro__:
+        source = _source_if_edited(base)
+        if source is not None and base not in hasher.met:
+            hasher.met.add(base)
+            held = {name: part for name, part in vars(base).items() if name not in {*NOT_OF_A_CLASS, "__module__"}}
+            found.append([base.__qualname__, source, _keep_plain(held, hasher, depth)])
+    return found
 
 
 def _source_if_edited(thing: Any) -> Any:
@@ -200,7 +218,7 @@ class _Hasher:
         self._known: dict[int, tuple[Any, bytes]] = {}  # the value too, as its id is only its own while it lives
         self._open: dict[int, int] = {}
         self._referred: list[Any] = []
-        self.met: set[types.FunctionType] = set()
+        self.met: set[Any] = set()
 
     def digest(self, value: Any) -> str:
         """Return the hash of a value, and of all code that it refers to."""

@@ -114,6 +114,7 @@ def train_stage(
         "stage": stage,
         "name": found.name,
         "dataset": dataset.sha256("train"),
+        "val": dataset.sha256("val"),  # it may choose the epoch that is kept, and figures are measured on it
         "flips": task.flips,
         "seed": how.seed,
         "precision": how.precision,
