@@ -173,9 +173,8 @@ TABLES = (
         {
             **_short(
                 "the victim for 8 epochs",
-                "the autoencoder on 10,000 and tuning on 5,000",
-                ", and the autoencoder learned the attacks on another network (ResNet-20); what more training brings "
-                "was not measured",
+                "autoencoder and tuning on 10,000",
+                "; what more training brings was not measured",
             ),
             "FGSM / Initial, no AE": ELSEWHERE,
         },
