@@ -9,7 +9,7 @@ from defend.training.loop import FitSettings, fit
 from defend.util.tensors import content_hash
 from defend.victims.training import augment
 from defend_dae_finetune.config import FineTuneRecipe
-from defend_dae_finetune.finetuner import FineTuning, Phase, build, phases, train
+from defend_dae_finetune.finetuner import FineTuning, Phase, build, name_figure, phases, train
 from defend_dae_finetune.sets import CRAFTED, PURIFIED
 
 CPU = torch.device("cpu")
@@ -157,14 +157,32 @@ def test_what_the_victims_owner_froze_is_not_trained(tiny):
     assert still == {"layers.0.weight", "layers.0.bias"}
 
 
+def test_a_figure_says_what_the_attacker_knew():
+    # made on the victim before tuning: white-box of that, transfer to the tuned one, oblivious of a purifier
+    kinds = ("clean", "pgd", "purified_clean", "purified_fgsm")
+    assert [[name_figure("val", kind, when) for when in ("before", "after")] for kind in kinds] == [
+        ["val_clean_before", "val_clean_after"],
+        ["val_pgd_before", "val_pgd_transfer_after"],
+        ["val_purified_clean_before", "val_purified_clean_after"],
+        ["val_purified_fgsm_oblivious_before", "val_purified_fgsm_transfer_after"],
+    ]
+
+
+def test_pgd_made_anew_finds_what_the_old_images_do_not(tiny):
+    figures = run(prepare(None, schedule="mix", repeats=8, lr=1e-2), tiny)
+    assert figures["val_pgd_anew_after"] <= figures["val_pgd_transfer_after"]
+
+
 @pytest.mark.parametrize("purifier", [None, Fade()])
 def test_figures_before_and_after(tiny, purifier):
     training = prepare(purifier, schedule="mix", repeats=8, lr=1e-2)
     figures = run(training, tiny)
     kinds = CRAFTED if purifier is None else ALL
-    assert set(figures) == {f"{s}_{k}_{w}" for s in ("val", "test") for k in kinds for w in ("before", "after")}
+    made = {name_figure(s, k, w) for s in ("val", "test") for k in kinds for w in ("before", "after")}
+    assert set(figures) == made | {"val_images", "test_images", "val_pgd_anew_after"}
+    assert figures["val_images"] == len(tiny.labels("val")) and figures["test_images"] == len(tiny.labels("test"))
     seen = CRAFTED if purifier is None else PURIFIED
-    before, after = (sum(figures[f"val_{kind}_{when}"] for kind in seen) for when in ("before", "after"))
+    before, after = (sum(figures[name_figure("val", kind, when)] for kind in seen) for when in ("before", "after"))
     assert after > before
     assert after / 3 == pytest.approx(max(training.scores))
 

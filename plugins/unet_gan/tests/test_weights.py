@@ -54,7 +54,7 @@ def test_the_card_is_true(digits, purifier):
             float((victim(seen).argmax(1) == labels).float().mean()) for seen in (module(images), restored)
         )
     assert clean == pytest.approx(card.figures["val_clean_accuracy"], abs=0.006)
-    assert defended == pytest.approx(card.figures["val_fgsm_accuracy"], abs=0.006)
+    assert defended == pytest.approx(card.figures["val_fgsm_oblivious_accuracy"], abs=0.006)
     assert float((restored - images).abs().mean()) == pytest.approx(card.figures["val_fgsm_l1"], rel=1e-2)
 
 

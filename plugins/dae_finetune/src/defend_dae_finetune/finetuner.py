@@ -11,6 +11,8 @@ from torch.nn import functional as F
 
 from defend import Task
 from defend.datasets.base import SPLITS, Batch, ImageDataset
+from defend.defence import Defence
+from defend.finetuners.adversarial import accuracies
 from defend.options import NoOptions
 from defend.train import Loss, Optimiser, Training, copy_to_tune
 from defend.victims.training import augment
@@ -101,17 +103,27 @@ class FineTuning(Training):
         return sum(self._sets.accuracy(self.modules["victim"], "val", kind, device) for kind in kinds) / len(kinds)
 
     def finish(self, dataset: ImageDataset, device: torch.device) -> dict[str, float]:
-        """Measure the accuracy before and after tuning on every kind of val and test.
+        """Measure the accuracy before and after tuning on every kind of val and test, each of `val_images` and so on.
 
-        The adversarial images are those made against the victim before tuning: after it, they transfer.
+        The adversarial images are those made against the victim before tuning: after it, they transfer, and purified
+        they are oblivious, as the names say. Of val also what PGD, made anew against the tuned victim, leaves of it.
         """
-        return {
-            f"{split}_{kind}_{when}": self._sets.accuracy(victim, split, kind, device)
-            for split in ("val", "test")
-            if dataset.has(split)
-            for kind in self._sets.kinds
-            for when, victim in (("before", self.frozen["victim"]), ("after", self.modules["victim"]))
-        }
+        victims = {"before": self.frozen["victim"], "after": self.modules["victim"]}
+        figures: dict[str, float] = {}
+        for split in (split for split in ("val", "test") if dataset.has(split)):
+            figures[f"{split}_images"] = float(self._sets.count(split))
+            for kind in self._sets.kinds:
+                for when, victim in victims.items():
+                    figures[name_figure(split, kind, when)] = self._sets.accuracy(victim, split, kind, device)
+        anew = accuracies(Defence(victims["after"]), dataset, self._recipe.eps, self._sets.count("val"), device)
+        return {**figures, "val_pgd_anew_after": anew["pgd"]}
+
+
+def name_figure(split: str, kind: str, when: str) -> str:
+    """Return what the accuracy on a kind of images is called in a card, with the threat where there is one."""
+    attacked = not kind.endswith("clean")
+    threat = "transfer_" if attacked and when == "after" else "oblivious_" if attacked and kind in PURIFIED else ""
+    return f"{split}_{kind}_{threat}{when}"
 
 
 def build(_: NoOptions, __: Task, victim: nn.Module) -> nn.Module:

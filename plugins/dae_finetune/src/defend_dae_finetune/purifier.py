@@ -113,8 +113,11 @@ class AutoencoderTraining(Training):
 
     @torch.no_grad()
     def finish(self, dataset: ImageDataset, device: torch.device) -> dict[str, float]:
-        """Measure, on val: the error for each kind, and the victim's accuracy without and with the autoencoder."""
-        figures: dict[str, float] = {}
+        """Measure, on val: the error for each kind, and the victim's accuracy without and with the autoencoder.
+
+        The attacked images are made on the victim alone, so with the autoencoder the attack is oblivious.
+        """
+        figures = {"val_images": float(self._sets.count("val"))}
         dae, victim = self.modules["dae"], self.frozen["victim"]
         for kind in CRAFTED:
             keys = self._sets.keys_of((kind,), len(self._sets.labels("val")))
@@ -124,7 +127,8 @@ class AutoencoderTraining(Training):
             ]
             figures[f"val_mse_{kind}"] = float(torch.cat(errors).mean())
             figures[f"val_bare_{kind}"] = self._sets.accuracy(victim, "val", kind, device)
-            figures[f"val_purified_{kind}"] = self._sets.accuracy(
+            threat = "" if kind == "clean" else "_oblivious"
+            figures[f"val_purified_{kind}{threat}"] = self._sets.accuracy(
                 lambda images: victim(dae(images)), "val", kind, device
             )
         return figures

@@ -60,6 +60,10 @@ class Sets(MemoryDataset):
         starts = torch.tensor([self.kinds.index(kind) * count for kind in kinds])
         return (starts[:, None] + torch.arange(count)).flatten()
 
+    def count(self, split: Split) -> int:
+        """Return how many images of the data set a split's kinds are of."""
+        return len(self.labels(split)) // len(self.kinds)
+
     def clean(self, split: Split, keys: Tensor, device: torch.device) -> Tensor:
         """Return the clean images that belong to the images at `keys` [B]: [B,C,H,W] in [0,1]."""
         pixels = self.pixels(split, device)

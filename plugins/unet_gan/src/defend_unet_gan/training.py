@@ -137,7 +137,8 @@ class UnetGanTraining(Training):
     def finish(self, dataset: ImageDataset, device: torch.device) -> dict[str, float]:
         """Measure on the validation split: the classifier behind the purifier, clean and under FGSM at E_max.
 
-        The attack is of the first source; val_fgsm_l1 is the mean absolute error that the purifier leaves of it.
+        The attack is of the first source, and oblivious of the purifier; val_fgsm_l1 is the mean absolute error that
+        the purifier leaves of it.
         """
         purifier, classify = self.modules["generator"], self.frozen["classifier"]
         sums = torch.zeros(3, dtype=torch.float64, device=device)
@@ -149,7 +150,7 @@ class UnetGanTraining(Training):
             sums[0] += (classify(from_clean)[1].argmax(1) == batch.labels).sum()
             sums[1] += (classify(restored)[1].argmax(1) == batch.labels).sum()
             sums[2] += (restored - batch.images).abs().mean((1, 2, 3)).sum()
-        names = ("val_clean_accuracy", "val_fgsm_accuracy", "val_fgsm_l1")
+        names = ("val_clean_accuracy", "val_fgsm_oblivious_accuracy", "val_fgsm_l1")
         return dict(zip(names, (sums / len(dataset.labels("val"))).tolist(), strict=True))
 
 
