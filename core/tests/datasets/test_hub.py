@@ -110,6 +110,24 @@ def test_sizes_and_colours_are_those_of_the_pictures(hub):
         assert opened(image_size=None).shape == (3, 32, 32)
 
 
+def test_an_image_in_colour_among_grey_ones_is_refused(hub):
+    class Mixed(Rows):
+        def cell(self, name, place):
+            found = super().cell(name, place)
+            if name == "picture" and place == 104:  # none of those that are looked at first
+                return Image.merge("RGB", [Image.new("L", self.size, level) for level in (9, 99, self.greys[place])])
+            return found.convert("RGB") if name == "picture" and place == 105 else found  # grey all the same
+
+    hub["me/mixed"] = {"train": Mixed([1] * 400, mode="L")}
+    dataset = open_dataset("hf:me/mixed", options={"image_size": 10})
+
+    def read():
+        return [dataset.tensors(split) for split in ("train", "val", "test")]
+
+    with pytest.raises(DefendError, match=r"image 104 is in colour \(RGB\), and those that were looked at first are"):
+        read()
+
+
 def test_labels_that_are_names_are_numbered(hub, tmp_path):
     text = [["cat", "dog", "eel"][grey % 3] for grey in GREYS]
     hub["mine"] = {"train": Rows(labels=text, picture=Image_(), label="Value")}

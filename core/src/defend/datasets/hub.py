@@ -8,6 +8,7 @@ import importlib.metadata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -136,6 +137,11 @@ def _look(rows: Any, image: str, side: int | None, what: str) -> tuple[int, int]
     return side or choose_side([picture.size for picture in sample], what), 1 if grey else 3
 
 
+def _has_colour(picture: Image.Image) -> bool:
+    pixels = np.asarray(picture.convert("RGB"))
+    return bool((pixels != pixels[..., :1]).any())
+
+
 class _Rows(Dataset[tuple[Tensor, int]]):
     """A split's rows as images and labels, and what it says of them without decoding any."""
 
@@ -150,5 +156,10 @@ class _Rows(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, place: int) -> tuple[Tensor, int]:
         picture = self._rows[place][self._image]
+        if self._channels == 1 and picture.mode not in GREY and _has_colour(picture):
+            raise DataError(
+                f"image {place} is in colour ({picture.mode}), and those that were looked at first are grey: expected "
+                "images that are all in colour, or all grey; convert them first"
+            )
         pixels = to_pixels(picture, f"image {place}", self._channels)
         return fit(pixels, self._side, self._side), self.targets[place]

@@ -4,7 +4,9 @@ A stage describes its training as a `Training`: modules, optimisers, losses. `fi
 accelerate, so the same code serves a CPU, a GPU, and `torchrun` or `accelerate launch`.
 
 Every step seeds torch's generator from (seed, step, process) and every epoch's order comes from
-(seed, epoch), so a run that was killed and resumed ends with the same weights as one that was not.
+(seed, epoch), so a run that was killed and resumed ends with the same weights as one that was not. Of several
+processes that holds up to what each has of its own until the end of an epoch: batch norm's statistics, by which a
+training may craft its images, and free adversarial training's perturbation. A checkpoint has the first one's.
 """
 
 from __future__ import annotations
