@@ -285,6 +285,17 @@ def test_a_share_of_a_batch_that_is_no_image_is_refused(name, share):
         prepare(batch_size=2, **{name: share})
 
 
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_norm_that_its_owner_froze_keeps_its_statistics(frozen):
+    victim = Normed()
+    victim.layers[1].requires_grad_(not frozen)
+    before = victim.layers[1].running_mean.clone()
+    training = prepare(victim, epochs=2)
+    fit(training, quadrants(), FitSettings(), {"what": "test"})
+    norm = training.stage.layers[1]
+    assert torch.equal(norm.running_mean, before) is frozen and int(norm.num_batches_tracked > 0) is int(not frozen)
+
+
 def test_average_moves_tied_weights_once():
     learner, average = Tied(1.0), Tied(0.0)
     average_weights(average, learner, 0.5, step=100)

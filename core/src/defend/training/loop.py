@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from defend.datasets.base import Batch, ImageDataset
 from defend.errors import ContractError, WeightsError
@@ -218,6 +219,15 @@ class _Pace:
         return whole[:, rank][taken:].flatten()
 
 
+def _set_training(module: nn.Module) -> None:
+    """Put a network into training mode, less what its owner froze: such a norm's statistics stay, as its weights do."""
+    module.train()
+    for part in module.modules():
+        own = list(part.parameters(recurse=False))
+        if isinstance(part, _NormBase) and own and not any(weight.requires_grad for weight in own):
+            part.eval()
+
+
 class _Course:
     """A training under way: what it is made of, and how far it has come.
 
@@ -285,7 +295,7 @@ class _Course:
         training, pace, rank = self._training, self._pace, self._processes.rank
         training.epoch, training.modules = epoch, self._shared
         for module in training.modules.values():
-            module.train()
+            _set_training(module)
         seed = self._settings.seed
         wanted = pace.steps[epoch] * pace.per_process * pace.world
         with blame(self._who, "order"):
