@@ -75,6 +75,12 @@ RUN = ("run", "--victim", "resnet18", "--limit", "4", "--quiet")
         (("calibrate", "--detector", "puvae", "--data-dir", "pets"), ("digits reads no files",)),
         (("export", "--victim", "resnet18", "--out", "x.onnx", "--data-dir", "pets"), ("digits reads no files",)),
         ((*RUN, "--dataset", "cifar10", "--data-dir", "nowhere"), ("nowhere'", "does not exist")),
+        ((*RUN, "--out", ""), ("--out is empty: expected a path",)),
+        ((*RUN, "--data-dir="), ("--data-dir is empty",)),
+        (("report", ""), ("a path is empty",)),
+        ((*RUN, "--victim-weights", "."), ("is a folder: expected a file of weights",)),
+        ((*RUN, "--device", "meta"), ("device 'meta'", "known are auto")),
+        ((*RUN, "--classes", "11"), ("--classes 11: digits has classes of its own",)),
         ((*RUN, "--config", "missing.toml"), ("missing.toml", "cannot be read")),
     ],
 )

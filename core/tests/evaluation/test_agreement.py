@@ -31,8 +31,8 @@ class Suspicious(torch.nn.Module):
         return images.flatten(1).mean(1) + 1e-3 * rank
 
 
-def evaluate(victim, detector=None):
-    data, val = ((images(TASK, 16, seed), torch.arange(16) % 10) for seed in (0, 1))
+def evaluate(victim, detector=None, seeds=(0, 1)):
+    data, val = ((images(TASK, 16, seed), torch.arange(16) % 10) for seed in seeds)
     how = {"threats": ["oblivious"], "attacks": ["fgsm"], "eps": 0.1, "store": False, "device": "cpu"}
     how |= {"fpr": 0.1} if detector else {}
     return defend.evaluate(victim, data, detector=detector, val=val, classes=10, progress=False, **how).report
@@ -44,6 +44,11 @@ try:
     evaluate(TinyVictim(TASK, seed=rank))
 except ConfigError as error:
     said["victims"] = str(error)
+for what, seeds in (("images", (2 + rank, 1)), ("held out", (0, 2 + rank))):
+    try:
+        evaluate(TinyVictim(TASK), Suspicious(), seeds)
+    except ConfigError as error:
+        said[what] = str(error)
 os.environ["DEFEND_CACHE_DIR"] = str(Path(sys.argv[1]) / f"cache{rank}")
 if rank:
     (Path(sys.argv[1]) / "cache1" / "weights").mkdir(parents=True)
@@ -60,6 +65,8 @@ def test_two_processes_judge_by_one_threshold_and_refuse_different_weights(launc
     first, second = launch_two(TWO_PROCESSES)
     assert first == second
     assert first["victims"].startswith("process 1 of this run has another victim than process 0")
+    assert first["images"].startswith("process 1 of this run has another data than process 0")
+    assert first["held out"].startswith("process 1 of this run has another held-out data than process 0")
     assert first["missing"].startswith("process 1 finds weights of victim resnet10t, and process 0 finds none")
 
 

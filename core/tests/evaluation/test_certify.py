@@ -143,6 +143,14 @@ def test_noise_that_is_not_what_it_says_is_refused(name):
         certified(0.6, 0.7, purifier=RIGGED[name])
 
 
+def test_noise_that_begins_anew_with_every_batch_is_refused():
+    def again(batch):
+        return batch + SIGMA * torch.randn(batch.shape, generator=torch.Generator().manual_seed(0))
+
+    with pytest.raises(ContractError, match="draws the same noise again, so a vote over its draws counts one several"):
+        certified(0.6, 0.7, purifier=rigged(again))
+
+
 def test_what_is_no_vote_over_noise_is_not_certified():
     first, later = PurifierSequence([Noise(), nn.Identity()]), PurifierSequence([nn.Identity(), Noise()])
 

@@ -188,8 +188,19 @@ def test_images_of_a_file_may_have_an_l2_budget(toys, tmp_path):
     path = archive(tmp_path, adversarial=far, norm=np.array("l2"))
     report = judged(toys, path, tmp_path / "run", eps_l2=1.0)
     assert (report.rows[1].norm, report.rows[1].eps) == ("l2", 1.0)
+    with pytest.raises(DataError, match="it says that its norm is l2, and norm=linf was asked for"):
+        judged(toys, path, tmp_path / "other", options={"file:adv.npz": {"norm": "linf"}})
+    path = archive(tmp_path, adversarial=far)
     with pytest.raises(DataError, match="away in linf"):
         judged(toys, path, tmp_path / "other", options={"file:adv.npz": {"norm": "linf"}})
+
+
+def test_a_file_that_says_a_larger_budget_than_the_run_s_is_of_another_norm(toys, tmp_path):
+    # an L2 attack spreads over many pixels: each of its images lies within a smaller L-inf budget
+    near = (clean_images() + 0.01).clip(0, 1)
+    path = archive(tmp_path, adversarial=near, eps=np.array(0.3))
+    with pytest.raises(DataError, match=r"made for eps 0.3, and this run's is 0.1 in linf: give the budget"):
+        judged(toys, path, tmp_path / "run")
 
 
 class Reading(Watcher):

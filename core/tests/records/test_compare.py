@@ -271,6 +271,13 @@ def test_transfer_sources_with_other_weights_are_told():
     assert compare([one, through("b", {"sha256": "1111222233"}), run("d", ROWS_OF_TWO)]).notes == ()
 
 
+def test_runs_that_were_not_checked_alike_are_told():
+    (note,) = compare([run("a", ROWS_OF_TWO, config={"checks": kind}) for kind in ("basic", "full")]).notes
+    assert note.startswith("checks differ (basic: ") and note.endswith(
+        "full checks would strike out, basic ones may pass"
+    )
+
+
 def test_a_run_whose_checks_failed_is_no_winner():
     checks = ({"number": 5, "name": "gradients", "status": "fail", "detail": "none"},)
     compared = compare([run("a", ROWS_OF_TWO), run("b", ROWS_OF_TWO, checks=checks)])

@@ -129,8 +129,10 @@ class Part:
         elif not self.around and lacking(self._list_victims(dataset), filing or dataset):
             first = ("--train-missing",)  # the victims that it looks at
         if typed is None:
-            front = "".join(f", {part.stage}={part.name}" for part in around)
-            return f"defend.train({self.trained_as!r}, {self.name!r}, images{front})"
+            # an object has no name that could be typed
+            given = {part.stage: isinstance(part.found.spec, CustomSpec) for part in around}
+            front = "".join(f", {part.stage}={part.stage if given[part.stage] else repr(part.name)}" for part in around)
+            return f"defend.train({self.trained_as!r}, {self.name!r}, (images, labels){front})"
         words = (*type_parts(around), *first)
         return say_training(
             self.trained_as, self.name, typed or ("--dataset", dataset), architecture, edition_of(self.weights), words

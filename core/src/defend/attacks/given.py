@@ -67,7 +67,10 @@ class GivenFile(Replay):
             }
             self._said = list_members(archive)
         self.content = _hash([array for name in (ADVERSARIAL, KEYS) if (array := self._arrays.get(name)) is not None])
-        norm = config.norm or (str(self._arrays[NORM]) if NORM in self._arrays else "linf")
+        said = str(self._arrays[NORM]) if NORM in self._arrays else None
+        norm = config.norm or said or "linf"
+        if said is not None and norm != said:
+            raise self._fault(f"it says that its norm is {said}, and norm={norm} was asked for: leave that out")
         if norm not in ("linf", "l2"):
             raise self._fault(f"its norm is {norm!r}: expected linf or l2")
         super().__init__(norm, torch.empty(0, dtype=torch.int64), torch.empty(0))
@@ -196,6 +199,11 @@ class GivenFile(Replay):
             raise self._fault(
                 f"it says that its images were made for eps {float(own):.4g}, and no two images are further apart than "
                 f"{widest:.4g} in {self.norm}: grey levels? divide them by 255"
+            )
+        if float(own) * LESS > eps:
+            raise self._fault(
+                f"it says that its images were made for eps {float(own):.4g}, and this run's is {eps:.4g} in "
+                f"{self.norm}: give the budget that they were made with, or with --set their norm"
             )
         if float(own) < LESS * eps:
             raise self._fault(

@@ -192,7 +192,11 @@ def threshold_of(detector: nn.Module) -> Tensor:
         threshold = torch.empty(0)
     if threshold.numel() != 1 or threshold.is_complex() or bool(threshold.isnan()):
         got = "none" if held is None else f"{held!r}"[:60]
-        raise ContractError(f"detector {name_of(detector)} must have one number as its `threshold`; it has {got}")
+        raise ContractError(
+            f"detector {name_of(detector)} must have one number as its `threshold`; it has {got}: make it an nn.Module "
+            'with self.register_buffer("threshold", torch.tensor(float("inf"))), and set it with --fpr or '
+            "defend.calibrate"
+        )
     return threshold
 
 

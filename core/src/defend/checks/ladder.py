@@ -288,14 +288,20 @@ def _timid(case: Case, row: RowRecord, found: Findings) -> None:
     left = (far > 0) & right(row, attacked or DEFENDED)
     moved = far[left if attacked else far > 0]
     nearest = any(getattr(plan.attack, name, False) for name in ("strays", "all_or_nothing"))
-    if not bool(left.any()) or (attacked is None and nearest) or float(moved.max()) >= USED * eps:
+    if not bool(left.any()) or (attacked is None and nearest):
         return
-    found.numbers.setdefault("timid", {})[title(row)] = float(moved.max())
+    # images that somebody else made may be of several budgets, and one at the full one says nothing of the others
+    unknown = threat.knows == "unknown"
+    most = float(moved.median() if unknown else moved.max())
+    if most >= USED * eps:
+        return
+    found.numbers.setdefault("timid", {})[title(row)] = most
     found.add(
         "warn",
-        f"{title(row)}: of the {len(moved)} images that it moved{' and left right' if attacked else ''} none was "
-        f"changed by more than {float(moved.max()):.3g} of its budget of {eps:.3g}: the figure is one of a smaller "
-        f"budget; {'give the one they were made with' if threat.knows == 'unknown' else 'larger or more steps'}",
+        f"{title(row)}: of the {len(moved)} images that it moved{' and left right' if attacked else ''} "
+        f"{'half were' if unknown else 'none was'} changed by {'no ' if unknown else ''}more than {most:.3g} of its "
+        f"budget of {eps:.3g}: the figure is one of a smaller budget; "
+        f"{'give the one they were made with' if unknown else 'larger or more steps'}",
     )
 
 

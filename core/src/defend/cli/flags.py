@@ -144,6 +144,23 @@ def take_classes(values: dict[str, Any], options: dict[str, Any]) -> None:
         options[CLASS_NAMES] = value
 
 
+def check_classes(dataset: str, options: Mapping[str, Any]) -> None:
+    """Refuse class names for a data set that has its own.
+
+    Raises:
+        ConfigError: it takes none.
+    """
+    from defend.options import describe
+    from defend.plugins import registry
+
+    known = [option.name for option in describe(registry().find("dataset", dataset).spec.config)]
+    if CLASS_NAMES in options and CLASS_NAMES not in known:
+        raise ConfigError(
+            f"--classes {options[CLASS_NAMES]}: {dataset} has classes of its own; it is for images of your own "
+            "(a folder, .csv, .npz, hf:NAME)"
+        )
+
+
 def resolve_defence(victim: str, settings: Sequence[str], values: dict[str, Any]) -> tuple[Composition, DataSource]:
     """Return the defence that the values of PARTS name, and where its images come from.
 
@@ -165,6 +182,7 @@ def resolve_defence(victim: str, settings: Sequence[str], values: dict[str, Any]
     composition.check_keys("options", options, {"dataset"}, "this defence")
     composition.check_keys("weights", weights, (), "this defence")
     source = take_source(values["dataset"] or "digits", values["data_dir"])
+    check_classes(source[0], options.get("dataset", {}))
     return composition, DataSource(*source, options.get("dataset", {}))
 
 

@@ -24,6 +24,7 @@ from defend.cli.flags import (
     SEED,
     SET,
     TRAIN_MISSING,
+    check_classes,
     print_json,
     take_options,
     take_source,
@@ -318,7 +319,7 @@ def _asked(settings: tuple[str, ...], file: Path | None, values: dict[str, Any])
     options = take_options(settings, values)
     flags = {**values, "options": options or None, "weights": weights or None}
     config = run_config(anchor_paths(flags, Path.cwd()), file)
-    take_source(config.dataset, config.data_dir)
+    check_classes(take_source(config.dataset, config.data_dir)[0], config.options.get("dataset", {}))
     if file is not None and not values["out"]:
         config = attrs.evolve(config, out=None)  # a rerun gets a folder of its own
     several = purifiers if len(purifiers) > 1 else ()
@@ -506,7 +507,7 @@ def _print_comparison(configs: Sequence[RunConfig], outcomes: Sequence[Outcome],
     comparison.render(compared, out)
     for name, outcome in zip(several, outcomes, strict=True):
         if outcome.report.certified is not None:
-            out.print(Group(*certificate(outcome.report.certified, shorten(name))))
+            out.print(Group(*certificate(outcome.report.certified, shorten(name), outcome.report.failed)))
     parent = Path(str(configs[0].out)).parent
     arms = ", ".join(map(shorten, several))
     out.print(f"Written to {parent}: a run folder for each of {arms}", highlight=False, markup=False)

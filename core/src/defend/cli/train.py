@@ -25,6 +25,7 @@ from defend.cli.flags import (
     SET,
     TRAIN_MISSING,
     WEIGHTS_OUT,
+    check_classes,
     given,
     print_json,
     take_classes,
@@ -111,6 +112,7 @@ def train_command(
     options, others = _settings(stage, settings)
     take_normalisation(values, options if stage == "victim" else others.setdefault("victim", {}))
     take_classes(values, others.setdefault("dataset", {}))
+    check_classes(dataset, others["dataset"])
     weights = take_weights(values)
     victim, purifier = (each and anchor(each, Path.cwd()) for each in (victim, purifier))
     console = open_console(stderr=True)

@@ -12,6 +12,8 @@ from defend.errors import nearest
 OUTPUT = "Output"
 """The title that every command has: --help stands there too."""
 
+PATHS = ("DIR", "FILE")  # what stands for the value of an option that takes a path as text
+
 Groups = Mapping[str, Sequence[click.Option]]
 
 
@@ -26,6 +28,23 @@ class Command(click.Command):
         self.groups = groups
         options = [option for group in groups.values() for option in group]
         super().__init__(name, params=[*params, *options], **others)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Refuse an empty path, as that of a variable that is not set: it would be the current folder.
+
+        Raises:
+            click.UsageError: naming the option.
+        """
+        paths = [each for each in self.params if isinstance(each.type, click.Path) or each.metavar in PATHS]
+        flags = {flag for each in paths if isinstance(each, click.Option) for flag in each.opts}
+        takes_one = any(isinstance(each, click.Argument) for each in paths)
+        for before, given in zip(["", *args], args, strict=False):
+            flag = given[:-1] if given.endswith("=") else before if not given else None
+            if flag in flags:
+                raise click.UsageError(f"{flag} is empty: expected a path", ctx)
+            if not given and takes_one and not before.startswith("--"):
+                raise click.UsageError("a path is empty: expected the name of a file or a folder", ctx)
+        return super().parse_args(ctx, args)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         shown = self.get_help_option(ctx)

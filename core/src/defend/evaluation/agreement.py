@@ -31,5 +31,6 @@ def check_alike(processes: Processes, said: Mapping[str, Any]) -> None:
     if (found := processes.find_difference(said)) is not None:
         raise ConfigError(
             f"process {found[0]} of this run has another {found[1]} than process 0, so they would judge different "
-            "things: let all of them see the same files (DEFEND_CACHE_DIR)"
+            "things: let all of them see the same files (DEFEND_CACHE_DIR, the data set's), and draw no split without "
+            "a seed"
         )

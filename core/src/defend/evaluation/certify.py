@@ -220,6 +220,7 @@ def examine_noise(noise: nn.Module, sigma: float, image: Tensor, *, seed: int = 
         ContractError: it is something else.
     """
     passes = max(EXAMINED // image.numel(), 4)
+    batch_size = min(batch_size, passes // 2)  # draws that begin anew with every batch are seen in two
 
     def drawn(pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Return (what is added to every pixel, whether it was clipped), [N,P] each."""
@@ -249,4 +250,9 @@ def examine_noise(noise: nn.Module, sigma: float, image: Tensor, *, seed: int = 
             f"for every pixel whatever the image, and does not (shares are {off:.2g} off, neighbours {tied:.2g}, "
             f"another image moves it by {moved:.2g}): a certificate would be wrong; mend the noise, or take the "
             "attribute smoothing_sigma away"
+        )
+    if len(added.round(decimals=6).unique(dim=0)) < len(added):
+        raise ContractError(
+            f"purifier {name_of(noise)} draws the same noise again, so a vote over its draws counts one several times, "
+            "and a certificate would be wrong: draw with defend.randomness, or take the attribute smoothing_sigma away"
         )

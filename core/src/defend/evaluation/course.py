@@ -18,12 +18,13 @@ from defend.checks import Subject
 from defend.datasets.base import ImageDataset
 from defend.datasets.bounded import ensure_bounded
 from defend.errors import ConfigError, ProcessLostError
+from defend.evaluation.agreement import check_alike
 from defend.evaluation.arms import BuiltDefence, build_all
 from defend.evaluation.assemble import Circumstances, assemble, describe_weights
 from defend.evaluation.certify import Certifier
 from defend.evaluation.evaluate import EvaluationSettings, Evaluator
 from defend.evaluation.forecast import Forecast, choose_for, forecast
-from defend.evaluation.identity import find_versions, identify
+from defend.evaluation.identity import describe_images, find_versions, identify
 from defend.evaluation.notes import make_notes
 from defend.evaluation.plan import attacks_of, counter_attacks, find_undone, is_costly, plan
 from defend.evaluation.precision import REDUCED, Crafting, choose
@@ -105,6 +106,8 @@ class Course:
             self._fit_budget()
             configs = [each.names.config for each in self.defences]
             config = configs[0]
+        if self.processes.world > 1:  # a split may be drawn anew, a folder may lie on each machine
+            check_alike(self.processes, describe_images(self.dataset, self.rows))
         self.certifier = Certifier(self.defences, self.dataset)
         first = self.processes.first
         # of what was built, so that a run that goes on compares weights and code, not their names

@@ -34,26 +34,10 @@ def identify(
 
     `versions`: see `find_versions`.
     """
-    rows = [
-        (
-            plan.name,
-            plan.threat.kind,
-            plan.threat.norm,
-            plan.threat.eps,
-            plan.variant,
-            plan.attacked,
-            plan.judges,
-            plan.identity,
-            plan.keys.tolist(),
-        )
-        for plan in plans
-    ]
     return {
         "set of library versions": dict(versions),
         "set of plugins": dict(plugins.versions),
-        "data": dataset.sha256("test"),
-        # thresholds are set on them, and attacks begin at them
-        "held-out data": dataset.sha256("val") if dataset.has("val") else None,
+        **describe_images(dataset, plans),
         "kind of device": device.type,
         # finished batches are counted by their place, so all must be cut alike
         "batch size": defences[0].names.config.batch_size,
@@ -70,6 +54,29 @@ def identify(
             f"source code of {root}": value
             for root, value in code_of(*sorted(_modules(defences, plans, plugins))).items()
         },
+    }
+
+
+def describe_images(dataset: ImageDataset, plans: Sequence[PlannedRow]) -> dict[str, Any]:
+    """Return what decides which images each row judges, in words for whoever changed it, to plain data."""
+    rows = [
+        (
+            plan.name,
+            plan.threat.kind,
+            plan.threat.norm,
+            plan.threat.eps,
+            plan.variant,
+            plan.attacked,
+            plan.judges,
+            plan.identity,
+            plan.keys.tolist(),
+        )
+        for plan in plans
+    ]
+    return {
+        "data": dataset.sha256("test"),
+        # thresholds are set on them, and attacks begin at them
+        "held-out data": dataset.sha256("val") if dataset.has("val") else None,
         "plan of rows": hashlib.sha256(json.dumps(rows).encode()).hexdigest(),
     }
 

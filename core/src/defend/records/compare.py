@@ -287,6 +287,11 @@ _ASPECTS: tuple[tuple[str, Callable[[Run], Any], str], ...] = (
         lambda run: "--thorough" if run.report["config"].get("thorough") else "quick",
         "attacks take other numbers of restarts, classes and steps",
     ),
+    (
+        "checks",
+        lambda run: run.report["config"].get("checks"),
+        "what full checks would strike out, basic ones may pass",
+    ),
     ("options of the data set", lambda run: _options(run, "dataset") or "defaults", "images may differ"),
     ("crafting precision", lambda run: run.report.get("precision", {}).get("crafting"), "attacks differ"),
 )

@@ -30,7 +30,7 @@ from defend.report.text import (
 )
 from defend.values.commands import say_command, type_settings
 from defend.values.references import shorten
-from defend.values.report import ArmResult, Certified, Report, Row, WorstCase
+from defend.values.report import ArmResult, Certified, Check, Report, Row, WorstCase
 from defend.values.run_config import LADDER
 from defend.values.threats import DEFENDED, TUNED, UNDEFENDED, UNTUNED, knows_the_defence
 from defend.weights.origin import describe
@@ -94,7 +94,7 @@ def render(report: Report, console: Console) -> None:
     if report.chance is not None:
         lines.append(Text(f"Chance: {chance_in_words(report.chance)}"))
     if report.certified is not None:
-        lines += certificate(report.certified)
+        lines += certificate(report.certified, failed=report.failed)
     if report.cost is not None and report.defended:
         cost = report.cost
         lines.append(
@@ -225,18 +225,27 @@ def _table(report: Report, intervals: Sequence[str], without: Sequence[str] = ()
     return table
 
 
-def certificate(found: Certified, of: str = "") -> list[Text | Table]:
-    """Return what holds against every attack, apart from the rows; `of` which arm, where there are several."""
+def certificate(found: Certified, of: str = "", failed: Sequence[Check] = ()) -> list[Text | Table]:
+    """Return what holds against every attack, apart from the rows.
+
+    Args:
+        found: the certificate.
+        of: which arm, where there are several.
+        failed: the checks of the run that failed: then nothing of it is to be trusted, this neither.
+    """
+    blocked = ", ".join(f"{check.number} {check.name}" for check in failed)
     table, attacked = Table(), found.attack is not None
     for name in ("L2 radius", "n", "accuracy", *(["left", "unsure"] if attacked else [])):
         table.add_column(name, justify="right")
     for point in found.curve:
-        cells = [f"{point['radius']:.3f}", str(found.n), with_interval(point["accuracy"], point["ci95"])]
+        accuracy = Text(with_interval(point["accuracy"], point["ci95"]), "strike" if blocked else "")
+        cells: list[str | Text] = [f"{point['radius']:.3f}", str(found.n), accuracy]
         if attacked:
             cells += [with_interval(point["left"], point["left_ci95"]), percent(point["unsure"])]
         table.add_row(*cells)
     said = "apart from the rows: the vote is right, and no attack within the radius moves it"
-    return [Text(f"\nCertified{of and f' of {of}'}, {said}"), table, Text(certified_in_words(found), "dim")]
+    doubt = [Text(f"Not to be trusted, a check failed ({blocked})", "bold red")] if blocked else []
+    return [Text(f"\nCertified{of and f' of {of}'}, {said}"), *doubt, table, Text(certified_in_words(found), "dim")]
 
 
 def _note(report: Report) -> str:

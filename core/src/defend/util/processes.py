@@ -208,8 +208,8 @@ def resolve_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=device).item()  # a device that keeps no numbers (meta) computes none
+    except (RuntimeError, AssertionError) as error:  # NotImplementedError is one
         kind = name.partition(":")[0].lower()
         if kind in DEVICES:
             cause = str(error).splitlines()[0]

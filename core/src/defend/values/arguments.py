@@ -80,6 +80,8 @@ def as_path(kind: str, given: Any) -> str | None:
     Raises:
         ConfigError: it is none.
     """
+    if given == "":
+        raise ConfigError(f"{kind} is empty: expected a path, or None")
     if given is None or isinstance(given, str):
         return given
     if not isinstance(given, os.PathLike):

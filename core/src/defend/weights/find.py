@@ -76,7 +76,13 @@ def locate(
         raise WeightsError(f"{found.entry.stage} {found.name} has no edition {edition!r}: {known}")
     if explicit is not None and is_file(explicit):
         if not Path(explicit).is_file():
-            raise WeightsError(f"weights file {explicit!r} does not exist{nearest(Path(explicit))}")
+            there = Path(explicit).exists()
+            what = "is a folder" if Path(explicit).is_dir() else "is no file"
+            raise WeightsError(
+                f"weights {explicit!r} {what}: expected a file of weights"
+                if there
+                else f"weights file {explicit!r} does not exist{nearest(Path(explicit))}"
+            )
         return Path(explicit)
     own = [cached_path(stage, filed_as or found.name, dataset, edition) for stage in stages_of(found)]
     shipped = {path.name: path for path in find_shipped(found.packages)}
