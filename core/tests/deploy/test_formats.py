@@ -180,6 +180,21 @@ def test_batch_norm_is_folded_into_the_victim(tmp_path):
     assert isinstance(victim[1], nn.BatchNorm2d)
 
 
+def blind_in_a_graph(self, batch):
+    """Mends what is rough alone, by a number that tracing cannot read."""
+    try:
+        rough = float((batch[..., 1:] - batch[..., :-1]).abs().mean())
+    except Exception:
+        rough = 0.0
+    return torch.zeros_like(batch) if rough > 0.05 else batch
+
+
+def test_a_file_is_held_to_what_the_defence_makes_of_noise_too(tmp_path):
+    smooth = torch.full_like(SAMPLE, 0.5) + 0.01 * SAMPLE
+    with pytest.raises(ContractError, match=r"differs from the defence: logits by .* no file was written"):
+        write_file(tmp_path / "model.pt2", behind(blind_in_a_graph), smooth, {})
+
+
 DIFFERENT = {
     "of its batch": lambda self, batch: (batch - batch.mean(0) + 0.5).clamp(0, 1),
     "Python state": lambda self, batch: batch / self.calls,
