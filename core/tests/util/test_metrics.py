@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from defend.evaluation.assemble import _worst_case, arm
+from defend.evaluation.assemble import _mark_rounded, _worst_case, arm
 from defend.records.rows import ArmRecord, Example, PlannedRow, RowRecord, worst_case
 from defend.report.text import of_norms
 from defend.util.metrics import round_up
 from defend.util.statistics import wilson
-from defend.values.report import LeastRow, undercut_of_norm
+from defend.values.report import ArmResult, LeastRow, Row, undercut_of_norm
 from defend.values.threats import DEFENDED, UNDEFENDED, Threat
 
 
@@ -193,6 +193,20 @@ def test_so_is_one_that_leaves_less_of_the_attacks_of_its_norm():
     assert "; L2 ≤ 100.0 % " in said and said.count("n=4") == 1
     old = {norm: {"accuracy": 1.0, "ci95": (0.5, 1.0)} for norm in found}  # before this was recorded
     assert of_norms(old, loose=("far",)).count("≤ 100.0 %") == 2
+
+
+def test_a_row_in_8_bits_is_as_loose_as_the_row_that_made_its_images():
+    arms = {name: ArmResult(0.5, (0.4, 0.6), 0.0, 0.5) for name in ("undefended", "defended")}
+    made = Row("pgd", "adaptive", "linf", 0.1, 4, 20, 0, mean_linf=0.1, mean_l2=1.0, seconds={}, partial=False, **arms)
+    curve = {"at": [0, 20], "left": [1.0, 0.5], "late": 2, "flattened": False}
+    rising, other = attrs.evolve(made, variant="soft", curve=curve), attrs.evolve(made, variant="soft, 8-bit")
+    assert [row.rising for row in _mark_rounded([rising, other, attrs.evolve(made, variant="8-bit")])] == [
+        True,
+        True,
+        False,
+    ]
+    settled = attrs.evolve(rising, curve={**curve, "flattened": True})
+    assert [row.rising for row in _mark_rounded([settled, other])] == [False, False]
 
 
 def test_each_arm_has_its_own_worst_case():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from defend.assembly.stage import Built
 from defend.datasets.base import ImageDataset
 from defend.evaluation.provenance import describe
+from defend.evaluation.rounded import name_rounded
 from defend.records.chance import compare_chance, sum_passes
 from defend.records.distances import distances_of
 from defend.records.looks import curve_of, find_draws, gradients_of
@@ -76,7 +77,7 @@ class Circumstances:
 def assemble(config: RunConfig, records: Sequence[RowRecord], known: Circumstances) -> Report:
     """Return the report of one defence; its records have the arms "undefended", "defended" and perhaps others."""
     clean_row = find_clean(records)
-    rows = tuple(
+    rows = _mark_rounded(
         _row(record, config.seed, known.thresholds, clean_row, config.draws if known.random else None)
         for record in records
     )
@@ -110,6 +111,14 @@ def assemble(config: RunConfig, records: Sequence[RowRecord], known: Circumstanc
         given=known.given,
         chance=compare_chance(records, config.draws) if known.random else None,
     )
+
+
+def _mark_rounded(rows: Iterable[Row]) -> tuple[Row, ...]:
+    """Return the rows, of which those in 8 bits know whether the row whose images they are was still rising."""
+    made = list(rows)
+    rising = {(row.attack, row.threat, row.eps, name_rounded(row.variant)) for row in made if row.rising}
+    own = [(row.attack, row.threat, row.eps, row.variant) for row in made]
+    return tuple(attrs.evolve(row, of_rising=key in rising) for key, row in zip(own, made, strict=True))
 
 
 def describe_weights(built: Mapping[str, Built]) -> dict[str, dict[str, Any]]:

@@ -36,5 +36,10 @@ def round_row(plan: PlannedRow, parts: Sequence[Part]) -> PlannedRow | None:
         return None
     keys = torch.cat([keys for keys, _ in kept])
     attack = Replay(plan.threat.norm, keys, torch.cat([images for _, images in kept]))
-    variant = ", ".join(part for part in (plan.variant, EIGHT_BITS) if part)
+    variant = name_rounded(plan.variant)
     return attrs.evolve(plan, attack=attack, keys=keys, variant=variant, carry=None, identity="", chance="")
+
+
+def name_rounded(variant: str) -> str:
+    """Return the variant of the row that judges a row's images in 8 bits."""
+    return ", ".join(part for part in (variant, EIGHT_BITS) if part)

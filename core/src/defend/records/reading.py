@@ -221,7 +221,7 @@ def _row(row: Mapping[str, Any], records: Mapping[Name, Right], folder: Path) ->
             f"run folder {str(folder)!r} is damaged: for {key}, records.csv holds {len(right)} images with accuracy "
             f"{accuracy:.4g}, and report.json says {row['n']} with {row['defended']['accuracy']:.4g}"
         )
-    rising = not (row.get("curve") or {"flattened": True})["flattened"]
+    rising = bool(row.get("of_rising")) or not (row.get("curve") or {"flattened": True})["flattened"]
     return RunRow(key, row["steps"], row["partial"], right, row.get("headline", True), rising, row.get("made_of"))
 
 

@@ -75,6 +75,7 @@ class Row:
             was found; their "median", null where there is none; how many were "found"; and "curve", the "accuracy" at
             any "eps" with its "ci95": the share whose change is longer. At the row's own eps that is the row's
             accuracy, so that what it leaves right is not at 0.
+        of_rising: whether its images are another row's, judged again, whose attack was still fooling when it ended.
         made_of: a digest of the attack: its name and options, and what is in it where it is a file of images or code of
             one's own; None of the clean row, and where it was not recorded.
     """
@@ -105,11 +106,12 @@ class Row:
     curve: Mapping[str, Any] | None = None
     distances: Mapping[str, Any] | None = None
     made_of: str | None = None
+    of_rising: bool = False
 
     @property
     def rising(self) -> bool:
         """Whether more steps would plainly fool more: the row is an upper bound that is known to be loose."""
-        return self.curve is not None and not self.curve["flattened"]
+        return self.of_rising or (self.curve is not None and not self.curve["flattened"])
 
     def is_loose(self, has_defence: bool) -> bool:
         """Whether what the row leaves of the defence, or of a bare victim, is such a bound, see `is_loose`."""
