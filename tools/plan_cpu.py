@@ -71,7 +71,7 @@ CPU_PLAN: tuple[Item, ...] = (
         precision=HALF,
         options={"train_subset": 10_000},
     ),
-    _measure(7, 25, "dae_finetune/table-3", "cifar10", "dae/se_preresnet56/dae+se_preresnet56"),
+    _measure(7, 25, "dae_finetune/table-3", "cifar10", "dae/se_preresnet56/dae/cifar10+se_preresnet56"),
     # 001, before a victim that a core can train
     _measure(8, 95, "apudae/table-3-resnet20", "cifar10"),
     # 003: the compact network and its victim as long as the paper's reasons want

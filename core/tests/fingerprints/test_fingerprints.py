@@ -150,9 +150,9 @@ class Base:
 VICTIM = """
 import functools
 
-import helper
+import fingerprinted_helper
 import torch
-from helper import Base, shift
+from fingerprinted_helper import Base, shift
 from torch import nn
 
 
@@ -162,7 +162,7 @@ def by(number):
 
 class Reads(nn.Module):
     def forward(self, images):
-        return helper.shift(images)
+        return fingerprinted_helper.shift(images)
 
 
 class Inherits(nn.Module, Base):
@@ -184,7 +184,7 @@ class Uses(nn.Module):
 class Encloses(nn.Module):
     def __init__(self):
         super().__init__()
-        self.before = by(helper.SHIFT)
+        self.before = by(fingerprinted_helper.SHIFT)
 
 
 class Hooked(nn.Module):
@@ -200,12 +200,12 @@ def test_a_helper_beside_a_file_of_ones_own_counts(tmp_path, monkeypatch, name):
     monkeypatch.setattr(sys, "dont_write_bytecode", True)  # changed within a second
     found = []
     for shift in ("0.5", "0.5", "0.25"):
-        (tmp_path / "helper.py").write_text(HELPER.replace("0.5", shift))
-        (tmp_path / "own.py").write_text(VICTIM)
+        (tmp_path / "fingerprinted_helper.py").write_text(HELPER.replace("0.5", shift))
+        (tmp_path / "fingerprinted.py").write_text(VICTIM)
         importlib.invalidate_caches()
-        module = getattr(importlib.import_module("own"), name)()
+        module = getattr(importlib.import_module("fingerprinted"), name)()
         found.append((use_hash(module), code_hash(module)))
-        for each in ("helper", "own"):
+        for each in ("fingerprinted_helper", "fingerprinted"):
             del sys.modules[each]
     assert found[0] == found[1]
     assert found[0][0] != found[2][0] and found[0][1] != found[2][1]

@@ -254,7 +254,7 @@ def test_a_file_cut_short_is_refused(saved):
 
 def test_a_folder_is_refused(tmp_path):
     (tmp_path / "mine.pth").mkdir()
-    with pytest.raises(WeightsError, match="does not exist"):
+    with pytest.raises(WeightsError, match="is a folder: expected a file of weights"):
         build(tmp_path / "mine.pth")
 
 
