@@ -60,7 +60,7 @@ CPU_PLAN: tuple[Item, ...] = (
     _train(5, 25, "purifier", "dae", edition="se_preresnet56", options={"train_subset": 10_000}, measured=True),
     _train(
         6,
-        60,
+        37,
         "finetuner",
         "dae",
         edition="se_preresnet56",
@@ -70,8 +70,9 @@ CPU_PLAN: tuple[Item, ...] = (
         weights={"purifier": "+se_preresnet56"},
         precision=HALF,
         options={"train_subset": 10_000},
+        measured=True,
     ),
-    _measure(7, 25, "dae_finetune/table-3", "cifar10", "dae/se_preresnet56/dae/cifar10+se_preresnet56"),
+    _measure(7, 16, "dae_finetune/table-3", "cifar10", "dae/se_preresnet56/dae/cifar10+se_preresnet56", measured=True),
     # 001, before a victim that a core can train
     _measure(8, 95, "apudae/table-3-resnet20", "cifar10"),
     # 003: the compact network and its victim as long as the paper's reasons want
