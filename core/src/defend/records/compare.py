@@ -289,7 +289,7 @@ _ASPECTS: tuple[tuple[str, Callable[[Run], Any], str], ...] = (
     ),
     (
         "checks",
-        lambda run: run.report["config"].get("checks"),
+        lambda run: run.report["config"].get("checks", "basic"),
         "what full checks would strike out, basic ones may pass",
     ),
     ("options of the data set", lambda run: _options(run, "dataset") or "defaults", "images may differ"),
