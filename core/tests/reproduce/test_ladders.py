@@ -62,7 +62,7 @@ def defend_purifiers():
 
 
 SOUP = {"victim": "tiny", "dataset": "crumbs", "purifier": "soften,fade", "eps": 0.02, "limit": 12, "adaptive_limit": 8,
-        "threats": ("oblivious", "adaptive"), "attacks": ("pgd",),
+        "threats": ("oblivious", "adaptive"), "attacks": ("pgd",), "precision": "fp32",
         "options": {"soften": {"strength": 0.25}, "pgd": {"steps": 2}}}
 
 
