@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -175,26 +175,16 @@ class BoundedDataset(ImageDataset):
             return self._dataset.origin(split)
 
     def contents(self, split: Split) -> bytes | None:
-        """Return a SHA-256 of each image of a split, see `ImageDataset.contents`.
-
-        Raises:
-            ContractError: it is not 32 bytes an image.
-        """
-        with self._calling(f"contents of {split}"):
-            said: Any = self._dataset.contents(split)
-        return self._check_digests("contents", said, split)
+        """Return a SHA-256 of each image of a split, see `ImageDataset.contents`; it is held to 32 bytes an image."""
+        return self._digests("contents", self._dataset.contents, split)
 
     def files(self, split: Split) -> bytes | None:
-        """Return the SHA-256 of the file of each image of a split, see `ImageDataset.files`.
+        """Return the SHA-256 of the file of each image, see `ImageDataset.files`; it is held to 32 bytes an image."""
+        return self._digests("files", self._dataset.files, split)
 
-        Raises:
-            ContractError: it is not 32 bytes an image.
-        """
-        with self._calling(f"files of {split}"):
-            said: Any = self._dataset.files(split)
-        return self._check_digests("files", said, split)
-
-    def _check_digests(self, what: str, said: Any, split: Split) -> bytes | None:
+    def _digests(self, what: str, ask: Callable[[Split], Any], split: Split) -> bytes | None:
+        with self._calling(f"{what} of {split}"):
+            said: Any = ask(split)
         size = 32 * len(self.labels(split))
         if said is not None and not (isinstance(said, bytes) and len(said) == size):
             got = f"{len(said)} bytes" if isinstance(said, bytes) else type(said).__name__

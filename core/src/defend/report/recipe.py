@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,9 @@ def print_listing(console: Console, listed: Sequence[tuple[Recipe, Ladder | None
     if not listed:
         console.print("No recipe is installed: plugins bring them", highlight=False)
         return
-    console.print(choose_fitting(console, (_listing(listed, left_out) for left_out in (0, 1, 2))), highlight=False)
+    replaced = {recipe.name for recipe, ladder in listed if ladder is not None and list_replaced(recipe, ladder)}
+    tables = (_listing(listed, replaced, left_out) for left_out in (0, 1, 2))
+    console.print(choose_fitting(console, tables), highlight=False)
     if any(ladder is not None and ladder.failed for _, ladder in listed):
         console.print("*: not to be trusted, a check failed", style="red", highlight=False)
     console.print(
@@ -95,7 +97,7 @@ def print_listing(console: Console, listed: Sequence[tuple[Recipe, Ladder | None
     console.print("Show one: defend recipe NAME. Measure it again: defend recipe NAME --run", highlight=False)
 
 
-def _listing(listed: Sequence[tuple[Recipe, Ladder | None]], left_out: int) -> Grid:
+def _listing(listed: Sequence[tuple[Recipe, Ladder | None]], replaced: Collection[str], left_out: int) -> Grid:
     """Make the table of all recipes, without the last columns: what it is, and what it is made of."""
     every = ("recipe", "data set", "eps", "worst case", "made of", "what it is")
     names = every[: len(every) - left_out]
@@ -110,7 +112,7 @@ def _listing(listed: Sequence[tuple[Recipe, Ladder | None]], left_out: int) -> G
             left = Text(f"{bound(ladder.worst_case.rising)}{_figure(figure)} n={figure.n:,}")
             left.append("*" if ladder.failed else "", "red")
             left.append("\nof an earlier recipe" if _is_outdated(recipe, ladder) else "", "yellow")
-            left.append("\nof other weights" if list_replaced(recipe, ladder) else "", "yellow")
+            left.append("\nof other weights" if recipe.name in replaced else "", "yellow")
         cells = (recipe.name, config.dataset, f"{config.eps:.4g}", left, composition(config), recipe.summary)
         grid.add_row(*cells[: len(names)])
     return grid
