@@ -310,6 +310,30 @@ def test_the_recipe_with_everything_on_learns_digits():
     assert figures["val_accuracy"] > 0.7
 
 
+def ends_of_residuals(victim):
+    """Return the scales of the normalisation that ends each residual branch, which timm's ResNet begins at zero."""
+    return [value for key, value in victim.named_parameters() if key.endswith("bn2.weight")]
+
+
+@pytest.mark.parametrize(("zero", "begins"), [(True, 0), (False, 1)])
+def test_residual_branches_begin_as_nothing_or_take_part(zero, begins):
+    found = Registry(entry_points=[]).find("victim", "resnet18")
+    victim = build_module(found, found.config({}), COLOUR)
+    kept = {key: value.clone() for key, value in victim.named_parameters() if not key.endswith("bn2.weight")}
+    training(task=COLOUR, victim=victim, zero_residuals=zero)
+    ends = ends_of_residuals(victim)
+    assert len(ends) == 8
+    assert all((scale == begins).all() for scale in ends)
+    assert all(value.requires_grad for value in ends)
+    now = dict(victim.named_parameters())
+    assert all(torch.equal(now[key], value) for key, value in kept.items())
+
+
+def test_cifar10_is_learnt_with_every_residual_branch_from_the_first_step():
+    spec = Registry(entry_points=[]).find("victim", "resnet18").spec
+    assert make(spec.recipe, spec.recipes["cifar10"], "cifar10").zero_residuals is False
+
+
 @pytest.mark.parametrize("dataset", ["digits", "mnist", "fashion_mnist", "cifar10"])
 def test_the_recipe_of_a_data_set_is_accepted(dataset):
     spec = Registry(entry_points=[]).find("victim", "resnet18").spec

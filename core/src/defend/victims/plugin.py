@@ -86,6 +86,11 @@ class VictimRecipe:
     small_size: int = option(
         24, help="height in pixels of the images of small_epochs; width to scale", at_least=8, at_most=LARGEST_SIZE
     )
+    zero_residuals: bool = option(
+        True,
+        help="residual branches begin as nothing where the model has it so, as timm's ResNets; off: the normalisation "
+        "that ends each of them begins at 1, which learns faster in few epochs",
+    )
 
 
 @hookimpl
@@ -109,7 +114,8 @@ def defend_victims() -> Sequence[StageSpec]:
                 "digits": {"epochs": 20, "batch_size": 64, "shift": 2},
                 "mnist": {"epochs": 6, "batch_size": 256, "shift": 2},
                 "fashion_mnist": {**SGD, "epochs": 15, "batch_size": 256, "lr": 0.1, "shift": 2},
-                "cifar10": {**SGD, "epochs": 30, "batch_size": 512, "lr": 0.4, "label_smoothing": 0.1, "cutout": 8},
+                # 100 steps of resnet18: 35 % of the last 20 batches are right where residuals begin as nothing, else 46
+                "cifar10": {**SGD, "epochs": 30, "lr": 0.2, "label_smoothing": 0.1, "zero_residuals": False},
             },
             weights="defend.victims.weights",
             members="defend.victims.plugin:timm_models",

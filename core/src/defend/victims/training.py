@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _NormBase
 
 from defend.boundary.answers import unwrap
 from defend.datasets.base import Batch, ImageDataset, Split
@@ -17,6 +18,7 @@ from defend.train import Loss, Optimiser, Training
 from defend.victims.plugin import VictimRecipe
 
 MOMENTUM = 0.9
+NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm)
 MEASURED: tuple[Split, ...] = ("val", "test")
 
 
@@ -46,6 +48,8 @@ class VictimTraining(Training):
                 f"small_epochs={recipe.small_epochs} leaves no epoch of whole images: expected at most "
                 f"{recipe.epochs - 1}, one less than epochs"
             )
+        if not recipe.zero_residuals:
+            fill_zero_norms(victim)
         self._recipe, self._flips = recipe, task.flips
 
     def optimiser(self) -> torch.optim.Optimizer:
@@ -90,6 +94,17 @@ class VictimTraining(Training):
                 right += (victim(batch.images).argmax(1) == batch.labels).sum()
             figures[f"{split}_accuracy"] = float(right) / len(dataset.labels(split))
         return figures
+
+
+def fill_zero_norms(network: nn.Module) -> None:
+    """Have every normalisation whose scale is zero throughout begin at 1, so that what it ends takes part at once.
+
+    Source: the zeros are Goyal et al., Accurate, Large Minibatch SGD (2017), section 5.1, for batches of 8,192.
+    """
+    for part in network.modules():
+        scale = getattr(part, "weight", None) if isinstance(part, NORMS) else None
+        if scale is not None and not scale.any():
+            nn.init.ones_(scale)
 
 
 def augment(images: Tensor, shift: int, flips: bool) -> Tensor:
