@@ -216,7 +216,7 @@ def _trained() -> Path:
     folder = Path(tempfile.mkdtemp(prefix="defend-trained-"))
     module = torch.nn.Linear(2, 2)
     state = Checkpoint({"a": module}, {"a": Optimiser(torch.optim.Adam(module.parameters()))})
-    Keeper(state, folder, 0, {}, Processes()).keep(7, {"loss": torch.tensor(2.0)}, Best(), always=True)
+    Keeper(state, folder, 0, {}, Processes()).keep(7, {"loss": torch.tensor([2.0, 1.0])}, Best(), always=True)
     log = MetricsFile(folder, 0)
     for step in range(1, 5):
         log.write({"epoch": step, "step": step, "loss": 0.5})

@@ -23,7 +23,10 @@ from defend.randomness import permutation
 
 @attrs.frozen
 class Loss:
-    """One optimisation step: minimise `value` with the optimiser named `optimiser`; `metrics` are logged."""
+    """One optimisation step: minimise `value` with the optimiser named `optimiser`.
+
+    It and `metrics` are logged as means of an epoch, each over the steps that it was yielded in.
+    """
 
     optimiser: str
     value: Tensor
@@ -53,8 +56,6 @@ class Training(abc.ABC):
     the CPU and in checkpoints, and not taken back to the best epoch. One that a checkpoint lacks stays as it is.
     `fpr` is the false-positive rate that `finish` calibrates for, None where it calibrates nothing: too few held-out
     images to show it are told before the first step.
-    `replays` is how often `losses` yields each of its losses for a batch, where that is more than once: what is logged
-    is the mean over all.
     `epoch` is the epoch at hand, counted from 0, for a training that goes in stages. A `data` that takes long tells
     `making` how many of its images are made: (done, in all).
     """
@@ -70,7 +71,7 @@ class Training(abc.ABC):
     ) -> None:
         self.stage, self.modules, self.frozen = stage, modules, frozen or {}
         self.epochs, self.batch_size = epochs, batch_size
-        self.epoch, self.replays = 0, 1
+        self.epoch = 0
         self.records: dict[str, nn.Module] = {}
         self.fpr: float | None = None
         self.making: Callable[[int, int], None] = lambda done, total: None

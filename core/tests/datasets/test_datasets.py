@@ -17,7 +17,9 @@ from timm.data import ImageNetInfo
 
 from defend.assembly.load import open_dataset
 from defend.datasets.base import SPLITS, hold_out, stratified_order
+from defend.datasets.bounded import ensure_bounded
 from defend.datasets.digits import enlarge
+from defend.datasets.given import gather
 from defend.errors import ConfigError, DataError, UnknownNameError
 from defend.testing.contracts import DatasetContract
 
@@ -482,6 +484,18 @@ def test_imagenet_is_cropped_from_the_middle_of_what_was_resized(tmp_path):
     pixels, _ = images.tensors("test", limit=1)
     originals = [torch.from_numpy(noise(40, 20, 3, seed=index)).permute(2, 0, 1) / 255 for index in range(2)]
     assert any(torch.equal(pixels[0], original[:, 12:28, 2:18]) for original in originals)
+
+
+def test_a_data_set_says_how_it_prepares_its_images_where_its_hash_does_not(tmp_path):
+    for split in ("train", "val"):
+        write_folder(tmp_path / split, 20)
+    sizes = [{"resize": 10, "image_size": 8}, {"resize": 12, "image_size": 8}, {"resize": 12, "image_size": 10}]
+    made = [open_dataset("imagenet", str(tmp_path), {**size, "workers": 0}) for size in sizes]
+    assert len({each.sha256("train") for each in made}) == 1
+    assert len({each.prepared for each in made}) == 3
+    assert [ensure_bounded(each).prepared for each in made] == [each.prepared for each in made]
+    mine = [gather(each, name="mine", val=list(zip(*each.tensors("val", limit=2), strict=True))) for each in made[:2]]
+    assert mine[0].prepared != mine[1].prepared
 
 
 def test_imagenets_classes_are_in_timms_order():

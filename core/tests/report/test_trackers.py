@@ -4,12 +4,15 @@ import csv
 import sys
 from types import SimpleNamespace
 
+import attrs
 import pytest
 import torch
 
 from defend.errors import ConfigError
 from defend.records.watcher import TrainingWatcher, Watcher
-from defend.report.trackers import FILE, Log, LoggedRun, LoggedTraining, check_names
+from defend.report.trackers import FILE, Log, LoggedRun, LoggedTraining, check_names, log_verdicts
+from defend.values.report import Check, DatasetInfo, Report, WorstCase
+from defend.values.run_config import RunConfig
 
 
 def read(folder):
@@ -42,6 +45,57 @@ def test_a_run_logs_every_arm_of_every_row(tmp_path):
         (2, "pgd/adaptive/dae/defended", 0.25),
         (3, "pgd/oblivious/eps 0.1/undefended", 0.5),
     ]
+
+
+def verdict(statuses, worst=None, partial=False, checks="basic"):
+    return Report(
+        versions={},
+        plugins={},
+        config=RunConfig(victim="resnet18", purifier="dae", checks=checks),
+        seed=0,
+        device="cpu",
+        precision={"crafting": "fp32"},
+        seconds=1.0,
+        dataset=DatasetInfo("digits", "test", 100, "01234567"),
+        rows=(),
+        worst_case=worst,
+        detector=None,
+        checks=tuple(Check(f"check {place}", status, "", place) for place, status in enumerate(statuses, 1)),
+        cost=None,
+        weights={},
+        partial=partial,
+    )
+
+
+def test_a_log_ends_with_what_the_checks_say_of_its_figures(tmp_path):
+    steady = WorstCase(accuracy=0.5, ci95=(0.4, 0.6), n=100, over=("pgd",), undefended=0.0)
+    log = Log(["csv"], "mine", tmp_path, {})
+    log.write({"clean/undefended": 1.0}, 1)
+    log_verdicts(log, {"dae": verdict(["pass", "warn", "fail"], attrs.evolve(steady, rising=("pgd",)))})
+    assert read(tmp_path / "mine")[1:] == [
+        (2, "checks/failed", 1.0),
+        (2, "checks/warned", 1.0),
+        (2, "not_to_be_trusted", 1.0),
+        (2, "worst_case", 0.5),
+        (2, "worst_case_is_upper_bound", 1.0),
+    ]
+    log_verdicts(log, {"dae": verdict(["pass"], steady), "unet_gan": verdict(["pass"], partial=True)})
+    assert read(tmp_path / "mine")[6:] == [
+        (3, "dae/checks/failed", 0.0),
+        (3, "dae/checks/warned", 0.0),
+        (3, "dae/not_to_be_trusted", 0.0),
+        (3, "dae/worst_case", 0.5),
+        (3, "dae/worst_case_is_upper_bound", 0.0),
+        (3, "unet_gan/checks/failed", 0.0),
+        (3, "unet_gan/checks/warned", 0.0),
+        (3, "unet_gan/not_to_be_trusted", 1.0),
+    ]
+
+
+def test_a_log_of_a_run_without_checks_is_not_to_be_trusted(tmp_path):
+    log = Log(["csv"], "mine", tmp_path, {})
+    log_verdicts(log, {"dae": verdict([], checks="none")})
+    assert (1, "not_to_be_trusted", 1.0) in read(tmp_path / "mine")
 
 
 def test_a_training_logs_the_losses_of_its_epochs(tmp_path):

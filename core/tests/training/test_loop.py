@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import attrs
 import pytest
 import torch
 from rich.console import Console
@@ -670,6 +671,35 @@ def test_the_epoch_that_scores_best_is_kept(tmp_path):
     assert [line["score"] for line in lines] == [0.1, 0.9, 0.5]
 
 
+@pytest.mark.parametrize("stop_at", [None, 7])
+def test_it_is_known_which_epoch_is_kept_of_a_training_that_was_cut_off_too(tmp_path, stop_at):
+    settings = FitSettings(folder=tmp_path, checkpoint_seconds=0.0)
+    if stop_at:  # in the third epoch
+        with pytest.raises(KeyboardInterrupt):
+            fit(Staged(stop_at=stop_at), tiny_dataset(), settings, {})
+    assert fit_in_course(Staged(), tiny_dataset(), settings, {}).kept_epoch == 2
+    assert fit_in_course(Denoise(), tiny_dataset(), FitSettings(), {}).kept_epoch is None
+
+
+class Seldom(Denoise):
+    """Yields a second loss, and a metric, in every third step alone: the values are the steps' numbers."""
+
+    def losses(self, batch):
+        for loss in super().losses(batch):
+            extra = {"seldom": torch.tensor(float(self.seen))} if self.seen % 3 == 0 else {}
+            yield attrs.evolve(loss, metrics={"always": torch.tensor(float(self.seen)), **extra})
+
+
+def test_what_some_steps_tell_is_logged_as_the_mean_of_these(tmp_path):
+    training = Seldom(epochs=1)
+    fit(training, tiny_dataset(), FitSettings(folder=tmp_path), {})
+    (line,) = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+    steps = range(1, training.seen + 1)
+    assert line["always"] == pytest.approx(sum(steps) / len(steps))
+    third = [step for step in steps if step % 3 == 0]
+    assert line["seldom"] == pytest.approx(sum(third) / len(third))
+
+
 @pytest.mark.parametrize("stop_at", [1, 3, 4, 6, 8])
 def test_a_staged_training_resumes_to_the_same_weights(tmp_path, stop_at):
     expected = train(tmp_path / "whole", Staged())
@@ -716,6 +746,32 @@ def test_a_training_beside_another_frozen_network_starts_anew(tmp_path, monkeypa
     for _ in range(4):  # the third has another victim, and so has the fourth
         train_stage("purifier", "toy", tiny_dataset(), settings=FitSettings(device="cpu"), plugins=registry)
     assert [training.seen for training in made] == [5, 0, 5, 5]
+
+
+def test_images_that_are_prepared_otherwise_are_another_training(tmp_path, monkeypatch):
+    from defend import StageSpec
+    from defend.plugins import Entry, Found, Registry
+
+    class Cropped(MemoryDataset):
+        cut = 32
+
+        @property
+        def prepared(self):
+            return f"{super().prepared}, cut out of {self.cut}"
+
+    monkeypatch.setenv("DEFEND_CACHE_DIR", str(tmp_path))
+    made = [Denoise() for _ in range(3)]
+    waiting = iter(made)
+    spec = StageSpec(name="toy", summary="toy", build="builtins:len", train="builtins:len")
+    monkeypatch.setattr(StageSpec, "resolve", lambda self, reference: lambda *about: next(waiting))
+    registry = Registry(entry_points=[])
+    monkeypatch.setattr(registry, "find", lambda stage, name: Found(Entry("purifier", spec, "toy"), None))
+    tiny = tiny_dataset()
+    dataset = Cropped("tiny", ("a", "b"), tiny._images, tiny._labels)
+    for cut in (32, 36, 36):
+        dataset.cut = cut
+        train_stage("purifier", "toy", dataset, settings=FitSettings(device="cpu"), plugins=registry)
+    assert [training.seen for training in made] == [15, 15, 0]
 
 
 @pytest.mark.parametrize(("own", "steps", "changed"), [(False, 9, [6]), (True, 15, None)])

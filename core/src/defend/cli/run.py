@@ -36,7 +36,7 @@ from defend.cli.usage import OUTPUT, command, option
 from defend.cli.verdicts import VERDICTS, VerdictFiles
 from defend.errors import ConfigError, ContractError, NoRowError, StageError, WriteError
 from defend.report import progress
-from defend.report.trackers import Log, LoggedRun
+from defend.report.trackers import Log, LoggedRun, log_verdicts
 from defend.util.launch import place
 from defend.values.commands import say_command
 from defend.values.floors import CLEAN, Floor, check_planned, parse_floors, share_out
@@ -388,6 +388,8 @@ def run_configs(
     }
     if first:
         verdicts.write(judged, configs[0].victim)
+    if log is not None:
+        log_verdicts(log, dict(zip(judged, reports, strict=True)))
     if any(each.report.partial for each in outcomes):
         if first:
             say(f"interrupted: {goes_on} goes on where it stopped", err=True)

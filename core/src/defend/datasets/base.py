@@ -110,6 +110,11 @@ class ImageDataset(abc.ABC):
         """What weights trained on it are filed under: its name, or more where that does not say which images it has."""
         return self.name
 
+    @property
+    def prepared(self) -> str:
+        """How stored images become what `batches` yields: their shape, and more where that does not say it all."""
+        return f"{tuple(self.shape)}"
+
     def task(self) -> Task:
         """Return what a network is built for."""
         mean, std = self.statistics()

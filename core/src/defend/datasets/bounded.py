@@ -152,6 +152,12 @@ class BoundedDataset(ImageDataset):
         with self._calling("filed_as"):
             return str(self._dataset.filed_as)
 
+    @property
+    def prepared(self) -> str:
+        """How stored images become what `batches` yields."""
+        with self._calling("prepared"):
+            return str(self._dataset.prepared)
+
     def task(self) -> Task:
         """Return what a network is built for.
 

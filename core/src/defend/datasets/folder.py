@@ -257,7 +257,8 @@ class FolderDataset(ImageDataset):
             places = torch.linspace(0, count - 1, min(count, SAMPLE)).long().tolist()
             image_size = choose_side(sizes_of(map(self._names.path, places)), self._what)
         self.shape = (3, image_size, image_size)
-        self._decoders = Decoders(Decoder(self._names, image_size, resize or image_size), workers, stack)
+        self._resize = resize or image_size
+        self._decoders = Decoders(Decoder(self._names, image_size, self._resize), workers, stack)
         self._digests: dict[Split, bytes] = {}
         self._hashes: dict[Split, str] = {}
         self._duplicates: Duplicates | None = None
@@ -271,6 +272,11 @@ class FolderDataset(ImageDataset):
             made_for = repr((self.name, self.classes, self.shape, self.sha256(self.fitted_on())))
             self._filed_as = f"{self.name}-{hashlib.sha256(made_for.encode()).hexdigest()[:10]}"
         return self._filed_as
+
+    @property
+    def prepared(self) -> str:
+        """The shape, and the shorter side before the crop: the files' hash knows of neither."""
+        return f"{super().prepared}, cut out of {self._resize}"
 
     def has(self, split: Split) -> bool:
         return split in self._labels

@@ -166,6 +166,12 @@ class GivenDataset(ImageDataset):
             split: numbers[part.source][part.places] for split, part in self._parts.items()
         }
 
+    @property
+    def prepared(self) -> str:
+        """The shape, and how the data sets that it is made of prepare theirs."""
+        own = [source.dataset.prepared for source in self._sources.values() if isinstance(source, SplitOf)]
+        return "; ".join(dict.fromkeys((super().prepared, *own)))
+
     def has(self, split: Split) -> bool:
         return split in self._parts
 

@@ -215,7 +215,7 @@ class AdversarialTraining(Training):
         if recipe.mode == "free":
             networks["perturbation"] = self._perturbation
         super().__init__(tuned, networks, epochs=recipe.epochs, batch_size=recipe.batch_size, frozen=frozen)
-        self.replays = recipe.replays if recipe.mode == "free" else 1
+        self._replays = recipe.replays if recipe.mode == "free" else 1
         self._recipe, self._flips = recipe, task.flips
         usual = usual_l2(recipe.eps, task.channels * task.height * task.width)
         self._eps_l2 = usual if recipe.eps_l2 is None else recipe.eps_l2
@@ -228,7 +228,7 @@ class AdversarialTraining(Training):
     def optimisers(self, steps: int) -> dict[str, Optimiser]:
         parameters = self.modules["victim"].parameters()
         adamw = torch.optim.AdamW(parameters, lr=self._recipe.lr, weight_decay=self._recipe.weight_decay)
-        self._steps = steps * self.replays
+        self._steps = steps * self._replays
         self._cycle = torch.optim.lr_scheduler.OneCycleLR(adamw, self._recipe.lr, total_steps=self._steps)
         return {"victim": Optimiser(adamw, self._cycle)}
 
@@ -335,7 +335,7 @@ class AdversarialTraining(Training):
         images = augment(batch.images, recipe.shift, self._flips)
         left = round(recipe.clean_share * len(images))
         self._look(images, labels)
-        for _ in range(self.replays):
+        for _ in range(self._replays):
             eps = self._share() * recipe.eps
             source = self._perturbation.apply_to(images, eps, left).requires_grad_()
             yield self._lose(self._learning.purify(source), labels, left)

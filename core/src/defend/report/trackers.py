@@ -18,9 +18,11 @@ from defend.errors import ConfigError, did_you_mean
 from defend.records.watcher import Relay, TrainingWatcher, Watcher
 from defend.util.files import make_folder, write_text
 from defend.util.launch import place
+from defend.values.floors import left_of_worst
 
 if TYPE_CHECKING:
     from defend.records.rows import RowRecord
+    from defend.values.report import Report
 
 CSV = "csv"
 PACKAGES: Mapping[str, str] = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
@@ -102,6 +104,7 @@ class Log:
             raise ConfigError(f"--log-dir {str(folder)!r} without --log: nothing is logged there; add --log {CSV}")
         folder = folder or Path("logs")
         self._trackers: dict[str, Tracker] = {}
+        self.step = 0  # the last that was logged
         for name in dict.fromkeys(names) if place()[0] == 0 else ():
             try:
                 self._trackers[name] = _start(name, title, folder, settings)
@@ -110,6 +113,7 @@ class Log:
 
     def write(self, values: Mapping[str, float], step: int) -> None:
         """Log figures of a step; a logger that fails is given up, and a warning says so."""
+        self.step = step
         for name, tracker in list(self._trackers.items()):
             try:
                 tracker.log(dict(values), step=step)
@@ -190,3 +194,26 @@ class LoggedRun(Relay):
 
     def training(self, title: str) -> TrainingWatcher:
         return LoggedTraining(super().training(title), self._log, f"{title}/")
+
+
+def log_verdicts(log: Log, reports: Mapping[str, Report]) -> None:
+    """Log what a finished run says of its figures, by arm: how many checks failed and warn, what the worst case is.
+
+    `worst_case_is_upper_bound` is 1 where more steps would plainly lower it; `not_to_be_trusted` where a check failed,
+    the run was interrupted, or nothing was checked.
+    """
+    said: dict[str, float] = {}
+    for arm, report in reports.items():
+        statuses = [check.status for check in report.checks]
+        doubted = bool(report.failed) or report.partial or report.config.checks == "none"
+        values: dict[str, float] = {
+            "checks/failed": statuses.count("fail"),
+            "checks/warned": statuses.count("warn"),
+            "not_to_be_trusted": doubted,
+        }
+        if report.worst_case is not None:
+            left = left_of_worst(report.worst_case)
+            values |= {"worst_case": left.accuracy, "worst_case_is_upper_bound": left.loose}
+        under = f"{arm}/" if len(reports) > 1 else ""
+        said |= {f"{under}{name}": float(value) for name, value in values.items()}
+    log.write(said, log.step + 1)

@@ -31,14 +31,18 @@ WRITTEN = "written"  # beside it once the weights of the whole training are in a
 
 @attrs.define
 class Best:
-    """The weights of the epoch that scored best, for a training that scores its epochs; kept on the CPU."""
+    """The weights of the epoch that scored best, for a training that scores its epochs; kept on the CPU.
+
+    `epoch` is counted from 1; None where none was scored, or a checkpoint does not say.
+    """
 
     score: float | None = None
     tensors: dict[str, Tensor] = attrs.field(factory=dict)
+    epoch: int | None = None
 
-    def offer(self, score: float, modules: Mapping[str, nn.Module]) -> None:
+    def offer(self, score: float, epoch: int, modules: Mapping[str, nn.Module]) -> None:
         if self.score is None or score > self.score:
-            self.score = score
+            self.score, self.epoch = score, epoch
             self.tensors = {
                 f"{name}/{key}": value.detach().cpu().clone()
                 for name, module in modules.items()
@@ -133,6 +137,7 @@ class Checkpoint:
             "groups": groups,
             "schedules": schedules,
             "best": best.score,
+            "best_epoch": best.epoch,
             "code": attrs.asdict(code or Code()),
             "length": attrs.asdict(length or Length()),
         }
@@ -194,8 +199,10 @@ class Checkpoint:
             optimiser.optimizer.load_state_dict({"state": state, "param_groups": groups})
             if optimiser.schedule is not None:
                 optimiser.schedule.load_state_dict(header["schedules"][name])
-        best = Best(header.get("best"), _under("best/", tensors))
-        return header["step"], _under("sum/", tensors), best, Code(**header["code"])
+        best = Best(header.get("best"), _under("best/", tensors), header.get("best_epoch"))
+        # older code kept no count beside a sum
+        sums = {name: value for name, value in _under("sum/", tensors).items() if value.ndim}
+        return header["step"], sums, best, Code(**header["code"])
 
 
 def _read_whole(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:

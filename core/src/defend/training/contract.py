@@ -42,7 +42,7 @@ def check_lengths(training: Training, who: str, images: int) -> list[int]:
     Raises:
         ContractError: no epochs, no images, or a number that is none.
     """
-    for name in ("epochs", "batch_size", "replays"):
+    for name in ("epochs", "batch_size"):
         value = getattr(training, name)
         if type(value) is not int or value < 1:
             raise ContractError(f"{who} has {name}={value!r}: expected a whole number of at least 1")

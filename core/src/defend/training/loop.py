@@ -78,10 +78,16 @@ class FitSettings:
 
 @attrs.frozen
 class Fitted:
-    """What a training came to: its figures, and the steps from which on other code trained than before."""
+    """What a training came to.
+
+    Attributes:
+        code_changed_at: the steps from which on other code trained than before.
+        kept_epoch: the epoch whose weights are kept, counted from 1, where epochs are scored.
+    """
 
     figures: dict[str, float]
     code_changed_at: Sequence[int] = ()
+    kept_epoch: int | None = None
 
 
 def fit(
@@ -113,7 +119,7 @@ def fit_in_course(
         course = _Course(training, dataset, settings, identity, version)
         for epoch in course.left():
             course.run(epoch)
-        return Fitted(course.finish(), course.code_changed_at)
+        return Fitted(course.finish(), course.code_changed_at, course.best.epoch)
 
 
 def _start(settings: FitSettings) -> tuple[Accelerator, Processes]:
@@ -233,7 +239,7 @@ class _Course:
 
     Attributes:
         step: how many steps are done.
-        sums: of the losses and metrics of the epoch at hand.
+        sums: of the losses and metrics of the epoch at hand, each with how many they are of: float64 [2].
         best: the weights of the epoch that scored best.
     """
 
@@ -342,14 +348,15 @@ class _Course:
             if schedule is not None:
                 schedule.step()
         for name, value in {f"{loss.optimiser}_loss": loss.value, **loss.metrics}.items():
-            before, now = self.sums.get(name), as_number(value, name).double().to(self._accelerator.device)
+            now = as_number(value, name).double().to(self._accelerator.device)
+            now = torch.stack((now, torch.ones_like(now)))
+            before = self.sums.get(name)
             self.sums[name] = now if before is None else before.to(now.device) + now
 
     def _close(self, epoch: int) -> None:
         """End an epoch: its mean losses must be numbers, and its weights may be the best so far."""
         # once an epoch, as looking at a loss waits for the device
-        count = self._pace.steps[epoch] * self._training.replays
-        means = {name: float(value) / count for name, value in self.sums.items()}
+        means = {name: float(total / count) for name, (total, count) in self.sums.items()}
         if not all(math.isfinite(value) for value in means.values()):
             raise ContractError(
                 f"{self._who} diverged in epoch {epoch + 1} ({means}): lower the learning rate (--set lr=...)"
@@ -365,7 +372,7 @@ class _Course:
         score = self._processes.tell(score, "the score of an epoch")
         if score is not None:
             means["score"] = score
-            self.best.offer(score, self._networks)
+            self.best.offer(score, epoch + 1, self._networks)
         self._log.write({"epoch": epoch + 1, "step": self.step, **means})
         self._settings.progress.step(self.step, self._pace.total, means)
         self.sums = {}

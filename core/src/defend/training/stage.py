@@ -115,6 +115,7 @@ def train_stage(
         "name": found.name,
         "dataset": dataset.sha256("train"),
         "val": dataset.sha256("val"),  # it may choose the epoch that is kept, and figures are measured on it
+        "prepared": dataset.prepared,
         "flips": task.flips,
         "seed": how.seed,
         "precision": how.precision,
@@ -170,11 +171,15 @@ def train_stage(
                 f"{error}; the weights, as they were trained until then, are kept: --{flag}-weights {kept} takes "
                 "them, and the same command tries again from there"
             ) from error
-    changed = {"code_changed_at_step": list(fitted.code_changed_at)} if fitted.code_changed_at else {}
+    course: dict[str, Any] = {}
+    if fitted.kept_epoch is not None:  # of few images the choice is partly chance
+        course |= {"kept_epoch": fitted.kept_epoch, "kept_by_val_images": len(dataset.labels("val"))}
+    if fitted.code_changed_at:
+        course["code_changed_at_step"] = list(fitted.code_changed_at)
 
     def write() -> Card:
         try:
-            card = save(path, training.stage, describe_weights(figures, **changed))
+            card = save(path, training.stage, describe_weights(figures, **course))
         except WriteError as error:
             there = (folder / CHECKPOINT).is_file()
             kept = "what was trained is kept, and the same command goes on from there"
