@@ -677,6 +677,8 @@ def test_what_is_refused(full, tmp_path, capsys):
         write_page([full], tmp_path / "no" / "page.html")
     with pytest.raises(ConfigError, match="is a folder; name a file"):
         write_page([full], tmp_path)
+    with pytest.raises(ConfigError, match=r"--out '.*run.pdf': a page is HTML, which a browser prints"):
+        write_page([full], tmp_path / "run.pdf")
 
 
 def damaged(folder, name, change):

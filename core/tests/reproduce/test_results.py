@@ -702,3 +702,5 @@ def test_a_page_is_written_where_it_can_be(tmp_path):
     for path, why in ((tmp_path, "is a folder"), (tmp_path / "no" / "page.html", "does not exist")):
         with pytest.raises(ConfigError, match=f"{why}; name a file, for example toys-table-1.html"):
             write_page(one, measured(one), path)
+    with pytest.raises(ConfigError, match=r"--page '.*table.pdf': a page is HTML.*expected '.*table.html'"):
+        write_page(one, measured(one), tmp_path / "table.pdf")

@@ -163,7 +163,12 @@ def test_a_victim_is_measured_on_the_splits_that_there_are(tmp_path):
     images = {split: whole.pixels(split, torch.device("cpu")) for split in ("train", "val")}
     alone = MemoryDataset("alone", whole.classes, images, {split: whole.labels(split) for split in images})
     _, card = train_stage(
-        "victim", "resnet10t", alone, options={"epochs": 1}, settings=FitSettings(device="cpu"), out=tmp_path / "w"
+        "victim",
+        "resnet10t",
+        alone,
+        options={"epochs": 1},
+        settings=FitSettings(device="cpu"),
+        out=tmp_path / "w.safetensors",
     )
     assert set(card.figures) == {"val_accuracy"}
 

@@ -32,7 +32,7 @@ from defend.values.commands import say_command
 from defend.values.editions import edition_of, is_file
 from defend.values.report import Calibration
 from defend.weights.card import CALIBRATION, FROM, OLD_CALIBRATION, Card, new_card
-from defend.weights.files import save
+from defend.weights.files import check_out, save
 from defend.weights.find import cached_path
 
 DEFAULT_FPR = 0.01
@@ -285,6 +285,8 @@ def calibrate_part(
 
     The card goes on saying what the weights were trained on, and says beside it what the threshold was set on.
     """
+    if out is not None:
+        check_out(out)
     task, place = dataset.task(), resolve_device(device)
     (part,) = composition.of_stage("detector")
     composition.warn_of_own(task.filing)

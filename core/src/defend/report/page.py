@@ -35,7 +35,7 @@ from defend.report.figures.scene import DARK, LIGHT, NOTHING, Scene
 from defend.report.figures.strips import Strip
 from defend.report.figures.surface import surface
 from defend.report.figures.svg import png_uri, to_svg
-from defend.report.html import environment
+from defend.report.html import check_page, environment
 from defend.report.leaderboard import Place, leaderboard
 from defend.report.terminal import ARM_TITLES, basis, more_steps
 from defend.report.text import (
@@ -208,9 +208,8 @@ def write_page(paths: Sequence[Path], out: Path | None = None) -> Written:
     """
     folders = run_folders(paths)
     page = out or (folders[0] / ONE if len(folders) == 1 else SEVERAL)
-    if out is not None and (out.is_dir() or not out.parent.is_dir()):
-        why = "is a folder" if out.is_dir() else f"folder {str(out.parent)!r} does not exist"
-        raise ConfigError(f"--out {str(out)!r}: {why}; name a file, for example report.html")
+    if out is not None:
+        check_page(out, "--out", ONE)
     sections, compared, places = _read(folders)
     if out is None and not os.access(page.parent, os.W_OK):
         raise ConfigError(f"{str(page.parent)!r} cannot be written to: name a page elsewhere, --out report.html")

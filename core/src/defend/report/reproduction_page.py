@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from defend import __version__
-from defend.errors import ConfigError
 from defend.report.figures.dumbbell import dumbbell
 from defend.report.figures.scene import DARK, LIGHT
-from defend.report.html import environment
+from defend.report.html import check_page, environment
 from defend.report.reproduction import SAID, STYLES, explanations
 from defend.reproduce.results import Standing, TableResult, count_standings
 from defend.tables import Table
@@ -40,9 +39,7 @@ def write_page(table: Table, result: TableResult, path: Path) -> None:
     Raises:
         ConfigError: it cannot be written there.
     """
-    if path.is_dir() or not path.parent.is_dir():
-        why = "is a folder" if path.is_dir() else f"folder {str(path.parent)!r} does not exist"
-        raise ConfigError(f"page {str(path)!r}: {why}; name a file, for example {page_name(table)}")
+    check_page(path, "--page", page_name(table))
     write_text(path, render_page(table, result), "page")
 
 

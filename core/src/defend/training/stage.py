@@ -36,7 +36,7 @@ from defend.util.processes import Processes, join, resolve_device
 from defend.util.tensors import device_of
 from defend.values.run_config import check_seed
 from defend.weights.card import CUT_SHORT, Card, new_card, read_card
-from defend.weights.files import save
+from defend.weights.files import check_out, save
 from defend.weights.find import cached_path, plain, tuned_name
 
 NEEDED: tuple[Split, ...] = ("train", "val")
@@ -79,6 +79,8 @@ def train_stage(
     """
     how, dataset = settings or FitSettings(device="auto"), ensure_bounded(dataset)
     check_seed(how.seed)
+    if out is not None:
+        check_out(out)
     plugins = plugins or registry()
     found = plugins.find(stage, name)
     spec = found.spec

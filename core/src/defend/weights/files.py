@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from defend.errors import WeightsError
+from defend.errors import ConfigError, WeightsError
 from defend.util.files import cache_dir, make_folder, sweep, write_bytes
 from defend.util.tensors import bytes_of, content_hash
 from defend.weights.card import Card, read_card
@@ -21,7 +21,20 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
+SUFFIX = ".safetensors"
 SMALL_TENSOR = 64  # elements; halving these saves nothing
+
+
+def check_out(path: Path) -> None:
+    """Refuse a file for weights that nothing would read as the safetensors that it is to hold, before they are made.
+
+    Raises:
+        ConfigError: its name has another suffix.
+    """
+    if path.suffix != SUFFIX:
+        found = f"ends in {path.suffix!r}" if path.suffix else "has no suffix"
+        expected = str(path.with_suffix(SUFFIX))
+        raise ConfigError(f"--out {str(path)!r} {found}: weights are written as safetensors; expected {expected!r}")
 
 
 def save(path: Path, module: nn.Module, card: Card) -> Card:
