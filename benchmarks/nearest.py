@@ -33,6 +33,8 @@ STEPS, QUICK_STEPS, QUICK_IMAGES = 100, 10, 4
 JUMPS, QUICK_JUMPS = 20, 1
 OURS, FOOLBOX = "ours", "foolbox"
 NO_WORSE = 1.01
+JUDGES = {"linf": "LInfFMNAttack", "l2": "DDNAttack"}
+BY_QUERIES = "HopSkipJump, as many queries"
 Craft = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -46,9 +48,21 @@ def run(scale: Scale) -> Iterator[Result]:
         except DefendError as error:
             yield Result(WORKLOAD, f"{name}: left out", "", notes=(str(error),))
             continue
+        images = QUICK_IMAGES if scale.quick else count
         for norm in ("linf", "l2"):
-            yield gradients(whole, name, QUICK_IMAGES if scale.quick else count, norm, scale)
-            yield labels_alone(whole, name, QUICK_IMAGES if scale.quick else count, norm, scale)
+            for compare, about in ((gradients, by_gradients(norm, scale)), (labels_alone, BY_QUERIES)):
+                if entitle(about, name, images, norm) not in scale.kept:
+                    yield compare(whole, name, images, norm, scale)
+
+
+def by_gradients(norm: str, scale: Scale) -> str:
+    """Return what is compared at as many gradients, in words: foolbox's attack, and how many."""
+    return f"{JUDGES[norm]}, {QUICK_STEPS if scale.quick else STEPS} gradients"
+
+
+def entitle(about: str, name: str, count: int, norm: str) -> str:
+    """Return the title of a result."""
+    return f"{name or 'nothing'} before {VICTIM}, {norm}: {about}, {count} digits"
 
 
 def gradients(defence: Defence, name: str, count: int, norm: str, scale: Scale) -> Result:
@@ -56,7 +70,7 @@ def gradients(defence: Defence, name: str, count: int, norm: str, scale: Scale) 
     import foolbox
 
     steps = QUICK_STEPS if scale.quick else STEPS
-    judge = foolbox.attacks.LInfFMNAttack(steps=steps) if norm == "linf" else foolbox.attacks.DDNAttack(steps=steps)
+    judge = getattr(foolbox.attacks, JUDGES[norm])(steps=steps)
     model = foolbox.PyTorchModel(defence.eval(), bounds=(0, 1), device=scale.device)
     ready, _ = prepare(defence, "fp32", digits(count, scale)[0][:4])
     attack, target = FastMinimumNorm(FmnOptions(steps=steps), norm), defend.Target(ready)
@@ -64,7 +78,7 @@ def gradients(defence: Defence, name: str, count: int, norm: str, scale: Scale) 
         OURS: lambda images, labels: defend.craft(attack, target, images, labels, eps=None),
         FOOLBOX: lambda images, labels: judge(model, images, labels, epsilons=None)[0],
     }
-    return contest(defence, crafts, f"{type(judge).__name__}, {steps} gradients", name, count, norm, scale)
+    return contest(defence, crafts, by_gradients(norm, scale), name, count, norm, scale)
 
 
 def labels_alone(defence: Defence, name: str, count: int, norm: str, scale: Scale) -> Result:
@@ -81,7 +95,7 @@ def labels_alone(defence: Defence, name: str, count: int, norm: str, scale: Scal
         options = HopSkipJumpOptions(queries=max(sum(counting.seen) // count, 1))
         return defend.craft(HopSkipJump(options, norm), defend.Target(ready), images, labels, eps=None)
 
-    return contest(defence, crafts | {OURS: ours}, "HopSkipJump, as many queries", name, count, norm, scale)
+    return contest(defence, crafts | {OURS: ours}, BY_QUERIES, name, count, norm, scale)
 
 
 def contest(
@@ -104,8 +118,7 @@ def contest(
         Bar(f"images fooled of {count}, ours less foolbox's", found[OURS] - found[FOOLBOX], 0, "at least"),
     )
     figures: dict[str, Any] = {"median distance": medians, "fooled": found}
-    title = f"{name or 'nothing'} before {VICTIM}, {norm}: {about}, {count} digits"
-    return Result(WORKLOAD, title, "ms an image", tuple(timings), bars, figures)
+    return Result(WORKLOAD, entitle(about, name, count, norm), "ms an image", tuple(timings), bars, figures)
 
 
 def digits(count: int, scale: Scale) -> tuple[Tensor, Tensor]:
