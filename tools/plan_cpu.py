@@ -92,7 +92,9 @@ CPU_PLAN: tuple[Item, ...] = (
     # 000 and 001: their own victims
     _train(12, 115, "victim", "resnet18", precision=HALF, options={"epochs": 14}),
     _train(13, 120, "victim", "vgg13_bn", precision=HALF, options={"epochs": 12}),
-    # 003 on CIFAR-10
+    # 003 on CIFAR-10: before a network that ships, then before its own
+    _train(14, 33, "purifier", "puvae", edition="compact", measured=True),
+    _measure(15, 60, "puvae_detect/table-5-resnet20", "cifar10", "puvae/cifar10+compact"),
     _train(20, 120, "victim", "classifier_b", precision=HALF, options={"epochs": 15}),
     _train(21, 240, "purifier", "puvae", needs=("classifier_b/cifar10",), options={"epochs": 12}),
     _measure(22, 60, "puvae_detect/table-5", "cifar10", "puvae/cifar10"),

@@ -26,7 +26,7 @@ ODD = Task("imagefolder", 3, 33, 29, 2)
 class Projecting(PurifierContract):
     name = "puvae"
     not_denoising: ClassVar = dict.fromkeys(
-        ("digits", "mnist", "mnist+rc-0.01", "fashion_mnist"),
+        ("digits", "mnist", "mnist+rc-0.01", "fashion_mnist", "cifar10+compact"),
         "it returns the nearest image that it can make, not the one without noise",
     )
 

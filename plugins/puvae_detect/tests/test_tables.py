@@ -15,8 +15,18 @@ from defend.reproduce.results import find_kept
 from defend.values.toml import to_toml
 from defend.weights.files import read_card
 from defend_puvae_detect.config import ClassifierRecipe, PuvaeOptions, PuvaeRecipe
-from defend_puvae_detect.tables import LOSSES, MEASUREMENTS, PAPER_BUDGETS, REJECTING_LOSS, TABLES, VAE_WEIGHTS, budgets
+from defend_puvae_detect.tables import (
+    LOSSES,
+    MEASUREMENTS,
+    PAPER_BUDGETS,
+    REJECTING_LOSS,
+    STAND_INS,
+    TABLES,
+    VAE_WEIGHTS,
+    budgets,
+)
 
+WIDTHS = ("width", "hidden")
 BY_NAME = {table.short: table for table in TABLES}
 OF_OURS = {table.short: table for table in MEASUREMENTS}
 
@@ -139,6 +149,41 @@ def test_the_attacks_on_weights_trained_for_longer_are_literal_and_the_notebook_
             for arm in ("Ours", "Worst")
         },
     }
+
+
+def test_table_5_before_a_resnet20_has_the_papers_figures_beside_its_own():
+    (table,), theirs = STAND_INS, BY_NAME["table-5"]
+    assert (table.name, table.victim, table.dataset, table.eps) == (
+        "puvae_detect/table-5-resnet20",
+        "resnet20",
+        "cifar10",
+        0.06,
+    )
+    assert table.stand_in and table.needs == ("defend-dae-finetune",) and table.adaptive == theirs.adaptive
+    assert [dict(arm.weights) for arm in table.arms] == [
+        {},
+        {"purifier": "+compact"},
+        *[{"purifier": "+compact", "detector": "+compact"}] * 2,
+    ]
+    clean, *others = table.attacks
+    assert (clean.attack, clean.n) == (None, 2_000)
+    assert _made(others[:3], n=(500, 100))
+    assert _made(others[3:], "{} on the classifier", "oblivious", n=(500, 100))
+    saturated = {key for key in theirs.cells if "of logits" in key[0]}
+    assert table.cells == {key: value for key, value in theirs.cells.items() if key not in saturated}
+    assert set(table.misses) == {"None", "PuVAE", "Ours", "Worst"}
+
+
+def test_the_compact_weights_of_cifar10_are_what_the_stand_in_says():
+    spec = registry().find("purifier", "puvae").spec
+    recipe = make(PuvaeRecipe, {key: value for key, value in spec.editions["compact"].items() if key not in WIDTHS}, "")
+    assert (recipe.classifier, recipe.epochs, recipe.batch_size, recipe.lr) == ("resnet20", 8, 64, 2e-3)
+    assert (recipe.schedule, recipe.rc_weight, recipe.fpr) == ("one_cycle", 1.0, 0.03)
+    card = _card("purifier-puvae-cifar10+compact")
+    assert {key: card.recipe[key] for key in ("classifier", "epochs", "batch_size", "lr", "schedule", "rc_weight")} == {
+        key: getattr(recipe, key) for key in ("classifier", "epochs", "batch_size", "lr", "schedule", "rc_weight")
+    }
+    assert (card.config["width"], card.config["hidden"]) == (8, 256)
 
 
 def test_every_table_says_which_cross_entropy_its_attacks_climb():
