@@ -95,7 +95,7 @@ CPU_PLAN: tuple[Item, ...] = (
     # 003 on CIFAR-10: before a network that ships, then before its own
     _train(14, 33, "purifier", "puvae", edition="compact", measured=True),
     _measure(15, 60, "puvae_detect/table-5-resnet20", "cifar10", "puvae/cifar10+compact"),
-    _train(20, 120, "victim", "classifier_b", precision=HALF, options={"epochs": 15}),
+    _train(20, 175, "victim", "classifier_b", precision=HALF, options={"epochs": 15}),
     _train(21, 240, "purifier", "puvae", needs=("classifier_b/cifar10",), options={"epochs": 12}),
     _measure(22, 60, "puvae_detect/table-5", "cifar10", "puvae/cifar10"),
 )
